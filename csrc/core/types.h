@@ -1,0 +1,96 @@
+// Scalar types shared by both twins. The 16-bit floats are bit containers: the same Args struct serves the CPU, CUDA and
+// the host executor, and nothing here needs a CUDA header.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <type_traits>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define WARPUP_HD __host__ __device__ __forceinline__
+#else
+#define WARPUP_HD inline
+#endif
+
+// One source, several instruction sets: the loader picks the widest clone that the CPU has.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
+#define WARPUP_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define WARPUP_CLONES
+#endif
+
+namespace warpup {
+
+enum class DType { f64, f32, bf16, f16, i64, i32, u8 };  // u8 also carries bool
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+template <class T>
+constexpr DType dtype_of() {
+  if constexpr (std::is_same_v<T, double>) return DType::f64;
+  if constexpr (std::is_same_v<T, float>) return DType::f32;
+  if constexpr (std::is_same_v<T, bfloat16>) return DType::bf16;
+  if constexpr (std::is_same_v<T, float16>) return DType::f16;
+  if constexpr (std::is_same_v<T, int64_t>) return DType::i64;
+  if constexpr (std::is_same_v<T, int32_t>) return DType::i32;
+  if constexpr (std::is_same_v<T, uint8_t>) return DType::u8;
+}
+
+// What a type is accumulated in: float for everything but double.
+template <class T>
+using acc_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+WARPUP_HD double load(double x) { return x; }
+WARPUP_HD float load(float x) { return x; }
+WARPUP_HD float load(bfloat16 x) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+#else
+  return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16);
+#endif
+}
+WARPUP_HD float load(float16 x) {
+#ifdef __CUDA_ARCH__
+  return __half2float(__ushort_as_half(x.bits));
+#else
+  return static_cast<float>(std::bit_cast<_Float16>(x.bits));
+#endif
+}
+
+// Rounds to nearest even, NaN stays NaN.
+template <class T>
+WARPUP_HD T store(acc_t<T> x) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+#ifdef __CUDA_ARCH__
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#else
+    const uint32_t u = std::bit_cast<uint32_t>(x);
+    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    return {static_cast<uint16_t>(x == x ? rounded : 0x7fc0u)};
+#endif
+  } else if constexpr (std::is_same_v<T, float16>) {
+#ifdef __CUDA_ARCH__
+    return {__half_as_ushort(__float2half_rn(x))};
+#else
+    return {std::bit_cast<uint16_t>(static_cast<_Float16>(x))};
+#endif
+  } else {
+    return x;
+  }
+}
+
+// The leading dimensions of a strided array, folded into at most two levels, so that `logits[:, :-1]` needs no copy.
+// Row r lies at (r / inner) * stride_outer + (r % inner) * stride_inner; strides may be 0 (an expanded gradient).
+struct Rows {
+  int64_t count = 0, inner = 1, stride_outer = 0, stride_inner = 0;
+  WARPUP_HD int64_t offset(int64_t row) const { return row / inner * stride_outer + row % inner * stride_inner; }
+};
+
+}  // namespace warpup

@@ -1,0 +1,30 @@
+"""Two-stage post-training of any `transformers` causal LM: warm-up, then reinforcement with verifiable rewards.
+
+    recipe = Recipe([Warmup(data=chains, steps=500, lr=1e-3), RLVR(data=puzzles, reward=verify, lr=1e-4)])
+    recipe.run(model, tokenizer, "runs/first")
+"""
+
+from .errors import Interrupted, TrainError
+from .evaluate import Evaluation, evaluate
+from .log import ProgressBar
+from .recipe import Recipe, load_model, newest_model
+from .rlvr import RLVR
+from .rollout import Rollouts, rollout
+from .run import HeldOut
+from .warmup import Warmup
+
+__all__ = [
+    "Evaluation",
+    "HeldOut",
+    "Interrupted",
+    "ProgressBar",
+    "RLVR",
+    "Recipe",
+    "Rollouts",
+    "TrainError",
+    "Warmup",
+    "evaluate",
+    "load_model",
+    "newest_model",
+    "rollout",
+]

@@ -1,0 +1,120 @@
+"""Checkpoints of a stage: written whole or not at all, and enough to go on bit for bit.
+
+A checkpoint is a folder `step-00000120` that `transformers` loads as a model, with beside the weights
+    trainer.safetensors   optimizer moments and random states
+    trainer.json          step, cursor of the data, counters
+It is written under another name and renamed last, so a kill leaves the one before it.
+"""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from .errors import TrainError
+
+PREFIX = "step-"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in a stage's folder, oldest first."""
+    return sorted(path for path in Path(folder).glob(f"{PREFIX}*") if (path / "trainer.json").is_file())
+
+
+def latest(folder: Path) -> Path | None:
+    """Newest complete checkpoint of a stage's folder."""
+    return next(iter(reversed(checkpoints(folder))), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Number of finished steps of a checkpoint."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def write_folder(path: Path, fill) -> None:
+    """Make folder `path` appear at once with what `fill(temporary folder)` wrote; replaces a folder of that name."""
+    temporary = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fill(temporary)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.rename(path)
+
+
+def save(folder: Path, step: int, model, tokenizer, optimizer, generator: torch.Generator, state: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step` and delete the older ones. `state` must be plain JSON."""
+    target = Path(folder) / f"{PREFIX}{step:08d}"
+
+    def fill(path: Path):
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+        tensors, rng = random_states(generator)
+        for index, slots in optimizer.state_dict()["state"].items():
+            for name, value in slots.items():
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().contiguous()
+        save_file(tensors, path / "trainer.safetensors")
+        (path / "trainer.json").write_text(json.dumps({"step": step, "random": rng, **state}))
+
+    write_folder(target, fill)
+    for old in checkpoints(folder):
+        if old != target:
+            shutil.rmtree(old)
+    return target
+
+
+def restore(checkpoint: Path, model, optimizer, generator: torch.Generator) -> dict[str, Any]:
+    """Load everything that `save` wrote back into the given objects; returns `state` with "step"."""
+    load_weights(model, checkpoint)
+    tensors = load_file(checkpoint / "trainer.safetensors")
+    state = json.loads((checkpoint / "trainer.json").read_text())
+    packed = optimizer.state_dict()
+    packed["state"] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            packed["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(packed)
+    set_random_states(generator, tensors, state.pop("random"))
+    return state
+
+
+def load_weights(model, folder: Path) -> None:
+    """Load a saved model's weights into `model` in place."""
+    try:
+        saved = type(model).from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TrainError(f"cannot load the weights in {folder}: {str(error).splitlines()[0]}") from error
+
+
+def random_states(generator: torch.Generator) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """States of the run's generator and of the global ones of torch, NumPy and Python: tensors and plain JSON."""
+    tensors = {"random.generator": generator.get_state(), "random.torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    kind, keys, *rest = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return tensors, {"numpy": [kind, keys.tolist(), *rest], "python": [version, list(internal), gauss]}
+
+
+def set_random_states(generator: torch.Generator, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
+    """Undo to what `random_states` returned."""
+    generator.set_state(tensors["random.generator"])
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    kind, keys, *rest = plain["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, internal, gauss = plain["python"]
+    random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,134 @@
+"""The config file of `warpup train`: TOML or YAML, checked key by key against the settings' dataclasses."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import TrainError
+from .rewards import VERIFIER
+from .rlvr import RLVR
+from .warmup import Warmup
+
+
+@dataclass
+class HeldOutConfig:
+    """Held-out examples, measured while training and by `warpup eval`."""
+
+    data: str = ""
+    """A path or `hub:name`; empty: nothing is held out."""
+    reward: str = VERIFIER
+    """`module:function` or `file.py:function`."""
+    every: int = 50
+    """Steps between measurements."""
+    samples: int = 0
+    """Sampled completions of each example beside the greedy one."""
+    max_new_tokens: int = 256
+    """Completions are cut off at this many tokens."""
+    limit: int | None = None
+    """Use the first so many examples only."""
+    prompt: str = "prompt"
+    """Column of the prompts."""
+    answer: str | None = "answer"
+    """Column of the answers; "none" if there is none."""
+
+
+@dataclass
+class TrainConfig:
+    """A run: a model folder, stages with data, an output folder. A stage without data is left out."""
+
+    model: str = ""
+    """Folder of the model and tokenizer, as `transformers` saves them."""
+    out: str = ""
+    """Folder of the run; an existing run in it is resumed."""
+    seed: int = 0
+    """Seed of data order, sampling and everything else."""
+    threads: int | None = None
+    """CPU threads; exact resuming needs the same number each time."""
+    warmup: Warmup = field(default_factory=Warmup)
+    """Stage one."""
+    rlvr: RLVR = field(default_factory=RLVR)
+    """Stage two."""
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+    """What to measure on."""
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Config of a `.toml`, `.yaml` or `.yml` file; relative paths in it stay relative to the working folder.
+
+    Raises TrainError if the file is missing or malformed, and on an unknown key or a value of the wrong kind, by name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TrainError(f"no config file {path}")
+    try:
+        if path.suffix == ".toml":
+            table = tomllib.loads(path.read_text())
+        elif path.suffix in (".yaml", ".yml"):
+            import yaml
+
+            table = yaml.safe_load(path.read_text()) or {}
+        else:
+            raise TrainError(f"{path}: expected a .toml, .yaml or .yml file")
+    except TrainError:
+        raise
+    except Exception as error:  # two parsers, two families of errors
+        raise TrainError(f"{path}: {' '.join(str(error).split())}") from error
+    return fill(TrainConfig, table, f"{path}: ")
+
+
+def fill(kind: type, table: Mapping[str, Any], place: str):
+    """Dataclass of `kind` from a table. TrainError on an unknown key or a value of the wrong kind; `place` names it."""
+    if not isinstance(table, Mapping):
+        raise TrainError(f"{place.rstrip('.: ')}: expected a table, got {table!r}")
+    hints = typing.get_type_hints(kind)
+    known, values = [f.name for f in dataclasses.fields(kind)], {}
+    for key, value in table.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise TrainError(f"{place}unknown key {key!r}: {hint}")
+        if dataclasses.is_dataclass(hints[key]):
+            values[key] = fill(hints[key], value, f"{place}{key}.")
+        else:
+            values[key] = convert(hints[key], value, f"{place}{key}")
+    return kind(**values)
+
+
+def convert(hint, value, place: str):
+    """The value as the type hint wants it, or TrainError."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        origin = typing.get_origin(option)
+        if option is type(None) and (value is None or value == "none"):
+            return None
+        if origin is typing.Literal and value in typing.get_args(option):
+            return value
+        if origin is tuple and isinstance(value, list | tuple) and len(value) == len(typing.get_args(option)):
+            return tuple(convert(kind, item, place) for kind, item in zip(typing.get_args(option), value, strict=True))
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, str) and type(value) is option:
+            return value
+    wanted = " or ".join(_spell(option) for option in options if isinstance(option, type) or typing.get_origin(option))
+    raise TrainError(f"{place}: expected {wanted}, got {value!r}")
+
+
+def _spell(option) -> str:
+    if typing.get_origin(option) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(option)))
+    if typing.get_origin(option) is tuple:
+        return f"a list of {len(typing.get_args(option))} numbers"
+    return {type(None): '"none"', float: "a number", int: "a whole number", str: "a text"}.get(option, str(option))
+
+
+def check_positive(settings, *names: str, place: str) -> None:
+    """Raise TrainError unless the named settings are above 0."""
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise TrainError(f"{place}.{name}: expected more than 0, got {getattr(settings, name)!r}")

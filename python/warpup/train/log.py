@@ -1,0 +1,90 @@
+"""Numbers of a run: one JSON line a step, and one line of progress on the screen."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SHOWN = ("loss", "reward", "accuracy", "length", "groups", "skipped", "lr", "tokens_per_s")
+
+
+class MetricsLog:
+    """Append-only JSON lines: {"stage", "step", ...}, flushed line by line. NaN is written as null."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forget what `stage` logged after `step` finished steps, so that a resumed curve has every step once."""
+        lines = self.read()
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+        if len(kept) < len(lines):
+            temporary = self.path.with_suffix(".partial")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            temporary.replace(self.path)
+
+    def write(self, line: dict[str, Any]) -> None:
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(clean) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All lines; one that a kill cut short is left out."""
+        lines = []
+        for text in self.path.read_text().splitlines() if self.path.exists() else ():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+
+Report = Callable[[str, int, int, dict[str, Any]], None]  # stage, finished steps, steps in all, numbers
+
+
+def quiet(stage: str, step: int, steps: int, numbers: dict[str, Any]) -> None:
+    """A report that shows nothing."""
+
+
+def short(numbers: dict[str, Any]) -> str:
+    """The numbers that matter, on one line."""
+    shown = [(k, numbers[k]) for k in SHOWN if isinstance(numbers.get(k), int | float) and numbers[k] == numbers[k]]
+    return "  ".join(f"{k} {v:.3g}" if isinstance(v, float) and abs(v) < 1000 else f"{k} {v:.0f}" for k, v in shown)
+
+
+class ProgressBar:
+    """One bar for the stage at work on a terminal; elsewhere a line about every ten seconds. Use as a context."""
+
+    def __init__(self):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.terminal = sys.stderr.isatty()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=Console(stderr=True),
+            disable=not self.terminal,
+        )
+        self.tasks, self.said = {}, 0.0
+
+    def __enter__(self):
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.bar.stop()
+
+    def __call__(self, stage: str, step: int, steps: int, numbers: dict[str, Any]) -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = self.bar.add_task(stage, total=steps, numbers="")
+        self.bar.update(self.tasks[stage], completed=step, numbers=short(numbers))
+        if not self.terminal and (time.monotonic() - self.said > 10 or step == steps):
+            self.said = time.monotonic()
+            print(f"{stage} {step}/{steps}  {short(numbers)}", file=sys.stderr, flush=True)

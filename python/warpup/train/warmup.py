@@ -1,0 +1,111 @@
+"""Stage one, warm-up: supervised fine-tuning on completions, here on long chains of thought from a cheap domain.
+
+Follows "Warm Up Before You Train" (arXiv 2505.13718): loss on the completion tokens alone, AdamW, a short linear rise
+of the learning rate.
+"""
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .batch import Pair, completion_logprob, encode_pair, micro_batches
+from .data import Data
+from .errors import TrainError
+from .optim import Schedule, adamw, learning_rate
+from .run import StageRun
+
+
+@dataclass
+class Warmup:
+    """Settings of the warm-up stage."""
+
+    data: Data = ""
+    """Examples with "prompt" and "completion": a path or `hub:name` (see `warpup.data.load_examples`), or a list."""
+    steps: int = 500
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Examples a step."""
+    lr: float = 1e-5
+    """Highest learning rate."""
+    lr_warmup: int = 25
+    """Steps over which the rate rises from 0."""
+    lr_schedule: Schedule = "cosine"
+    """What the rate does after the rise."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    weight_decay: float = 1e-4
+    """AdamW's weight decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    max_tokens: int = 16384
+    """Padded tokens that go through the model at once; larger batches are accumulated."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+    limit: int | None = None
+    """Use the first so many examples only."""
+    prompt: str = "prompt"
+    """Column of the prompts."""
+    completion: str = "completion"
+    """Column of the completions."""
+
+    def train(self, run: StageRun, examples: Sequence[dict]) -> None:
+        """Train `run.model` on examples with "prompt" and "completion"."""
+        model, tokenizer = run.model, run.tokenizer
+        model.train()
+        pairs = [encode_pair(tokenizer, example) for example in self._checked(examples)]
+        batches = LengthBuckets(pairs, self.batch_size, run.seed)
+        optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+
+        def step(i: int) -> dict:
+            began = time.perf_counter()
+            rows = batches[i]
+            tokens = sum(len(pairs[row][1]) for row in rows)
+            total = 0.0
+            for batch in micro_batches(pairs, rows, tokenizer.pad_token_id, self.max_tokens, model.device):
+                loss = -completion_logprob(model, batch).sum() / tokens
+                loss.backward()
+                total += loss.item()
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            norm = run.apply(optimizer, total, lr, self.clip)
+            seconds = time.perf_counter() - began
+            return {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": tokens / seconds}
+
+        run.loop(step, self.steps, self.save_every, optimizer)
+
+    @staticmethod
+    def _checked(examples):
+        for number, example in enumerate(examples):
+            if not isinstance(example.get("completion"), str) or "prompt" not in example:
+                raise TrainError(f"warm-up example {number} needs a prompt and a completion text, it has {sorted(example)}")
+        return examples
+
+
+class LengthBuckets:
+    """Batches of rows of similar length. `self[step]` depends on the seed and the step alone, so resuming needs no cursor.
+
+    Each epoch shuffles the rows, sorts stretches of `window` batches by length, cuts them into batches and shuffles
+    those. Rows that do not fill a batch wait for another epoch.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], size: int, seed: int, window: int = 32):
+        self.lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
+        self.size, self.seed, self.window = min(size, len(pairs)), seed, window
+        self.per_epoch = len(pairs) // self.size
+        self.epoch = self.batches = None
+
+    def __getitem__(self, step: int) -> list[int]:
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch, self.batches = epoch, self._shuffled(random.Random(f"{self.seed} {epoch}"))
+        return self.batches[place]
+
+    def _shuffled(self, rng: random.Random) -> list[list[int]]:
+        rows = list(range(len(self.lengths)))
+        rng.shuffle(rows)
+        rows, stretch, batches = rows[: self.per_epoch * self.size], self.window * self.size, []
+        for start in range(0, len(rows), stretch):
+            part = sorted(rows[start : start + stretch], key=self.lengths.__getitem__)
+            batches += [part[i : i + self.size] for i in range(0, len(part), self.size)]
+        rng.shuffle(batches)
+        return batches

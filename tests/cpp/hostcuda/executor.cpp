@@ -1,0 +1,423 @@
+// Runs a launch: block after block in a random order; within a block the threads are fibers, and whenever one waits or
+// ends, chance picks which of those that can run goes on. So code that leans on an order shows it in some run, and
+// WARPUP_HOSTCUDA_SEED repeats that run.
+#include "executor.h"
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cinttypes>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+#include "symbols.h"
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace hostcuda {
+namespace {
+
+constexpr int kWarp = 32;
+
+const char* name_of(Op op) {
+  static constexpr const char* kNames[] = {
+      "__shfl_sync",     "__shfl_up_sync",    "__shfl_down_sync",  "__shfl_xor_sync",   "__syncwarp",
+      "a warp vote",     "__match_any_sync",  "__reduce_add_sync", "__reduce_min_sync", "__reduce_min_sync",
+      "__reduce_max_sync", "__reduce_max_sync", "__reduce_and_sync", "__reduce_or_sync", "__reduce_xor_sync"};
+  return kNames[static_cast<int>(op)];
+}
+
+enum class State : uint8_t { ready, at_barrier, at_warp_op, ended };
+
+struct Thread {
+  Context context;
+  uint3 index;
+  State state;
+  Op op;
+  unsigned mask;
+  int argument, width;
+  uint64_t value, result;
+  Where where;
+#ifdef __SANITIZE_ADDRESS__
+  void* fake_stack;
+#endif
+};
+
+struct Warp {
+  unsigned waiting = 0, live = 0;  // lanes
+};
+
+// A launch cannot run inside another, so one set of all this is enough.
+const Launch* launch = nullptr;
+std::vector<Thread> threads;
+std::vector<Warp> warps;
+std::vector<int> ready;
+int thread_count = 0, running = -1, at_barrier = 0, barrier_votes = 0;
+Context scheduler;
+#ifdef __SANITIZE_ADDRESS__
+void* scheduler_fake_stack;
+const void* scheduler_stack;
+size_t scheduler_stack_size;
+#endif
+
+uint64_t seed = 0, random_state = 0;
+
+uint64_t random_bits() {  // splitmix64
+  uint64_t z = random_state += 0x9e3779b97f4a7c15ull;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+uint64_t random_below(uint64_t n) { return ((random_bits() >> 32) * n) >> 32; }
+
+void seed_once() {
+  static const bool done = [] {
+    const char* given = std::getenv("WARPUP_HOSTCUDA_SEED");
+    const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
+    seed = given != nullptr ? std::strtoull(given, nullptr, 0) : (static_cast<uint64_t>(now) * 2654435761u) >> 24 & 0xffffffff;
+    random_state = seed;
+    // A wrong result is noticed by the test, not here: let every failing process say how to repeat it.
+    on_exit(
+        [](int status, void*) {
+          if (status != 0) std::fprintf(stderr, "hostcuda: WARPUP_HOSTCUDA_SEED=%" PRIu64 " repeats this run\n", seed);
+        },
+        nullptr);
+    return true;
+  }();
+  (void)done;
+}
+
+std::string text(Where where) {
+  const char* slash = std::strrchr(where.file_name(), '/');
+  return std::string(slash != nullptr ? slash + 1 : where.file_name()) + ":" + std::to_string(where.line());
+}
+
+std::string text(uint3 v) {
+  return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
+}
+
+[[noreturn]] void report(const std::string& message) {
+  std::string at = "hostcuda: ";
+  if (launch != nullptr) at += "kernel " + function_name(launch->kernel) + ", block " + text(blockIdx);
+  if (running >= 0) at += ", thread " + text(threads[running].index);
+  std::fprintf(stderr, "%s: %s\nhostcuda: WARPUP_HOSTCUDA_SEED=%" PRIu64 " repeats this run\n", at.c_str(),
+               message.c_str(), seed);
+  std::abort();
+}
+
+// ---- switching ----
+HOSTCUDA_RAW void to_scheduler([[maybe_unused]] bool for_good) {
+  Thread& self = threads[running];
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &self.fake_stack, scheduler_stack, scheduler_stack_size);
+#endif
+  swap(self.context, scheduler);
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(self.fake_stack, nullptr, nullptr);
+#endif
+}
+
+HOSTCUDA_RAW void to_thread(int i) {
+  running = i;
+  threadIdx = threads[i].index;
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(&scheduler_fake_stack, stack_of(i), kStack);
+#endif
+  swap(scheduler, threads[i].context);
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+#endif
+  running = -1;
+}
+
+void make_ready(int i) {
+  threads[i].state = State::ready;
+  ready.push_back(i);
+}
+
+// ---- warp-wide instructions ----
+
+// Shuffles need every lane that the mask names. For the others CUDA asks only for the lanes that still run.
+bool needs_all(Op op) { return op <= Op::shuffle_xor; }
+
+uint64_t reduce(Op op, uint32_t a, uint32_t b) {
+  const auto sa = static_cast<int32_t>(a), sb = static_cast<int32_t>(b);
+  switch (op) {
+    case Op::add: return a + b;
+    case Op::min_signed: return static_cast<uint32_t>(std::min(sa, sb));
+    case Op::min_unsigned: return std::min(a, b);
+    case Op::max_signed: return static_cast<uint32_t>(std::max(sa, sb));
+    case Op::max_unsigned: return std::max(a, b);
+    case Op::bit_and: return a & b;
+    case Op::bit_or: return a | b;
+    case Op::bit_xor: return a ^ b;
+    default: return 0;
+  }
+}
+
+int shuffle_source(const Thread& t, int lane) {
+  const int first = lane & ~(t.width - 1), last = first + t.width - 1, by = t.argument & (kWarp - 1);
+  switch (t.op) {
+    case Op::shuffle_index: return first | (t.argument & (t.width - 1));
+    case Op::shuffle_up: return lane - by < first ? lane : lane - by;
+    case Op::shuffle_down: return lane + by > last ? lane : lane + by;
+    default: return (lane ^ by) > last ? lane : lane ^ by;  // an earlier group may be read, a later one not
+  }
+}
+
+uint64_t result_for(int base, int lane, unsigned lanes) {
+  const Thread& t = threads[base + lane];
+  if (needs_all(t.op)) {
+    const int source = shuffle_source(t, lane);
+    // A lane outside the mask gives an undefined value; as poison it harms only who uses it.
+    return (lanes >> source & 1) != 0 ? threads[base + source].value : ~uint64_t(0);
+  }
+  uint64_t result = t.value;
+  if (t.op == Op::ballot || t.op == Op::match_any) result = 0;
+  for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
+    const int other = std::countr_zero(rest);
+    const uint64_t value = threads[base + other].value;
+    if (t.op == Op::ballot) result |= value << other;
+    else if (t.op == Op::match_any) result |= uint64_t(value == t.value) << other;
+    else if (other != lane) result = reduce(t.op, static_cast<uint32_t>(result), static_cast<uint32_t>(value));
+  }
+  return result;
+}
+
+// Ends the instruction in which thread `i` waits, if all the lanes that it needs are there.
+void try_complete(int i) {
+  const Thread& t = threads[i];
+  Warp& warp = warps[i / kWarp];
+  const int base = i / kWarp * kWarp;
+  const unsigned missing = t.mask & ~warp.live, lanes = t.mask & warp.live;
+  if (needs_all(t.op) && missing != 0) {
+    char mask[64];
+    std::snprintf(mask, sizeof mask, "lane %d, which mask 0x%08x", std::countr_zero(missing), t.mask);
+    report(std::string(name_of(t.op)) + " at " + text(t.where) + ": " + mask + " names, has exited or never was");
+  }
+  if ((warp.waiting & lanes) != lanes) return;
+  for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
+    const Thread& other = threads[base + std::countr_zero(rest)];
+    if (other.op != t.op || other.mask != t.mask) return;  // still in another one; it may come
+  }
+  uint64_t results[kWarp];
+  for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = std::countr_zero(rest);
+    results[lane] = result_for(base, lane, lanes);
+  }
+  warp.waiting &= ~lanes;
+  for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = std::countr_zero(rest);
+    threads[base + lane].result = results[lane];
+    make_ready(base + lane);
+  }
+}
+
+// ---- a block ----
+HOSTCUDA_RAW void thread_main() {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_stack_size);
+#endif
+  launch->body(launch->arguments);
+  const int self = running;
+  threads[self].state = State::ended;
+  Warp& warp = warps[self / kWarp];
+  warp.live &= ~(1u << self % kWarp);
+  for (unsigned rest = warp.waiting; rest != 0; rest &= rest - 1) {
+    const int other = self / kWarp * kWarp + std::countr_zero(rest);
+    if (threads[other].state == State::at_warp_op) try_complete(other);  // an earlier one may have freed it
+  }
+  to_scheduler(true);
+  __builtin_unreachable();
+}
+
+// No thread can run, some wait: says for what, once for each place.
+[[noreturn]] void report_deadlock() {
+  std::string message = at_barrier > 0 ? "divergent __syncthreads or warp instruction, no thread can go on:"
+                                       : "divergent warp instruction, no thread can go on:";
+  std::vector<std::pair<std::string, std::vector<int>>> groups;
+  for (int i = 0; i < thread_count; ++i) {
+    const Thread& t = threads[i];
+    std::string what = "exited";
+    if (t.state == State::at_barrier) what = "at __syncthreads, " + text(t.where);
+    if (t.state == State::at_warp_op) {
+      char mask[32];
+      std::snprintf(mask, sizeof mask, " with mask 0x%08x, ", t.mask);
+      what = std::string("at ") + name_of(t.op) + mask + text(t.where);
+    }
+    auto group = std::find_if(groups.begin(), groups.end(), [&](const auto& g) { return g.first == what; });
+    if (group == groups.end()) group = groups.insert(groups.end(), {what, {}});
+    group->second.push_back(i);
+  }
+  for (const auto& [what, members] : groups) {
+    message += "\n  " + std::to_string(members.size()) + " thread(s) " + what + ", the first " +
+               text(threads[members[0]].index);
+  }
+  report(message);
+}
+
+void run_block() {
+  ready.clear();
+  at_barrier = barrier_votes = 0;
+  std::fill(warps.begin(), warps.end(), Warp{});
+  for (int i = 0; i < thread_count; ++i) {
+    // Tops at the same offset in a page would all fall into the same few cache lines' sets.
+    start(threads[i].context, stack_of(i), kStack - static_cast<size_t>(i) * 320 % 16384, thread_main);
+    warps[i / kWarp].live |= 1u << i % kWarp;
+    make_ready(i);
+  }
+  while (!ready.empty()) {
+    std::swap(ready[random_below(ready.size())], ready.back());
+    const int next = ready.back();
+    ready.pop_back();
+    to_thread(next);
+  }
+  const auto ended = [](const Thread& t) { return t.state == State::ended; };
+  if (!std::all_of(threads.begin(), threads.begin() + thread_count, ended)) report_deadlock();
+}
+
+// Fills the shared memory of all kernels: which of it a kernel reaches through its helpers is not known.
+void poison_shared_memory() {
+  static std::vector<Region> regions;
+  static unsigned long long modules = 0;
+  if (const auto now = modules_loaded(); now != modules) {
+    regions = shared_variables();
+    modules = now;
+    if (function_name(launch->kernel) == "?") report("the program is stripped: its shared memory cannot be found");
+  }
+  for (const Region& r : regions) std::memset(r.begin, 0xff, r.bytes);
+}
+
+}  // namespace
+
+void fail(Where where, const char* format, ...) {
+  char message[512];
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+  report(message + (" at " + text(where)));
+}
+
+int threads_in_block() { return thread_count; }
+unsigned live_lanes() { return warps[running / kWarp].live; }
+
+void yield() {
+  make_ready(running);
+  to_scheduler(false);
+}
+
+void yield_sometimes() {
+  if (random_bits() >> 63 != 0) yield();
+}
+
+int block_barrier(int predicate, Where where) {
+  Thread& self = threads[running];
+  self.state = State::at_barrier;
+  self.where = where;
+  barrier_votes += predicate != 0;
+  if (++at_barrier == thread_count) {
+    for (int i = 0; i < thread_count; ++i) {
+      const Where other = threads[i].where;
+      if (other.line() != where.line() || other.column() != where.column() ||
+          std::strcmp(other.file_name(), where.file_name()) != 0) {
+        report("divergent __syncthreads: this thread waits at " + text(where) + ", thread " + text(threads[i].index) +
+               " at " + text(other));
+      }
+      threads[i].result = static_cast<uint64_t>(barrier_votes);
+      make_ready(i);
+    }
+    at_barrier = barrier_votes = 0;
+  }
+  to_scheduler(false);
+  return static_cast<int>(self.result);
+}
+
+uint64_t warp_op(Op op, unsigned mask, uint64_t value, int argument, int width, Where where) {
+  Thread& self = threads[running];
+  const unsigned lane = static_cast<unsigned>(running % kWarp);
+  if ((mask >> lane & 1) == 0) fail(where, "%s: mask 0x%08x lacks the calling lane %u", name_of(op), mask, lane);
+  if (width < 1 || width > kWarp || (width & (width - 1)) != 0) fail(where, "%s: width %d", name_of(op), width);
+  self.state = State::at_warp_op;
+  self.op = op;
+  self.mask = mask;
+  self.value = value;
+  self.argument = argument;
+  self.width = width;
+  self.where = where;
+  warps[running / kWarp].waiting |= 1u << lane;
+  try_complete(running);
+  to_scheduler(false);
+  return self.result;
+}
+
+void run(const Launch& requested) {
+  seed_once();
+  if (launch != nullptr) report("a launch inside a kernel");
+  launch = &requested;
+  gridDim = requested.grid;
+  blockDim = requested.block;
+  thread_count = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
+  threads.resize(std::max<size_t>(threads.size(), thread_count));
+  warps.assign((thread_count + kWarp - 1) / kWarp, {});
+  for (int i = 0; i < thread_count; ++i) {
+    const unsigned u = static_cast<unsigned>(i), row = u / blockDim.x;
+    threads[i].index = {u % blockDim.x, row % blockDim.y, row / blockDim.y};
+  }
+  std::vector<uint64_t> order(uint64_t(gridDim.x) * gridDim.y * gridDim.z);
+  std::iota(order.begin(), order.end(), 0);
+  for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_below(i)]);
+  for (const uint64_t block : order) {
+    const uint64_t row = block / gridDim.x;
+    blockIdx = {static_cast<unsigned>(block % gridDim.x), static_cast<unsigned>(row % gridDim.y),
+                static_cast<unsigned>(row / gridDim.y)};
+    poison_shared_memory();
+    run_block();
+  }
+  launch = nullptr;
+}
+
+}  // namespace hostcuda
+
+// With -fsanitize=alignment,bounds -fno-sanitize-recover=all the compiler checks plain loads and array indices, which no
+// header can, and calls these. Ours say which thread it was; they need no sanitizer library.
+namespace {
+struct SourceLocation {
+  const char* file;
+  uint32_t line, column;
+};
+struct TypeDescriptor {
+  uint16_t kind, info;
+  char name[1];
+};
+std::string text(const SourceLocation& at) { return std::string(at.file) + ":" + std::to_string(at.line); }
+}  // namespace
+
+extern "C" {
+struct TypeMismatch {
+  SourceLocation at;
+  const TypeDescriptor* type;
+  unsigned char log_alignment, check;
+};
+[[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(TypeMismatch* data, void* address) {
+  char message[64];
+  std::snprintf(message, sizeof message, "address %p, alignment %d, type ", address, 1 << data->log_alignment);
+  hostcuda::report("misaligned or null access: " + (message + (data->type->name + (" at " + text(data->at)))));
+}
+
+struct OutOfBounds {
+  SourceLocation at;
+  const TypeDescriptor *array, *index;
+};
+[[noreturn]] void __ubsan_handle_out_of_bounds_abort(OutOfBounds* data, void* index) {
+  hostcuda::report("index " + std::to_string(reinterpret_cast<intptr_t>(index)) + " out of bounds of " +
+                   data->array->name + " at " + text(data->at));
+}
+}
