@@ -1,4 +1,4 @@
-"""Puzzles, traces, verification, loading and samplers; the oracles read the texts and share no code with the package."""
+"""Puzzles, traces, verification, loading and samplers. Oracles read the texts and share no code with the package."""
 
 import itertools
 import json
@@ -31,9 +31,16 @@ from warpup.data import (
 )
 
 few = settings(max_examples=30, deadline=None)
-GRAMMARS = [dict(people=2), dict(people=3), dict(people=4, width=3), dict(people=2, depth=3), dict(people=6, depth=1)]
+GRAMMARS = [
+    dict(people=2),
+    dict(people=3),
+    dict(people=4, width=3),
+    dict(people=2, depth=3),
+    dict(people=5, kinds=("or", "iff")),
+]
 grammars = st.sampled_from(GRAMMARS)
 seeds = st.integers(0, 10**6)
+ALL_TWO = knights_and_knaves(399)
 
 
 class Reader:
@@ -162,8 +169,8 @@ def test_replay_rejects_false_lines():
 
 
 def test_trace_backs_up():
-    completion = example(Puzzle(("A", "B"), (("not", ("knight", 1)), ("iff", ("knight", 0), ("knight", 1)))))
-    assert completion["answer"] == "A knave B knight" or " back . wait A knave . " in completion["completion"]
+    case = example(Puzzle(("A", "B"), (("and", ("knight", 0), ("knave", 1)), ("or", ("knight", 0), ("knave", 0)))))
+    assert case["answer"] == "A knave B knight" and " bad . back . wait A knave . try B knight . " in case["completion"]
     traces = [example(p)["completion"].split() for p in knights_and_knaves(200, people=3, seed=3)]
     assert all(sum(word in trace for trace in traces) > 20 for word in REFLECTION_WORDS)
 
@@ -179,14 +186,25 @@ def test_random_style_is_a_seeded_fair_coin():
 
 
 def test_counts_and_exhaustion():
-    # 30 statements a person; brute force on the texts is the oracle for the folding count.
+    def sayings(me, other):
+        leaves = [f"{me} knight", f"{other} knight", f"{other} knave"]
+        pairs = [f"{a} {op} {b}" for op in KINDS[2:] for a, b in itertools.permutations(leaves, 2)]
+        return leaves + [f"not {leaf}" for leaf in leaves] + pairs
+
+    prompts = {f"A says {a} . B says {b} . ?" for a in sayings("A", "B") for b in sayings("B", "A")}
+    assert {p for p in prompts if len(solve(p)) == 1} == {example(p)["prompt"] for p in ALL_TWO}
     assert count_puzzles(2) == 399 and count_puzzles(2, width=3) == 975 and count_puzzles(3) == 304_276
     puzzles = knights_and_knaves(399, seed=5)
     assert len({p.key() for p in puzzles}) == 399 and len({p.canonical_key() for p in puzzles}) == 95
     with pytest.raises(ValueError, match="400 puzzles asked for, 399 exist"):
         knights_and_knaves(400)
-    leaves = count_puzzles(6 - 2, depth=1)
-    assert len(knights_and_knaves(leaves, people=4, depth=1)) == leaves
+    narrow = dict(people=3, kinds=("and", "leaf"))
+    total = count_puzzles(**narrow)
+    assert len({p.key() for p in knights_and_knaves(total, **narrow)}) == total
+    with pytest.raises(ValueError, match=f"{total} exist"):
+        knights_and_knaves(total + 1, **narrow)
+    with pytest.raises(ValueError, match="too many to count"):
+        count_puzzles(5)
 
 
 def test_a_used_up_large_space_says_what_it_found(monkeypatch):
@@ -222,7 +240,8 @@ def test_generation_is_seeded_and_named():
         (dict(n=2.0), "n: .*2.0"),
         (dict(people=1), "people: .*2 to 10, got 1"),
         (dict(people=11), "people"),
-        (dict(depth=0), "depth"),
+        (dict(depth=1), "depth: .*2 to 5, got 1"),
+        (dict(kinds=("leaf", "not")), "kinds: leaf and not alone"),
         (dict(width=1), "width"),
         (dict(people=2, width=4), "width: .*2 to 3, got 4"),
         (dict(kinds=("xor",)), "kinds: .*xor"),
@@ -276,15 +295,22 @@ def test_symmetry(seed, order):
 
 
 def test_canonical_key_joins_mirror_images_only():
-    base = Puzzle(("A", "B"), (("knave", 1), ("and", ("knight", 0), ("knight", 1))))
-    swapped = Puzzle(("A", "B"), (("and", ("knight", 0), ("knight", 1)), ("knave", 0)))
-    other = Puzzle(("A", "B"), (("knave", 1), ("and", ("knight", 0), ("knave", 0))))
-    assert base.key() != swapped.key() and base.canonical_key() == swapped.canonical_key() != other.canonical_key()
-    one_way = Puzzle(("A", "B"), (("implies", ("knight", 0), ("knight", 1)), ("knight", 0)))
-    turned = Puzzle(("A", "B"), (("implies", ("knave", 1), ("knight", 1)), ("knave", 0)))
-    assert one_way.canonical_key() != turned.canonical_key()
+    def variants(statement):
+        yield statement
+        if statement[0] in ("and", "or", "iff"):
+            yield statement[0], statement[2], statement[1]
+
+    classes = {}
+    for puzzle in ALL_TWO:
+        classes.setdefault(puzzle.canonical_key(), set()).add(puzzle.key())
+    for puzzle in ALL_TWO:
+        a, b = puzzle.key()
+        swap = [tuple(json.loads(json.dumps(s).translate({48: 49, 49: 48}))) for s in (b, a)]
+        swap = [tuple(tuple(x) if isinstance(x, list) else x for x in s) for s in swap]
+        orbit = {pair for one, two in ((a, b), swap) for pair in itertools.product(variants(one), variants(two))}
+        assert classes[puzzle.canonical_key()] == orbit
     with pytest.raises(ValueError, match="permutation"):
-        base.permuted([0, 0])
+        ALL_TWO[0].permuted([0, 0])
 
 
 @few
@@ -297,9 +323,6 @@ def test_split_leaks_nothing(seed, held_out, key):
     biggest = 50  # no class is larger, so no more can be dropped
     assert len(puzzles) - biggest < len(train) + len(test) <= len(puzzles)
     assert split(puzzles, held_out, seed, key=key) == (train, test)
-
-
-ALL_TWO = knights_and_knaves(399)
 
 
 def test_split_rejects():
@@ -366,9 +389,16 @@ def test_verify(completion, reward):
     assert verify(completion, ANSWER, rewards=Rewards(7, 8, 9, 10)).reward == worth
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.sampled_from([*GOOD.split(), "<answer>", "</answer>", "</think>", "C", ".", "is", "1"])))
-def test_verify_never_fails_and_is_consistent(words):
+tokens = st.sampled_from([*GOOD.split(), "C", ".", "is", "1"])
+edits = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.lists(tokens, max_size=2)), max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(edits)
+def test_verify_never_fails_and_is_consistent(edits):
+    words = GOOD.split()
+    for at, removed, added in edits:
+        words[at : at + removed] = added
     text = " ".join(words)
     verdict = verify(text, ANSWER)
     assert verdict.reward == Rewards()[verdict.format_ok + verdict.parsed + verdict.correct]

@@ -76,4 +76,19 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
   m.def("token_logprob_backward", &warpup::token_logprob_backward, "logits"_a, "targets"_a, "temperature"_a = py::none(),
         py::kw_only(), "temperature_scalar"_a = 1.0, "ignore_index"_a = -100, "stats"_a, "entropy"_a = py::none(),
         "grad_logp"_a = py::none(), "grad_entropy"_a = py::none(), "grad_logits"_a);
+
+  py::class_<warpup::PolicyOptions>(m, "PolicyOptions")
+      .def(py::init([](int64_t kind, std::pair<double, double> clip, std::array<double, 3> kl, bool per_sequence,
+                       int64_t denominator, double denominator_value) {
+             return warpup::PolicyOptions{kind,  clip.first,   clip.second, kl[0],            kl[1],
+                                          kl[2], per_sequence, denominator, denominator_value};
+           }),
+           "kind"_a = 0, py::kw_only(), "clip"_a = std::pair(0.2, 0.2), "kl"_a = std::array<double, 3>{},
+           "per_sequence"_a = false, "denominator"_a = 0, "denominator_value"_a = 0.0);
+  m.def("policy_loss", &warpup::policy_loss, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a, "ref_logp"_a = py::none(),
+        "denominator"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{0, .2, .2}, "loss"_a,
+        "metrics"_a, "row_weight"_a, "partials"_a);
+  m.def("policy_loss_backward", &warpup::policy_loss_backward, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a,
+        "ref_logp"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{0, .2, .2}, "row_weight"_a,
+        "grad_loss"_a, "grad_logp"_a);
 }

@@ -51,9 +51,9 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, void*
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
   if (status == cudaSuccess) return;
   const auto extent = [](dim3 d) {
-    return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
+    return std::to_string(d.x) + " x " + std::to_string(d.y) + " x " + std::to_string(d.z);
   };
-  check_cuda(status, (std::string(name) + " with grid " + extent(grid) + ", block " + extent(block)).c_str());
+  check_cuda(status, (std::string(name) + ", grid " + extent(grid) + ", block " + extent(block)).c_str());
 }
 
 }  // namespace warpup

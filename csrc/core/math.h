@@ -33,4 +33,10 @@ WARPUP_HD float exp_neg(float x) {
 }
 WARPUP_HD double exp_neg(double x) { return ::exp(x); }
 
+// e^x for any x, held at e^88 (1.7e38) so that a product with 0 stays 0.
+template <class Acc>
+WARPUP_HD Acc exp_held(Acc x) {
+  return exp_neg(x > Acc(88) ? Acc(88) : x);
+}
+
 }  // namespace warpup

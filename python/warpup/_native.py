@@ -36,7 +36,13 @@ def has_cuda() -> bool:
     return core.build_info()["cuda_archs"] is not None and torch.cuda.is_available()
 
 
-def load_ops():
-    """The `torch.ops.warpup` namespace. Calling a raw op on a tensor that needs a gradient fails: the public functions
-    carry the autograd (an autograd kernel inside the op would double its call overhead)."""
+_fallthroughs = torch.library.Library("warpup", "IMPL")
+
+
+def load_ops(*names: str):
+    """The `torch.ops.warpup` namespace, after `names` are made to fall through autograd: a result of a raw op never
+    requires a gradient, so that backward through it fails loudly. The public functions carry the autograd (an autograd
+    kernel inside the op would double its call overhead)."""
+    for name in names:
+        _fallthroughs.impl(name, torch.library.fallthrough_kernel, "Autograd")
     return torch.ops.warpup

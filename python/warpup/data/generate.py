@@ -26,7 +26,8 @@ def knights_and_knaves(
 ) -> list[Puzzle]:
     """`n` puzzles with one solution each and `n` different keys; the same arguments give the same list.
 
-    people: 2 to 10; the first `people` of `names` are used. depth: levels of a statement, 1 is a leaf alone.
+    people: 2 to 10; the first `people` of `names` are used. depth: levels of a statement, 2 to 5; leaves alone make no
+    puzzle, for where one assignment solves them, its opposite does too.
     width: most operands of `and` and `or`. kinds: which statements occur above the lowest level, where all are leaves.
     Each statement takes a kind at random, all alike, then its operands likewise, no two of them equal, and never says
     "I am a knave"; statement tuples that have no or several solutions, or came before, are drawn again.
@@ -83,9 +84,7 @@ def split(
     Raises ValueError unless 0 < held_out < len(puzzles) and a puzzle is left to train on.
     """
     if type(held_out) is not int or not 0 < held_out < len(puzzles):
-        raise ValueError(
-            f"held_out: expected 1 to {len(puzzles) - 1} (there are {len(puzzles)} puzzles), got {held_out!r}"
-        )
+        raise ValueError(f"held_out: expected 1 to {len(puzzles) - 1}, got {held_out!r}")
     classes: dict[object, list[int]] = {}
     for index, puzzle in enumerate(puzzles):
         classes.setdefault(key(puzzle), []).append(index)
@@ -140,13 +139,15 @@ def _check(n, people, depth, width, kinds):
     for name, value, low, high in (
         ("n", n, 1, math.inf),
         ("people", people, 2, MAX_PEOPLE),
-        ("depth", depth, 1, 5),
+        ("depth", depth, 2, 5),
         ("width", width, 2, 2 * people - 1 if type(people) is int else 2),  # as many leaves as may be told apart
     ):
         if type(value) is not int or not low <= value <= high:
             raise ValueError(f"{name}: expected an integer from {low} to {high}, got {value!r}")
     if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
         raise ValueError(f"kinds: expected some of {KINDS}, got {kinds!r}")
+    if set(kinds) <= {"leaf", "not"}:
+        raise ValueError(f"kinds: leaf and not alone make no puzzle with one solution, got {tuple(kinds)}")
 
 
 def _leaves(speaker, people):

@@ -80,9 +80,7 @@ def check_names(names: tuple[str, ...]) -> None:
     """Raise ValueError unless the names are distinct single words that are no word of the puzzle language."""
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w*", name) or name in RESERVED:
-            raise ValueError(
-                f"names: expected single words that start with a letter, none of them reserved: got {name!r}"
-            )
+            raise ValueError(f"names: expected words that start with a letter, none of them reserved, got {name!r}")
     if len(set(names)) != len(names):
         raise ValueError(f"names: expected distinct names, got {names}")
 

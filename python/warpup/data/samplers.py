@@ -30,7 +30,7 @@ class Sampler(Protocol):
 
 
 class UniformSampler:
-    """Every example once an epoch, in an order that is shuffled anew for each epoch by `seed` and the epoch's number."""
+    """Every example once an epoch, in an order that is shuffled anew for each by `seed` and the epoch's number."""
 
     def __init__(self, size: int, *, seed: int = 0):
         """size: number of examples, at least 1. Raises ValueError otherwise."""
@@ -114,9 +114,7 @@ class _CategorySampler:
         """|A| of every rollout, by category number; checks everything before anything changes."""
         indices, advantages = list(_plain(indices)), list(_plain(advantages))
         if len(indices) != len(advantages):
-            raise ValueError(
-                f"advantages: expected one entry for each of {len(indices)} indices, got {len(advantages)}"
-            )
+            raise ValueError(f"advantages: expected one for each of {len(indices)} indices, got {len(advantages)}")
         grouped: dict[int, list[float]] = {}
         for index, entry in zip(indices, advantages, strict=True):
             if isinstance(index, float) or not 0 <= index < len(self._category):
@@ -181,7 +179,7 @@ class DUMPSampler(_CategorySampler):
     """
 
     def __init__(self, categories: Iterable[Hashable], *, window: int = 300, tau: float = 0.1, seed: int = 0):
-        """categories: the source of each example, in order. window: rollouts, at least 1. Raises ValueError otherwise."""
+        """categories: the source of each example, in order. window: rollouts, from 1. Raises ValueError otherwise."""
         super().__init__(categories, tau, seed)
         if type(window) is not int or window < 1:
             raise ValueError(f"window: expected a positive number of rollouts, got {window!r}")

@@ -20,6 +20,9 @@ class Rewards(NamedTuple):
     right: float = 2.0
 
 
+PAPER_REWARDS = Rewards()
+
+
 class Verdict(NamedTuple):
     """Outcome of a check. Each flag implies the ones before it: correct implies parsed implies format_ok."""
 
@@ -45,7 +48,7 @@ def answer_block(completion: str) -> str | None:
     return None if tail.strip() else block.strip()
 
 
-def verify(completion: str, answer: str | Mapping[str, Any], *, rewards: Rewards = Rewards()) -> Verdict:
+def verify(completion: str, answer: str | Mapping[str, Any], *, rewards: Rewards = PAPER_REWARDS) -> Verdict:
     """Check a Knights & Knaves completion.
 
     answer: the example (a mapping with "answer"), its answer string (`A knight B knave`) or a mapping name -> role.
@@ -56,12 +59,12 @@ def verify(completion: str, answer: str | Mapping[str, Any], *, rewards: Rewards
     return _judge(completion, _expected_roles(answer), _grade_roles, rewards)
 
 
-def verify_exact(completion: str, answer: str | Mapping[str, Any], *, rewards: Rewards = Rewards()) -> Verdict:
+def verify_exact(completion: str, answer: str | Mapping[str, Any], *, rewards: Rewards = PAPER_REWARDS) -> Verdict:
     """Check that the answer block equals the answer, case and white space aside. An empty block counts as unparsed."""
     return _judge(completion, _expected_text(answer), _grade_text, rewards)
 
 
-def verify_math(completion: str, answer: str | Mapping[str, Any], *, rewards: Rewards = Rewards()) -> Verdict:
+def verify_math(completion: str, answer: str | Mapping[str, Any], *, rewards: Rewards = PAPER_REWARDS) -> Verdict:
     r"""Check that the answer block and the answer are the same mathematical object, by the package math-verify.
 
     answer: an expression as plain text or LaTeX, such as `\frac{1}{2}`; dollar signs are added where there are none.
@@ -70,9 +73,7 @@ def verify_math(completion: str, answer: str | Mapping[str, Any], *, rewards: Re
     try:
         import math_verify
     except ImportError as error:
-        raise ImportError(
-            "verify_math needs the package math-verify: pip install 'math-verify[antlr4_13_2]'"
-        ) from error
+        raise ImportError("verify_math needs math-verify: pip install 'math-verify[antlr4_13_2]'") from error
 
     def parse(text: str):
         # math-verify's timeouts use signals, which exist in the main thread only.
@@ -111,9 +112,7 @@ def _expected_roles(answer) -> dict[str, str]:
     else:
         pairs = []
     if not pairs or len(dict(pairs)) < len(pairs) or any(role not in ROLES for _, role in pairs):
-        raise ValueError(
-            f"answer: expected `name role ...` or a mapping name -> role, roles of {ROLES}, got {answer!r}"
-        )
+        raise ValueError(f"answer: expected `name role ...` or name -> role, roles of {ROLES}, got {answer!r}")
     return dict(pairs)
 
 

@@ -1,7 +1,7 @@
 """Two-stage post-training of any `transformers` causal LM: warm-up, then reinforcement with verifiable rewards.
 
-    recipe = Recipe([Warmup(data=chains, steps=500, lr=1e-3), RLVR(data=puzzles, reward=verify, lr=1e-4)])
-    recipe.run(model, tokenizer, "runs/first")
+recipe = Recipe([Warmup(data=chains, steps=500, lr=1e-3), RLVR(data=puzzles, reward=verify, lr=1e-4)])
+recipe.run(model, tokenizer, "runs/first")
 """
 
 from .errors import Interrupted, TrainError
@@ -14,11 +14,11 @@ from .run import HeldOut
 from .warmup import Warmup
 
 __all__ = [
+    "RLVR",
     "Evaluation",
     "HeldOut",
     "Interrupted",
     "ProgressBar",
-    "RLVR",
     "Recipe",
     "Rollouts",
     "TrainError",

@@ -35,7 +35,9 @@ def encode_prompt(tokenizer, prompt) -> Tokens:
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
     else:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
     if not ids:
         raise TrainError(f"a prompt has no tokens: {prompt!r}")
     return list(ids)

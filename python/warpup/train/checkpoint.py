@@ -52,7 +52,9 @@ def write_folder(path: Path, fill) -> None:
     temporary.rename(path)
 
 
-def save(folder: Path, step: int, model, tokenizer, optimizer, generator: torch.Generator, state: dict[str, Any]) -> Path:
+def save(
+    folder: Path, step: int, model, tokenizer, optimizer, generator: torch.Generator, state: dict[str, Any]
+) -> Path:
     """Write the checkpoint of `step` and delete the older ones. `state` must be plain JSON."""
     target = Path(folder) / f"{PREFIX}{step:08d}"
 

@@ -36,7 +36,9 @@ def train(arguments: list[str]) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     held = config.held_out
-    held_out = HeldOut(examples_of(held), held.reward, held.every, held.samples, held.max_new_tokens) if held.data else None
+    held_out = (
+        HeldOut(examples_of(held), held.reward, held.points, held.samples, held.max_new_tokens) if held.data else None
+    )
     model, tokenizer = load_model(config.model)
     recipe = Recipe(stages)
     with ProgressBar() as bar:
@@ -55,7 +57,7 @@ def check_settings(config: TrainConfig) -> None:
         if config.rlvr.samples < 2:
             raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {config.rlvr.samples}")
     if config.held_out.data:
-        check_positive(config.held_out, "every", "max_new_tokens", place="held_out")
+        check_positive(config.held_out, "points", "max_new_tokens", place="held_out")
 
 
 @dataclass
@@ -151,7 +153,9 @@ def eval(arguments: list[str]) -> None:
     given = tyro.cli(EvalArguments, args=arguments, prog="warpup eval")
     own = Path(given.run) / "train.json"
     held = HeldOutConfig(**json.loads(own.read_text())["held_out"]) if own.is_file() else HeldOutConfig()
-    held = replace(held, data=given.data or held.data, reward=given.reward or held.reward or VERIFIER, limit=given.limit)
+    held = replace(
+        held, data=given.data or held.data, reward=given.reward or held.reward or VERIFIER, limit=given.limit
+    )
     if not held.data:
         raise TrainError("nothing to measure on: give --data (the run has no held-out data of its own)")
     if given.samples < 0 or given.temperature <= 0 or not 0 < given.top_p <= 1 or given.max_new_tokens < 1:

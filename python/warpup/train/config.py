@@ -24,8 +24,8 @@ class HeldOutConfig:
     """A path or `hub:name`; empty: nothing is held out."""
     reward: str = VERIFIER
     """`module:function` or `file.py:function`."""
-    every: int = 50
-    """Steps between measurements."""
+    points: int = 10
+    """How often to measure in each stage."""
     samples: int = 0
     """Sampled completions of each example beside the greedy one."""
     max_new_tokens: int = 256

@@ -69,9 +69,8 @@ def evaluate(
     finally:
         model.train(training)
     scores, texts, lengths, finished = sampled if samples else likeliest
-    shown = [(text, value, right) for text, value, right in zip(likeliest[1], likeliest[0].rewards, likeliest[0].correct)]
-    if not greedy:
-        shown = list(zip(texts, scores.rewards, scores.correct, strict=True))[:: samples or 1]
+    first = likeliest if greedy else sampled
+    shown = list(zip(first[1], first[0].rewards, first[0].correct, strict=True))[:: 1 if greedy else samples]
     words = set(reflection_words)
     return Evaluation(
         avg=mean(sampled[0].correct),
@@ -86,7 +85,13 @@ def evaluate(
         unfinished=1 - mean(finished),
         errors=len(sampled[0].errors) + len(likeliest[0].errors),
         traces=[
-            {"prompt": example["prompt"], "answer": example.get("answer"), "completion": text, "reward": value, "correct": right}
+            {
+                "prompt": example["prompt"],
+                "answer": example.get("answer"),
+                "completion": text,
+                "reward": value,
+                "correct": right,
+            }
             for example, (text, value, right) in zip(examples[:traces], shown, strict=False)
         ],
     )
@@ -115,9 +120,7 @@ def _run(model, tokenizer, examples, function, copies, temperature, top_p, *, ro
 
 def decode(tokenizer, rolls) -> list[str]:
     """Texts of rollouts, without special tokens."""
-    return [
-        tokenizer.decode(rolls.completion(i), skip_special_tokens=True) for i in range(rolls.tokens.shape[0])
-    ]
+    return [tokenizer.decode(rolls.completion(i), skip_special_tokens=True) for i in range(rolls.tokens.shape[0])]
 
 
 def mean(values: Sequence[float]) -> float:

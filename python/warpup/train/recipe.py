@@ -1,9 +1,9 @@
 """A recipe: stages that train one model in turn, in one folder that any later call resumes or reuses.
 
-    OUT/config.json            what the run is; a folder that holds another run is refused
-    OUT/metrics.jsonl          one line a step
-    OUT/1-warmup/step-...      newest checkpoint of each stage (see checkpoint.py)
-    OUT/model                  the trained model, as `transformers` saves it
+OUT/config.json            what the run is; a folder that holds another run is refused
+OUT/metrics.jsonl          one line a step
+OUT/1-warmup/step-...      newest checkpoint of each stage (see checkpoint.py)
+OUT/model                  the trained model, as `transformers` saves it
 """
 
 import contextlib
@@ -33,7 +33,16 @@ class Recipe:
 
     stages: Sequence[Any]
 
-    def run(self, model, tokenizer, out: str | Path, *, seed: int = 0, report: Report = quiet, held_out: HeldOut | None = None):
+    def run(
+        self,
+        model,
+        tokenizer,
+        out: str | Path,
+        *,
+        seed: int = 0,
+        report: Report = quiet,
+        held_out: HeldOut | None = None,
+    ):
         """Train `model` in place, stage after stage, in folder `out`; returns it.
 
         Called again with the same arguments it goes on where it stopped, and a finished run is only loaded. A run that
@@ -46,7 +55,11 @@ class Recipe:
         for stage in self.stages:
             if hasattr(stage, "reward"):
                 load_reward(stage.reward)
-        config = {"seed": seed, "model": describe_model(model), "stages": [describe(s, d) for s, d in zip(self.stages, data)]}
+        config = {
+            "seed": seed,
+            "model": describe_model(model),
+            "stages": [describe(s, d) for s, d in zip(self.stages, data, strict=True)],
+        }
         with locked(out):
             check_config(out / "config.json", config)
             log = MetricsLog(out / "metrics.jsonl")
@@ -62,7 +75,9 @@ class Recipe:
                 except Interrupted as stop:
                     raise Interrupted(f"{stop}; the same command resumes it") from None
             if not (out / "model").exists():
-                checkpoint.write_folder(out / "model", lambda path: (model.save_pretrained(path), tokenizer.save_pretrained(path)))
+                checkpoint.write_folder(
+                    out / "model", lambda path: (model.save_pretrained(path), tokenizer.save_pretrained(path))
+                )
         return model.eval()
 
     def names(self) -> list[str]:
@@ -130,7 +145,9 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
     if path.exists():
         held = json.loads(path.read_text())
         if held != config:
-            raise TrainError(f"{path.parent} holds another run ({'; '.join(differences(held, config))}): choose another folder")
+            raise TrainError(
+                f"{path.parent} holds another run ({'; '.join(differences(held, config))}): choose another folder"
+            )
         return
     temporary = path.with_suffix(".partial")
     temporary.write_text(json.dumps(config, indent=2) + "\n")
@@ -143,7 +160,9 @@ def differences(held, wanted, place: str = "") -> list[str]:
         keys = dict.fromkeys([*held, *wanted])
         return [d for k in keys for d in differences(held.get(k), wanted.get(k), f"{place}.{k}" if place else k)]
     if isinstance(held, list) and isinstance(wanted, list) and len(held) == len(wanted):
-        return [d for i, (h, w) in enumerate(zip(held, wanted)) for d in differences(h, w, f"{place}[{i}]")]
+        return [
+            d for i, (h, w) in enumerate(zip(held, wanted, strict=True)) for d in differences(h, w, f"{place}[{i}]")
+        ]
     return [] if held == wanted else [f"{place}: there {held}, now {wanted}"]
 
 

@@ -6,9 +6,9 @@ advantage r - mean without division by the deviation, mean over tokens, no KL te
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -153,7 +153,9 @@ class RLVR:
 
         run.loop(step, self.steps, self.save_every, optimizer, sampler)
 
-    def update(self, run, optimizer, reference, prompts, picked, rolls: Rollouts, advantages, rows, lr) -> dict[str, Any]:
+    def update(
+        self, run, optimizer, reference, prompts, picked, rolls: Rollouts, advantages, rows, lr
+    ) -> dict[str, Any]:
         """One optimizer step on the given rows of the rollouts; returns its numbers, means over tokens."""
         pairs = [(prompts[picked[n // self.samples]], rolls.completion(n)) for n in range(rolls.tokens.shape[0])]
         tokens = int(rolls.lengths[rows].sum())

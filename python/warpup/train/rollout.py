@@ -77,7 +77,9 @@ def rollout(
 
     for t in range(max_new_tokens):
         if logits.isnan().any():
-            raise TrainError(f"the model's logits are NaN at generated token {t}: its weights or its precision are broken")
+            raise TrainError(
+                f"the model's logits are NaN at generated token {t}: its weights or its precision are broken"
+            )
         token = choose(logits, temperature, top_p, generator)
         going = ~done
         tokens[alive[going], t] = token[going]

@@ -22,17 +22,21 @@ PATIENCE = 5  # steps in a row without a finite loss before a run gives up
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Examples to measure on while training: greedy accuracy, before the first step and every `every` steps.
+    """Examples to measure on while training: greedy accuracy, before the first step and at `points` steps of each stage.
 
     samples: also so many sampled completions of each. Nothing is learned from them and no random state is touched.
     """
 
     data: Sequence[Mapping]
     reward: str | Callable
-    every: int = 50
+    points: int = 10
     samples: int = 0
     max_new_tokens: int = 256
     reflection_words: Sequence[str] = ()
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether to measure after `step` of `steps` steps; the last step always is."""
+        return step * self.points // steps > (step - 1) * self.points // steps
 
     def measure(self, model, tokenizer) -> dict[str, float]:
         """Numbers with the prefix `held_out_`."""
@@ -53,7 +57,18 @@ class HeldOut:
 class StageRun:
     """One stage at work in its folder. A stage's file uses: model, tokenizer, generator, count, apply and loop."""
 
-    def __init__(self, name: str, folder: Path, model, tokenizer, *, seed: int, log: MetricsLog, report: Report = quiet, held_out: HeldOut | None = None):
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        model,
+        tokenizer,
+        *,
+        seed: int,
+        log: MetricsLog,
+        report: Report = quiet,
+        held_out: HeldOut | None = None,
+    ):
         self.name, self.folder, self.model, self.tokenizer, self.seed = name, Path(folder), model, tokenizer, seed
         self.log, self.report, self.held_out = log, report, held_out
         self.generator = torch.Generator(model.device).manual_seed(seed)
@@ -81,8 +96,8 @@ class StageRun:
             self.count("nonfinite", message=f"loss {loss}, gradient norm {norm}: step left out")
         if self.bad_steps == PATIENCE:
             raise TrainError(
-                f"{self.name}: loss {loss} and gradient norm {norm} in {PATIENCE} steps in a row; the weights are those "
-                "before them. A lower learning rate, a gradient clip or clean data may help"
+                f"{self.name}: loss {loss} and gradient norm {norm} in {PATIENCE} steps in a row; the weights are "
+                "those before them. A lower learning rate, a gradient clip or clean data may help"
             )
         return norm
 
@@ -105,11 +120,13 @@ class StageRun:
                 except BaseException:
                     if not self.stepped and saved < self.at:
                         checkpoint.set_random_states(self.generator, *rng)
-                        checkpoint.save(self.folder, self.at, self.model, self.tokenizer, optimizer, self.generator, before)
+                        checkpoint.save(
+                            self.folder, self.at, self.model, self.tokenizer, optimizer, self.generator, before
+                        )
                     raise
                 self.at += 1
                 numbers |= {"seconds": time.perf_counter() - began, **self.counts}
-                if self.held_out and (self.at % self.held_out.every == 0 or self.at == steps):
+                if self.held_out and self.held_out.due(self.at, steps):
                     numbers |= self.held_out.measure(self.model, self.tokenizer)
                 self.log.write({"stage": self.name, "step": self.at, **numbers})
                 self.report(self.name, self.at, steps, numbers)

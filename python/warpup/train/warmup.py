@@ -77,12 +77,14 @@ class Warmup:
     def _checked(examples):
         for number, example in enumerate(examples):
             if not isinstance(example.get("completion"), str) or "prompt" not in example:
-                raise TrainError(f"warm-up example {number} needs a prompt and a completion text, it has {sorted(example)}")
+                raise TrainError(
+                    f"warm-up example {number} needs a prompt and a completion text, it has {sorted(example)}"
+                )
         return examples
 
 
 class LengthBuckets:
-    """Batches of rows of similar length. `self[step]` depends on the seed and the step alone, so resuming needs no cursor.
+    """Batches of rows of similar length; `self[step]` depends on seed and step alone, so resuming needs no cursor.
 
     Each epoch shuffles the rows, sorts stretches of `window` batches by length, cuts them into batches and shuffles
     those. Rows that do not fill a batch wait for another epoch.

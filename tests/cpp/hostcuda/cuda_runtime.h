@@ -1,5 +1,5 @@
-// CUDA's <cuda_runtime.h> for the host executor. With this directory in front of the include path, g++ compiles a kernel
-// source as it stands and runs it on the CPU (executor.cpp must be linked).
+// CUDA's <cuda_runtime.h> for the host executor. With this directory in front of the include path, g++ compiles a
+// kernel source as it stands and runs it on the CPU (executor.cpp must be linked).
 #pragma once
 
 #include <cstddef>
@@ -24,8 +24,8 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __builtin_assume(condition) ((condition) ? void() : __builtin_unreachable())
 
-// A block's shared memory is a static, which the executor fills with 0xff before each block. It finds these variables in
-// the program's own symbol table by the tag in their name. A section attribute would not do: g++ 12 ignores it in
+// A block's shared memory is a static, which the executor fills with 0xff before each block. It finds these variables
+// in the program's own symbol table by the tag in their name. A section attribute would not do: g++ 12 ignores it in
 // templates, and mixing inline with other functions is a section conflict. `used` keeps the optimiser from taking a
 // variable that it sees no write to for the constant 0.
 #define __shared__ static __attribute__((used, abi_tag("hostcuda_shared")))
@@ -68,11 +68,16 @@ inline cudaError record(cudaError status) { return status == cudaSuccess ? statu
 
 inline const char* cudaGetErrorString(cudaError_t e) {
   switch (e) {
-    case cudaSuccess: return "no error";
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorMemoryAllocation: return "out of memory";
-    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
   }
   return "unknown error";
 }
@@ -86,14 +91,22 @@ inline cudaError_t cudaSetDevice(int device) {
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != 0) return hostcuda::record(cudaErrorInvalidDevice);
   switch (attribute) {
-    case cudaDevAttrMaxThreadsPerBlock: return *value = 1024, cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlock: return *value = 48 << 10, cudaSuccess;
-    case cudaDevAttrWarpSize: return *value = 32, cudaSuccess;
-    case cudaDevAttrMultiProcessorCount: return *value = 4, cudaSuccess;  // few, so that persistent grids loop in tests
-    case cudaDevAttrL2CacheSize: return *value = 50 << 20, cudaSuccess;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: return *value = 2048, cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor: return *value = 9, cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor: return *value = 0, cudaSuccess;
+    case cudaDevAttrMaxThreadsPerBlock:
+      return *value = 1024, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      return *value = 48 << 10, cudaSuccess;
+    case cudaDevAttrWarpSize:
+      return *value = 32, cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      return *value = 4, cudaSuccess;  // few, so that persistent grids loop in tests
+    case cudaDevAttrL2CacheSize:
+      return *value = 50 << 20, cudaSuccess;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      return *value = 2048, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      return *value = 9, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      return *value = 0, cudaSuccess;
   }
   return hostcuda::record(cudaErrorInvalidValue);
 }
@@ -129,7 +142,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
 template <class... P, class... A>
 inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... args) {
   static_assert((std::is_trivially_copyable_v<P> && ...), "a kernel's parameters are copied bytewise to the device");
-  static_assert((sizeof(P) + ... + 0) <= 4096, "parameters of a kernel: 4 KiB before sm_70 and CUDA 12.1, kept as limit");
+  static_assert((sizeof(P) + ... + 0) <= 4096, "older devices and toolkits take 4 KiB of parameters");
   const dim3 grid = config->gridDim, block = config->blockDim;
   const auto within = [](unsigned n, unsigned limit) { return n - 1 < limit; };  // 0 wraps
   if (!within(grid.x, 0x7fffffffu) || !within(grid.y, 65535) || !within(grid.z, 65535) || !within(block.x, 1024) ||

@@ -1,5 +1,5 @@
-// Device math and bit intrinsics for the host executor. Fast approximations are the exact functions here: a test must not
-// lean on their error.
+// Device math and bit intrinsics for the host executor. Fast approximations are the exact functions here: a test must
+// not lean on their error.
 #pragma once
 
 #include <math.h>
@@ -40,7 +40,7 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __fma_rn(double a, double b, double c) { return ::fma(a, b, c); }
 
-#define HOSTCUDA_MIN_MAX(A, B, R)                                                              \
+#define HOSTCUDA_MIN_MAX(A, B, R)                                                   \
   inline R max(A a, B b) { return std::max(static_cast<R>(a), static_cast<R>(b)); } \
   inline R min(A a, B b) { return std::min(static_cast<R>(a), static_cast<R>(b)); }
 HOSTCUDA_MIN_MAX(int, int, int)
@@ -55,7 +55,7 @@ HOSTCUDA_MIN_MAX(long long, long long, long long)
 HOSTCUDA_MIN_MAX(unsigned long long, unsigned long long, unsigned long long)
 HOSTCUDA_MIN_MAX(long long, unsigned long long, unsigned long long)
 HOSTCUDA_MIN_MAX(unsigned long long, long long, unsigned long long)
-#define HOSTCUDA_FLOAT_MIN_MAX(A, B, R, suffix)                  \
+#define HOSTCUDA_FLOAT_MIN_MAX(A, B, R, suffix)                                                   \
   inline R max(A a, B b) { return ::fmax##suffix(a, b); } /* of a number and a NaN: the number */ \
   inline R min(A a, B b) { return ::fmin##suffix(a, b); }
 HOSTCUDA_FLOAT_MIN_MAX(float, float, float, f)

@@ -11,28 +11,21 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <string>
 #include <vector>
 
 #include "fiber.h"
+#include "sanitizer_hooks.h"
 #include "symbols.h"
+#include "warp_semantics.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 namespace hostcuda {
 namespace {
-
-constexpr int kWarp = 32;
-
-const char* name_of(Op op) {
-  static constexpr const char* kNames[] = {
-      "__shfl_sync",     "__shfl_up_sync",    "__shfl_down_sync",  "__shfl_xor_sync",   "__syncwarp",
-      "a warp vote",     "__match_any_sync",  "__reduce_add_sync", "__reduce_min_sync", "__reduce_min_sync",
-      "__reduce_max_sync", "__reduce_max_sync", "__reduce_and_sync", "__reduce_or_sync", "__reduce_xor_sync"};
-  return kNames[static_cast<int>(op)];
-}
 
 enum class State : uint8_t { ready, at_barrier, at_warp_op, ended };
 
@@ -81,7 +74,8 @@ void seed_once() {
   static const bool done = [] {
     const char* given = std::getenv("WARPUP_HOSTCUDA_SEED");
     const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
-    seed = given != nullptr ? std::strtoull(given, nullptr, 0) : (static_cast<uint64_t>(now) * 2654435761u) >> 24 & 0xffffffff;
+    seed = given != nullptr ? std::strtoull(given, nullptr, 0)
+                            : (static_cast<uint64_t>(now) * 2654435761u) >> 24 & 0xffffffff;
     random_state = seed;
     // A wrong result is noticed by the test, not here: let every failing process say how to repeat it.
     on_exit(
@@ -100,7 +94,9 @@ std::string text(Where where) {
 }
 
 std::string text(uint3 v) {
-  return "(" + std::to_string(v.x) + "," + std::to_string(v.y) + "," + std::to_string(v.z) + ")";
+  char buffer[48];
+  std::snprintf(buffer, sizeof buffer, "(%u,%u,%u)", v.x, v.y, v.z);
+  return buffer;
 }
 
 [[noreturn]] void report(const std::string& message) {
@@ -144,53 +140,6 @@ void make_ready(int i) {
 
 // ---- warp-wide instructions ----
 
-// Shuffles need every lane that the mask names. For the others CUDA asks only for the lanes that still run.
-bool needs_all(Op op) { return op <= Op::shuffle_xor; }
-
-uint64_t reduce(Op op, uint32_t a, uint32_t b) {
-  const auto sa = static_cast<int32_t>(a), sb = static_cast<int32_t>(b);
-  switch (op) {
-    case Op::add: return a + b;
-    case Op::min_signed: return static_cast<uint32_t>(std::min(sa, sb));
-    case Op::min_unsigned: return std::min(a, b);
-    case Op::max_signed: return static_cast<uint32_t>(std::max(sa, sb));
-    case Op::max_unsigned: return std::max(a, b);
-    case Op::bit_and: return a & b;
-    case Op::bit_or: return a | b;
-    case Op::bit_xor: return a ^ b;
-    default: return 0;
-  }
-}
-
-int shuffle_source(const Thread& t, int lane) {
-  const int first = lane & ~(t.width - 1), last = first + t.width - 1, by = t.argument & (kWarp - 1);
-  switch (t.op) {
-    case Op::shuffle_index: return first | (t.argument & (t.width - 1));
-    case Op::shuffle_up: return lane - by < first ? lane : lane - by;
-    case Op::shuffle_down: return lane + by > last ? lane : lane + by;
-    default: return (lane ^ by) > last ? lane : lane ^ by;  // an earlier group may be read, a later one not
-  }
-}
-
-uint64_t result_for(int base, int lane, unsigned lanes) {
-  const Thread& t = threads[base + lane];
-  if (needs_all(t.op)) {
-    const int source = shuffle_source(t, lane);
-    // A lane outside the mask gives an undefined value; as poison it harms only who uses it.
-    return (lanes >> source & 1) != 0 ? threads[base + source].value : ~uint64_t(0);
-  }
-  uint64_t result = t.value;
-  if (t.op == Op::ballot || t.op == Op::match_any) result = 0;
-  for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
-    const int other = std::countr_zero(rest);
-    const uint64_t value = threads[base + other].value;
-    if (t.op == Op::ballot) result |= value << other;
-    else if (t.op == Op::match_any) result |= uint64_t(value == t.value) << other;
-    else if (other != lane) result = reduce(t.op, static_cast<uint32_t>(result), static_cast<uint32_t>(value));
-  }
-  return result;
-}
-
 // Ends the instruction in which thread `i` waits, if all the lanes that it needs are there.
 void try_complete(int i) {
   const Thread& t = threads[i];
@@ -207,15 +156,16 @@ void try_complete(int i) {
     const Thread& other = threads[base + std::countr_zero(rest)];
     if (other.op != t.op || other.mask != t.mask) return;  // still in another one; it may come
   }
-  uint64_t results[kWarp];
+  uint64_t values[kWarp];
   for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
     const int lane = std::countr_zero(rest);
-    results[lane] = result_for(base, lane, lanes);
+    values[lane] = threads[base + lane].value;
   }
   warp.waiting &= ~lanes;
   for (unsigned rest = lanes; rest != 0; rest &= rest - 1) {
     const int lane = std::countr_zero(rest);
-    threads[base + lane].result = results[lane];
+    Thread& other = threads[base + lane];
+    other.result = warp_result(other.op, lane, other.argument, other.width, lanes, values);
     make_ready(base + lane);
   }
 }
@@ -283,16 +233,15 @@ void run_block() {
   if (!std::all_of(threads.begin(), threads.begin() + thread_count, ended)) report_deadlock();
 }
 
-// Fills the shared memory of all kernels: which of it a kernel reaches through its helpers is not known.
-void poison_shared_memory() {
-  static std::vector<Region> regions;
-  static unsigned long long modules = 0;
-  if (const auto now = modules_loaded(); now != modules) {
-    regions = shared_variables();
-    modules = now;
-    if (function_name(launch->kernel) == "?") report("the program is stripped: its shared memory cannot be found");
+// The __shared__ variables beside a kernel: which of them it reaches through its helpers is not known.
+const std::vector<Region>& shared_memory(const void* kernel) {
+  static std::map<const void*, std::vector<Region>> known;
+  const auto [entry, is_new] = known.try_emplace(kernel);
+  if (is_new) {
+    if (function_name(kernel) == "?") report("the program is stripped: its shared memory cannot be found");
+    entry->second = shared_variables(kernel);
   }
-  for (const Region& r : regions) std::memset(r.begin, 0xff, r.bytes);
+  return entry->second;
 }
 
 }  // namespace
@@ -303,22 +252,24 @@ void fail(Where where, const char* format, ...) {
   va_start(arguments, format);
   std::vsnprintf(message, sizeof message, format, arguments);
   va_end(arguments);
-  report(message + (" at " + text(where)));
+  report(where.line() == 0 ? message : message + (" at " + text(where)));
 }
 
 int threads_in_block() { return thread_count; }
 unsigned live_lanes() { return warps[running / kWarp].live; }
 
 void yield() {
+  if (running < 0) return;  // a function shared with the host
   make_ready(running);
   to_scheduler(false);
 }
 
 void yield_sometimes() {
-  if (random_bits() >> 63 != 0) yield();
+  if (running >= 0 && random_bits() >> 63 != 0) yield();
 }
 
 int block_barrier(int predicate, Where where) {
+  if (running < 0) fail(where, "a barrier outside a kernel");
   Thread& self = threads[running];
   self.state = State::at_barrier;
   self.where = where;
@@ -341,6 +292,7 @@ int block_barrier(int predicate, Where where) {
 }
 
 uint64_t warp_op(Op op, unsigned mask, uint64_t value, int argument, int width, Where where) {
+  if (running < 0) fail(where, "a warp-wide instruction outside a kernel");
   Thread& self = threads[running];
   const unsigned lane = static_cast<unsigned>(running % kWarp);
   if ((mask >> lane & 1) == 0) fail(where, "%s: mask 0x%08x lacks the calling lane %u", name_of(op), mask, lane);
@@ -371,6 +323,7 @@ void run(const Launch& requested) {
     const unsigned u = static_cast<unsigned>(i), row = u / blockDim.x;
     threads[i].index = {u % blockDim.x, row % blockDim.y, row / blockDim.y};
   }
+  const std::vector<Region>& regions = shared_memory(launch->kernel);
   std::vector<uint64_t> order(uint64_t(gridDim.x) * gridDim.y * gridDim.z);
   std::iota(order.begin(), order.end(), 0);
   for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_below(i)]);
@@ -378,46 +331,10 @@ void run(const Launch& requested) {
     const uint64_t row = block / gridDim.x;
     blockIdx = {static_cast<unsigned>(block % gridDim.x), static_cast<unsigned>(row % gridDim.y),
                 static_cast<unsigned>(row / gridDim.y)};
-    poison_shared_memory();
+    for (const Region& r : regions) std::memset(r.begin, 0xff, r.bytes);
     run_block();
   }
   launch = nullptr;
 }
 
 }  // namespace hostcuda
-
-// With -fsanitize=alignment,bounds -fno-sanitize-recover=all the compiler checks plain loads and array indices, which no
-// header can, and calls these. Ours say which thread it was; they need no sanitizer library.
-namespace {
-struct SourceLocation {
-  const char* file;
-  uint32_t line, column;
-};
-struct TypeDescriptor {
-  uint16_t kind, info;
-  char name[1];
-};
-std::string text(const SourceLocation& at) { return std::string(at.file) + ":" + std::to_string(at.line); }
-}  // namespace
-
-extern "C" {
-struct TypeMismatch {
-  SourceLocation at;
-  const TypeDescriptor* type;
-  unsigned char log_alignment, check;
-};
-[[noreturn]] void __ubsan_handle_type_mismatch_v1_abort(TypeMismatch* data, void* address) {
-  char message[64];
-  std::snprintf(message, sizeof message, "address %p, alignment %d, type ", address, 1 << data->log_alignment);
-  hostcuda::report("misaligned or null access: " + (message + (data->type->name + (" at " + text(data->at)))));
-}
-
-struct OutOfBounds {
-  SourceLocation at;
-  const TypeDescriptor *array, *index;
-};
-[[noreturn]] void __ubsan_handle_out_of_bounds_abort(OutOfBounds* data, void* index) {
-  hostcuda::report("index " + std::to_string(reinterpret_cast<intptr_t>(index)) + " out of bounds of " +
-                   data->array->name + " at " + text(data->at));
-}
-}

@@ -41,9 +41,9 @@ int block_barrier(int predicate, Where where);
 // Waits for the lanes of `mask`; returns this lane's result. `argument` is the shuffle's source lane or distance.
 uint64_t warp_op(Op op, unsigned mask, uint64_t value, int argument, int width, Where where);
 
-void yield();                // another thread may run now
-void yield_sometimes();      // a coin is tossed first
-unsigned live_lanes();       // of the calling thread's warp
+void yield();            // another thread may run now
+void yield_sometimes();  // a coin is tossed first
+unsigned live_lanes();   // of the calling thread's warp
 int threads_in_block();
 
 struct Launch {

@@ -1,5 +1,5 @@
-// Fibers: several stacks on one host thread, switched by hand. On x86-64 the switch is a dozen instructions; swapcontext,
-// used elsewhere, makes two system calls.
+// Fibers: several stacks on one host thread, switched by hand. On x86-64 the switch is a dozen instructions;
+// swapcontext, used elsewhere, makes two system calls.
 #pragma once
 
 #include <sys/mman.h>
@@ -59,7 +59,7 @@ inline void swap(Context& from, Context& to) { swapcontext(&from.state, &to.stat
 #ifdef __SANITIZE_ADDRESS__
 inline constexpr size_t kStack = 256 << 10;  // its frames are several times larger
 #else
-inline constexpr size_t kStack = 64 << 10;
+inline constexpr size_t kStack = 128 << 10;
 #endif
 
 // Stacks for the threads of a block, each above a page that faults, so that an overflow does not go unnoticed.
@@ -67,7 +67,8 @@ inline char* stack_of(int thread) {
   constexpr size_t kGuard = 4096 * 16, kEach = kStack + kGuard;  // 64 KiB pages exist
   constexpr int kThreads = 1024;
   static char* const all = [] {
-    void* p = mmap(nullptr, kThreads * kEach, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p =
+        mmap(nullptr, kThreads * kEach, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) abort();
     for (int i = 0; i < kThreads; ++i) mprotect(static_cast<char*>(p) + i * kEach, kGuard, PROT_NONE);
     return static_cast<char*>(p);

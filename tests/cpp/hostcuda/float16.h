@@ -84,7 +84,7 @@ template <class T>
 struct alignas(4) Float16x2 {
   T x, y;
   Float16x2() = default;
-  constexpr Float16x2(T x, T y) : x(x), y(y) {}
+  constexpr Float16x2(T low, T high) : x(low), y(high) {}
 };
 
 template <class T>
@@ -93,25 +93,25 @@ concept IsFloat16 = std::is_same_v<T, Float16<10, 15>> || std::is_same_v<T, Floa
 }  // namespace hostcuda
 
 // Only the names that have the same spelling for both formats stand here.
-#define HOSTCUDA_BINARY(name, expression)                                          \
-  template <hostcuda::IsFloat16 T>                                                 \
-  inline T __##name(T a, T b) {                                                    \
-    return expression;                                                             \
-  }                                                                                \
-  template <hostcuda::IsFloat16 T>                                                 \
+#define HOSTCUDA_BINARY(name, expression)                                                         \
+  template <hostcuda::IsFloat16 T>                                                                \
+  inline T __##name(T a, T b) {                                                                   \
+    return expression;                                                                            \
+  }                                                                                               \
+  template <hostcuda::IsFloat16 T>                                                                \
   inline hostcuda::Float16x2<T> __##name##2(hostcuda::Float16x2<T> a, hostcuda::Float16x2<T> b) { \
-    return {__##name(a.x, b.x), __##name(a.y, b.y)};                               \
+    return {__##name(a.x, b.x), __##name(a.y, b.y)};                                              \
   }
 HOSTCUDA_BINARY(hadd, a + b)
 HOSTCUDA_BINARY(hsub, a - b)
-HOSTCUDA_BINARY(hmul, a * b)
+HOSTCUDA_BINARY(hmul, a* b)
 HOSTCUDA_BINARY(hmax, T(::fmaxf(a, b)))  // of a number and a NaN: the number
 HOSTCUDA_BINARY(hmin, T(::fminf(a, b)))
 
-#define HOSTCUDA_COMPARE(name, op)          \
-  template <hostcuda::IsFloat16 T>          \
-  inline bool __##name(T a, T b) {          \
-    return a op b;                          \
+#define HOSTCUDA_COMPARE(name, op) \
+  template <hostcuda::IsFloat16 T> \
+  inline bool __##name(T a, T b) { \
+    return a op b;                 \
   }
 HOSTCUDA_COMPARE(heq, ==)
 HOSTCUDA_COMPARE(hne, !=)

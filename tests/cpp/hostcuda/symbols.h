@@ -1,4 +1,5 @@
-// The program's own symbol table: where the __shared__ variables lie, and what a kernel is called.
+// The symbol table of the program or library that holds a kernel: where its __shared__ variables lie, and what the
+// kernel is called. Build libraries with hidden visibility, else one's variables may stand for another's.
 #pragma once
 
 #include <cxxabi.h>
@@ -13,24 +14,41 @@
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace hostcuda {
 
-// Calls visit(name, address, size, type) for each defined symbol of each loaded ELF file that is not stripped.
+inline bool holds(const dl_phdr_info* info, const void* p) {
+  for (int i = 0; i < info->dlpi_phnum; ++i) {
+    const ElfW(Phdr) & segment = info->dlpi_phdr[i];
+    const auto offset = reinterpret_cast<ElfW(Addr)>(p) - info->dlpi_addr - segment.p_vaddr;
+    if (segment.p_type == PT_LOAD && offset < segment.p_memsz) return true;
+  }
+  return false;
+}
+
+// Calls visit(name, address, size, type) for each defined symbol of the file that `inside` was loaded from. The other
+// files are left alone: some have millions of symbols.
 template <class Visit>
-void for_each_symbol(Visit&& visit) {
-  const auto read_module = [](dl_phdr_info* info, size_t, void* context) {
+void for_each_symbol(const void* inside, Visit&& visit) {
+  struct Context {
+    const void* inside;
+    std::remove_reference_t<Visit>* visit;
+  } context{inside, &visit};
+  const auto read_module = [](dl_phdr_info* info, size_t, void* opaque) {
+    const auto* context = static_cast<const Context*>(opaque);
+    if (!holds(info, context->inside)) return 0;
     const char* path = info->dlpi_name[0] != '\0' ? info->dlpi_name : "/proc/self/exe";
     const int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) return 0;  // the kernel's own vdso
+    if (file < 0) return 1;
     struct stat status;
     void* image = MAP_FAILED;
     if (fstat(file, &status) == 0 && status.st_size > static_cast<off_t>(sizeof(ElfW(Ehdr)))) {
       image = mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_PRIVATE, file, 0);
     }
     close(file);
-    if (image == MAP_FAILED) return 0;
+    if (image == MAP_FAILED) return 1;
     const char* bytes = static_cast<const char*>(image);
     const auto* header = reinterpret_cast<const ElfW(Ehdr)*>(bytes);
     const auto* sections = reinterpret_cast<const ElfW(Shdr)*>(bytes + header->e_shoff);
@@ -41,14 +59,13 @@ void for_each_symbol(Visit&& visit) {
       for (size_t i = 0; i < sections[s].sh_size / sizeof(ElfW(Sym)); ++i) {
         if (symbols[i].st_shndx == SHN_UNDEF || symbols[i].st_size == 0) continue;
         const auto address = reinterpret_cast<char*>(info->dlpi_addr + symbols[i].st_value);
-        (*static_cast<Visit*>(context))(names + symbols[i].st_name, address, symbols[i].st_size,
-                                        ELF64_ST_TYPE(symbols[i].st_info));
+        (*context->visit)(names + symbols[i].st_name, address, symbols[i].st_size, ELF64_ST_TYPE(symbols[i].st_info));
       }
     }
     munmap(image, static_cast<size_t>(status.st_size));
-    return 0;
+    return 1;
   };
-  dl_iterate_phdr(read_module, &visit);
+  dl_iterate_phdr(read_module, &context);
 }
 
 struct Region {
@@ -56,9 +73,9 @@ struct Region {
   size_t bytes;
 };
 
-inline std::vector<Region> shared_variables() {
+inline std::vector<Region> shared_variables(const void* kernel) {
   std::vector<Region> found;
-  for_each_symbol([&](const char* name, char* address, size_t size, int type) {
+  for_each_symbol(kernel, [&](const char* name, char* address, size_t size, int type) {
     if (type == STT_OBJECT && std::strstr(name, "hostcuda_shared") != nullptr) found.push_back({address, size});
   });
   return found;
@@ -66,7 +83,7 @@ inline std::vector<Region> shared_variables() {
 
 inline std::string function_name(const void* function) {
   std::string name = "?";
-  for_each_symbol([&](const char* symbol, char* address, size_t, int type) {
+  for_each_symbol(function, [&](const char* symbol, char* address, size_t, int type) {
     if (type != STT_FUNC || address != function) return;
     int status = 0;
     char* readable = abi::__cxa_demangle(symbol, nullptr, nullptr, &status);
@@ -74,18 +91,6 @@ inline std::string function_name(const void* function) {
     std::free(readable);
   });
   return name;
-}
-
-// How many modules were ever loaded: a change means that the tables must be read again.
-inline unsigned long long modules_loaded() {
-  unsigned long long count = 0;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* out) {
-        *static_cast<unsigned long long*>(out) = info->dlpi_adds;
-        return 1;
-      },
-      &count);
-  return count;
 }
 
 }  // namespace hostcuda

@@ -1,5 +1,5 @@
-// Barriers, warp-wide instructions, atomics and cached loads for the host executor. Overloads are spelled out as CUDA has
-// them, so that arguments convert, or fail to compile, as they do there.
+// Barriers, warp-wide instructions, atomics and cached loads for the host executor. Overloads are spelled out as CUDA
+// has them, so that arguments convert, or fail to compile, as they do there.
 #pragma once
 
 #include <bit>
@@ -36,18 +36,18 @@ inline T shuffle(Op op, unsigned mask, T value, int argument, int width, Where w
 }
 }  // namespace hostcuda
 
-#define HOSTCUDA_SHUFFLES(T)                                                                          \
-  inline T __shfl_sync(unsigned mask, T v, int source, int width = 32, HOSTCUDA_HERE) {               \
-    return hostcuda::shuffle(hostcuda::Op::shuffle_index, mask, v, source, width, where);             \
-  }                                                                                                   \
-  inline T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32, HOSTCUDA_HERE) {        \
+#define HOSTCUDA_SHUFFLES(T)                                                                              \
+  inline T __shfl_sync(unsigned mask, T v, int source, int width = 32, HOSTCUDA_HERE) {                   \
+    return hostcuda::shuffle(hostcuda::Op::shuffle_index, mask, v, source, width, where);                 \
+  }                                                                                                       \
+  inline T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32, HOSTCUDA_HERE) {            \
     return hostcuda::shuffle(hostcuda::Op::shuffle_up, mask, v, static_cast<int>(delta), width, where);   \
-  }                                                                                                   \
-  inline T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32, HOSTCUDA_HERE) {      \
+  }                                                                                                       \
+  inline T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32, HOSTCUDA_HERE) {          \
     return hostcuda::shuffle(hostcuda::Op::shuffle_down, mask, v, static_cast<int>(delta), width, where); \
-  }                                                                                                   \
-  inline T __shfl_xor_sync(unsigned mask, T v, int lanes, int width = 32, HOSTCUDA_HERE) {            \
-    return hostcuda::shuffle(hostcuda::Op::shuffle_xor, mask, v, lanes, width, where);                \
+  }                                                                                                       \
+  inline T __shfl_xor_sync(unsigned mask, T v, int lanes, int width = 32, HOSTCUDA_HERE) {                \
+    return hostcuda::shuffle(hostcuda::Op::shuffle_xor, mask, v, lanes, width, where);                    \
   }
 HOSTCUDA_SHUFFLES(int)
 HOSTCUDA_SHUFFLES(unsigned)
@@ -66,10 +66,10 @@ inline unsigned __ballot_sync(unsigned mask, int p, HOSTCUDA_HERE) {
 inline int __any_sync(unsigned mask, int p, HOSTCUDA_HERE) { return __ballot_sync(mask, p, where) != 0; }
 inline int __all_sync(unsigned mask, int p, HOSTCUDA_HERE) { return __ballot_sync(mask, !p, where) == 0; }
 
-#define HOSTCUDA_MATCH(T)                                                                                       \
-  inline unsigned __match_any_sync(unsigned mask, T v, HOSTCUDA_HERE) {                                         \
-    uint64_t bits = 0;                                                                                          \
-    std::memcpy(&bits, &v, sizeof(T));                                                                          \
+#define HOSTCUDA_MATCH(T)                                                                               \
+  inline unsigned __match_any_sync(unsigned mask, T v, HOSTCUDA_HERE) {                                 \
+    uint64_t bits = 0;                                                                                  \
+    std::memcpy(&bits, &v, sizeof(T));                                                                  \
     return static_cast<unsigned>(hostcuda::warp_op(hostcuda::Op::match_any, mask, bits, 0, 32, where)); \
   }
 HOSTCUDA_MATCH(int)
@@ -81,10 +81,9 @@ HOSTCUDA_MATCH(unsigned long long)
 HOSTCUDA_MATCH(float)
 HOSTCUDA_MATCH(double)
 
-#define HOSTCUDA_REDUCE(name, T, op)                                                                        \
-  inline T __reduce_##name##_sync(unsigned mask, T v, HOSTCUDA_HERE) {                                      \
-    return static_cast<T>(                                                                                  \
-        hostcuda::warp_op(hostcuda::Op::op, mask, static_cast<unsigned>(v), 0, 32, where)); \
+#define HOSTCUDA_REDUCE(name, T, op)                                                                          \
+  inline T __reduce_##name##_sync(unsigned mask, T v, HOSTCUDA_HERE) {                                        \
+    return static_cast<T>(hostcuda::warp_op(hostcuda::Op::op, mask, static_cast<unsigned>(v), 0, 32, where)); \
   }
 HOSTCUDA_REDUCE(add, int, add)
 HOSTCUDA_REDUCE(add, unsigned, add)
@@ -109,21 +108,21 @@ inline T atomic(T* p, Where where, F&& next) {
 }
 }  // namespace hostcuda
 
-#define HOSTCUDA_ATOMIC(name, T, expression)                                     \
-  inline T atomic##name(T* p, T v, HOSTCUDA_HERE) {                              \
-    return hostcuda::atomic(p, where, [&](T old) -> T { return expression; });   \
+#define HOSTCUDA_ATOMIC(name, T, expression)                                   \
+  inline T atomic##name(T* p, T v, HOSTCUDA_HERE) {                            \
+    return hostcuda::atomic(p, where, [&](T old) -> T { return expression; }); \
   }
-#define HOSTCUDA_ATOMIC_CAS(T)                                                              \
-  inline T atomicCAS(T* p, T expected, T v, HOSTCUDA_HERE) {                                \
-    return hostcuda::atomic(p, where, [&](T old) { return old == expected ? v : old; });    \
+#define HOSTCUDA_ATOMIC_CAS(T)                                                           \
+  inline T atomicCAS(T* p, T expected, T v, HOSTCUDA_HERE) {                             \
+    return hostcuda::atomic(p, where, [&](T old) { return old == expected ? v : old; }); \
   }
-#define HOSTCUDA_ATOMIC_ORDERED(T)                  \
-  HOSTCUDA_ATOMIC(Max, T, old < v ? v : old)        \
+#define HOSTCUDA_ATOMIC_ORDERED(T)           \
+  HOSTCUDA_ATOMIC(Max, T, old < v ? v : old) \
   HOSTCUDA_ATOMIC(Min, T, v < old ? v : old)
-#define HOSTCUDA_ATOMIC_BITS(T)      \
-  HOSTCUDA_ATOMIC(And, T, old & v)   \
-  HOSTCUDA_ATOMIC(Or, T, old | v)    \
-  HOSTCUDA_ATOMIC(Xor, T, old ^ v)   \
+#define HOSTCUDA_ATOMIC_BITS(T)            \
+  HOSTCUDA_ATOMIC(And, T, old& v)          \
+  HOSTCUDA_ATOMIC(Or, T, old | v)          \
+  HOSTCUDA_ATOMIC(Xor, T, old ^ v)         \
   HOSTCUDA_ATOMIC(Exch, T, ((void)old, v)) \
   HOSTCUDA_ATOMIC_CAS(T)
 HOSTCUDA_ATOMIC_BITS(int)
@@ -144,17 +143,17 @@ HOSTCUDA_ATOMIC(Sub, unsigned, old - v)
 HOSTCUDA_ATOMIC(Exch, float, ((void)old, v))
 
 // ---- loads and stores with a cache hint: a check of the alignment, then the plain access ----
-#define HOSTCUDA_LOAD(name)                             \
-  template <class T>                                    \
-  inline T name(const T* p, HOSTCUDA_HERE) {            \
-    hostcuda::check_aligned(p, where);                  \
-    return *p;                                          \
+#define HOSTCUDA_LOAD(name)                  \
+  template <class T>                         \
+  inline T name(const T* p, HOSTCUDA_HERE) { \
+    hostcuda::check_aligned(p, where);       \
+    return *p;                               \
   }
-#define HOSTCUDA_STORE(name)                                                 \
-  template <class T>                                                         \
-  inline void name(T* p, std::type_identity_t<T> v, HOSTCUDA_HERE) {         \
-    hostcuda::check_aligned(p, where);                                       \
-    *p = v;                                                                  \
+#define HOSTCUDA_STORE(name)                                         \
+  template <class T>                                                 \
+  inline void name(T* p, std::type_identity_t<T> v, HOSTCUDA_HERE) { \
+    hostcuda::check_aligned(p, where);                               \
+    *p = v;                                                          \
   }
 HOSTCUDA_LOAD(__ldg)
 HOSTCUDA_LOAD(__ldca)

@@ -1,0 +1,145 @@
+"""What was measured, on what: the table that a person reads and the record that a program reads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import roofline
+import torch
+from measure import Result, Row
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+import warpup._native as native
+
+
+def _output(*command: str) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git_hash() -> str:
+    commit = _output("git", "rev-parse", "--short=12", "HEAD")
+    if commit is None:  # a copy of the tree without its history
+        return os.environ.get("GIT_HASH", "unknown")
+    return commit + ("-dirty" if _output("git", "status", "--porcelain", "--untracked-files=no") else "")
+
+
+@cache
+def environment(device: str) -> dict:
+    """Everything that a number in the results depends on, as far as software can tell."""
+    facts = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": _git_hash(),
+        "warpup": native.build_info(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+    }
+    if device == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        facts |= {"gpu": gpu.name, "gpu_memory": gpu.total_memory, "cuda": torch.version.cuda, "driver": driver}
+    facts["bandwidths"] = roofline.bandwidths(device)
+    return facts
+
+
+def headline(device: str) -> str:
+    e = environment(device)
+    where = f"{e['gpu']}, driver {e['driver']}" if device == "cuda" else f"{e['cpu']} ({e['warpup']['cpu']})"
+    rates = ", ".join(f"{name} {rate / 1e9:.1f} GB/s" for name, rate in e["bandwidths"].items())
+    return (
+        f"{where}; {e['threads']} threads on {e['cores']} cores, load {e['load']:.1f} at the start; torch {e['torch']}, "
+        f"warpup {e['warpup']['version']} at {e['git']}\nMeasured at the start: {rates}. `% copy`: of the copy measured in the "
+        "same rounds. `x`: a candidate's time over the first one's.\n`MB`: most memory in use beyond the inputs."
+    )
+
+
+def _ratio(result: Result, row: Row) -> str:
+    ratio = result.ratio(row)
+    if ratio is None:
+        return ""
+    text = f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
+    if row is result.rows[0]:
+        return "1"
+    if ratio < 1 and not result.case.host_clock:
+        text = f"[red]{text} faster than ours[/]"
+    goal = result.case.goals.get(row.candidate)
+    if goal is None:
+        return text
+    return f"{text} [{'green' if ratio >= goal else 'red'}](goal {goal:g}x {'met' if ratio >= goal else 'missed'})[/]"
+
+
+def _cells(result: Result, row: Row) -> list[str]:
+    if row.failure:
+        return ["", "", "", "", "", f"[red]{row.failure}[/]"]
+    if not row.samples:
+        return ["", "", "", "", "", "not timed"]
+    seconds = row.samples.median
+    rate = result.bytes / seconds
+    digits = 2 if seconds < 1e-4 else 0
+    return [
+        f"{seconds * 1e6:,.{digits}f}",
+        f"{row.samples.iqr * 1e6:,.{digits}f}",
+        f"{rate / 1e9:,.1f}" if result.copy_bandwidth else "",
+        f"{100 * rate / result.copy_bandwidth:.0f}" if result.copy_bandwidth else "",
+        f"{row.peak_bytes / 1e6:,.1f}" if row.peak_bytes is not None else "",
+        _ratio(result, row),
+    ]
+
+
+COLUMNS = (("", 30, "left"), ("us", 11, "right"), ("IQR", 9, "right"), ("GB/s", 7, "right"), ("% copy", 7, "right"),
+           ("MB", 9, "right"), ("x", None, "left"))  # fmt: skip
+
+
+def _block(result: Result, header: bool) -> Table:
+    block = Table(box=None, pad_edge=False, show_header=header, header_style="bold")
+    for name, width, justify in COLUMNS:
+        block.add_column(name, width=width, justify=justify, overflow="fold")
+    for row in result.rows:
+        block.add_row(f"  {row.candidate}", *_cells(result, row))
+    return block
+
+
+def _title(result: Result) -> str:
+    title = f"[bold]{escape(result.case.name)}[/]"
+    if result.copy_bandwidth:
+        title += f"  {result.bytes / 1e6:,.1f} MB to move"
+    if result.gemm_rate and result.rows[0].samples:
+        rate = result.flops / result.rows[0].samples.median
+        title += f", {rate / 1e12:.3g} TFLOP/s = {100 * rate / result.gemm_rate:.0f}% of a large product"
+    return title
+
+
+def table(results: list[Result], device: str, width: int | None = None, color: bool = False) -> str:
+    console = Console(width=max(width or 0, 110), force_terminal=color, no_color=not color, highlight=False)
+    with console.capture() as captured:
+        console.print(headline(device))
+        for index, result in enumerate(results):
+            console.print(Group("", _title(result), _block(result, header=index % 8 == 0)))
+    return captured.get()
+
+
+def record(results: list[Result], device: str) -> dict:
+    return {"environment": environment(device), "results": [r.as_dict() for r in results]}

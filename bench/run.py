@@ -1,0 +1,56 @@
+"""The benchmarks without pytest: `python bench/run.py --device cuda -k token_logprob --json results.json`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+
+from measure import measure  # noqa: E402
+from report import environment, record, table  # noqa: E402
+
+import warpup._native as native  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if native.has_cuda() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does every benchmark still run?")
+    parser.add_argument("-k", dest="pattern", default="", help="only cases whose name this regular expression finds")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--budget", type=float, default=4.0, help="seconds of timing a case")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), help="start no case after so many seconds")
+    arguments = parser.parse_args()
+
+    size = "quick" if arguments.quick else arguments.device
+    rounds = {"budget": 0.0, "rounds": (2, 2)} if arguments.quick else {"budget": arguments.budget}
+    modules = [importlib.import_module(path.stem) for path in sorted(HERE.glob("bench_*.py"))]
+    cases = [case for module in modules for case in module.cases(arguments.device, size)]
+    environment(arguments.device)
+    results, left_out = [], []
+    begin = time.monotonic()
+    for case in cases:
+        if not re.search(arguments.pattern, case.name):
+            continue
+        if time.monotonic() - begin > arguments.stop_after:
+            left_out.append(case.name)
+            continue
+        print(f"... {case.name}", file=sys.stderr, flush=True)
+        results.append(measure(case, arguments.device, **rounds))
+        if arguments.json:  # after each case: a run that is cut short still leaves its numbers
+            arguments.json.write_text(json.dumps(record(results, arguments.device), indent=1))
+    print(table(results, arguments.device, color=sys.stdout.isatty()))
+    if left_out:
+        print("Left out for lack of time: " + ", ".join(left_out))
+    return 1 if any(result.failures for result in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""`warpup info`: what is installed here, what it was built for, and which twin of each op exists."""
+
+from __future__ import annotations
+
+import torch
+
+from warpup import _native
+
+
+def describe() -> dict[str, str]:
+    """Facts about the installation, in the order in which they are printed."""
+    build = _native.build_info()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "warpup": build["version"],
+        "torch": f"{torch.__version__} (built against {build['torch_headers']}; any from 2.10 on works)",
+        "compiler": build["compiler"],
+        "CPU capability": build["cpu"],
+        "threads": f"{torch.get_num_threads()} (torch.set_num_threads holds for the ops)",
+        "CUDA archs built": f"{build['cuda_archs']} with nvcc {build['cuda_toolkit']}" if build["cuda_archs"] else "none",
+        "GPU": ", ".join(gpus) or "none seen by torch",
+        "ops library": str(_native.OPS_LIBRARY),
+        "pybind11 module": _native.core.__file__,
+    }
+
+
+def twins() -> list[tuple[str, bool, bool]]:
+    """(op, has a CPU kernel, has a CUDA kernel) of every warpup op that is registered with torch."""
+    names = sorted(
+        name for name in torch._C._dispatch_get_all_op_names() if name.startswith("warpup::")
+    )
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    cuda = _native.build_info()["cuda_archs"] is not None
+    return [(name, has(name, "CPU"), cuda and has(name, "CUDA")) for name in names]
+
+
+def main() -> None:
+    """Print what is installed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    facts = Table.grid(padding=(0, 2))
+    for key, value in describe().items():
+        facts.add_row(f"[bold]{key}[/]", value)
+    console.print(facts)
+    ops = Table("op", "CPU", "CUDA", title="kernels", title_justify="left")
+    for name, cpu, cuda in twins():
+        ops.add_row(name.removeprefix("warpup::"), *("yes" if there else "-" for there in (cpu, cuda)))
+    console.print(ops)

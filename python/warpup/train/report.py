@@ -1,0 +1,191 @@
+"""What `warpup demo` shows: the table of arms on the console, and report.html with curves and traces."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from .demo import ARMS, Size, summary
+from .log import MetricsLog
+from .plot import Line, bar_chart, line_chart
+
+COLORS = {"base": "#9a6b00", "warm": "#0b6bcb"}
+COLUMNS = {
+    "avg": "sampled (avg@4, T=.7)",
+    "greedy": "greedy",
+    "reward": "reward",
+    "format_ok": "format",
+    "length": "tokens",
+    "reflections": "reflection words",
+}
+STYLE = """
+:root{--ink:#1b1f24;--soft:#5b6470;--line:#d8dee4;--page:#fff;--card:#f6f8fa;--good:#1a7f37;--bad:#c0362c}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9aa4af;--line:#30363d;--page:#0d1117;--card:#161b22;--good:#56d364;--bad:#ff7b72}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:1000px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}p{max-width:46rem}.soft{color:var(--soft)}
+table{border-collapse:collapse;width:100%}th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft)}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:1rem}
+svg{background:var(--card);border-radius:8px;width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
+svg .title{font-size:13px;font-weight:600;fill:var(--ink)}.grid{stroke:var(--line)}.axis{stroke:var(--soft);fill:none}
+.key span{display:inline-block;width:.8rem;height:.8rem;border-radius:3px;margin:0 .3rem 0 1rem;vertical-align:-1px}
+.trace{background:var(--card);border-radius:8px;padding:.7rem 1rem;margin:.8rem 0}.trace pre{white-space:pre-wrap;margin:.2rem 0 .7rem;font-size:12.5px}
+.right{color:var(--good)}.wrong{color:var(--bad)}mark{background:#f5c54288;color:inherit;border-radius:3px}
+"""
+
+
+def print_table(results: Sequence[dict[str, Any]]) -> None:
+    """Print the arms: means over seeds, with +- one standard deviation where there are several."""
+    from rich.console import Console
+    from rich.table import Table
+
+    seeds = len({result["seed"] for result in results})
+    table = Table(title=f"held-out puzzles, {seeds} seed{'s' * (seeds > 1)}")
+    table.add_column("arm")
+    for name in COLUMNS.values():
+        table.add_column(name, justify="right")
+    for arm, numbers in summary(results).items():
+        table.add_row(arm, *(cell(numbers[name], name, seeds) for name in COLUMNS))
+    console = Console()
+    console.print(table)
+    for line in gains(results):
+        console.print(line)
+
+
+def cell(value: tuple[float, float], name: str, seeds: int) -> str:
+    """A number of the table."""
+    digits = 1 if name == "length" else 2 if name in ("reward", "reflections") else 3
+    return f"{value[0]:.{digits}f}" + (f" ± {value[1]:.{digits}f}" if seeds > 1 else "")
+
+
+def gains(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The two comparisons that the demo is about, in words, paired by seed."""
+    by_seed: dict[int, dict[str, float]] = {}
+    for result in results:
+        for arm in ARMS[result["chain"]]:
+            by_seed.setdefault(result["seed"], {})[arm] = 100 * result[arm]["avg"]
+    lines = []
+    for arm, against in (("warm-up + RLVR", "base + RLVR"), ("warm-up + RLVR", "warm-up"), ("base + RLVR", "base")):
+        found = [row[arm] - row[against] for row in by_seed.values()]
+        spread = f" ± {stdev(found):.1f} (each seed: {', '.join(f'{d:+.1f}' for d in found)})" if len(found) > 1 else ""
+        lines.append(f"{arm} against {against}: {fmean(found):+.1f}{spread} points of sampled accuracy")
+    return lines
+
+
+def write_report(out: Path, size: Size, results: Sequence[dict[str, Any]]) -> Path:
+    """Write report.html, one file without links, and return its path."""
+    seeds = len({result["seed"] for result in results})
+    rows = "".join(
+        f"<tr><td>{escape(arm)}</td>" + "".join(f"<td>{cell(numbers[n], n, seeds)}</td>" for n in COLUMNS) + "</tr>"
+        for arm, numbers in summary(results).items()
+    )
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("arm", *COLUMNS.values()))
+    key = "".join(
+        f'<span style="background:{COLORS[c]}"></span>{text}'
+        for c, text in (("base", "from the base"), ("warm", "warmed up"))
+    )
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>warpup demo</title><style>{STYLE}</style>
+<h1>Warm up, then reinforce</h1>
+<p>A language model of {results[0]["parameters"]:,} parameters, trained from scratch on Knights &amp; Knaves puzzles of
+{size.people} people. <b>Warm-up</b> imitates long chains of thought ({size.warm_steps} steps); <b>base</b> imitates
+random answers ({size.base_steps} steps), so it knows the format and nothing else. <b>RLVR</b> then reinforces either on
+the same {size.puzzles} puzzles ({size.rl_steps} steps of {size.prompts} × {size.samples} completions), rewarded by a
+verifier. All accuracy is on {size.held_out} puzzles of which no training puzzle is a renaming or a mirror image.</p>
+<table><tr>{head}</tr>{rows}</table>
+<p>{"<br>".join(map(escape, gains(results)))}</p>
+<p class="soft">{"± is one standard deviation over " + str(seeds) + " seeds; the" if seeds > 1 else "One seed: no spread is known (--seeds 3 tells). The"}
+sampling error of one accuracy is about {50 / math.sqrt(size.held_out):.0f} points at worst. This shows the effect within
+one domain; carrying over to other domains needs pretrained weights.</p>
+<h2>Curves</h2><p class="key">{key}</p><div class="plots">{"".join(plots(out, size, results))}</div>
+<h2>Traces</h2><p class="soft">Greedy completions for the same held-out puzzles before and after RLVR, first seed;
+reflection words are marked.</p>{"".join(traces(results))}
+</html>"""
+    path = out / "report.html"
+    path.write_text(page)
+    return path
+
+
+def plots(out: Path, size: Size, results: Sequence[dict[str, Any]]) -> list[str]:
+    """All charts."""
+    table = summary(results)
+    bars = [
+        (arm, COLORS[chain], [("sampled", *table[arm]["avg"], 1), ("greedy", *table[arm]["greedy"], 0.5)])
+        for chain, arms in ARMS.items()
+        for arm in arms
+    ]
+    logs = {}
+    for result in results:
+        path = out / f"seed-{result['seed']}" / result["chain"] / "metrics.jsonl"
+        logs.setdefault(result["chain"], []).append(MetricsLog(path).read())
+
+    def chart(title, stage, name, chains=("base", "warm"), y_range=None, smooth=1):
+        lines = [Line(c, COLORS[c], curve(logs[c], stage, name, smooth)) for c in chains]
+        x_label = "warm-up step" if stage == "1-warmup" else "RLVR step"
+        return line_chart(title, x_label, lines, y_range)
+
+    part = f"{size.curve} held-out puzzles"
+    return [
+        bar_chart("Accuracy: sampled, and greedy (pale)", bars),
+        chart(f"Greedy accuracy while warming up, {part}", "1-warmup", "held_out_greedy", y_range=(0, 1)),
+        chart(f"Greedy accuracy during RLVR, {part}", "2-rlvr", "held_out_greedy", y_range=(0, 1)),
+        chart("Reward of the training completions (mean of 5 steps)", "2-rlvr", "reward", smooth=5),
+        chart("Tokens per training completion (mean of 5 steps)", "2-rlvr", "length", smooth=5),
+        chart(f"Reflection words per greedy answer, {part}", "2-rlvr", "held_out_reflections"),
+    ]
+
+
+def curve(logs: Sequence[list[dict]], stage: str, name: str, smooth: int = 1) -> list[tuple[float, float, float]]:
+    """(step, mean over seeds, standard deviation); with `smooth`, each seed's running mean over so many logged steps."""
+    at: dict[int, list[float]] = {}
+    for log in logs:
+        points = [(line["step"], line[name]) for line in log if line["stage"] == stage and line.get(name) is not None]
+        for i, (step, _) in enumerate(points):
+            recent = [value for _, value in points[max(0, i - smooth + 1) : i + 1]]
+            at.setdefault(step, []).append(fmean(recent))
+    return [(step, fmean(values), stdev(values) if len(values) > 1 else 0.0) for step, values in sorted(at.items())]
+
+
+def traces(results: Sequence[dict[str, Any]], of_each: int = 2) -> list[str]:
+    """Puzzles that RLVR put right, that it broke, and that were right or wrong throughout."""
+    first = {result["chain"]: result for result in reversed(results)}
+    (base, base_after), (warm, warm_after) = ([first[c][arm]["traces"] for arm in ARMS[c]] for c in ARMS)
+    kinds = {
+        (0, 1): "put right by RLVR",
+        (1, 0): "broken by RLVR",
+        (1, 1): "right before and after",
+        (0, 0): "wrong before and after",
+    }
+    shown = []
+    for kind, text in kinds.items():
+        same = [i for i in range(len(warm)) if (bool(warm[i]["correct"]), bool(warm_after[i]["correct"])) == kind]
+        shown.append(f"<h3>{text}: {len(same)} of {len(warm)} puzzles</h3>")
+        for i in same[:of_each]:
+            told = "".join(
+                completion(arm, rows[i])
+                for arm, rows in (
+                    ("warm-up", warm),
+                    ("warm-up + RLVR", warm_after),
+                    ("base", base),
+                    ("base + RLVR", base_after),
+                )
+            )
+            shown.append(
+                f'<div class="trace"><b>{escape(warm[i]["prompt"])}</b> <span class="soft">answer: {escape(warm[i]["answer"])}'
+                f"</span>{told}</div>"
+            )
+    return shown
+
+
+def completion(arm: str, trace: dict[str, Any]) -> str:
+    """One completion, coloured by its outcome."""
+    from warpup.data import REFLECTION_WORDS
+
+    words = [f"<mark>{w}</mark>" if w in REFLECTION_WORDS else escape(w) for w in trace["completion"].split()]
+    right = bool(trace["correct"])
+    return (
+        f'<div class="soft">{escape(arm)}: <span class="{"right" if right else "wrong"}">{"right" if right else "wrong"}</span>'
+        f"</div><pre>{' '.join(words)}</pre>"
+    )

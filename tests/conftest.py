@@ -1,0 +1,102 @@
+"""Fixtures of all tests. `twin` runs a test on each implementation of an op: the CPU kernel, the CUDA kernel on the host
+executor (`tests/cpp/hostcuda`), the CUDA kernel on a GPU where there is one."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+import warpup.ops
+from warpup import _native
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# `twin` changes nothing between the examples of one test, and a first call may compile or load something.
+settings.register_profile(
+    "warpup",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("warpup")
+
+
+def build(target: str) -> Path:
+    """Builds `target` of tests/cpp and gives its folder. Other processes (pytest-xdist) wait, then find nothing to do."""
+    scripts = Path(sys.executable).parent
+    search = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
+    cmake, ninja = (shutil.which(tool, path=search) for tool in ("cmake", "ninja"))
+    if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")):
+        pytest.skip("no C++ compiler: the host executor cannot be built")
+    if not (cmake and ninja):
+        pytest.fail("cmake and ninja are missing: pip install 'warpup[test]'", pytrace=False)
+    folder = ROOT / "build" / f"hostcuda-{sys.implementation.cache_tag}-torch{torch.__version__}"
+    folder.mkdir(parents=True, exist_ok=True)
+    configure = [
+        cmake, "-S", ROOT / "tests/cpp", "-B", folder, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
+        "-UWARPUP_TORCH_*", "-UPython_*", f"-DPython_EXECUTABLE={sys.executable}",
+    ]  # fmt: skip
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (configure, [cmake, "--build", folder, "--target", target]):
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            if done.returncode != 0:
+                pytest.fail(f"{' '.join(map(str, command))}\n{done.stdout[-6000:]}", pytrace=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hostcuda_ops():
+    """`torch.ops.warpup_hostcuda`: the ops of `torch.ops.warpup`, CUDA kernels on CPU tensors."""
+    torch.ops.load_library(build("warpup_hostcuda_ops") / "libwarpup_hostcuda_ops.so")
+    return torch.ops.warpup_hostcuda
+
+
+@dataclass(frozen=True)
+class Twin:
+    name: str
+    device: str
+
+
+def require(twin: str) -> None:
+    if twin == "cuda" and not _native.has_cuda():
+        pytest.skip("no CUDA twins in this build, or no GPU")
+
+
+@pytest.fixture(params=["cpu", "hostcuda", "cuda"])
+def twin(request, monkeypatch) -> Twin:
+    """Public functions called in the test run this twin, on tensors of `twin.device`."""
+    require(request.param)
+    if request.param == "hostcuda":
+        ops = request.getfixturevalue("hostcuda_ops")
+        for module in pkgutil.iter_modules(warpup.ops.__path__, "warpup.ops."):
+            if hasattr(importlib.import_module(module.name), "_ops"):
+                monkeypatch.setattr(f"{module.name}._ops", ops)
+    return Twin(request.param, "cuda" if request.param == "cuda" else "cpu")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request) -> str:
+    """For what the host executor has no part in: registrations, compilation, the pybind11 module."""
+    require(request.param)
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """`torch.set_num_threads`, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

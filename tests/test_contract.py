@@ -1,0 +1,152 @@
+"""What every op promises, for every entry of the case table."""
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from cases import CASES, gradients_of, leaves, name_of
+from warpup._native import core
+
+EACH_VARIANT = [pytest.param(c, v, id=f"{c.op}-{v}") for c in CASES for v in c.variants]
+EACH_DTYPE = [pytest.param(c, v, t, id=f"{c.op}-{v}-{name_of(t)}") for c in CASES for v in c.variants for t in c.dtypes]
+each_variant = pytest.mark.parametrize(("case", "variant"), EACH_VARIANT)
+each_dtype = pytest.mark.parametrize(("case", "variant", "dtype"), EACH_DTYPE)
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.op)
+differentiable = [p for p in EACH_VARIANT if p.values[0].differentiable]
+
+
+def same_bits(got, want):
+    for i, (g, w) in enumerate(zip(got, want, strict=True)):
+        torch.testing.assert_close(g, w, rtol=0, atol=0, equal_nan=True, msg=lambda m, i=i: f"result {i}: {m}")
+
+
+@each_dtype
+def test_reference(case, variant, dtype, twin):
+    for seed in range(2):
+        case.check(case.make("small", dtype, twin.device, seed, variant))
+
+
+@pytest.mark.parametrize(("case", "variant"), differentiable)
+def test_gradcheck(case, variant, twin):
+    inputs = case.make("grad", torch.float64, twin.device, variant=variant)
+    varied = tuple(inputs[k].requires_grad_() for k in case.differentiable)
+
+    def call(*values, output=None):
+        outputs = leaves(case.call(**{**inputs, **dict(zip(case.differentiable, values, strict=True))}))
+        return tuple(o for i, o in enumerate(outputs) if o.requires_grad and output in (None, i))
+
+    # -inf logits are left alone: a finite difference there is NaN.
+    finite = tuple(v.detach().nan_to_num(neginf=-8.0).requires_grad_() for v in varied)
+    kept = tuple(v.isfinite() for v in varied)
+
+    def masked(*values, output=None):
+        return call(*(v.where(k, -torch.inf) for v, k in zip(values, kept, strict=True)), output=output)
+
+    count = len(call(*varied))
+    assert count > 0
+    assert torch.autograd.gradcheck(masked, finite)
+    for i in range(count if count > 1 else 0):  # each alone: an undefined gradient of the others
+        assert torch.autograd.gradcheck(lambda *values, i=i: masked(*values, output=i), finite)
+
+
+@each_dtype
+def test_opcheck(case, variant, dtype, device):
+    for name, arguments in case.raw(torch.ops.warpup, case.make("small", dtype, device, variant=variant)):
+        torch.library.opcheck(getattr(torch.ops.warpup, name).default, arguments)
+
+
+@each_variant
+def test_compile(case, variant, device):
+    torch.compiler.reset()
+    backend = "inductor" if variant == case.variants[0] else "aot_eager"
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(case.call, fullgraph=True, dynamic=True, backend=counter)
+    for size in ("small", "grad"):
+        inputs = case.make(size, torch.float32, device, variant=variant)
+        same_bits(case.run(inputs, compiled), case.run(inputs))
+    assert counter.frame_count == 1, "another shape compiled anew"
+
+
+@each_case
+def test_raw_op_has_no_gradient(case, device):
+    for name, arguments in case.raw(torch.ops.warpup, case.make(device=device)):
+        if name.endswith("_"):
+            continue
+        traced = [
+            a.clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+            for a in arguments
+        ]
+        outputs = leaves(getattr(torch.ops.warpup, name)(*traced))
+        assert not any(o.requires_grad for o in outputs)
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            outputs[0].sum().backward()
+
+
+@each_variant
+def test_deterministic(case, variant, twin, threads):
+    size = "small" if twin.name == "hostcuda" else "threads"  # the host executor runs each time in another order
+    inputs = case.make(size, torch.float32, twin.device, variant=variant)
+    want = case.run(inputs)
+    for count in (1, 2, 3, 3):
+        threads(count)
+        same_bits(case.run(inputs), want)
+
+
+# ---- _core: the pybind11 module on arrays of any framework ------------------------------------------------------------
+
+PAD = 3  # elements on each side; odd, so that the outputs are misaligned too
+SENTINEL = 77
+
+
+class Outputs:
+    """Poisoned outputs inside of larger buffers whose margins must stay as they were."""
+
+    def __init__(self, framework: str, device: str):
+        self.framework, self.device, self.buffers = framework, device, []
+
+    def __call__(self, shape, dtype):
+        count = int(np.prod(shape))
+        buffer = torch.full((count + 2 * PAD,), SENTINEL, dtype=getattr(torch, dtype), device=self.device)
+        view = buffer[PAD : PAD + count].view(shape)
+        view.fill_(torch.nan if view.is_floating_point() else -1)
+        self.buffers.append(buffer)
+        return view if self.framework == "torch" else view.numpy()
+
+    def check_margins(self):
+        for buffer in self.buffers:
+            assert (buffer[:PAD] == SENTINEL).all(), "written before an output"
+            assert (buffer[len(buffer) - PAD :] == SENTINEL).all(), "written past an output"
+
+
+def converter(framework: str):
+    if framework == "torch":
+        return lambda value: value
+    if framework == "numpy":
+        return lambda value: value.numpy() if isinstance(value, torch.Tensor) else value
+    jax = pytest.importorskip("jax")
+    jax.config.update("jax_enable_x64", True)  # else it has no int64
+    cpu = jax.devices("cpu")[0]
+    return lambda value: jax.device_put(value.numpy(), cpu) if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("framework", ["torch", "numpy", "jax"])
+@each_dtype
+def test_core_equals_torch(case, variant, dtype, framework, device):
+    if framework != "torch" and (dtype == torch.bfloat16 or device != "cpu"):
+        pytest.skip("NumPy has no bfloat16 and no GPU")
+    inputs = case.make("small", dtype, device, variant=variant)
+    want = case.run(inputs)
+    count = len(want) - len(case.differentiable)
+    convert = converter(framework)
+    new = Outputs(framework, device)
+    gradients = tuple(convert(g) for g in gradients_of(want[:count]))
+    forward, backward = case.core({k: convert(v) for k, v in inputs.items()}, gradients, new)
+    got = (*forward(), *(backward() if case.differentiable else ()))
+    same_bits([torch.as_tensor(g, device=device) for g in got], want)
+    new.check_margins()
+
+
+def test_every_core_entry_has_a_case():
+    entries = {name for name in dir(core) if not name.startswith("_")} - {"build_info"}
+    assert entries == {name for c in CASES for name in (c.op, f"{c.op}_backward") if hasattr(core, name)}
