@@ -1,21 +1,21 @@
-"""A case: the same work done by several candidates, each checked against float64 before any of them is timed.
+"""A comparison: the same work done by several candidates, each checked against float64 before any of them is timed.
 
-A family's `bench_<family>.py` gives its cases as `cases(device, size)`; `conftest.py` runs them under pytest and `run.py`
-without it. Both call `measure` and print `report.table`.
+`bench_<family>.py` gives its comparisons as `cases(device, size)`; `conftest.py` runs them under pytest and `run.py`
+without it. Both call `measure` and print `report.table`. Inputs, references and bytes are those of `tests/cases.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import torch
-from torch import Tensor
 
 import roofline
+import torch
+from memory import peak_memory
 from timing import Candidate, HostClock, Samples, interleave
+from torch import Tensor
+
+from cases import Inputs, gradients_of, leaves
 
 # Of the result's norm: for peers, and for us where no eager peer sets a tighter limit.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -32,10 +32,10 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Case:
+class Comparison:
     name: str
     build: Callable[[], Work]
-    goals: dict[str, float] = field(default_factory=dict)  # candidate: how many times slower than the first it should be
+    goals: dict[str, float] = field(default_factory=dict)  # candidate: its time over the first one's, at least
     host_clock: bool = False  # time the host, not the device (call overhead)
 
 
@@ -46,10 +46,14 @@ class Row:
     peak_bytes: int | None = None
     failure: str | None = None
 
+    @property
+    def ours(self) -> bool:
+        return self.candidate.startswith("warpup")
+
 
 @dataclass
 class Result:
-    case: Case
+    case: Comparison
     rows: list[Row]
     bytes: int
     flops: int = 0
@@ -59,7 +63,7 @@ class Result:
     @property
     def failures(self) -> list[str]:
         """Why the case fails: a candidate is wrong, or ours does not run. A peer that does not run is only reported."""
-        return [f"{r.candidate}: {r.failure}" for r in self.rows if r.failure and (is_ours(r) or "wrong" in r.failure)]
+        return [f"{r.candidate}: {r.failure}" for r in self.rows if r.failure and (r.ours or "wrong" in r.failure)]
 
     def ratio(self, row: Row) -> float | None:
         first = self.rows[0]
@@ -88,119 +92,80 @@ class Result:
         return {"case": self.case.name, **facts, "gemm_rate": self.gemm_rate, "rows": rows}
 
 
-def is_ours(row: Row) -> bool:
-    return row.candidate.startswith("warpup")
+def measure(case: Comparison, device: str, **rounds) -> Result:
+    """Checks every candidate; only if all are right, times them in turn, with the copy among them."""
+    work = case.build()
+    rows = {name: Row(name) for name in work.candidates}
+    reference = work.reference() if work.reference else None
+    found = {}
+    for name, candidate in work.candidates.items():
+        try:
+            found[name] = errors(candidate, reference)
+        except Exception as error:
+            text = (str(error).strip() or "no message").splitlines()[0]
+            rows[name].failure = f"does not run: {type(error).__name__}: {text[:120]}"
+    del reference
+    for name in found:
+        rows[name].failure = verdict(found[name], found.get("eager") if rows[name].ours else None)
+    result = Result(case, list(rows.values()), work.bytes, work.flops)
+    if result.failures:
+        return result
+    timed = {name: c for name, c in work.candidates.items() if not rows[name].failure}
+    if case.host_clock:
+        samples = interleave(timed, HostClock(device), **rounds)
+    else:
+        for name, candidate in timed.items():
+            rows[name].peak_bytes = peak_memory(candidate, device)
+        copy, moved = roofline.copy(device)
+        samples = interleave(timed | {roofline.COPY: copy}, roofline.clock(device), **rounds)
+        result.copy_bandwidth = moved / samples.pop(roofline.COPY).median
+    for name in samples:
+        rows[name].samples = samples[name]
+    if work.flops:
+        result.gemm_rate = roofline.gemm_rate(device, work.dtype)
+    return result
 
 
 # ---- Correctness ----------------------------------------------------------------------------------------------------
 
 
-def compare(output: Tensor, reference: Tensor) -> tuple[float, float, float]:
-    """The largest error, the error's share of the reference's norm, and how far rounding `reference` to the output's
-    precision once (adding .3 and taking it off again) moves it: the slack that the tests grant as well."""
+@dataclass
+class Errors:
+    worst: float  # largest error of an element
+    share: float  # the error's norm over the reference's
+    slack: float  # two roundings of the largest element, the slack of the tests
+    dtype: torch.dtype
+
+
+def compare(output: Tensor, reference: Tensor) -> Errors:
     if output.shape != reference.shape:
-        return float("inf"), float("inf"), 0.0
-    worst = squares = norm = slack = 0.0
+        raise ValueError(f"shape {tuple(output.shape)}, expected {tuple(reference.shape)}")
+    worst = squares = norm = largest = 0.0
     for out, ref in zip(output.flatten().split(CHUNK), reference.flatten().split(CHUNK), strict=True):
-        error = (out.double() - ref).abs()
-        rounded = ref.to(out.dtype)
-        worst = max(worst, error.max().nan_to_num(torch.inf).item())
-        slack = max(slack, (rounded + 0.3 - 0.3 - rounded).abs().max().item())
+        error = (out.double() - ref).abs().nan_to_num(torch.inf)  # NaN never passes
+        worst = max(worst, error.max().item())
+        largest = max(largest, ref.abs().max().item())
         squares += error.square().sum().item()
         norm += ref.square().sum().item()
-    return worst, (squares / norm) ** 0.5 if norm else squares**0.5, 2 * slack
+    return Errors(worst, (squares / (norm or 1.0)) ** 0.5, largest * torch.finfo(output.dtype).eps, output.dtype)
 
 
-def errors(candidate: Candidate, reference: Sequence[Tensor]) -> list[tuple[float, float, float, torch.dtype]]:
-    results = candidate.result(candidate.run(*candidate.arguments()))
-    return [(*compare(out.detach(), ref), out.dtype) for out, ref in zip(results, reference, strict=True)]
+def errors(candidate: Candidate, reference: Sequence[Tensor] | None) -> list[Errors]:
+    output = candidate.run(*candidate.arguments())
+    if reference is None or candidate.result is None:
+        return []
+    return [compare(out.detach(), ref) for out, ref in zip(candidate.result(output), reference, strict=True)]
 
 
-def check(row: Row, found: list, naive: list | None) -> None:
-    """Ours: the largest error is at most twice the eager peer's, plus the slack. Others: the share of the norm is small."""
-    for index, (worst, share, slack, dtype) in enumerate(found):
-        strict = naive is not None and is_ours(row)
-        error, limit = (worst, 2 * naive[index][0] + slack) if strict else (share, TOLERANCE[dtype])
+def verdict(found: list[Errors], naive: list[Errors] | None) -> str | None:
+    """Beside an eager peer, the rule of the tests: at most twice its largest error, plus the slack. Else a share."""
+    for index, e in enumerate(found):
+        kind, error, limit = "relative", e.share, TOLERANCE[e.dtype]
+        if naive:
+            kind, error, limit = "largest", e.worst, 2 * naive[index].worst + e.slack
         if not error <= limit:
-            kind = "largest" if strict else "relative"
-            row.failure = f"wrong: {kind} error {error:.2g} in result {index}, at most {limit:.2g} allowed"
-
-
-# ---- Peak memory ----------------------------------------------------------------------------------------------------
-
-
-def peak_memory(candidate: Candidate, device: str) -> int | None:
-    """The most memory in use at once beyond what was there before the call, its results included.
-
-    CUDA: the caching allocator's own peak. CPU: the kernel's high-water mark of resident memory (VmHWM), reset before
-    the call by writing 5 to /proc/self/clear_refs. It sees what torch's allocator, a kernel's own scratch and NumPy
-    take alike, in pages really touched; it is blind below the size of a page or so and where free memory of the heap is
-    used again (large tensors never are: they are mapped and unmapped).
-    """
-    arguments = candidate.arguments()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        output = candidate.run(*arguments)
-        peak = torch.cuda.max_memory_allocated() - before
-        del output
-        return peak
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        output = candidate.run(*arguments)
-        peak = _status("VmHWM") - before
-        del output
-    except (OSError, AttributeError):  # not Linux with glibc
-        return None
-    return max(0, peak)
-
-
-def _status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-# ---- The measurement ------------------------------------------------------------------------------------------------
-
-
-def measure(case: Case, device: str, **rounds) -> Result:
-    """Checks every candidate, then times those that are right in turn, with the copy among them."""
-    work = case.build()
-    rows = {name: Row(name) for name in work.candidates}
-    found = {}
-    reference = work.reference() if work.reference else None
-    for name, candidate in work.candidates.items():
-        try:
-            if reference is not None and candidate.result:
-                found[name] = errors(candidate, reference)
-            else:
-                candidate.run(*candidate.arguments())
-        except Exception as error:
-            rows[name].failure = f"does not run: {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
-    for name in found:
-        check(rows[name], found[name], found.get("eager"))
-    del reference
-    result = Result(case, list(rows.values()), work.bytes, work.flops)
-    if result.failures:
-        return result
-    right = {name: c for name, c in work.candidates.items() if not rows[name].failure}
-    if not case.host_clock:
-        for name, candidate in right.items():
-            rows[name].peak_bytes = peak_memory(candidate, device)
-    copy, moved = roofline.copy(device)
-    clock = HostClock(device) if case.host_clock else roofline.clock(device)
-    yardstick = {} if case.host_clock else {roofline.COPY: copy}
-    for name, samples in interleave(right | yardstick, clock, **rounds).items():
-        if name == roofline.COPY:
-            result.copy_bandwidth = moved / samples.median
-        else:
-            rows[name].samples = samples
-    if work.flops:
-        result.gemm_rate = roofline.gemm_rate(device, work.dtype)
-    return result
+            return f"wrong: {kind} error {error:.2g} in result {index}, at most {limit:.2g} allowed"
+    return None
 
 
 # ---- Candidates from differentiable functions -----------------------------------------------------------------------
@@ -209,47 +174,43 @@ DIRECTIONS = ("forward", "backward", "forward+backward")
 
 
 def differentiable(
-    function: Callable,
-    inputs: Sequence[Tensor],
-    direction: str,
-    grads: Sequence[Tensor],
-    *,
-    wrt: Sequence[int] = (0,),
-    consumes: bool = False,
+    function: Callable, inputs: Inputs, wrt: Sequence[str], direction: str, *, consumes: bool = False
 ) -> Candidate:
-    """`function(*inputs)` in one direction, the results' gradients `grads` going in and those of `inputs[wrt]` coming
+    """`function(**inputs)` one way or both, random gradients of its results going in and those of `inputs[wrt]` coming
     out. "backward" runs a fresh forward before the clock starts. `consumes`: the backward overwrites `inputs[wrt]`, so
-    each run gets its own copy, made before the clock starts."""
+    each run gets its own copy, made before the clock starts as well."""
 
-    def outputs(args):
-        out = function(*args)
-        return out if isinstance(out, tuple) else (out,)
-
-    def leaves() -> tuple:
-        args = [x.detach() if isinstance(x, Tensor) else x for x in inputs]
-        for i in wrt:
-            args[i] = (args[i].clone() if consumes else args[i]).requires_grad_()
-        return tuple(args)
-
-    def forward():
+    def forward() -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return outputs(inputs)
+            return leaves(function(**inputs))
 
-    def both(*args):
-        out = outputs(args)
-        return (*out, *torch.autograd.grad(out, [args[i] for i in wrt], grads))
+    def fresh() -> tuple[Inputs]:
+        mine = {k: inputs[k].clone() if consumes else inputs[k].detach() for k in wrt}
+        return ({**inputs, **{k: v.requires_grad_() for k, v in mine.items()}},)
+
+    cotangents = gradients_of([o for o in leaves(function(**fresh()[0])) if o.requires_grad])
+
+    def pull(outputs: tuple[Tensor, ...], sources: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad([o for o in outputs if o.requires_grad], sources, cotangents)
+
+    def both(mine: Inputs) -> tuple[Tensor, ...]:
+        outputs = leaves(function(**mine))
+        return (*outputs, *pull(outputs, [mine[k] for k in wrt]))
 
     def forwarded() -> tuple:
-        args = leaves()
-        return outputs(args), [args[i] for i in wrt]
+        (mine,) = fresh()
+        return leaves(function(**mine)), [mine[k] for k in wrt]
 
     if direction == "forward":
         return Candidate(forward)
-    if direction == "backward":
-        return Candidate(lambda out, sources: torch.autograd.grad(out, sources, grads), setup=forwarded)
-    return Candidate(both, setup=leaves)
+    return Candidate(pull, setup=forwarded) if direction == "backward" else Candidate(both, setup=fresh)
 
 
-def expected(direction: str, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Which of a reference's results a candidate made by `differentiable` returns."""
-    return (*(outputs if "forward" in direction else ()), *(gradients if "backward" in direction else ()))
+def moved(direction: str, bytes_each_way: tuple[int, int]) -> int:
+    return sum(n for n, way in zip(bytes_each_way, ("forward", "backward"), strict=True) if way in direction)
+
+
+def expected(direction: str, results: Sequence[Tensor], gradients: int) -> Sequence[Tensor]:
+    """Which of (*outputs, *gradients) a candidate made by `differentiable` returns."""
+    split = len(results) - gradients
+    return {"forward": results[:split], "backward": results[split:]}.get(direction, results)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import roofline
 import torch
-from measure import Result, Row
+from measure import Result, Row, is_ours
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
@@ -83,8 +83,8 @@ def _ratio(result: Result, row: Row) -> str:
     text = f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
     if row is result.rows[0]:
         return "1"
-    if ratio < 1 and not result.case.host_clock:
-        text = f"[red]{text} faster than ours[/]"
+    if ratio < 1 and not is_ours(row) and is_ours(result.rows[0]):
+        text = f"[red]{text}: faster than ours[/]"
     goal = result.case.goals.get(row.candidate)
     if goal is None:
         return text
@@ -138,7 +138,7 @@ def table(results: list[Result], device: str, width: int | None = None, color: b
         console.print(headline(device))
         for index, result in enumerate(results):
             console.print(Group("", _title(result), _block(result, header=index % 8 == 0)))
-    return captured.get()
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def record(results: list[Result], device: str) -> dict:

@@ -109,7 +109,7 @@ def interleave(
     clock: HostClock | CudaClock,
     *,
     budget: float = 4.0,
-    rounds: tuple[int, int] = (7, 60),
+    rounds: tuple[int, int] = (5, 60),
 ) -> dict[str, Samples]:
     """Times every candidate once a round, each round starting with another one, for `budget` seconds or so."""
     calls = {name: clock.calls(c, clock.sample(c, 1)()) for name, c in candidates.items()}  # warms up, too

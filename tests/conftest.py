@@ -1,5 +1,5 @@
-"""Fixtures of all tests. `twin` runs a test on each implementation of an op: the CPU kernel, the CUDA kernel on the host
-executor (`tests/cpp/hostcuda`), the CUDA kernel on a GPU where there is one."""
+"""Fixtures of all tests. `twin` runs a test on each implementation of an op: the CPU kernel, the CUDA kernel on the
+host executor (`tests/cpp/hostcuda`), the CUDA kernel on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ settings.load_profile("warpup")
 
 
 def build(target: str) -> Path:
-    """Builds `target` of tests/cpp and gives its folder. Other processes (pytest-xdist) wait, then find nothing to do."""
+    """Builds `target` of tests/cpp, gives its folder. Other processes (pytest-xdist) wait, then find nothing to do."""
     scripts = Path(sys.executable).parent
     search = os.pathsep.join([str(scripts), os.environ.get("PATH", "")])
     cmake, ninja = (shutil.which(tool, path=search) for tool in ("cmake", "ninja"))

@@ -63,9 +63,10 @@ def test_compile(case, variant, device):
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(case.call, fullgraph=True, dynamic=True, backend=counter)
     for size in ("small", "grad"):
+        compilations = counter.frame_count
         inputs = case.make(size, torch.float32, device, variant=variant)
         same_bits(case.run(inputs, compiled), case.run(inputs))
-    assert counter.frame_count == 1, "another shape compiled anew"
+    assert compilations == counter.frame_count > 0, "another shape compiled anew"
 
 
 @each_case
@@ -93,7 +94,7 @@ def test_deterministic(case, variant, twin, threads):
         same_bits(case.run(inputs), want)
 
 
-# ---- _core: the pybind11 module on arrays of any framework ------------------------------------------------------------
+# ---- _core: the pybind11 module on arrays of any framework -----------------------------------------------------------
 
 PAD = 3  # elements on each side; odd, so that the outputs are misaligned too
 SENTINEL = 77

@@ -46,7 +46,7 @@ __device__ __forceinline__ Range range_of(const GroupAdvantageArgs<T>& args, int
 }
 
 template <class T, int kTeam>
-__global__ __launch_bounds__(kThreads) void group_advantage_kernel(const GroupAdvantageArgs<T> args) {
+__global__ __launch_bounds__(kThreads, 2) void group_advantage_kernel(const GroupAdvantageArgs<T> args) {
   constexpr int kTeams = kThreads / kTeam;
   const int64_t first = int64_t(blockIdx.x) * kTeams;
   const auto large = [](Range range) { return kTeams == 1 || range.size() > kFewRows; };

@@ -120,10 +120,10 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
     others_m2 = team.reduce(square, Merge{});
   }
 
-  // What is left is A = (r - center - shift) * factor, but for the choices that look at a single row.
-  Sum shift = rest, factor = 1;
+  // What is left is A = (r - origin - shift) * factor, but for the choices that look at a single row.
+  Sum origin = Sum(center), shift = rest, factor = 1;
   if (args.baseline == Baseline::length_weighted && second.length > 0) shift = second.length_d / second.length;
-  if (args.baseline == Baseline::none) shift = -Sum(center);
+  if (args.baseline == Baseline::none) origin = shift = 0;
   const Sum all_but_one = n > 1 ? Sum(n) / Sum(n - 1) : Sum(1);
   if (args.baseline == Baseline::leave_one_out) factor = all_but_one;
   if (args.scale == Scale::std) factor = equal ? Sum(0) : factor / (std + Sum(args.eps));
@@ -133,7 +133,7 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
   if (equal && args.baseline != Baseline::none) factor = 0;
   Sum absolute = 0;
   each([&](T r, int64_t i, int64_t row) {
-    Sum a = (Sum(r) - Sum(center) - shift) * factor;
+    Sum a = (Sum(r) - origin - shift) * factor;
     if (args.baseline == Baseline::runner_up) {
       a = i == first.best_at ? (Sum(first.max) - Sum(first.second)) * factor : Sum(0);
     }

@@ -34,17 +34,18 @@ def twins() -> list[tuple[str, bool, bool]]:
     return [(name, has(name, "CPU"), cuda and has(name, "CUDA")) for name in names]
 
 
-def main() -> None:
+def main(arguments: list[str] = ()) -> int:
     """Print what is installed."""
     from rich.console import Console
     from rich.table import Table
 
+    if arguments:
+        raise ValueError(f"warpup info takes no arguments, got {' '.join(arguments)}")
     console = Console()
-    facts = Table.grid(padding=(0, 2))
     for key, value in describe().items():
-        facts.add_row(f"[bold]{key}[/]", value)
-    console.print(facts)
+        console.print(f"[bold]{key:16}[/] {value}", soft_wrap=True, highlight=False)
     ops = Table("op", "CPU", "CUDA", title="kernels", title_justify="left")
     for name, cpu, cuda in twins():
         ops.add_row(name.removeprefix("warpup::"), *("yes" if there else "-" for there in (cpu, cuda)))
     console.print(ops)
+    return 0

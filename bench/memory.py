@@ -1,0 +1,39 @@
+"""The most memory that a call holds at once, beyond what was there before it; its results count, its inputs do not.
+
+CUDA: the caching allocator's own peak. CPU: the kernel's high-water mark of the process's resident memory (VmHWM), reset
+before the call by writing 5 to /proc/self/clear_refs. It sees what torch's allocator, a kernel's own scratch and NumPy
+take alike, in pages really touched. It is blind below some pages, and where the heap's free memory is used again: large
+tensors never are, they are mapped and unmapped, and the rest of the heap is trimmed first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from timing import Candidate
+
+
+def peak_memory(candidate: Candidate, device: str) -> int | None:
+    """Bytes, or None where the system does not tell (not Linux with glibc)."""
+    arguments = candidate.arguments()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        candidate.run(*arguments)
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status("VmRSS")
+        candidate.run(*arguments)
+        return max(0, _status("VmHWM") - before)
+    except (OSError, AttributeError):
+        return None
+
+
+def _status(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
