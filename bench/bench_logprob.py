@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import cache, lru_cache, partial
 
 import torch
-from measure import DIRECTIONS, Comparison, Work, differentiable, expected, moved
 
 from cases import CASES, gradients_of, leaves
+from measure import DIRECTIONS, Comparison, Work, differentiable, expected, moved
 
 OPS = {case.op: case for case in CASES}
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -33,7 +33,7 @@ def test_logprob(case, measure):
 # ---- token_logprob --------------------------------------------------------------------------------------------------
 
 
-def eager(logits, targets, temperature=1.0, entropy=False, dtype=torch.float32):
+def eager(logits, targets, temperature, entropy, dtype=torch.float32):
     """What a careful trainer writes: the plain formula, accumulated in float32 whatever the logits are."""
     all_logp = torch.log_softmax(logits, -1, dtype=dtype)
     logp = all_logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
@@ -41,8 +41,8 @@ def eager(logits, targets, temperature=1.0, entropy=False, dtype=torch.float32):
 
 
 @cache
-def compiled(entropy: bool):
-    return torch.compile(partial(eager, entropy=entropy), fullgraph=True, dynamic=False)
+def compiled(function):
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 @cache
@@ -79,12 +79,15 @@ def token_logprob_results(device, shape, dtype, entropy):
 def token_logprob(device, shape, dtype, entropy, direction) -> Work:
     op = OPS["token_logprob"]
     inputs = token_logprob_inputs(device, shape, dtype) | {"entropy": entropy}
-    make = partial(differentiable, inputs=inputs, wrt=op.differentiable, direction=direction)
+
+    def make(function, **options):
+        return differentiable(function, inputs, op.differentiable, direction, **options)
+
     candidates = {"warpup": make(op.call)}
     if direction != "forward":
         candidates["warpup, inplace_backward"] = make(partial(op.call, inplace_backward=True), consumes=True)
     candidates["eager"] = make(eager)
-    candidates["torch.compile"] = make(compiled(entropy), {k: inputs[k] for k in ("logits", "targets")})
+    candidates["torch.compile"] = make(compiled(eager))
     if dtype != torch.float32:
         candidates["eager, all in 16 bits"] = make(partial(eager, dtype=dtype))
     if not entropy and trl():

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from measure import Comparison, Work, differentiable, expected
-from timing import Candidate
 
-from cases import CASES, Case, gradients_of, upcast
+from cases import CASES, Case, leaves, upcast
+from measure import Comparison, Work, differentiable
+from timing import Candidate
 
 
 def cases(device: str, size: str) -> Iterator[Comparison]:
@@ -34,22 +34,28 @@ def core(op: Case, inputs: dict, convert=lambda tensor: tensor) -> Candidate:
     return Candidate(forward, result=lambda out: tuple(torch.as_tensor(o) for o in out))
 
 
+def both_ways(op: Case, function, inputs: dict, outputs: int) -> Candidate:
+    once = differentiable(function, inputs, op.differentiable, "forward+backward")
+    return Candidate(partial(once.run, *once.arguments()), result=lambda results: results[:outputs])
+
+
 def overhead(op: Case, device: str) -> Work:
     inputs = op.make("overhead", device=device)
+    results = op.run(upcast(inputs), op.reference)
+    outputs = len(results) - len(op.differentiable)
     a = torch.ones(op.sizes["overhead"], device=device)
     name, arguments = op.raw(torch.ops.warpup, inputs)[0]
-    raw = getattr(torch.ops.warpup, name).default
-    outputs = len(op.run(inputs)) - len(op.differentiable)
-    make = partial(differentiable, inputs=inputs, wrt=op.differentiable)
-    first = {"result": lambda out: out[:outputs]}  # the gradients of "both ways" are for the other benchmarks to check
+    raw = getattr(torch.ops.warpup, name)
     candidates = {
         "torch.add": Candidate(partial(torch.add, a, a), result=None),
-        "warpup._core, torch": core(op, inputs),
-        "raw op": Candidate(partial(raw, *arguments), result=None),  # checked by tests/test_contract.py
-        "warpup, no grad": make(op.call, direction="forward"),
+        "warpup._core, torch tensors": core(op, inputs),
+        "raw op": Candidate(partial(raw, *arguments), result=None),  # its outputs are the public function's
+        "warpup, no grad": Candidate(partial(op.call, **inputs), result=leaves),
+        "eager, no grad": Candidate(partial(op.reference, **inputs), result=leaves),
     }
     if device == "cpu":
-        candidates["warpup._core, NumPy"] = core(op, inputs, lambda tensor: tensor.numpy())
+        candidates["warpup._core, NumPy arrays"] = core(op, inputs, lambda tensor: tensor.numpy())
     if op.differentiable:
-        pass
-    return Work(candidates, bytes=0, reference=lambda: op.run(upcast(inputs), op.reference)[:outputs])
+        candidates["warpup, both ways"] = both_ways(op, op.call, inputs, outputs)
+        candidates["eager, both ways"] = both_ways(op, op.reference, inputs, outputs)
+    return Work(candidates, bytes=0, reference=lambda: results[:outputs])

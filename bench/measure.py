@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import roofline
 import torch
-from memory import peak_memory
-from timing import Candidate, HostClock, Samples, interleave
 from torch import Tensor
 
+import roofline
 from cases import Inputs, gradients_of, leaves
+from memory import peak_memory
+from timing import Candidate, HostClock, Samples, interleave
 
 # Of the result's norm: for peers, and for us where no eager peer sets a tighter limit.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -36,7 +36,7 @@ class Comparison:
     name: str
     build: Callable[[], Work]
     goals: dict[str, float] = field(default_factory=dict)  # candidate: its time over the first one's, at least
-    host_clock: bool = False  # time the host, not the device (call overhead)
+    host_clock: bool = False  # time the host, on one thread, not the device (call overhead)
 
 
 @dataclass
@@ -112,7 +112,10 @@ def measure(case: Comparison, device: str, **rounds) -> Result:
         return result
     timed = {name: c for name, c in work.candidates.items() if not rows[name].failure}
     if case.host_clock:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the cost of a call, not of waking threads
         samples = interleave(timed, HostClock(device), **rounds)
+        torch.set_num_threads(threads)
     else:
         for name, candidate in timed.items():
             rows[name].peak_bytes = peak_memory(candidate, device)

@@ -1,7 +1,7 @@
 """The most memory that a call holds at once, beyond what was there before it; its results count, its inputs do not.
 
-CUDA: the caching allocator's own peak. CPU: the kernel's high-water mark of the process's resident memory (VmHWM), reset
-before the call by writing 5 to /proc/self/clear_refs. It sees what torch's allocator, a kernel's own scratch and NumPy
+CUDA: the caching allocator's own peak. CPU: the system's high-water mark of resident memory (VmHWM), reset before
+the call by writing 5 to /proc/self/clear_refs. It sees what torch's allocator, a kernel's own scratch and NumPy
 take alike, in pages really touched. It is blind below some pages, and where the heap's free memory is used again: large
 tensors never are, they are mapped and unmapped, and the rest of the heap is trimmed first.
 """
@@ -12,6 +12,7 @@ import ctypes
 from pathlib import Path
 
 import torch
+
 from timing import Candidate
 
 

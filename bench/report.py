@@ -9,22 +9,23 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-import roofline
 import torch
-from measure import Result, Row, is_ours
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
+import roofline
 import warpup._native as native
+from measure import Result, Row
+
+HERE = Path(__file__).parent
 
 
 def _output(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=20, check=True)
+        return subprocess.check_output(command, text=True, cwd=HERE, timeout=20, stderr=subprocess.DEVNULL).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def _cpu_model() -> str:
@@ -68,12 +69,19 @@ def environment(device: str) -> dict:
 def headline(device: str) -> str:
     e = environment(device)
     where = f"{e['gpu']}, driver {e['driver']}" if device == "cuda" else f"{e['cpu']} ({e['warpup']['cpu']})"
-    rates = ", ".join(f"{name} {rate / 1e9:.1f} GB/s" for name, rate in e["bandwidths"].items())
-    return (
-        f"{where}; {e['threads']} threads on {e['cores']} cores, load {e['load']:.1f} at the start; torch {e['torch']}, "
-        f"warpup {e['warpup']['version']} at {e['git']}\nMeasured at the start: {rates}. `% copy`: of the copy measured in the "
-        "same rounds. `x`: a candidate's time over the first one's.\n`MB`: most memory in use beyond the inputs."
-    )
+    rates = ", ".join(f"{name} {rate / 1e9:,.1f} GB/s" for name, rate in e["bandwidths"].items())
+    lines = [
+        f"{where}; {e['threads']} threads on {e['cores']} cores, load {e['load']:.1f}",
+        f"torch {e['torch']}, warpup {e['warpup']['version']} at {e['git']}; at the start: {rates}",
+        "us: median (IQR: its spread); % copy: of the copy timed in the same rounds; MB: peak beyond the inputs;",
+        "x: a candidate's time over the first one's.",
+    ]
+    if device == "cpu" and e["load"] > e["cores"] / 2:
+        lines.append(
+            "[yellow]Other work runs on this machine: threads that wait for each other stall, which slows what is "
+            "parallel most. Measure again when it is quiet before quoting a ratio.[/]"
+        )
+    return "\n".join(lines)
 
 
 def _ratio(result: Result, row: Row) -> str:
@@ -83,7 +91,7 @@ def _ratio(result: Result, row: Row) -> str:
     text = f"{ratio:.3g}x" if ratio < 1000 else f"{ratio:.0f}x"
     if row is result.rows[0]:
         return "1"
-    if ratio < 1 and not is_ours(row) and is_ours(result.rows[0]):
+    if ratio < 1 and not row.ours and result.rows[0].ours:
         text = f"[red]{text}: faster than ours[/]"
     goal = result.case.goals.get(row.candidate)
     if goal is None:
@@ -109,8 +117,8 @@ def _cells(result: Result, row: Row) -> list[str]:
     ]
 
 
-COLUMNS = (("", 30, "left"), ("us", 11, "right"), ("IQR", 9, "right"), ("GB/s", 7, "right"), ("% copy", 7, "right"),
-           ("MB", 9, "right"), ("x", None, "left"))  # fmt: skip
+COLUMNS = (("", 31, "left"), ("us", 11, "right"), ("IQR", 9, "right"), ("GB/s", 7, "right"), ("% copy", 7, "right"),
+           ("MB", 8, "right"), ("x", None, "left"))  # fmt: skip
 
 
 def _block(result: Result, header: bool) -> Table:
@@ -143,3 +151,20 @@ def table(results: list[Result], device: str, width: int | None = None, color: b
 
 def record(results: list[Result], device: str) -> dict:
     return {"environment": environment(device), "results": [r.as_dict() for r in results]}
+
+
+def summary(record: dict) -> str:
+    """A line a case, from the record: for the end of a log."""
+    lines = [f"{'case':52} {'us':>10} {'GB/s':>8} {'% copy':>6}  x"]
+    for result in record["results"]:
+        first, *others = result["rows"]
+        if wrong := [f"{r['candidate']}: {r['failure']}" for r in result["rows"] if r["failure"]]:
+            lines.append(f"{result['case']:52} " + "; ".join(wrong)[:160])
+        if "median_us" not in first:
+            continue
+        ratios = ", ".join(f"{r['candidate']} {r['ratio']:.2f}" for r in others if r.get("ratio"))
+        share = f"{100 * first['share_of_copy']:.0f}" if first["share_of_copy"] else ""
+        rate = f"{first['bytes_per_second'] / 1e9:,.1f}" if share else ""
+        lines.append(f"{result['case']:52} {first['median_us']:10,.1f} {rate:>8} {share:>6}  {ratios}")
+    rates = ", ".join(f"{name} {rate / 1e9:,.1f} GB/s" for name, rate in record["environment"]["bandwidths"].items())
+    return "\n".join([*lines, f"measured at the start: {rates}; us, GB/s: the first candidate"])

@@ -1,4 +1,4 @@
-"""What the machine itself does: copy bandwidth and matrix-product rate, measured in the run that they are compared with.
+"""What the machine itself does: copy bandwidth and matrix-product rate, measured in the run that they judge.
 
 The copy is a candidate like any other. Each case times it in the same rounds as its own candidates (`measure.py`), so
 that on a shared machine a percentage of the copy bandwidth compares like with like.
@@ -35,7 +35,7 @@ def copy(device: str) -> tuple[Candidate, int]:
 
 @cache
 def bandwidths(device: str) -> dict[str, float]:
-    """bytes/s of the copy, and of a copy into memory that it allocates: what an op that returns a new tensor can reach."""
+    """bytes/s of the copy, and of one into memory that it allocates: the most for an op that returns a new tensor."""
     resident, moved = copy(device)
     source, _ = _buffers(device)
     candidates = {"copy": resident, "copy to new memory": Candidate(source.clone)}

@@ -13,10 +13,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
-from measure import measure  # noqa: E402
-from report import environment, record, table  # noqa: E402
-
 import warpup._native as native  # noqa: E402
+from measure import measure  # noqa: E402
+from report import environment, record, summary, table  # noqa: E402
 
 
 def main() -> int:
@@ -25,9 +24,13 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every benchmark still run?")
     parser.add_argument("-k", dest="pattern", default="", help="only cases whose name this regular expression finds")
     parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--show", type=Path, help="only print a summary of such a file")
     parser.add_argument("--budget", type=float, default=4.0, help="seconds of timing a case")
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="start no case after so many seconds")
     arguments = parser.parse_args()
+    if arguments.show:
+        print(summary(json.loads(arguments.show.read_text())))
+        return 0
 
     size = "quick" if arguments.quick else arguments.device
     rounds = {"budget": 0.0, "rounds": (2, 2)} if arguments.quick else {"budget": arguments.budget}

@@ -20,8 +20,8 @@ import torch
 class Candidate:
     """One way to do the work: `run(*setup())` is timed, `setup()` is not.
 
-    `result` turns what `run` returned into the tensors that are compared with the reference; None where there is nothing
-    to compare (a yardstick that computes something else).
+    `result` turns what `run` returned into the tensors that are compared with the reference; None for a yardstick that
+    computes something else.
     """
 
     run: Callable

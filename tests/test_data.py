@@ -3,7 +3,10 @@
 import itertools
 import json
 import math
+import random
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +32,7 @@ from warpup.data import (
     verify_math,
     word_tokenizer,
 )
+from warpup.data.generate import _draw, _law
 
 few = settings(max_examples=30, deadline=None)
 GRAMMARS = [
@@ -117,22 +121,29 @@ def replay(prompt, completion):
     for step in thought.split(" . "):
         words = step.split()
         if words[0] == "try":
-            assert last in ("", "ok", "try", "wait") and words[1] not in stack and words[2] == "knight"
+            assert last in ("", "ok", "try", "wait")
+            assert words[1] not in stack
+            assert words[2] == "knight"
             stack[words[1]] = "knight"
         elif words[0] == "wait":
-            assert last in ("bad", "back") and words[2] == "knave"
-            assert list(stack)[-1] == words[1] and stack[words[1]] == "knight"
+            assert last in ("bad", "back")
+            assert words[2] == "knave"
+            assert list(stack)[-1] == words[1]
+            assert stack[words[1]] == "knight"
             stack[words[1]] = "knave"
         elif words[0] == "back":
-            assert last in ("bad", "back") and stack.popitem()[1] == "knave"
+            assert last in ("bad", "back")
+            assert stack.popitem()[1] == "knave"
         else:
             name, told, verdict = words[0], words[2:-1], words[-1]
             value = Reader(told, stack, told=True).read()
-            assert [w for w in told if w not in ("yes", "no", "=")] == lines[name] and words[1] == "says"
+            assert [w for w in told if w not in ("yes", "no", "=")] == lines[name]
+            assert words[1] == "says"
             assert verdict == ("ok" if value == (stack[name] == "knight") else "bad")
             sound.add((name, tuple(stack.items()))) if verdict == "ok" else None
         last = words[0] if words[0] in ("try", "wait", "back") else words[-1]
-    assert stack.keys() == lines.keys() and last != "bad"
+    assert stack.keys() == lines.keys()
+    assert last != "bad"
     for name in lines:  # each statement was found good under the final roles of those assigned at the time
         assert any(n == name and dict(at).items() <= stack.items() for n, at in sound)
     world = {name: stack[name] for name in lines}
@@ -150,7 +161,8 @@ def test_puzzles_have_one_solution_and_true_traces(grammar, seed):
         assert replay(long["prompt"], long["completion"]) == long["answer"]
         assert told["short"]["completion"] == f"<think> </think> <answer> {long['answer']} </answer>"
         assert all(e["prompt"] == long["prompt"] and e["answer"] == long["answer"] for e in told.values())
-        assert verify(long["completion"], long).correct and verify(told["short"]["completion"], long["answer"]).correct
+        assert verify(long["completion"], long).correct
+        assert verify(told["short"]["completion"], long["answer"]).correct
         assert verify(told["random"]["completion"], long).parsed
 
 
@@ -170,9 +182,18 @@ def test_replay_rejects_false_lines():
 
 def test_trace_backs_up():
     case = example(Puzzle(("A", "B"), (("and", ("knight", 0), ("knave", 1)), ("or", ("knight", 0), ("knave", 0)))))
-    assert case["answer"] == "A knave B knight" and " bad . back . wait A knave . try B knight . " in case["completion"]
+    assert case["answer"] == "A knave B knight"
+    assert " bad . back . wait A knave . try B knight . " in case["completion"]
     traces = [example(p)["completion"].split() for p in knights_and_knaves(200, people=3, seed=3)]
     assert all(sum(word in trace for trace in traces) > 20 for word in REFLECTION_WORDS)
+
+
+def test_people_are_assigned_in_order_of_mention():
+    both = ("and", ("knight", 0), ("knave", 0))
+    puzzle = Puzzle(("A", "B", "C"), (("knave", 2), ("and", ("knight", 2), ("knight", 1)), both))
+    words = example(puzzle)["completion"].split()
+    tried = [words[i + 1] for i, word in enumerate(words) if word == "try"]
+    assert list(dict.fromkeys(tried)) == ["A", "C", "B"]
 
 
 def test_random_style_is_a_seeded_fair_coin():
@@ -181,7 +202,7 @@ def test_random_style_is_a_seeded_fair_coin():
     assert first == again != other
     right = sum(verify(c, example(p)).correct for c, p in zip(first, puzzles, strict=True))
     assert 60 < right < 140  # 399 / 4 within more than four standard deviations
-    with pytest.raises(ValueError, match="style.*'lng'"):
+    with pytest.raises(ValueError, match=r"style.*'lng'"):
         example(puzzles[0], "lng")
 
 
@@ -193,9 +214,12 @@ def test_counts_and_exhaustion():
 
     prompts = {f"A says {a} . B says {b} . ?" for a in sayings("A", "B") for b in sayings("B", "A")}
     assert {p for p in prompts if len(solve(p)) == 1} == {example(p)["prompt"] for p in ALL_TWO}
-    assert count_puzzles(2) == 399 and count_puzzles(2, width=3) == 975 and count_puzzles(3) == 304_276
+    assert count_puzzles(2) == 399
+    assert count_puzzles(2, width=3) == 975
+    assert count_puzzles(3) == 304_276
     puzzles = knights_and_knaves(399, seed=5)
-    assert len({p.key() for p in puzzles}) == 399 and len({p.canonical_key() for p in puzzles}) == 95
+    assert len({p.key() for p in puzzles}) == 399
+    assert len({p.canonical_key() for p in puzzles}) == 95
     with pytest.raises(ValueError, match="400 puzzles asked for, 399 exist"):
         knights_and_knaves(400)
     narrow = dict(people=3, kinds=("and", "leaf"))
@@ -213,6 +237,20 @@ def test_a_used_up_large_space_says_what_it_found(monkeypatch):
     assert {p.key() for p in knights_and_knaves(399, seed=1)} == {p.key() for p in knights_and_knaves(399, seed=2)}
     with pytest.raises(ValueError, match="400 puzzles asked for, 399 found before 5000 draws"):
         knights_and_knaves(400)
+
+
+def test_law_is_the_law_of_draw():
+    rng, grammar = random.Random(0), (0, 2, 3, 3, ("leaf", "not", "or"))
+    law = _law(*grammar)
+    assert sum(law.values()) == pytest.approx(1)
+    drawn = Counter(_draw(rng, *grammar) for _ in range(20_000))
+    assert drawn.keys() <= law.keys()
+    for group in (lambda s: s[0], len, lambda s: s if s[0] != "or" else None, lambda s: s[1] if s[0] == "or" else None):
+        expected, seen = Counter(), Counter()
+        for statement, chance in law.items():
+            expected[group(statement)] += chance
+            seen[group(statement)] += drawn[statement] / 20_000
+        assert all(abs(expected[g] - seen[g]) < 0.015 for g in expected)
 
 
 def test_both_ways_of_drawing_follow_one_law(monkeypatch):
@@ -234,7 +272,7 @@ def test_generation_is_seeded_and_named():
 
 
 @pytest.mark.parametrize(
-    "bad, message",
+    ("bad", "message"),
     [
         (dict(n=0), "n: .*0"),
         (dict(n=2.0), "n: .*2.0"),
@@ -258,7 +296,7 @@ def test_generator_rejects(bad, message):
 
 
 @pytest.mark.parametrize(
-    "statements, message",
+    ("statements", "message"),
     [
         ((("knight", 0), ("knight", 1)), "exactly one solution, found 4"),
         ((("knave", 0), ("knight", 0)), "I am a knave"),
@@ -278,7 +316,7 @@ def test_puzzle_rejects(statements, message):
 def test_puzzle_rejects_a_wrong_solution():
     statements = (("knave", 1), ("and", ("knight", 0), ("knight", 1)))
     assert Puzzle(("A", "B"), statements).roles == {"A": "knight", "B": "knave"}
-    with pytest.raises(ValueError, match="expected .True, False., got .True, True."):
+    with pytest.raises(ValueError, match=r"expected .True, False., got .True, True."):
         Puzzle(("A", "B"), statements, (True, True))
 
 
@@ -287,11 +325,14 @@ def test_puzzle_rejects_a_wrong_solution():
 def test_symmetry(seed, order):
     puzzle = knights_and_knaves(1, people=4, seed=seed)[0]
     twin = puzzle.permuted(order)
-    assert twin.canonical_key() == puzzle.canonical_key() and twin.roles == puzzle.roles
+    assert twin.canonical_key() == puzzle.canonical_key()
+    assert twin.roles == puzzle.roles
     back = sorted(range(4), key=order.__getitem__)
     assert twin.permuted(back) == puzzle
     other = puzzle.renamed("WXYZ")
-    assert other.key() == puzzle.key() and other != puzzle and list(other.roles.values()) == list(puzzle.roles.values())
+    assert other.key() == puzzle.key()
+    assert other != puzzle
+    assert list(other.roles.values()) == list(puzzle.roles.values())
 
 
 def test_canonical_key_joins_mirror_images_only():
@@ -318,7 +359,8 @@ def test_canonical_key_joins_mirror_images_only():
 def test_split_leaks_nothing(seed, held_out, key):
     puzzles = ALL_TWO + [p.renamed("XY") for p in ALL_TWO[:50]]
     train, test = split(puzzles, held_out, seed, key=key)
-    assert len(test) == held_out and not {key(p) for p in train} & {key(p) for p in test}
+    assert len(test) == held_out
+    assert not {key(p) for p in train} & {key(p) for p in test}
     assert not {p.key() for p in train} & {p.key() for p in test}
     biggest = 50  # no class is larger, so no more can be dropped
     assert len(puzzles) - biggest < len(train) + len(test) <= len(puzzles)
@@ -338,12 +380,13 @@ def test_reasoning_gym_puzzles_are_ours():
     gym = pytest.importorskip("reasoning_gym")
     entries = gym.create_dataset("knights_knaves", n_people=2, depth_constraint=2, width_constraint=2, size=60, seed=4)
     puzzles = from_reasoning_gym(entries, names="AB")
-    assert len(puzzles) == 60 and {p.key() for p in puzzles} <= {p.key() for p in ALL_TWO}
+    assert len(puzzles) == 60
+    assert {p.key() for p in puzzles} <= {p.key() for p in ALL_TWO}
     for puzzle, entry in zip(from_reasoning_gym(entries), entries, strict=True):
         terms = entry["metadata"]["knight_knave_terms"]
         said = {name: terms["a_knight" if role == "knight" else "a_knave"] for name, role in puzzle.roles.items()}
         assert entry["answer"] == " and ".join(f"{n} is {r}" for n, r in said.items()).replace(" and ", ", and ") + "."
-    with pytest.raises(ValueError, match="entry 0.*statements"):
+    with pytest.raises(ValueError, match=r"entry 0.*statements"):
         from_reasoning_gym([{"question": "?"}])
 
 
@@ -352,7 +395,7 @@ ANSWER = "A knight B knave"
 
 
 @pytest.mark.parametrize(
-    "completion, reward",
+    ("completion", "reward"),
     [
         (GOOD, 2),
         ("no opening tag </think><answer>A knight B knave</answer>\n", 2),
@@ -429,14 +472,17 @@ def test_verify_exact():
 
 def test_verify_math_names_the_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(ImportError, match="pip install 'math-verify"):
+    with pytest.raises(ImportError, match="pip install math-verify"):
         verify_math(GOOD, "1")
 
 
 def test_verify_math():
     pytest.importorskip("math_verify")
     for block, reward in ((r"\frac{1}{2}", 2), ("$0.5$", 2), (r"\boxed{1/2}", 2), ("2", -0.5), ("", -1)):
-        assert verify_math(f"</think> <answer> {block} </answer>", "1/2").reward == reward, block
+        text = f"</think> <answer> {block} </answer>"
+        assert verify_math(text, "1/2").reward == reward, block
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(verify_math, text, "1/2").result() == verify_math(text, "1/2")
 
 
 def test_tokenizer_round_trip(tmp_path):
@@ -445,15 +491,18 @@ def test_tokenizer_round_trip(tmp_path):
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert len(tokenizer) == 35 and len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
+    assert len(tokenizer) == 35
+    assert len({tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}) == 3
     for grammar in GRAMMARS:
         for puzzle, style in itertools.product(knights_and_knaves(30, seed=7, **grammar), STYLES):
             case = example(puzzle, style)
             for text in (case["prompt"], case["completion"]):
                 ids = tokenizer(text)["input_ids"]
-                assert len(ids) == len(text.split()) and tokenizer.unk_token_id not in ids
-                assert tokenizer.decode(ids + [tokenizer.eos_token_id], skip_special_tokens=True) == text
-                assert loaded(text)["input_ids"] == ids and loaded.decode(ids) == text
+                assert len(ids) == len(text.split())
+                assert tokenizer.unk_token_id not in ids
+                assert tokenizer.decode([*ids, tokenizer.eos_token_id], skip_special_tokens=True) == text
+                assert loaded(text)["input_ids"] == ids
+                assert loaded.decode(ids) == text
     assert tokenizer.convert_tokens_to_ids("nobody") == tokenizer.unk_token_id
     assert all(tokenizer.convert_tokens_to_ids(w) != tokenizer.unk_token_id for w in REFLECTION_WORDS)
     assert (loaded.pad_token, loaded.bos_token, loaded.eos_token) == ("<pad>", "<bos>", "<eos>")
@@ -462,9 +511,11 @@ def test_tokenizer_round_trip(tmp_path):
 
 def test_tokenizer_takes_names_and_words():
     tokenizer = word_tokenizer(names=("Zoe", "Max"), extra=("seven",))
-    assert len(tokenizer) == 31 and tokenizer.decode(tokenizer("Max seven A")["input_ids"]) == "Max seven <unk>"
+    assert len(tokenizer) == 31
+    assert tokenizer.decode(tokenizer("Max seven A")["input_ids"]) == "Max seven <unk>"
     for bad in (dict(names=("A", "try")), dict(extra=("two words",)), dict(extra=("knight",)), dict(extra=("x", "x"))):
-        with pytest.raises(ValueError):
+        (argument, values), *_ = bad.items()
+        with pytest.raises(ValueError, match=f"{argument}: expected .*{values[-1]}"):
             word_tokenizer(**bad)
 
 
@@ -479,7 +530,8 @@ def write(path, rows):
 def test_load_json_lines(tmp_path):
     file = write(tmp_path / "a.jsonl", ROWS[:3])
     write(tmp_path / "b.jsonl", ROWS[3:])
-    assert load_examples(file) == ROWS[:3] and load_examples(str(tmp_path)) == ROWS
+    assert load_examples(file) == ROWS[:3]
+    assert load_examples(str(tmp_path)) == ROWS
     assert load_examples(tmp_path, limit=4) == ROWS[:4]
     renamed = write(tmp_path / "c.json", [{"q": "p", "a": "1", "prompt": "gone"}])
     assert load_examples(renamed, prompt="q", completion=None, answer="a") == [{"prompt": "p", "answer": "1"}]
@@ -494,7 +546,7 @@ def test_load_saved_data_sets(tmp_path):
     assert load_examples(tmp_path / "two" / "train", limit=2) == ROWS[:2]
     with pytest.raises(ValueError, match=r"several splits.*\['test', 'train'\]"):
         load_examples(tmp_path / "two")
-    with pytest.raises(ValueError, match="row 0: no column 'q' for the prompt, there are .*'level'"):
+    with pytest.raises(ValueError, match=r"row 0: no column 'q' for the prompt, there are .*'level'"):
         load_examples(tmp_path / "one", prompt="q")
 
 
@@ -567,7 +619,8 @@ def test_samplers_resume_exactly(name, seed, before, k):
     rest = drive(sampler, 10, k, before)
     drive(fresh, 3, k)
     fresh.load_state_dict(state)
-    assert drive(fresh, 10, k, before) == rest and fresh.state_dict() == sampler.state_dict()
+    assert drive(fresh, 10, k, before) == rest
+    assert fresh.state_dict() == sampler.state_dict()
     assert drive(SAMPLERS[name](seed), before + 10, k)[before:] == rest
     assert drive(SAMPLERS[name](seed + 1), before + 10, 9) != drive(SAMPLERS[name](seed), before + 10, 9)
 
@@ -616,24 +669,30 @@ def test_samplers_take_tensors_and_reject_nonsense():
     two.observe([0, 8], [torch.tensor([1.0, -2.0]), [0.0, 4.0]])
     three.observe([0, 0, 8, 8], torch.tensor([1.0, -2.0, 0.0, 4.0]))
     assert one.q == two.q == three.q == [0.75, 1.0, 0.0]
-    for indices, advantages in (([0], [1, 2]), ([15], [1]), ([-1], [1]), ([0.0], [1]), ([8, 0], [1, math.nan])):
-        with pytest.raises(ValueError):
+    for indices, advantages, message in (
+        ([0], [1, 2], "one for each of 1 indices, got 2"),
+        ([15], [1], "0 to 14, got 15"),
+        ([-1], [1], "0 to 14, got -1"),
+        ([0.0], [1], "integers"),
+        ([8, 0], [1, math.nan], "finite numbers, got nan for index 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
             one.observe(indices, advantages)
     assert one.q == two.q
-    for make in (
-        lambda: UniformSampler(0),
-        lambda: SECSampler([]),
-        lambda: SECSampler("ab", tau=0),
-        lambda: SECSampler("ab", alpha=1.5),
-        lambda: DUMPSampler("ab", window=0),
-        lambda: UniformSampler(3).next(0),
-        lambda: SECSampler("ab").next(-1),
-        lambda: UniformSampler(3).load_state_dict(UniformSampler(4).state_dict()),
-        lambda: SECSampler("ab").load_state_dict(DUMPSampler("ab").state_dict()),
-        lambda: SECSampler("aab").load_state_dict(SECSampler("abb").state_dict()),
-        lambda: UniformSampler(3).load_state_dict({}),
+    for make, message in (
+        (lambda: UniformSampler(0), "size: .*0"),
+        (lambda: SECSampler([]), "categories: .*none"),
+        (lambda: SECSampler("ab", tau=0), "tau: .*0"),
+        (lambda: SECSampler("ab", alpha=1.5), "alpha: .*1.5"),
+        (lambda: DUMPSampler("ab", window=0), "window: .*0"),
+        (lambda: UniformSampler(3).next(0), "k: .*0"),
+        (lambda: SECSampler("ab").next(-1), "k: .*-1"),
+        (lambda: UniformSampler(3).load_state_dict(UniformSampler(4).state_dict()), "size 3, got .* size 4"),
+        (lambda: SECSampler("ab").load_state_dict(DUMPSampler("ab").state_dict()), "SECSampler .* got 'DUMPSampler'"),
+        (lambda: SECSampler("aab").load_state_dict(SECSampler("abb").state_dict()), r"\[2, 1\], got .*\[1, 2\]"),
+        (lambda: UniformSampler(3).load_state_dict({}), "got None"),
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=message):
             make()
 
 

@@ -9,14 +9,16 @@
 //   A = c / (sqrt(M2 / (n - correction)) + eps)   Scale::std; batch_std takes n and M2 over all groups' rewards
 //       c / (s + eps)                             leave_one_out_std: s over the others; c where s = 0 or n = 2
 //       c                                         none
-//   A NaN reward stands for "no reward": A = 0. n = 1: A = 0, or r itself with `singleton_raw`. max == min: c = 0 exactly
-//   unless the baseline is none, and A = 0 for std and batch_std: rounding noise is never divided by.
+//   A NaN reward stands for "no reward": A = 0. n = 1: A = 0, or r itself with `singleton_raw`. max == min: c = 0
+//   exactly unless the baseline is none, and A = 0 for std and batch_std: rounding noise is never divided by.
 //
 // Layout   group g is rows [g size, (g + 1) size), or [offsets[g], offsets[g + 1]), of the rewards as they lie or, with
 //          `order`, of rewards[order]. Advantages stand where their rewards stand. Empty groups are allowed.
-// Numerics deviations and sums in float32 (float64 for float64; the CPU twin sums in float64), in two passes; the mean is
+// Numerics deviations and sums in float32 (float64 for float64; the CPU twin sums in float64), in two passes; the mean
+// is
 //          carried as a rounded value and its remainder, so an offset of the rewards costs no digits.
-//          Offsets that are not monotone, which the binding rejects on the CPU, are clamped on CUDA: no crash, no unset row.
+//          Offsets that are not monotone, which the binding rejects on the CPU, are clamped on CUDA: no crash, no unset
+//          row.
 // Bytes    rows * 2 sizeof(T), + 8 rows with `order`, + rows * sizeof(T) with lengths, + 8 groups with offsets.
 #pragma once
 
@@ -30,7 +32,7 @@ enum class Scale : int32_t { std, batch_std, leave_one_out_std, none };
 template <class T>  // float, double
 struct GroupAdvantageArgs {
   int64_t rows, groups;
-  int64_t group_size;  // or 0: then `offsets`
+  int64_t group_size;      // or 0: then `offsets`
   const int64_t* offsets;  // [groups + 1]
   const int64_t* order;    // [rows], a permutation, or null
   const T* rewards;
@@ -48,7 +50,7 @@ struct GroupAdvantageArgs {
   int64_t* count;
   T* mean;
   T* std;
-  T* mean_abs;           // mean |A| over the rows with a reward
+  T* mean_abs;             // mean |A| over the rows with a reward
   uint8_t* zero_variance;  // 1 where there is a reward and all are equal
 };
 

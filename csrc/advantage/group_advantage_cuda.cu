@@ -1,5 +1,5 @@
-// One launch whatever the sizes: a team of lanes takes a small group; the groups of a block that are too large for its teams
-// are then taken by the whole block, one after another.
+// One launch whatever the sizes: a team of lanes takes a small group; the groups of a block that are too large for its
+// teams are then taken by the whole block, one after another.
 #include <algorithm>
 
 #include "advantage/group_advantage_math.h"
@@ -10,7 +10,7 @@ namespace warpup {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLanes = 8;         // a small group's team
+constexpr int kLanes = 8;          // a small group's team
 constexpr int64_t kFewRows = 128;  // a group with more goes to the block
 
 template <int kSize>

@@ -1,6 +1,6 @@
-// One group from its rewards to its advantages, written once for both twins. A Team shares the group's rows out: the CPU's
-// is one thread, CUDA's 8 lanes or a block. Every thread of a team makes the same calls to `reduce`, so nothing here
-// returns early.
+// One group from its rewards to its advantages, written once for both twins. A Team shares the group's rows out: the
+// CPU's is one thread, CUDA's 8 lanes or a block. Every thread of a team makes the same calls to `reduce`, so nothing
+// here returns early.
 #pragma once
 
 #include <cmath>
@@ -39,8 +39,12 @@ struct Merge {
   WARPUP_TEAM First<Sum, T> operator()(const First<Sum, T>& a, const First<Sum, T>& b) const {
     const bool a_leads = a.max > b.max || (a.max == b.max && a.best_at < b.best_at);
     const T runner_up = a_leads ? b.max : a.max, second = a_leads ? a.second : b.second;
-    return {a.total + b.total,       a.count + b.count,           a_leads ? a.best_at : b.best_at, a_leads ? a.max : b.max,
-            a.min < b.min ? a.min : b.min, second > runner_up ? second : runner_up};
+    return {a.total + b.total,
+            a.count + b.count,
+            a_leads ? a.best_at : b.best_at,
+            a_leads ? a.max : b.max,
+            a.min < b.min ? a.min : b.min,
+            second > runner_up ? second : runner_up};
   }
   template <class Sum>
   WARPUP_TEAM Second<Sum> operator()(const Second<Sum>& a, const Second<Sum>& b) const {
@@ -94,12 +98,12 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
   second = team.reduce(second, Merge{});
   const Sum rest = equal ? Sum(0) : second.d / Sum(n > 0 ? n : 1);  // the mean is center + rest
   Sum m2 = second.dd - second.d * rest;
-  if (equal || m2 < 0) m2 = 0;                     // NaN, from inf rewards, comes through
+  if (equal || m2 < 0) m2 = 0;  // NaN, from inf rewards, comes through
   const int64_t freedom = n - args.correction;
   const Sum std = freedom > 0 ? sqrt(m2 / Sum(freedom)) : Sum(0);
 
-  // Leave-one-out std: M2 of the others is M2 - d^2 n / (n - 1). Only for the row furthest from the mean can that difference
-  // lose its digits, so its others are summed themselves.
+  // Leave-one-out std: M2 of the others is M2 - d^2 n / (n - 1). Only for the row furthest from the mean can that
+  // difference lose its digits, so its others are summed themselves.
   Extreme<T> extreme{-1, end, 0, 0};
   Sum others_m2 = 0;
   if (args.scale == Scale::leave_one_out_std) {  // the same for all teams

@@ -11,7 +11,8 @@ namespace {
 
 constexpr int kMaxDigit = 11;  // bits: 2,048 counters of 4 bytes are a quarter of L1
 
-// A row beside its key. Packed into 8 bytes where both fit in 32 bits: then the outputs themselves are the scratch space.
+// A row beside its key. Packed into 8 bytes where both fit in 32 bits: then the outputs themselves are the scratch
+// space.
 struct Packed {
   uint64_t bits;
   static Packed of(uint64_t key, int64_t row) { return {key << 32 | static_cast<uint64_t>(row)}; }

@@ -29,7 +29,7 @@ void reverse_scan_cpu(const ReverseScanArgs<T>& args) {
           delta += args.gamma * next_value - double(v[t]);
           next_value = v[t];
         }
-        x = delta + args.decay * x;
+        x = args.decay == 0 ? delta : delta + args.decay * x;
         out[t] = static_cast<T>(x);
         if (returns) returns[t] = static_cast<T>(x + next_value);
       }

@@ -9,10 +9,10 @@ namespace {
 constexpr int kThreads = 128, kTokens = 4, kChunk = 32 * kTokens;
 
 template <class T>
-struct Step {  // y -> a y + b
+struct Step {  // y -> a y + b; a = 0 forgets y, also where it is NaN
   T a, b;
-  __device__ __forceinline__ T operator()(T y) const { return a * y + b; }
-  __device__ __forceinline__ Step after(Step first) const { return {a * first.a, a * first.b + b}; }
+  __device__ __forceinline__ T operator()(T y) const { return a == 0 ? b : a * y + b; }
+  __device__ __forceinline__ Step after(Step first) const { return {a * first.a, (*this)(first.b)}; }
 };
 
 template <class T>
@@ -42,7 +42,8 @@ __global__ __launch_bounds__(kThreads) void reverse_scan_kernel(const ReverseSca
       leftmost = live[i] ? value[i] : leftmost;
       any |= live[i];
     }
-    // The next live token's value: in this lane, else in the nearest lane to the right that has one, else in the last chunk.
+    // The next live token's value: in this lane, else in the nearest lane to the right that has one, else in the last
+    // chunk.
     const unsigned lanes = __ballot_sync(kFullWarp, any), right = lane == 31 ? 0 : lanes & (kFullWarp << (lane + 1));
     const T from_right = __shfl_sync(kFullWarp, leftmost, right ? __ffs(right) - 1 : lane);
     T following = right ? from_right : next_value;

@@ -1,9 +1,9 @@
 // The pybind11 module: build information, and every entry on arrays of any framework, outputs given by the caller.
 // Nothing here knows torch; torch tensors come in through DLPack like all others.
-#include "bind/dlpack.h"
-
 #include <pybind11/stl.h>
 
+#include "bind/advantage.h"
+#include "bind/dlpack.h"
 #include "bind/logprob.h"
 #include "core/parallel.h"
 
@@ -68,27 +68,49 @@ py::dict build_info() {
 }  // namespace warpup
 
 PYBIND11_MODULE(WARPUP_MODULE, m) {
-  m.doc() = "warpup kernels on DLPack arrays; outputs are given by the caller. See csrc/<family>/<op>.h for each contract.";
+  // Entries touch no Python object: other threads may run meanwhile.
+  const auto def = [&m](const char* name, auto entry, const auto&... arguments) {
+    m.def(name, entry, py::call_guard<py::gil_scoped_release>(), arguments...);
+  };
+  m.doc() =
+      "warpup kernels on DLPack arrays; outputs are given by the caller. See csrc/<family>/<op>.h for each contract.";
   m.def("build_info", &warpup::build_info);
 
-  m.def("token_logprob", &warpup::token_logprob, "logits"_a, "targets"_a, "temperature"_a = py::none(), py::kw_only(),
-        "temperature_scalar"_a = 1.0, "ignore_index"_a = -100, "logp"_a, "entropy"_a = py::none(), "stats"_a);
-  m.def("token_logprob_backward", &warpup::token_logprob_backward, "logits"_a, "targets"_a, "temperature"_a = py::none(),
-        py::kw_only(), "temperature_scalar"_a = 1.0, "ignore_index"_a = -100, "stats"_a, "entropy"_a = py::none(),
-        "grad_logp"_a = py::none(), "grad_entropy"_a = py::none(), "grad_logits"_a);
+  def("token_logprob", &warpup::token_logprob, "logits"_a, "targets"_a, "temperature"_a = py::none(), py::kw_only(),
+      "temperature_scalar"_a = 1.0, "ignore_index"_a = -100, "logp"_a, "entropy"_a = py::none(), "stats"_a);
+  def("token_logprob_backward", &warpup::token_logprob_backward, "logits"_a, "targets"_a, "temperature"_a = py::none(),
+      py::kw_only(), "temperature_scalar"_a = 1.0, "ignore_index"_a = -100, "stats"_a, "entropy"_a = py::none(),
+      "grad_logp"_a = py::none(), "grad_entropy"_a = py::none(), "grad_logits"_a);
 
   py::class_<warpup::PolicyOptions>(m, "PolicyOptions")
       .def(py::init([](int64_t kind, std::pair<double, double> clip, std::array<double, 3> kl, bool per_sequence,
                        int64_t denominator, double denominator_value) {
-             return warpup::PolicyOptions{kind,  clip.first,   clip.second, kl[0],            kl[1],
-                                          kl[2], per_sequence, denominator, denominator_value};
+             return warpup::PolicyOptions{kind,         clip.first,  clip.second,      kl[0], kl[1], kl[2],
+                                          per_sequence, denominator, denominator_value};
            }),
            "kind"_a = 0, py::kw_only(), "clip"_a = std::pair(0.2, 0.2), "kl"_a = std::array<double, 3>{},
            "per_sequence"_a = false, "denominator"_a = 0, "denominator_value"_a = 0.0);
-  m.def("policy_loss", &warpup::policy_loss, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a, "ref_logp"_a = py::none(),
-        "denominator"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{0, .2, .2}, "loss"_a,
-        "metrics"_a, "row_weight"_a, "partials"_a);
-  m.def("policy_loss_backward", &warpup::policy_loss_backward, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a,
-        "ref_logp"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{0, .2, .2}, "row_weight"_a,
-        "grad_loss"_a, "grad_logp"_a);
+  def("policy_loss", &warpup::policy_loss, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a, "ref_logp"_a = py::none(),
+      "denominator"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{0, .2, .2}, "loss"_a,
+      "metrics"_a, "row_weight"_a, "partials"_a);
+  def("policy_loss_backward", &warpup::policy_loss_backward, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a,
+      "ref_logp"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{0, .2, .2}, "row_weight"_a,
+      "grad_loss"_a, "grad_logp"_a);
+
+  def("group_advantage", &warpup::group_advantage, "rewards"_a, "offsets"_a = py::none(), "order"_a = py::none(),
+      "lengths"_a = py::none(), "batch"_a = py::none(), py::kw_only(), "group_size"_a = 0, "baseline"_a = "mean",
+      "scale"_a = "std", "eps"_a = 1e-4, "correction"_a = 1, "singleton"_a = "zero", "advantages"_a,
+      "count"_a = py::none(), "mean"_a = py::none(), "std"_a = py::none(), "mean_abs"_a = py::none(),
+      "zero_variance"_a = py::none());
+  def("group_plan", &warpup::group_plan, "ids"_a, py::kw_only(), "order"_a, "offsets"_a);
+  def("reverse_scan", &warpup::reverse_scan, "rewards"_a, "values"_a, "mask"_a, "bootstrap"_a = py::none(),
+      py::kw_only(), "gamma"_a, "decay"_a, "cut"_a = false, "x"_a, "returns"_a = py::none());
+  def("role_advantage", &warpup::role_advantage, "rewards"_a, "roles"_a, "baseline_state"_a, py::kw_only(),
+      "decay"_a = 0.95, "advantages"_a, "new_state"_a);
+  def("masked_moments", &warpup::masked_moments, "x"_a, "mask"_a = py::none(), py::kw_only(), "skip_nan"_a = false,
+      "correction"_a = 1, "partials"_a, "moments"_a);
+  def("masked_whiten", &warpup::masked_whiten, "x"_a, "mask"_a = py::none(), py::kw_only(), "shift_mean"_a = true,
+      "correction"_a = 1, "eps"_a = 1e-8, "out"_a, "partials"_a, "moments"_a);
+  def("tree_values", &warpup::tree_values, "rewards"_a, "children"_a, "begin"_a, "end"_a, py::kw_only(), "values"_a,
+      "settled"_a);
 }

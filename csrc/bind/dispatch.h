@@ -30,10 +30,9 @@ void dispatch_floating(const char* op, const char* name, DType dtype, const Body
 #define WARPUP_RUN(op, T, device, args) \
   ((device).cuda ? (DeviceGuard((device).index), op##_cuda<T>(args, (device).stream)) : op##_cpu<T>(args))
 #else
-#define WARPUP_RUN(op, T, device, args)                                                                        \
-  ((device).cuda ? fail(#op                                                                                    \
-                        ": this build of warpup has no CUDA kernels; put nvcc on PATH and reinstall, `warpup " \
-                        "info` shows what is built")                                                           \
+#define WARPUP_RUN(op, T, device, args)                                                                            \
+  ((device).cuda ? fail(#op ": this build of warpup has no CUDA kernels; put nvcc on PATH and reinstall, `warpup " \
+                            "info` shows what is built")                                                           \
                  : op##_cpu<T>(args))
 #endif
 

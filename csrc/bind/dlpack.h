@@ -64,7 +64,7 @@ inline View view_of(const DLTensor& t) {
 }
 
 // A view and what keeps its memory alive during the call.
-struct Borrowed {
+struct __attribute__((visibility("hidden"))) Borrowed {
   View view;
   pybind11::object owner;  // a consumed capsule, where the producer has no exchange API
 };
@@ -74,7 +74,8 @@ inline const DLPackExchangeAPI* exchange_api(PyTypeObject* type) {
   static const DLPackExchangeAPI* cached_api = nullptr;
   if (type == cached_type) return cached_api;
   const DLPackExchangeAPI* api = nullptr;
-  const auto attribute = pybind11::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", pybind11::none());
+  const auto attribute =
+      pybind11::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", pybind11::none());
   if (PyCapsule_CheckExact(attribute.ptr())) {
     api = static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(attribute.ptr(), "dlpack_exchange_api"));
     while (api && api->header.version.major > DLPACK_MAJOR_VERSION) {

@@ -22,8 +22,8 @@ inline void check_targets(const char* op, const View& targets, const Rows& rows,
 // What forward and backward have in common.
 template <class T>
 TokenLogprobArgs<T> token_logprob_args(const char* op, const View& logits, const View& targets,
-                                       const OptionalView& temperature, double temperature_scalar,
-                                       int64_t ignore_index, const View& stats) {
+                                       const OptionalView& temperature, double temperature_scalar, int64_t ignore_index,
+                                       const View& stats) {
   const int lead = logits.dims - 1;
   const Argument logits_arg(op, "logits", logits), targets_arg(op, "targets", targets);
   TokenLogprobArgs<T> args{};
@@ -49,7 +49,8 @@ TokenLogprobArgs<T> token_logprob_args(const char* op, const View& logits, const
   }
   args.temperature_scalar = temperature_scalar;
   Argument(op, "stats", stats).dtype({dtype_of<acc_t<T>>()}).on(logits.device).contiguous();
-  if (stats.numel() != 2 * args.logits_rows.count) fail(op, ": stats must hold 2 values a row, got shape ", shape_of(stats));
+  if (stats.numel() != 2 * args.logits_rows.count)
+    fail(op, ": stats must hold 2 values a row, got shape ", shape_of(stats));
   args.stats = data<acc_t<T>>(stats);
   return args;
 }
@@ -64,7 +65,8 @@ inline void token_logprob(const View& logits, const View& targets, const Optiona
   Argument(op, "logits", logits).unit_stride_last();
   const int lead = logits.dims - 1;
   dispatch_floating(op, "logits", logits.dtype, [&]<class T>() {
-    auto args = detail::token_logprob_args<T>(op, logits, targets, temperature, temperature_scalar, ignore_index, stats);
+    auto args =
+        detail::token_logprob_args<T>(op, logits, targets, temperature, temperature_scalar, ignore_index, stats);
     const DType acc = dtype_of<acc_t<T>>();
     Argument(op, "logp", logp).dtype({acc}).on(logits.device).shape_like(logits, lead).contiguous();
     args.logp = data<acc_t<T>>(logp);
@@ -86,7 +88,8 @@ inline void token_logprob_backward(const View& logits, const View& targets, cons
     using Acc = acc_t<T>;
     const DType acc = dtype_of<Acc>();
     TokenLogprobBackwardArgs<T> args{};
-    args.forward = detail::token_logprob_args<T>(op, logits, targets, temperature, temperature_scalar, ignore_index, stats);
+    args.forward =
+        detail::token_logprob_args<T>(op, logits, targets, temperature, temperature_scalar, ignore_index, stats);
     const auto per_row = [&](const char* name, const OptionalView& v, const Acc** pointer, Rows* rows) {
       if (!v) return;
       const Argument arg(op, name, *v);

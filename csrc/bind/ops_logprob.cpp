@@ -1,6 +1,5 @@
 // torch ops of the logprob family: allocate the results, call the entry.
 #include "bind/logprob.h"
-
 #include "bind/torch.h"
 
 namespace warpup {
@@ -49,8 +48,8 @@ PolicyResult policy_loss_op(const Tensor& logp, const Tensor& old_logp, const Te
   Tensor loss = empty({}, lp.dtype, logp), metrics = empty({kPolicyMetrics}, lp.dtype, logp);
   Tensor row_weight = empty({batch}, lp.dtype, logp);
   const Tensor partials = empty({batch * policy_pieces(length), kPolicySums}, lp.dtype, logp);
-  const PolicyOptions options{kind,  clip_low,     clip_high,   kl_k1,            kl_k2,
-                              kl_k3, per_sequence, denominator, denominator_value};
+  const PolicyOptions options{kind,         clip_low,    clip_high,        kl_k1, kl_k2, kl_k3,
+                              per_sequence, denominator, denominator_value};
   policy_loss(lp, view(old_logp), view(advantages), view(mask), view(ref_logp), view(denominator_tensor), options,
               view(loss), view(metrics), view(row_weight), view(partials));
   return {loss, metrics, row_weight};
@@ -92,7 +91,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
   m.def(
       "policy_loss(Tensor logp, Tensor old_logp, Tensor advantages, Tensor mask, Tensor? ref_logp, "
       "Tensor? denominator_tensor, int kind, float clip_low, float clip_high, float kl_k1, float kl_k2, float kl_k3, "
-      "bool per_sequence, int denominator, float denominator_value) -> (Tensor loss, Tensor metrics, Tensor row_weight)");
+      "bool per_sequence, int denominator, float denominator_value) -> (Tensor loss, Tensor metrics, Tensor "
+      "row_weight)");
   m.def(
       "policy_loss_backward(Tensor logp, Tensor old_logp, Tensor advantages, Tensor mask, Tensor? ref_logp, int kind, "
       "float clip_low, float clip_high, float kl_k1, float kl_k2, float kl_k3, Tensor row_weight, Tensor grad_loss) "

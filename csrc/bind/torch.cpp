@@ -98,4 +98,3 @@ void parallel_for_impl(int64_t begin, int64_t end, int64_t grain, void (*body)(c
 }
 
 }  // namespace warpup
-

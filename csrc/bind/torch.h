@@ -21,9 +21,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 View view(const Tensor& tensor);
-inline OptionalView view(const OptionalTensor& tensor) {
-  return tensor ? OptionalView(view(*tensor)) : std::nullopt;
-}
+inline OptionalView view(const OptionalTensor& tensor) { return tensor ? OptionalView(view(*tensor)) : std::nullopt; }
 
 // An uninitialised contiguous tensor on `like`'s device. Large CPU results ask for huge pages: their first touch is
 // otherwise most of what a memory-bound op costs (on 131 MB: 62 ms of page faults against 13 ms of copying).

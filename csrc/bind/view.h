@@ -80,7 +80,8 @@ class Argument {
 
   const Argument& on(const Device& device) const {
     if (v_.device.same(device)) return *this;
-    fail(op_, ": ", name_, " is on ", device_name(v_.device), ", expected ", device_name(device), " like the first argument");
+    fail(op_, ": ", name_, " is on ", device_name(v_.device), ", expected ", device_name(device),
+         " like the first argument");
   }
 
   const Argument& shape(std::initializer_list<int64_t> expected) const {

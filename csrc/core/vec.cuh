@@ -39,8 +39,9 @@ __device__ __forceinline__ int64_t unaligned_head(const T* x, int64_t n) {
   return head < n ? head : n;
 }
 
-// Calls body(values, first) on all of x[0, n), shared out over `step` threads of which this one is `rank`: `values` is an
-// array of kVec elements that begin at index `first`, or of one. kUnroll vectors are in flight before the first is used.
+// Calls body(values, first) on all of x[0, n), shared out over `step` threads of which this one is `rank`: `values` is
+// an array of kVec elements that begin at index `first`, or of one. kUnroll vectors are in flight before the first is
+// used.
 template <int kUnroll, class T, class Body>
 __device__ __forceinline__ void walk(const T* x, int64_t n, int rank, int step, Body body) {
   using Acc = acc_t<T>;

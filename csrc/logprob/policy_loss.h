@@ -28,7 +28,8 @@ struct PolicySums {
 };
 inline constexpr int kPolicySums = 8;
 
-// metrics: tokens, clip fraction low, high, ratio mean, ratio max, approx_kl = mean(r - 1 - log r), mean weighted ref KL
+// metrics: tokens, clip fraction low, high, ratio mean, ratio max, approx_kl = mean(r - 1 - log r), mean weighted ref
+// KL
 inline constexpr int kPolicyMetrics = 7;
 
 enum class Denominator : int { tokens, sequences, elements, given };

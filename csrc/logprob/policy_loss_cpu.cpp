@@ -6,8 +6,8 @@
 
 namespace warpup {
 
-// The inputs of a piece, as the two loops below walk them. Loads are unconditional and the mask selects afterwards: that
-// is what lets the compiler vectorise.
+// The inputs of a piece, as the two loops below walk them. Loads are unconditional and the mask selects afterwards:
+// that is what lets the compiler vectorise.
 template <class T, bool kKl>
 struct Piece {
   const T *logp, *old, *ref, *advantages;
@@ -121,8 +121,8 @@ void policy_loss_backward_cpu(const PolicyLossBackwardArgs<T>& args) {
   });
 }
 
-#define INSTANTIATE(T)                                              \
-  template void policy_loss_cpu<T>(const PolicyLossArgs<T>& args);  \
+#define INSTANTIATE(T)                                             \
+  template void policy_loss_cpu<T>(const PolicyLossArgs<T>& args); \
   template void policy_loss_backward_cpu<T>(const PolicyLossBackwardArgs<T>& args);
 INSTANTIATE(float)
 INSTANTIATE(double)

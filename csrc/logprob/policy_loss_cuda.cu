@@ -54,9 +54,9 @@ __global__ __launch_bounds__(kThreads) void policy_loss_kernel(const PolicyLossA
   for (int64_t t = begin + threadIdx.x; t < end; t += kThreads) {
     const Token<T, kKind, kKl> token(args, b, t);
     if (!token.on) continue;
-    sums = Add{}(sums, {token.policy.loss + token.kl.value, T(1), T(token.policy.clipped_low),
-                        T(token.policy.clipped_high), token.policy.ratio, token.policy.ratio,
-                        token.policy.ratio - T(1) - token.log_ratio, token.kl.value});
+    sums = Add{}(sums,
+                 {token.policy.loss + token.kl.value, T(1), T(token.policy.clipped_low), T(token.policy.clipped_high),
+                  token.policy.ratio, token.policy.ratio, token.policy.ratio - T(1) - token.log_ratio, token.kl.value});
   }
   sums = block_reduce<kThreads>(sums, Add{});
   if (threadIdx.x == 0) reinterpret_cast<PolicySums<T>*>(args.partials)[blockIdx.x] = sums;
@@ -87,7 +87,8 @@ __global__ __launch_bounds__(kThreads) void policy_loss_backward_kernel(const Po
 
 template <class T, class Body>
 void dispatch_kind(const PolicyLossArgs<T>& args, const Body& body) {
-  args.ref_logp ? body.template operator()<PolicyKind::clip, true>() : body.template operator()<PolicyKind::clip, false>();
+  args.ref_logp ? body.template operator()<PolicyKind::clip, true>()
+                : body.template operator()<PolicyKind::clip, false>();
 }
 
 }  // namespace

@@ -9,8 +9,8 @@ namespace warpup {
 enum class PolicyKind : int { clip };  // clip: PPO, GRPO, DAPO (clip-higher), Dr. GRPO
 
 struct PolicyParams {
-  double clip_low, clip_high;      // the ratio is clipped to [1 - clip_low, 1 + clip_high]
-  double kl_k1, kl_k2, kl_k3;      // weights of the three estimators of KL(pi || ref): kl_coef on one, 0 on the others
+  double clip_low, clip_high;  // the ratio is clipped to [1 - clip_low, 1 + clip_high]
+  double kl_k1, kl_k2, kl_k3;  // weights of the three estimators of KL(pi || ref): kl_coef on one, 0 on the others
 };
 
 template <class Acc>
@@ -30,7 +30,7 @@ WARPUP_HD PolicyTerm<Acc> policy_term(Acc log_ratio, Acc advantage, Acc low, Acc
   const Acc ceiling = advantage > 0 ? Acc(1) + high : std::numeric_limits<Acc>::max();
   const Acc above_floor = r < floor ? floor : r, held = above_floor > ceiling ? ceiling : above_floor;
   const Acc loss = -held * advantage;
-  return {loss, held == r ? loss : Acc(0), r, r < floor, r > ceiling};
+  return {loss, held == r ? loss : Acc(0), r, r<floor, r> ceiling};
 }
 
 template <class Acc>

@@ -64,13 +64,9 @@ template <class T>
 WARPUP_HD void write_results(const PolicyLossArgs<T>& args, const PolicyTotals& totals, double denominator) {
   const double per_token = totals.tokens > 0 ? 1 / totals.tokens : 0;
   *args.loss = totals.tokens > 0 && denominator != 0 ? static_cast<T>(totals.loss / denominator) : T(0);
-  const double metrics[kPolicyMetrics] = {totals.tokens,
-                                          totals.clipped_low * per_token,
-                                          totals.clipped_high * per_token,
-                                          totals.ratio * per_token,
-                                          totals.ratio_max,
-                                          totals.approx_kl * per_token,
-                                          totals.ref_kl * per_token};
+  const double metrics[kPolicyMetrics] = {
+      totals.tokens,    totals.clipped_low * per_token, totals.clipped_high * per_token, totals.ratio * per_token,
+      totals.ratio_max, totals.approx_kl * per_token,   totals.ref_kl * per_token};
   for (int i = 0; i < kPolicyMetrics; ++i) args.metrics[i] = static_cast<T>(metrics[i]);
 }
 

@@ -34,7 +34,7 @@ WARPUP_CLONES void row_stats(const T* __restrict x, int64_t n, acc_t<T> inv_t, R
     Acc high = -kInf<Acc>;
 #pragma omp simd reduction(max : high)
     for (int64_t j = 0; j < len; ++j) {
-      const Acc v = load(b[j]) * inv_t;
+      const Acc v = rounded_product(load(b[j]), inv_t);
       high = v > high ? v : high;
     }
     if (high > row.max) {
@@ -49,7 +49,7 @@ WARPUP_CLONES void row_stats(const T* __restrict x, int64_t n, acc_t<T> inv_t, R
     Acc sum = 0, shifted = 0;
 #pragma omp simd reduction(+ : sum, shifted)
     for (int64_t j = 0; j < len; ++j) {
-      const Acc d = load(b[j]) * inv_t - shift;
+      const Acc d = rounded_product(load(b[j]), inv_t) - shift;
       const Acc e = exp_neg(d);
       sum += e;
       if constexpr (kEntropy) shifted += e * bounded(d);
@@ -68,11 +68,12 @@ WARPUP_CLONES void gradient_block(const T* x, int64_t n, acc_t<T> inv_t, acc_t<T
   const Acc minus_a = -a * inv_t, minus_h = -h * inv_t;
   if (h == 0) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) out[j] = store<T>(exp_neg(load(x[j]) * inv_t - max - log_sum) * minus_a);
+    for (int64_t j = 0; j < n; ++j)
+      out[j] = store<T>(exp_neg(rounded_product(load(x[j]), inv_t) - max - log_sum) * minus_a);
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const Acc d = load(x[j]) * inv_t - max - log_sum;
+      const Acc d = rounded_product(load(x[j]), inv_t) - max - log_sum;
       out[j] = store<T>(exp_neg(d) * (minus_a + minus_h * bounded(d)));
     }
   }
@@ -97,7 +98,8 @@ void token_logprob_cpu(const TokenLogprobArgs<T>& args) {
       const double log_sum = std::log(row.sum);
       args.stats[2 * r] = empty ? Acc(0) : row.max;
       args.stats[2 * r + 1] = empty ? kInf<Acc> : static_cast<Acc>(log_sum);
-      args.logp[r] = empty ? Acc(0) : static_cast<Acc>(double(load(x[y]) * inv_t) - double(row.max) - log_sum);
+      args.logp[r] =
+          empty ? Acc(0) : static_cast<Acc>(double(rounded_product(load(x[y]), inv_t)) - double(row.max) - log_sum);
       if (args.entropy) args.entropy[r] = empty ? Acc(0) : static_cast<Acc>(log_sum - row.shifted / row.sum);
     }
   });
@@ -126,7 +128,7 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
         continue;
       }
       const Acc a = g + (h == 0 ? Acc(0) : h * f.entropy[r]);
-      const Acc at_target = load(x[y]) * inv_t - max - log_sum;
+      const Acc at_target = rounded_product(load(x[y]), inv_t) - max - log_sum;
       for (int64_t begin = 0; begin < f.vocab; begin += kBlock) {
         const int64_t len = std::min(kBlock, f.vocab - begin);
         gradient_block<T>(x + begin, len, inv_t, max, log_sum, a, h, streamed ? block : dz + begin);
@@ -139,7 +141,7 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
   });
 }
 
-#define INSTANTIATE(T)                                                \
+#define INSTANTIATE(T)                                                 \
   template void token_logprob_cpu<T>(const TokenLogprobArgs<T>& args); \
   template void token_logprob_backward_cpu<T>(const TokenLogprobBackwardArgs<T>& args);
 INSTANTIATE(float)

@@ -1,4 +1,5 @@
-// Forward: one block a row, one read of it. Backward: one block a piece of a row, so that few long rows fill the GPU too.
+// Forward: one block a row, one read of it. Backward: one block a piece of a row, so that few long rows fill the GPU
+// too.
 #include <algorithm>
 
 #include "core/launch.cuh"
@@ -55,12 +56,15 @@ __global__ __launch_bounds__(kThreads) void token_logprob_kernel(const TokenLogp
     walk<kUnroll<T>>(x, args.vocab, threadIdx.x, kThreads, [&]<int N>(const Acc(&z)[N], int64_t) {
       Acc max = row.max;
 #pragma unroll
-      for (int i = 0; i < N; ++i) max = z[i] * inv_t > max ? z[i] * inv_t : max;
+      for (int i = 0; i < N; ++i) {
+        const Acc v = rounded_product(z[i], inv_t);
+        max = v > max ? v : max;
+      }
       row = rescale(row, max);
       const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const Acc d = z[i] * inv_t - shift, e = exp_neg(d);
+        const Acc d = rounded_product(z[i], inv_t) - shift, e = exp_neg(d);
         row.sum += e;
         if constexpr (kEntropy) row.shifted += e * bounded(d);
       }
@@ -74,7 +78,7 @@ __global__ __launch_bounds__(kThreads) void token_logprob_kernel(const TokenLogp
   const Acc log_sum = log(row.sum);
   args.stats[2 * r] = invalid ? nan : empty ? Acc(0) : row.max;
   args.stats[2 * r + 1] = empty ? kInf<Acc> : log_sum;
-  args.logp[r] = invalid ? nan : empty ? Acc(0) : load(x[y]) * inv_t - row.max - log_sum;
+  args.logp[r] = invalid ? nan : empty ? Acc(0) : rounded_product(load(x[y]), inv_t) - row.max - log_sum;
   if (args.entropy) args.entropy[r] = invalid ? nan : empty ? Acc(0) : log_sum - row.shifted / row.sum;
 }
 
@@ -101,7 +105,7 @@ __global__ __launch_bounds__(kThreads) void token_logprob_backward_kernel(const 
     Acc out[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const Acc d = z[i] * inv_t - max - log_sum;
+      const Acc d = rounded_product(z[i], inv_t) - max - log_sum;
       const Acc at_target = first + i == y ? g : Acc(0);
       out[i] = zero ? Acc(0) : inv_t * (at_target - exp_neg(d) * (a + h * bounded(d)));
     }
@@ -140,7 +144,8 @@ void token_logprob_backward_cuda(const TokenLogprobBackwardArgs<T>& args, void* 
   const int64_t piece = std::min<int64_t>(std::max<int64_t>(args.forward.vocab, 1), kThreads * kVec<T> * kUnroll<T>);
   const int64_t pieces = ceil_div(args.forward.vocab, piece);
   launch("token_logprob_backward", token_logprob_backward_kernel<T, kThreads>,
-         dim3(static_cast<unsigned>(args.forward.logits_rows.count * pieces)), dim3(kThreads), stream, args, piece, pieces);
+         dim3(static_cast<unsigned>(args.forward.logits_rows.count * pieces)), dim3(kThreads), stream, args, piece,
+         pieces);
 }
 
 #define INSTANTIATE(T)                                                                \

@@ -9,14 +9,14 @@ from .verify import Rewards, Verdict, verify, verify_exact, verify_math
 from .vocabulary import REFLECTION_WORDS, word_tokenizer
 
 __all__ = [
-    "DUMPSampler",
     "KINDS",
     "NAMES",
-    "Puzzle",
     "REFLECTION_WORDS",
+    "STYLES",
+    "DUMPSampler",
+    "Puzzle",
     "Rewards",
     "SECSampler",
-    "STYLES",
     "Sampler",
     "Statement",
     "UniformSampler",

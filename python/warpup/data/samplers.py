@@ -78,7 +78,7 @@ class _CategorySampler:
         if not self.categories:
             raise ValueError("categories: expected one for each example, got none")
         if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature!r}")
+            raise ValueError(f"tau: expected a positive number, got {temperature!r}")
         self.names = list(dict.fromkeys(self.categories))
         self.temperature, self.seed, self.draws = temperature, seed, 0
         rank = {name: number for number, name in enumerate(self.names)}

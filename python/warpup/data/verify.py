@@ -5,6 +5,7 @@ parsed, -0.5 for a wrong one, +2 for the right one.
 """
 
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -68,16 +69,20 @@ def verify_math(completion: str, answer: str | Mapping[str, Any], *, rewards: Re
     r"""Check that the answer block and the answer are the same mathematical object, by the package math-verify.
 
     answer: an expression as plain text or LaTeX, such as `\frac{1}{2}`; dollar signs are added where there are none.
+    math-verify gives up on hard expressions after 5 seconds in the main thread; in another nothing limits them.
     Raises ImportError naming the installation if the package is missing, ValueError if `answer` cannot be parsed.
     """
     try:
         import math_verify
     except ImportError as error:
-        raise ImportError("verify_math needs math-verify: pip install 'math-verify[antlr4_13_2]'") from error
+        raise ImportError("verify_math needs math-verify: pip install math-verify") from error
+
+    # math-verify limits its time by signals, which only the main thread can receive.
+    main = threading.current_thread() is threading.main_thread()
+    parsing, comparing = ({}, {}) if main else (dict(parsing_timeout=None), dict(timeout_seconds=None))
 
     def parse(text: str):
-        # math-verify's timeouts use signals, which exist in the main thread only.
-        return math_verify.parse(text if "$" in text or "\\boxed" in text else f"${text}$", parsing_timeout=None)
+        return math_verify.parse(text if "$" in text or "\\boxed" in text else f"${text}$", **parsing)
 
     gold = parse(_expected_text(answer))
     if not gold:
@@ -85,7 +90,7 @@ def verify_math(completion: str, answer: str | Mapping[str, Any], *, rewards: Re
 
     def grade(block: str, gold) -> bool | None:
         found = parse(block)
-        return bool(math_verify.verify(gold, found, timeout_seconds=None)) if found else None
+        return bool(math_verify.verify(gold, found, **comparing)) if found else None
 
     return _judge(completion, gold, grade, rewards)
 
@@ -118,7 +123,7 @@ def _expected_roles(answer) -> dict[str, str]:
 
 def _grade_roles(block: str, expected: dict[str, str]) -> bool | None:
     filler = {"is", "a", "an", "and"} - expected.keys()
-    words = [w for w in re.findall(r"\w+", block) if w in expected or w not in filler and not w.isdigit()]
+    words = [w for w in re.findall(r"\w+", block) if w in expected or (w not in filler and not w.isdigit())]
     found = dict(zip(words[::2], words[1::2], strict=False))
     if len(words) != 2 * len(expected) or found.keys() != expected.keys():
         return None

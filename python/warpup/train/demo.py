@@ -270,6 +270,8 @@ def chain_in_child(task) -> dict[str, Any]:
 
     def report(stage, step, steps, numbers):
         nonlocal said
+        if not multiprocessing.parent_process().is_alive():
+            raise Interrupted("the demo's main process is gone; the same command resumes it")
         if step == steps or time.monotonic() - said > 0.5:
             said = time.monotonic()
             _messages.put((stage, step, steps, {k: v for k, v in numbers.items() if not isinstance(v, dict)}))

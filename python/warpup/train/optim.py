@@ -10,7 +10,7 @@ Schedule = Literal["constant", "cosine", "linear"]
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: Schedule) -> float:
-    """Rate of step 0 .. steps - 1: a linear rise over `warmup` steps to `peak`, then the schedule, which ends near 0."""
+    """Rate of step 0 .. steps - 1: a linear rise over `warmup` steps to `peak`, then the schedule (down to 0)."""
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

@@ -22,16 +22,22 @@ COLUMNS = {
 }
 STYLE = """
 :root{--ink:#1b1f24;--soft:#5b6470;--line:#d8dee4;--page:#fff;--card:#f6f8fa;--good:#1a7f37;--bad:#c0362c}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9aa4af;--line:#30363d;--page:#0d1117;--card:#161b22;--good:#56d364;--bad:#ff7b72}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);max-width:1000px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}p{max-width:46rem}.soft{color:var(--soft)}
-table{border-collapse:collapse;width:100%}th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
+@media(prefers-color-scheme:dark){
+:root{--ink:#e6edf3;--soft:#9aa4af;--line:#30363d;--page:#0d1117;--card:#161b22;--good:#56d364;--bad:#ff7b72}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page)}
+body{max-width:1000px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}
+p{max-width:46rem}.soft{color:var(--soft)}
+table{border-collapse:collapse;width:100%}
+th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft)}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:1rem}
-svg{background:var(--card);border-radius:8px;width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
+svg{background:var(--card);border-radius:8px;width:100%;height:auto}
+svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
 svg .title{font-size:13px;font-weight:600;fill:var(--ink)}.grid{stroke:var(--line)}.axis{stroke:var(--soft);fill:none}
 .key span{display:inline-block;width:.8rem;height:.8rem;border-radius:3px;margin:0 .3rem 0 1rem;vertical-align:-1px}
-.trace{background:var(--card);border-radius:8px;padding:.7rem 1rem;margin:.8rem 0}.trace pre{white-space:pre-wrap;margin:.2rem 0 .7rem;font-size:12.5px}
+.trace{background:var(--card);border-radius:8px;padding:.7rem 1rem;margin:.8rem 0}
+.trace pre{white-space:pre-wrap;margin:.2rem 0 .7rem;font-size:12.5px}
 .right{color:var(--good)}.wrong{color:var(--bad)}mark{background:#f5c54288;color:inherit;border-radius:3px}
 """
 
@@ -86,19 +92,21 @@ def write_report(out: Path, size: Size, results: Sequence[dict[str, Any]]) -> Pa
         f'<span style="background:{COLORS[c]}"></span>{text}'
         for c, text in (("base", "from the base"), ("warm", "warmed up"))
     )
+    spread = "One seed: no spread is known (--seeds 3 tells)."
+    if seeds > 1:
+        spread = f"± is one standard deviation over {seeds} seeds."
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>warpup demo</title><style>{STYLE}</style>
 <h1>Warm up, then reinforce</h1>
 <p>A language model of {results[0]["parameters"]:,} parameters, trained from scratch on Knights &amp; Knaves puzzles of
 {size.people} people. <b>Warm-up</b> imitates long chains of thought ({size.warm_steps} steps); <b>base</b> imitates
 random answers ({size.base_steps} steps), so it knows the format and nothing else. <b>RLVR</b> then reinforces either on
-the same {size.puzzles} puzzles ({size.rl_steps} steps of {size.prompts} × {size.samples} completions), rewarded by a
+the same {size.puzzles} puzzles ({size.rl_steps} steps of {size.prompts} x {size.samples} completions), rewarded by a
 verifier. All accuracy is on {size.held_out} puzzles of which no training puzzle is a renaming or a mirror image.</p>
 <table><tr>{head}</tr>{rows}</table>
 <p>{"<br>".join(map(escape, gains(results)))}</p>
-<p class="soft">{"± is one standard deviation over " + str(seeds) + " seeds; the" if seeds > 1 else "One seed: no spread is known (--seeds 3 tells). The"}
-sampling error of one accuracy is about {50 / math.sqrt(size.held_out):.0f} points at worst. This shows the effect within
-one domain; carrying over to other domains needs pretrained weights.</p>
+<p class="soft">{spread} The sampling error of one accuracy is about {50 / math.sqrt(size.held_out):.0f} points at
+worst. This shows the effect within one domain; carrying over to other domains needs pretrained weights.</p>
 <h2>Curves</h2><p class="key">{key}</p><div class="plots">{"".join(plots(out, size, results))}</div>
 <h2>Traces</h2><p class="soft">Greedy completions for the same held-out puzzles before and after RLVR, first seed;
 reflection words are marked.</p>{"".join(traces(results))}
@@ -138,7 +146,7 @@ def plots(out: Path, size: Size, results: Sequence[dict[str, Any]]) -> list[str]
 
 
 def curve(logs: Sequence[list[dict]], stage: str, name: str, smooth: int = 1) -> list[tuple[float, float, float]]:
-    """(step, mean over seeds, standard deviation); with `smooth`, each seed's running mean over so many logged steps."""
+    """(step, mean over seeds, standard deviation); `smooth`: running mean of each seed over so many logged steps."""
     at: dict[int, list[float]] = {}
     for log in logs:
         points = [(line["step"], line[name]) for line in log if line["stage"] == stage and line.get(name) is not None]
@@ -151,7 +159,8 @@ def curve(logs: Sequence[list[dict]], stage: str, name: str, smooth: int = 1) ->
 def traces(results: Sequence[dict[str, Any]], of_each: int = 2) -> list[str]:
     """Puzzles that RLVR put right, that it broke, and that were right or wrong throughout."""
     first = {result["chain"]: result for result in reversed(results)}
-    (base, base_after), (warm, warm_after) = ([first[c][arm]["traces"] for arm in ARMS[c]] for c in ARMS)
+    by_arm = {arm: first[chain][arm]["traces"] for chain in reversed(ARMS) for arm in ARMS[chain]}
+    warm, warm_after = (by_arm[arm] for arm in ARMS["warm"])
     kinds = {
         (0, 1): "put right by RLVR",
         (1, 0): "broken by RLVR",
@@ -163,19 +172,9 @@ def traces(results: Sequence[dict[str, Any]], of_each: int = 2) -> list[str]:
         same = [i for i in range(len(warm)) if (bool(warm[i]["correct"]), bool(warm_after[i]["correct"])) == kind]
         shown.append(f"<h3>{text}: {len(same)} of {len(warm)} puzzles</h3>")
         for i in same[:of_each]:
-            told = "".join(
-                completion(arm, rows[i])
-                for arm, rows in (
-                    ("warm-up", warm),
-                    ("warm-up + RLVR", warm_after),
-                    ("base", base),
-                    ("base + RLVR", base_after),
-                )
-            )
-            shown.append(
-                f'<div class="trace"><b>{escape(warm[i]["prompt"])}</b> <span class="soft">answer: {escape(warm[i]["answer"])}'
-                f"</span>{told}</div>"
-            )
+            told = "".join(completion(arm, rows[i]) for arm, rows in by_arm.items())
+            prompt, answer = escape(warm[i]["prompt"]), escape(warm[i]["answer"])
+            shown.append(f'<div class="trace"><b>{prompt}</b> <span class="soft">answer: {answer}</span>{told}</div>')
     return shown
 
 
@@ -184,8 +183,6 @@ def completion(arm: str, trace: dict[str, Any]) -> str:
     from warpup.data import REFLECTION_WORDS
 
     words = [f"<mark>{w}</mark>" if w in REFLECTION_WORDS else escape(w) for w in trace["completion"].split()]
-    right = bool(trace["correct"])
-    return (
-        f'<div class="soft">{escape(arm)}: <span class="{"right" if right else "wrong"}">{"right" if right else "wrong"}</span>'
-        f"</div><pre>{' '.join(words)}</pre>"
-    )
+    outcome = "right" if trace["correct"] else "wrong"
+    head = f'<div class="soft">{escape(arm)}: <span class="{outcome}">{outcome}</span></div>'
+    return f"{head}<pre>{' '.join(words)}</pre>"

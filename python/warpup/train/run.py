@@ -22,7 +22,7 @@ PATIENCE = 5  # steps in a row without a finite loss before a run gives up
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Examples to measure on while training: greedy accuracy, before the first step and at `points` steps of each stage.
+    """Examples to measure on while training: greedy accuracy, before a stage and `points` times in it.
 
     samples: also so many sampled completions of each. Nothing is learned from them and no random state is touched.
     """

@@ -1,0 +1,121 @@
+"""What only a GPU can show of the ops: they work on the caller's stream, in a CUDA graph, and in so many launches.
+
+python bench/gpu_checks.py [--json FILE]        (--device cpu runs the calls alone, to test this script)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from cases import CASES, Case, agree, upcast
+from measure import differentiable
+
+SIZE = "threads"  # of the case table: more than one block
+SLEEP = 50_000_000  # cycles, some 30 ms: long after the host has queued all that follows
+
+
+def on(inputs: dict, device: str) -> dict:
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+
+
+def agrees(case: Case, got: tuple, inputs: dict) -> None:
+    agree(got, case.run(upcast(inputs), case.reference), case.run(inputs, case.reference))
+
+
+def stream(case: Case, variant: str, device: str) -> None:
+    """On a side stream, behind a long wait, with inputs that are copied in behind that wait: a kernel on another stream
+    would read what is not there yet."""
+    inputs = on(case.make(SIZE, variant=variant), device)
+    late = {k: torch.zeros_like(v) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    side = torch.cuda.Stream() if device == "cuda" else None
+    if side:
+        torch.cuda.synchronize()
+    with torch.cuda.stream(side) if side else nullcontext():
+        if side:
+            torch.cuda._sleep(SLEEP)
+        copy_into(late, inputs)
+        got = case.run(late)
+    if side:
+        side.synchronize()
+    agrees(case, got, inputs)
+
+
+def graph(case: Case, variant: str, device: str) -> None:
+    """Captured once, replayed on other inputs. Synchronisation with the host would end the capture with an error."""
+    first, second = (on(case.make(SIZE, seed=seed, variant=variant), device) for seed in (0, 1))
+    static = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in first.items()}
+    direction = "forward+backward" if case.differentiable else "forward"
+    candidate = differentiable(case.call, static, case.differentiable, direction)
+    arguments = candidate.arguments()  # share the memory of `static`
+    if device == "cuda":
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is set up on a first call must be over before the capture
+            candidate.run(*arguments)
+        torch.cuda.current_stream().wait_stream(side)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            got = candidate.run(*arguments)
+        copy_into(static, second)
+        captured.replay()
+    else:
+        copy_into(static, second)
+        got = candidate.run(*arguments)
+    agrees(case, tuple(g.detach() for g in got), second)
+
+
+def copy_into(targets: dict, sources: dict) -> None:
+    for name, value in sources.items():
+        if isinstance(value, torch.Tensor):
+            targets[name].copy_(value)
+
+
+def launches(case: Case, variant: str, device: str) -> list[str]:
+    """The kernels of one forward."""
+    inputs = on(case.make(SIZE, variant=variant), device)
+    case.call(**inputs)
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        torch.cuda.synchronize()
+    with torch.profiler.profile(activities=kinds) as profile, torch.no_grad():
+        case.call(**inputs)
+        if device == "cuda":
+            torch.cuda.synchronize()
+    cuda = torch.autograd.DeviceType.CUDA
+    return [event.name for event in profile.events() if event.device_type == cuda]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    for case in CASES:
+        for variant in case.variants:
+            row = {"op": case.op, "variant": variant}
+            for check in (stream, graph, launches):
+                try:
+                    found = check(case, variant, arguments.device)
+                    row[check.__name__] = "ok" if found is None else found
+                except Exception as error:
+                    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+                    row[check.__name__] = f"FAILED: {type(error).__name__}: {text[:150]}"
+            rows.append(row)
+            count = len(row["launches"]) if isinstance(row["launches"], list) else "?"
+            print(f"{case.op:20} {variant:14} stream {row['stream']}; graph {row['graph']}; {count} kernels forward")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1))
+    return int(any("FAILED" in str(row) for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
