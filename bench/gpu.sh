@@ -100,7 +100,7 @@ step bench 240 "$python" bench/run.py --device $device "${quick[@]}" --budget 1.
 
 # ---- the short table, last ------------------------------------------------------------------------------------------
 echo
-cat "$out/gpu_checks.log"
+grep -v USDT "$out/gpu_checks.log"
 "$python" bench/run.py --show "$out/bench.json" || true
 for note in "${notes[@]}"; do echo "note: $note"; done
 echo "all in $SECONDS s; logs and JSON in $out"

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import warpup
 from cases import CASES, Case, agree, upcast
 from measure import differentiable
 
@@ -77,20 +78,34 @@ def copy_into(targets: dict, sources: dict) -> None:
             targets[name].copy_(value)
 
 
-def launches(case: Case, variant: str, device: str) -> list[str]:
-    """The kernels of one forward."""
-    inputs = on(case.make(SIZE, variant=variant), device)
-    case.call(**inputs)
+def kernels(call, device: str) -> list[str]:
+    """The names of the kernels (copies and fills too) that a call launches, set-up of a first call apart."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-        torch.cuda.synchronize()
+    call()
     with torch.profiler.profile(activities=kinds) as profile, torch.no_grad():
-        case.call(**inputs)
+        call()
         if device == "cuda":
             torch.cuda.synchronize()
-    cuda = torch.autograd.DeviceType.CUDA
-    return [event.name for event in profile.events() if event.device_type == cuda]
+    return [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+
+
+def launches(case: Case, variant: str, device: str) -> list[str]:
+    inputs = on(case.make(SIZE, variant=variant), device)
+    return kernels(lambda: case.call(**inputs), device)
+
+
+def single_launches(device: str) -> dict[str, list[str]]:
+    """What the design promises to do in one launch."""
+    rewards, offsets = torch.randn(4096, device=device), torch.arange(0, 4097, 8, device=device)
+    logits, targets = torch.randn(64, 4096, device=device), torch.randint(4096, (64,), device=device)
+    calls = {
+        "group_advantage, fixed size": lambda: warpup.group_advantage(rewards, 8),
+        "group_advantage, offsets": lambda: warpup.group_advantage(rewards, offsets=offsets),
+        "token_logprob": lambda: warpup.token_logprob(logits, targets),
+    }
+    return {name: kernels(call, device) for name, call in calls.items()}
 
 
 def main() -> int:
@@ -112,9 +127,13 @@ def main() -> int:
             rows.append(row)
             count = len(row["launches"]) if isinstance(row["launches"], list) else "?"
             print(f"{case.op:20} {variant:14} stream {row['stream']}; graph {row['graph']}; {count} kernels forward")
+    single = single_launches(arguments.device)
+    wanted = int(arguments.device == "cuda")
+    for name, found in single.items():
+        print(f"{name}: {len(found)} launches{'' if len(found) == wanted else f', FAILED: {wanted} expected: {found}'}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
-    return int(any("FAILED" in str(row) for row in rows))
+        arguments.json.write_text(json.dumps({"ops": rows, "launches": single}, indent=1))
+    return int(any("FAILED" in str(row) for row in rows) or any(len(found) != wanted for found in single.values()))
 
 
 if __name__ == "__main__":

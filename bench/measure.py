@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
 import roofline
-from cases import Inputs, gradients_of, leaves
+from cases import Case, Inputs, gradients_of, leaves, upcast
 from memory import peak_memory
 from timing import Candidate, HostClock, Samples, interleave
 
@@ -94,7 +95,10 @@ class Result:
 
 def measure(case: Comparison, device: str, **rounds) -> Result:
     """Checks every candidate; only if all are right, times them in turn, with the copy among them."""
-    work = case.build()
+    try:
+        work = case.build()
+    except Exception as error:
+        return Result(case, [Row("warpup", failure=f"cannot be set up: {brief(error)}")], 0)
     rows = {name: Row(name) for name in work.candidates}
     reference = work.reference() if work.reference else None
     found = {}
@@ -102,8 +106,7 @@ def measure(case: Comparison, device: str, **rounds) -> Result:
         try:
             found[name] = errors(candidate, reference)
         except Exception as error:
-            text = (str(error).strip() or "no message").splitlines()[0]
-            rows[name].failure = f"does not run: {type(error).__name__}: {text[:120]}"
+            rows[name].failure = f"does not run: {brief(error)}"
     del reference
     for name in found:
         rows[name].failure = verdict(found[name], found.get("eager") if rows[name].ours else None)
@@ -129,6 +132,10 @@ def measure(case: Comparison, device: str, **rounds) -> Result:
     return result
 
 
+def brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:120]}"
+
+
 # ---- Correctness ----------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +145,7 @@ class Errors:
     share: float  # the error's norm over the reference's
     slack: float  # two roundings of the largest element, the slack of the tests
     dtype: torch.dtype
+    elements: int
 
 
 def compare(output: Tensor, reference: Tensor) -> Errors:
@@ -150,7 +158,8 @@ def compare(output: Tensor, reference: Tensor) -> Errors:
         largest = max(largest, ref.abs().max().item())
         squares += error.square().sum().item()
         norm += ref.square().sum().item()
-    return Errors(worst, (squares / (norm or 1.0)) ** 0.5, largest * torch.finfo(output.dtype).eps, output.dtype)
+    slack = largest * torch.finfo(output.dtype).eps
+    return Errors(worst, (squares / (norm or 1.0)) ** 0.5, slack, output.dtype, output.numel())
 
 
 def errors(candidate: Candidate, reference: Sequence[Tensor] | None) -> list[Errors]:
@@ -161,10 +170,11 @@ def errors(candidate: Candidate, reference: Sequence[Tensor] | None) -> list[Err
 
 
 def verdict(found: list[Errors], naive: list[Errors] | None) -> str | None:
-    """Beside an eager peer, the rule of the tests: at most twice its largest error, plus the slack. Else a share."""
+    """Beside an eager peer, the rule of the tests: at most twice its largest error, plus the slack. Else, and for a
+    single number (of which the eager peer may hit every digit by luck), a share of the norm."""
     for index, e in enumerate(found):
         kind, error, limit = "relative", e.share, TOLERANCE[e.dtype]
-        if naive:
+        if naive and e.elements > 1:
             kind, error, limit = "largest", e.worst, 2 * naive[index].worst + e.slack
         if not error <= limit:
             return f"wrong: {kind} error {error:.2g} in result {index}, at most {limit:.2g} allowed"
@@ -207,6 +217,21 @@ def differentiable(
     if direction == "forward":
         return Candidate(forward)
     return Candidate(pull, setup=forwarded) if direction == "backward" else Candidate(both, setup=fresh)
+
+
+@cache
+def compiled(function: Callable) -> Callable:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def beside_reference(op: Case, inputs: Inputs, direction: str, **peers: Callable) -> Work:
+    """Our op, its reference as the eager peer and compiled, and `peers` that give the same results."""
+    functions = {"warpup": op.call, "eager": op.reference, "torch.compile": compiled(op.reference), **peers}
+    return Work(
+        {name: differentiable(f, inputs, op.differentiable, direction) for name, f in functions.items()},
+        bytes=moved(direction, op.bytes(inputs)),
+        reference=lambda: expected(direction, op.run(upcast(inputs), op.reference), len(op.differentiable)),
+    )
 
 
 def moved(direction: str, bytes_each_way: tuple[int, int]) -> int:

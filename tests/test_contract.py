@@ -6,7 +6,6 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from cases import CASES, gradients_of, leaves, name_of
-from warpup._native import core
 
 EACH_VARIANT = [pytest.param(c, v, id=f"{c.op}-{v}") for c in CASES for v in c.variants]
 EACH_DTYPE = [pytest.param(c, v, t, id=f"{c.op}-{v}-{name_of(t)}") for c in CASES for v in c.variants for t in c.dtypes]
@@ -146,8 +145,3 @@ def test_core_equals_torch(case, variant, dtype, framework, device):
     got = (*forward(), *(backward() if case.differentiable else ()))
     same_bits([torch.as_tensor(g, device=device) for g in got], want)
     new.check_margins()
-
-
-def test_every_core_entry_has_a_case():
-    entries = {name for name in dir(core) if not name.startswith("_")} - {"build_info"}
-    assert entries == {name for c in CASES for name in (c.op, f"{c.op}_backward") if hasattr(core, name)}

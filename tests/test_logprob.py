@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases import CASES
+from cases import CASES, gradients_of
 from warpup import token_logprob
 from warpup.ops.logprob import IGNORE_INDEX, reference_token_logprob
 
@@ -15,7 +15,7 @@ CASE = next(case for case in CASES if case.op == "token_logprob")
 INF, NAN = math.inf, math.nan
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
-# Around: nothing, one element, 16-byte vectors, a warp, a block of the CPU kernel (2048), of the CUDA kernels (1024, 16384).
+# Around: one element, 16-byte vectors, a warp, the CUDA kernels' blocks (1024), the CPU kernel's (2048).
 VOCABS = st.sampled_from([1, 2, 3, 7, 8, 31, 32, 33, 127, 1023, 1025, 2047, 2048, 2049, 4097])
 
 
@@ -79,12 +79,10 @@ def test_each_launch(twin, dtype):
         CASE.check({"logits": logits, "targets": targets, "entropy": True})
 
 
-@pytest.mark.skipif(torch.get_num_threads() < 1, reason="needs memory")
 def test_streaming_stores():
     """Over 16 MiB the CPU backward stores past the cache, in blocks, from any alignment of the result."""
-    vocab = 70001
-    logits = torch.randn(64, vocab, generator=torch.Generator().manual_seed(0))
-    targets = torch.arange(64) * 1000
+    logits = torch.randn(60, 70001, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(60) * 1000
     CASE.check({"logits": logits, "targets": targets})
 
 
@@ -153,19 +151,13 @@ def test_inplace_backward(twin, dtype):
     logits = leaf * 1  # what a model's last layer returns
     outputs = token_logprob(**{**inputs, "logits": logits}, inplace_backward=True)
     untouched = logits.detach().clone()
-    loss = sum((o * g).sum() for o, g in zip(outputs, _gradients(outputs), strict=True))
+    loss = sum((o * g).sum() for o, g in zip(outputs, gradients_of(outputs), strict=True))
     assert torch.equal(logits, untouched), "the forward wrote to the logits"
     loss.backward(retain_graph=True)
     assert torch.equal(leaf.grad, want)
     assert torch.equal(logits, want), "the gradient is not where the logits were"
-    with pytest.raises(RuntimeError, match="modified by an inplace operation|backward through the graph a second time"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-def _gradients(outputs):
-    from cases import gradients_of
-
-    return gradients_of(outputs)
 
 
 # ---- special values -------------------------------------------------------------------------------------------------
@@ -246,7 +238,7 @@ def test_float16_limits(twin):
 
 
 def test_target_out_of_range_on_the_gpu(twin):
-    """Checking would synchronise there, so the row is NaN and its neighbours are not. (The binding checks CPU tensors.)"""
+    """Checking would synchronise there, so the row is NaN and its neighbours are not."""
     if twin.name != "cuda":
         pytest.skip("CPU tensors are checked")
     logits = torch.randn(4, 5, device=twin.device)
@@ -300,7 +292,7 @@ def test_reference_is_the_formula():
 
 GOOD = {"logits": torch.zeros(2, 3), "targets": torch.zeros(2, dtype=torch.int64)}
 WRONG = [
-    ({"logits": torch.zeros(2, 3, dtype=torch.int64)}, "logits must be float32, float64, bfloat16 or float16, got int64"),
+    ({"logits": torch.zeros(2, 3, dtype=torch.int64)}, "logits must be float32, .*got int64"),
     ({"logits": torch.zeros(2, 3, dtype=torch.complex64)}, "float64, float32"),
     ({"logits": torch.tensor(0.0)}, "logits must have at least 1 dimension, got a scalar"),
     ({"logits": torch.zeros(3, 2).T}, r"last dimension of logits must have stride 1, got 2; call .contiguous\(\)"),

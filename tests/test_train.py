@@ -506,6 +506,8 @@ def test_folder_in_use_is_refused(tmp_path):
         (warmup(data=[]), "warmup.data: no examples"),
         (warmup(data=[{"prompt": "A"}]), "example 0 needs a prompt and a completion"),
         (rlvr(data=[{"prompt": ""}]), "a prompt has no tokens"),
+        (rlvr(max_new_tokens=5000), r"longest prompt with max_new_tokens has 50\d\d tokens, the model takes at most"),
+        (warmup(data=[EXAMPLES[0] | {"completion": "A " * 3000}]), "longest example has 30.. tokens"),
         (rlvr(sampler="dump"), "40 of 40 examples have no 'category' column"),
         (rlvr(reward="nomodule.here:f"), "cannot import nomodule.here"),
         (rlvr(reward="warpup.data:nothing"), "warpup.data has no function nothing"),

@@ -74,27 +74,36 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
   };
 
   First<Sum, T> first{0, 0, end, -kInf<T>, kInf<T>, -kInf<T>};
-  each([&](T r, int64_t i, int64_t) {
-    if (r != r) return;
-    first = Merge{}(first, First<Sum, T>{Sum(r), 1, i, r, r, -kInf<T>});
-  });
+  if (args.baseline == Baseline::runner_up) {
+    each([&](T r, int64_t i, int64_t) {
+      if (r == r) first = Merge{}(first, First<Sum, T>{Sum(r), 1, i, r, r, -kInf<T>});
+    });
+  } else {
+    each([&](T r, int64_t, int64_t) {  // without branches; NaN is not above the maximum, nor below the minimum
+      first.total += r == r ? Sum(r) : Sum(0);
+      first.count += r == r;
+      first.max = r > first.max ? r : first.max;
+      first.min = r < first.min ? r : first.min;
+    });
+  }
   first = team.reduce(first, Merge{});
   const int64_t n = first.count;
   const bool equal = first.max == first.min;
   const T center = equal ? first.max : static_cast<T>(first.total / Sum(n > 0 ? n : 1));
 
   Second<Sum> second{0, 0, 0, 0};
-  each([&](T r, int64_t, int64_t row) {
-    if (r != r) return;
-    const Sum d = Sum(r) - Sum(center);
+  each([&](T r, int64_t, int64_t) {
+    const Sum d = r == r ? Sum(r) - Sum(center) : Sum(0);
     second.d += d;
     second.dd += d * d;
-    if (args.baseline == Baseline::length_weighted) {
-      const Sum length = args.lengths[row * args.lengths_stride];
-      second.length += length;
-      second.length_d += length * d;
-    }
   });
+  if (args.baseline == Baseline::length_weighted) {
+    each([&](T r, int64_t, int64_t row) {
+      const Sum length = r == r ? Sum(args.lengths[row * args.lengths_stride]) : Sum(0);
+      second.length += length;
+      second.length_d += r == r ? length * (Sum(r) - Sum(center)) : Sum(0);
+    });
+  }
   second = team.reduce(second, Merge{});
   const Sum rest = equal ? Sum(0) : second.d / Sum(n > 0 ? n : 1);  // the mean is center + rest
   Sum m2 = second.dd - second.d * rest;
@@ -110,7 +119,7 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
     each([&](T r, int64_t i, int64_t) {
       if (r != r) return;
       const Sum d = Sum(r) - Sum(center) - rest;
-      const T distance = static_cast<T>(d < 0 ? -d : d);
+      const T distance = static_cast<T>(std::abs(d));
       extreme = Merge{}(extreme, Extreme<T>{distance, i, r == first.max, r == first.min});
     });
     extreme = team.reduce(extreme, Merge{});
@@ -153,7 +162,7 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
     if (n == 1) a = args.singleton_raw ? Sum(r) : Sum(0);
     if (r != r || (factor == 0 && n > 1)) a = 0;  // not 0 * inf
     args.advantages[row] = static_cast<T>(a);
-    absolute += a < 0 ? -a : a;
+    if (args.count != nullptr) absolute += std::abs(a);
   });
   if (args.count == nullptr) return;  // the same for all teams
   absolute = team.reduce(absolute, Merge{});

@@ -11,23 +11,6 @@ namespace warpup {
 template <class T>
 inline constexpr T kInf = std::numeric_limits<T>::infinity();
 
-// a * b, rounded before it is used. Without it the compiler fuses x[j] * scale - max into one operation, which does not
-// round the product that max was rounded from: at 1e30 the largest element would lie 1e22 above the maximum.
-template <class Acc>
-WARPUP_HD Acc rounded_product(Acc a, Acc b) {
-#ifdef __CUDA_ARCH__
-  if constexpr (sizeof(Acc) == 8) return __dmul_rn(a, b);
-  return __fmul_rn(a, b);
-#elif defined(__has_builtin) && __has_builtin(__builtin_assoc_barrier)
-  return __builtin_assoc_barrier(a * b);
-#else
-#ifdef __clang__
-#pragma clang fp contract(off)
-#endif
-  return a * b;
-#endif
-}
-
 // e^x for x <= 88, within 2 ulp; exactly 0 below -87 (and for -inf), NaN for NaN.
 // CPU: x = k ln2 + r with |r| <= ln2/2 and ln2 split in two (Cody and Waite), then the minimax polynomial of Cephes.
 WARPUP_HD float exp_neg(float x) {

@@ -27,29 +27,40 @@ struct Piece {
         k3(T(a.params.kl_k3)) {}
 };
 
+constexpr int64_t kRun = 512;  // added up in T; longer float32 sums lose digits (8192 of them: 2 of 7)
+
 template <class T, PolicyKind kKind, bool kKl, bool kPerRow>
 WARPUP_CLONES void policy_piece(const Piece<T, kKl> in, int64_t n, PolicySums<T>* out) {
-  T loss = 0, tokens = 0, low = 0, high = 0, ratio = 0, ratio_max = 0, approx_kl = 0, ref_kl = 0;
+  PolicySums<double> sums{};
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = n - begin < kRun ? n : begin + kRun;
+    T loss = 0, tokens = 0, low = 0, high = 0, ratio = 0, ratio_max = 0, approx_kl = 0, ref_kl = 0;
 #pragma omp simd reduction(+ : loss, tokens, low, high, ratio, approx_kl, ref_kl) reduction(max : ratio_max)
-  for (int64_t t = 0; t < n; ++t) {
-    const bool on = in.mask[t] != 0;
-    const T a = in.advantages[kPerRow ? 0 : t], lr = in.logp[t] - in.old[t];
-    const T advantage = on ? a : T(0), log_ratio = on ? lr : T(0), one = on ? T(1) : T(0);
-    const PolicyTerm<T> term = policy_term<kKind>(log_ratio, advantage, in.low, in.high);
-    const T r = one * term.ratio;
-    loss += term.loss;
-    tokens += one;
-    low += term.clipped_low ? T(1) : T(0);
-    high += term.clipped_high ? T(1) : T(0);
-    ratio += r;
-    ratio_max = r > ratio_max ? r : ratio_max;
-    approx_kl += r - one - log_ratio;
-    if constexpr (kKl) {
-      const T d = in.ref[t] - in.logp[t];
-      ref_kl += kl_term(on ? d : T(0), in.k1, in.k2, in.k3).value;
+    for (int64_t t = begin; t < end; ++t) {
+      const bool on = in.mask[t] != 0;
+      const T a = in.advantages[kPerRow ? 0 : t], lr = in.logp[t] - in.old[t];
+      const T advantage = on ? a : T(0), log_ratio = on ? lr : T(0), one = on ? T(1) : T(0);
+      const PolicyTerm<T> term = policy_term<kKind>(log_ratio, advantage, in.low, in.high);
+      const T r = one * term.ratio;
+      loss += term.loss;
+      tokens += one;
+      low += term.clipped_low ? T(1) : T(0);
+      high += term.clipped_high ? T(1) : T(0);
+      ratio += r;
+      ratio_max = r > ratio_max ? r : ratio_max;
+      approx_kl += r - one - log_ratio;
+      if constexpr (kKl) {
+        const T d = in.ref[t] - in.logp[t];
+        ref_kl += kl_term(on ? d : T(0), in.k1, in.k2, in.k3).value;
+      }
     }
+    sums.loss += double(loss) + double(ref_kl), sums.tokens += tokens;
+    sums.clipped_low += low, sums.clipped_high += high;
+    sums.ratio += ratio, sums.ratio_max = ratio_max > sums.ratio_max ? ratio_max : sums.ratio_max;
+    sums.approx_kl += approx_kl, sums.ref_kl += ref_kl;
   }
-  *out = {loss + ref_kl, tokens, low, high, ratio, ratio_max, approx_kl, ref_kl};
+  *out = {T(sums.loss),  T(sums.tokens),    T(sums.clipped_low), T(sums.clipped_high),
+          T(sums.ratio), T(sums.ratio_max), T(sums.approx_kl),   T(sums.ref_kl)};
 }
 
 template <class T, PolicyKind kKind, bool kKl, bool kPerRow>

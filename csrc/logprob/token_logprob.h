@@ -1,13 +1,15 @@
 // token_logprob: log-probability of one token per row, and the row's entropy, straight from logits.
 //
-//   x = z / T,  m = max x,  l = log sum exp(x - m)                      one pass over the row (online softmax)
-//   logp = x[y] - m - l          entropy = l - sum p (x - m)            p = exp(x - m - l)
+//   m = max z,  x = (z - m) / T,  l = log sum exp x                     one pass over the row (online softmax)
+//   logp = x[y] - l              entropy = l - sum p x                  p = exp(x - l)
 //   dz[j] = ( g ([j == y] - p[j]) - h p[j] (log p[j] + entropy) ) / T   one pass; g, h: gradients of logp, entropy
 //
 // Layout   logits [rows, vocab], unit stride along vocab, rows in up to two strided levels; targets, logp, entropy,
 //          temperature and gradients one value a row; stats [rows, 2] = (m, l), what the backward needs of the
 //          forward; l = inf marks a row that counts for nothing.
 // Numerics products and sums in float32 (float64 for float64), results in that type. -inf logits have p = 0.
+//          m is subtracted before the division by T: a rounded z / T of 1e6 would be off by .03, and differently so
+//          where the compiler fuses the product into the subtraction.
 //          A row whose target is `ignore_index`, or with no logit above -inf, gives 0, 0 and a zero gradient.
 //          A target outside [0, vocab) gives NaN on CUDA (no host sync); the binding rejects it on the CPU.
 // Bytes    forward: rows * vocab * sizeof(T) read.  backward: the same read, and as much written.

@@ -9,11 +9,12 @@ namespace warpup {
 namespace {
 
 constexpr int64_t kBlock = 2048;  // a block's second pass (exp) finds the first's (max) data in L1
+constexpr int64_t kRun = 512;     // added up in float32; longer sums lose digits
 
 template <class T>
 struct RowStats {
   T max = -kInf<T>;
-  double sum = 0, shifted = 0;  // sum of e = exp(x - max); sum of e (x - max)
+  double sum = 0, shifted = 0;  // sum of e = exp(x); sum of e x
 };
 
 // exp(d) for d <= 0, and d * exp(d) that is 0 rather than NaN at d = -inf.
@@ -34,11 +35,11 @@ WARPUP_CLONES void row_stats(const T* __restrict x, int64_t n, acc_t<T> inv_t, R
     Acc high = -kInf<Acc>;
 #pragma omp simd reduction(max : high)
     for (int64_t j = 0; j < len; ++j) {
-      const Acc v = rounded_product(load(b[j]), inv_t);
+      const Acc v = load(b[j]);
       high = v > high ? v : high;
     }
     if (high > row.max) {
-      const double moved = row.sum > 0 ? double(row.max) - double(high) : 0;
+      const double moved = row.sum > 0 ? (double(row.max) - double(high)) * inv_t : 0;
       const double scale = std::exp(moved);
       row.shifted = scale * (row.shifted + moved * row.sum);
       row.sum *= scale;
@@ -46,21 +47,24 @@ WARPUP_CLONES void row_stats(const T* __restrict x, int64_t n, acc_t<T> inv_t, R
     }
     // A block of -inf before any finite logit has no maximum to subtract; NaN still has to come through.
     const Acc shift = row.max == -kInf<Acc> ? Acc(0) : row.max;
-    Acc sum = 0, shifted = 0;
+    for (int64_t first = 0; first < len; first += kRun) {
+      const int64_t last = len - first < kRun ? len : first + kRun;
+      Acc sum = 0, shifted = 0;
 #pragma omp simd reduction(+ : sum, shifted)
-    for (int64_t j = 0; j < len; ++j) {
-      const Acc d = rounded_product(load(b[j]), inv_t) - shift;
-      const Acc e = exp_neg(d);
-      sum += e;
-      if constexpr (kEntropy) shifted += e * bounded(d);
+      for (int64_t j = first; j < last; ++j) {
+        const Acc d = (load(b[j]) - shift) * inv_t;
+        const Acc e = exp_neg(d);
+        sum += e;
+        if constexpr (kEntropy) shifted += e * bounded(d);
+      }
+      row.sum += sum;
+      row.shifted += shifted;
     }
-    row.sum += sum;
-    row.shifted += shifted;
   }
   *out = row;
 }
 
-// out[j] = -c p (a + h d) for d = x - max - log_sum, p = e^d
+// out[j] = -p (a + h d) / T for d = x - log_sum, p = e^d
 template <class T>
 WARPUP_CLONES void gradient_block(const T* x, int64_t n, acc_t<T> inv_t, acc_t<T> max, acc_t<T> log_sum, acc_t<T> a,
                                   acc_t<T> h, T* out) {
@@ -68,12 +72,11 @@ WARPUP_CLONES void gradient_block(const T* x, int64_t n, acc_t<T> inv_t, acc_t<T
   const Acc minus_a = -a * inv_t, minus_h = -h * inv_t;
   if (h == 0) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j)
-      out[j] = store<T>(exp_neg(rounded_product(load(x[j]), inv_t) - max - log_sum) * minus_a);
+    for (int64_t j = 0; j < n; ++j) out[j] = store<T>(exp_neg((load(x[j]) - max) * inv_t - log_sum) * minus_a);
   } else {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
-      const Acc d = rounded_product(load(x[j]), inv_t) - max - log_sum;
+      const Acc d = (load(x[j]) - max) * inv_t - log_sum;
       out[j] = store<T>(exp_neg(d) * (minus_a + minus_h * bounded(d)));
     }
   }
@@ -98,8 +101,7 @@ void token_logprob_cpu(const TokenLogprobArgs<T>& args) {
       const double log_sum = std::log(row.sum);
       args.stats[2 * r] = empty ? Acc(0) : row.max;
       args.stats[2 * r + 1] = empty ? kInf<Acc> : static_cast<Acc>(log_sum);
-      args.logp[r] =
-          empty ? Acc(0) : static_cast<Acc>(double(rounded_product(load(x[y]), inv_t)) - double(row.max) - log_sum);
+      args.logp[r] = empty ? Acc(0) : static_cast<Acc>((double(load(x[y])) - double(row.max)) * inv_t - log_sum);
       if (args.entropy) args.entropy[r] = empty ? Acc(0) : static_cast<Acc>(log_sum - row.shifted / row.sum);
     }
   });
@@ -128,7 +130,7 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
         continue;
       }
       const Acc a = g + (h == 0 ? Acc(0) : h * f.entropy[r]);
-      const Acc at_target = rounded_product(load(x[y]), inv_t) - max - log_sum;
+      const Acc at_target = (load(x[y]) - max) * inv_t - log_sum;
       for (int64_t begin = 0; begin < f.vocab; begin += kBlock) {
         const int64_t len = std::min(kBlock, f.vocab - begin);
         gradient_block<T>(x + begin, len, inv_t, max, log_sum, a, h, streamed ? block : dz + begin);

@@ -15,7 +15,7 @@ template <class T>
 constexpr int kUnroll = sizeof(T) == 8 ? 2 : 4;  // 16-byte loads in flight a thread: 4 of them spill in float64
 
 template <class Acc>
-struct Softmax {  // of the x seen so far: max, sum of e = exp(x - max), sum of e (x - max)
+struct Softmax {  // of the z seen so far: max, sum of e = exp(x), sum of e x; x = (z - max) / T
   Acc max, sum, shifted;
 };
 
@@ -26,17 +26,18 @@ __device__ __forceinline__ Acc bounded(Acc d) {
 }
 
 template <class Acc>
-__device__ __forceinline__ Softmax<Acc> rescale(Softmax<Acc> s, Acc max) {
+__device__ __forceinline__ Softmax<Acc> rescale(Softmax<Acc> s, Acc max, Acc inv_t) {
   if (s.max == max || s.sum == 0) return {max, s.sum, s.shifted};
-  const Acc moved = s.max - max, scale = exp_neg(moved);
+  const Acc moved = (s.max - max) * inv_t, scale = exp_neg(moved);
   return {max, s.sum * scale, scale * (s.shifted + moved * s.sum)};
 }
 
+template <class Acc>
 struct Combine {
-  template <class Acc>
+  Acc inv_t;
   __device__ Softmax<Acc> operator()(Softmax<Acc> a, Softmax<Acc> b) const {
     const Acc max = a.max > b.max ? a.max : b.max;
-    a = rescale(a, max), b = rescale(b, max);
+    a = rescale(a, max, inv_t), b = rescale(b, max, inv_t);
     return {max, a.sum + b.sum, a.shifted + b.shifted};
   }
 };
@@ -56,20 +57,17 @@ __global__ __launch_bounds__(kThreads) void token_logprob_kernel(const TokenLogp
     walk<kUnroll<T>>(x, args.vocab, threadIdx.x, kThreads, [&]<int N>(const Acc(&z)[N], int64_t) {
       Acc max = row.max;
 #pragma unroll
-      for (int i = 0; i < N; ++i) {
-        const Acc v = rounded_product(z[i], inv_t);
-        max = v > max ? v : max;
-      }
-      row = rescale(row, max);
+      for (int i = 0; i < N; ++i) max = z[i] > max ? z[i] : max;
+      row = rescale(row, max, inv_t);
       const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const Acc d = rounded_product(z[i], inv_t) - shift, e = exp_neg(d);
+        const Acc d = (z[i] - shift) * inv_t, e = exp_neg(d);
         row.sum += e;
         if constexpr (kEntropy) row.shifted += e * bounded(d);
       }
     });
-    row = block_reduce<kThreads>(row, Combine{});
+    row = block_reduce<kThreads>(row, Combine<Acc>{inv_t});
   }
   if (threadIdx.x != 0) return;
   const bool empty = ignored || row.sum == 0;
@@ -78,7 +76,7 @@ __global__ __launch_bounds__(kThreads) void token_logprob_kernel(const TokenLogp
   const Acc log_sum = log(row.sum);
   args.stats[2 * r] = invalid ? nan : empty ? Acc(0) : row.max;
   args.stats[2 * r + 1] = empty ? kInf<Acc> : log_sum;
-  args.logp[r] = invalid ? nan : empty ? Acc(0) : rounded_product(load(x[y]), inv_t) - row.max - log_sum;
+  args.logp[r] = invalid ? nan : empty ? Acc(0) : (load(x[y]) - row.max) * inv_t - log_sum;
   if (args.entropy) args.entropy[r] = invalid ? nan : empty ? Acc(0) : log_sum - row.shifted / row.sum;
 }
 
@@ -105,7 +103,7 @@ __global__ __launch_bounds__(kThreads) void token_logprob_backward_kernel(const 
     Acc out[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const Acc d = rounded_product(z[i], inv_t) - max - log_sum;
+      const Acc d = (z[i] - max) * inv_t - log_sum;
       const Acc at_target = first + i == y ? g : Acc(0);
       out[i] = zero ? Acc(0) : inv_t * (at_target - exp_neg(d) * (a + h * bounded(d)));
     }

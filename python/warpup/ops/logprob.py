@@ -92,7 +92,10 @@ class TokenLogprob(torch.autograd.Function):
             logits, targets, temperature, scalar, ignore_index, stats, entropy, grad_logp,
             grad_entropy if with_entropy else None,
         )  # fmt: skip
-        return (logits if ctx.inplace else grad, *(None,) * 6)
+        if not ctx.inplace:
+            return (grad, *(None,) * 6)
+        torch.autograd.graph.increment_version(logits)  # so that a later backward which needs the logits raises
+        return (logits, *(None,) * 6)
 
 
 def token_logprob(

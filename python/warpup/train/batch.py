@@ -30,6 +30,13 @@ def check_tokenizer(model, tokenizer) -> None:
         )
 
 
+def check_length(model, length: int, what: str) -> None:
+    """Raise TrainError if `length` tokens are more than the model has positions for."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit and length > limit:
+        raise TrainError(f"{what} has {length} tokens, the model takes at most {limit}")
+
+
 def encode_prompt(tokenizer, prompt) -> Tokens:
     """Token ids of a prompt: a string (special tokens as the tokenizer adds them) or a list of chat messages."""
     if isinstance(prompt, str):

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import tyro
@@ -142,7 +141,7 @@ class EvalArguments:
     """Use the first so many examples only."""
     seed: int = 0
     """Seed of the sampling."""
-    json: Annotated[bool, tyro.conf.FlagConversionOff] = False
+    json: bool = False
     """Print JSON in place of a table."""
 
 

@@ -8,26 +8,19 @@ Four arms, measured on held-out puzzles (no abstract puzzle of theirs is trained
 Two chains of two stages make them, so a seed is two recipes, each in its own folder and each resumable.
 """
 
+import functools
 import json
-import multiprocessing
 import os
-import queue
 import random
-import signal
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-
 from warpup.data import (
     NAMES,
     REFLECTION_WORDS,
-    count_puzzles,
     example,
     knights_and_knaves,
     split,
@@ -36,9 +29,10 @@ from warpup.data import (
 )
 
 from . import checkpoint
-from .errors import Interrupted, TrainError
+from .errors import TrainError
 from .evaluate import evaluate
-from .log import ProgressBar
+from .log import ProgressBar, Report
+from .parallel import run_aside, run_here
 from .recipe import Recipe, locked, seed_everything
 from .rlvr import RLVR
 from .run import HeldOut
@@ -58,7 +52,7 @@ class DemoArguments:
     seeds: int = 1
     """Repeat with so many seeds and show mean and spread."""
     jobs: int = 0
-    """Chains trained side by side, one CPU thread each; 0: as many as cores, or a single one that has all cores."""
+    """Chains trained side by side, each on one CPU thread; 0: as many as there are cores."""
 
 
 @dataclass(frozen=True)
@@ -66,51 +60,64 @@ class Size:
     """How big a demo is. Chosen on two CPU cores; see the fields for what was compared."""
 
     people: int = 2
-    width: int = 3
-    kinds: tuple[str, ...] = ("leaf", "not", "and", "or", "implies", "iff")
+    depth: int = 3  # levels of a statement; at 2 there are too few puzzles, and warm-up learns them by heart
+    words: int = 24  # longest prompt
+    pool: int = 10_000  # puzzles drawn, of which about 3,000 are short enough
     held_out: int = 256
     puzzles: int = 100  # RLVR's training puzzles
     chains: int = 20_000  # warm-up examples: training puzzles under other names
     base_steps: int = 150
-    warm_steps: int = 600
-    rl_steps: int = 60
+    warm_steps: int = 700
+    rl_steps: int = 40
     hidden: int = 128
     layers: int = 3
     heads: int = 4
     batch: int = 16  # learns faster per token than 32
     warm_lr: float = 2e-3
     rl_lr: float = 1e-4  # 5e-4 collapses the chains
+    temperature: float = 0.7  # of the rollouts and of the measurement
     prompts: int = 8
     samples: int = 16
-    max_new_tokens: int = 160
-    points: int = 6  # of each stage's curves
+    max_new_tokens: int = 192
+    points: int = 5  # of each stage's curves
     curve: int = 128  # held-out puzzles behind each point of the curves
 
 
 FULL = Size()
-QUICK = Size(kinds=("leaf", "not"), held_out=128, warm_steps=150, base_steps=60, rl_steps=20)
+QUICK = Size(words=20, held_out=128, warm_steps=150, base_steps=60, rl_steps=15, points=3, curve=64)
+
+
+@functools.cache
+def puzzles_of(size: Size) -> tuple[list, list]:
+    """(held out, others): puzzles with short prompts, no abstract puzzle (see `Puzzle.canonical_key`) on both sides."""
+    drawn = knights_and_knaves(size.pool, people=size.people, depth=size.depth, seed=0)
+    others, held_out = split([p for p in drawn if len(example(p)["prompt"].split()) <= size.words], size.held_out)
+    return held_out, others
 
 
 def puzzle_sets(size: Size, seed: int) -> dict[str, list[dict[str, str]]]:
     """Examples of a seed: "warm" and "base" to imitate, "rl" to be rewarded for, "held_out" to measure on.
 
-    The split is the same for every seed, so seeds share the held-out puzzles and differ in all else.
+    The held-out puzzles are the same for every seed. RLVR's puzzles are not among those imitated.
     """
-    grammar = {"people": size.people, "width": size.width, "kinds": size.kinds}
-    puzzles = knights_and_knaves(count_puzzles(size.people, width=size.width, kinds=size.kinds), seed=0, **grammar)
-    train, test = split(puzzles, size.held_out, seed=0)
-    names = random.Random(0)
-    held_out = [example(p.renamed(names.sample(NAMES, len(p.names)))) for p in test]
-    rng = random.Random(seed)
-    rng.shuffle(train)
-    fresh, train = train[: size.puzzles], train[size.puzzles :]  # RLVR's puzzles are new to the warmed model too
+    held_out, others = puzzles_of(size)
+    rng, names = random.Random(seed), random.Random(0)
+    others = rng.sample(others, len(others))
+    fresh, imitated = others[: size.puzzles], others[size.puzzles :]
+
+    def renamed(puzzle, rng):
+        return puzzle.renamed(rng.sample(NAMES, len(puzzle.names)))
 
     def told(style):
-        picks = (rng.choice(train) for _ in range(size.chains))
-        return [example(p.renamed(rng.sample(NAMES, len(p.names))), style, seed=i) for i, p in enumerate(picks)]
+        picks = (rng.choice(imitated) for _ in range(size.chains))
+        return [example(renamed(puzzle, rng), style, seed=i) for i, puzzle in enumerate(picks)]
 
-    rl = [example(p.renamed(rng.sample(NAMES, len(p.names)))) for p in fresh]
-    return {"held_out": held_out, "rl": rl, "warm": told("long"), "base": told("random")}
+    return {
+        "held_out": [example(renamed(puzzle, names)) for puzzle in held_out],
+        "rl": [example(renamed(puzzle, rng)) for puzzle in fresh],
+        "warm": told("long"),
+        "base": told("random"),
+    }
 
 
 def fresh_model(size: Size, tokenizer, seed: int):
@@ -133,12 +140,16 @@ def fresh_model(size: Size, tokenizer, seed: int):
     return LlamaForCausalLM(config)
 
 
-def run_chain(chain: str, seed: int, size: Size, out: Path, report: Callable) -> dict[str, Any]:
+def run_chain(chain: str, seed: int, size: Size, out: Path, report: Report) -> dict[str, Any]:
     """Train one chain in `out` and measure it after each stage; a finished chain is read back."""
     done = out / "results.json"
     if done.exists():
         return json.loads(done.read_text())
     began = time.perf_counter()
+
+    def say(stage, *numbers):
+        report(f"seed {seed} {chain} {stage}", *numbers)
+
     sets, tokenizer = puzzle_sets(size, seed), word_tokenizer()
     model = fresh_model(size, tokenizer, seed)
     steps = size.warm_steps if chain == "warm" else size.base_steps
@@ -152,6 +163,7 @@ def run_chain(chain: str, seed: int, size: Size, out: Path, report: Callable) ->
                 prompts=size.prompts,
                 samples=size.samples,
                 max_new_tokens=size.max_new_tokens,
+                temperature=size.temperature,
                 lr=size.rl_lr,
                 limit=size.puzzles,
             ),
@@ -159,14 +171,23 @@ def run_chain(chain: str, seed: int, size: Size, out: Path, report: Callable) ->
     )
     limits = {"max_new_tokens": size.max_new_tokens, "reflection_words": REFLECTION_WORDS}
     held_out = HeldOut(sets["held_out"][: size.curve], verify, points=size.points, **limits)
-    recipe.run(model, tokenizer, out, seed=seed, report=report, held_out=held_out)
+    recipe.run(model, tokenizer, out, seed=seed, report=say, held_out=held_out)
 
     results: dict[str, Any] = {"chain": chain, "seed": seed}
     for arm, stage in zip(ARMS[chain], recipe.names(), strict=True):
         checkpoint.load_weights(model, checkpoint.latest(out / stage))
-        report(f"measure {arm}", 0, 1, {})
-        found = evaluate(model, tokenizer, sets["held_out"], verify, seed=seed, traces=size.held_out, **limits)
-        report(f"measure {arm}", 1, 1, {"accuracy": found.avg})
+        say(f"measure {arm}", 0, 1, {})
+        found = evaluate(
+            model,
+            tokenizer,
+            sets["held_out"],
+            verify,
+            temperature=size.temperature,
+            seed=seed,
+            traces=size.held_out,
+            **limits,
+        )
+        say(f"measure {arm}", 1, 1, {"accuracy": found.avg})
         results[arm] = asdict(found)
     results["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     results["seconds"] = time.perf_counter() - began
@@ -190,96 +211,14 @@ def run_demo(given: DemoArguments) -> Path:
             (chain, seed, size, out / f"seed-{seed}" / chain) for seed in range(given.seeds) for chain in reversed(ARMS)
         ]
         cores = os.cpu_count() or 1
-        jobs = given.jobs or (min(cores, len(tasks)) if given.seeds > 1 else 1)
+        jobs = given.jobs or min(cores, len(tasks))
         with ProgressBar() as bar:
-            results = run_here(tasks, bar) if jobs == 1 else run_aside(tasks, jobs, bar)
+            results = run_here(run_chain, tasks, bar) if jobs == 1 else run_aside(run_chain, tasks, jobs, bar)
         save_held_out(out / "held_out.jsonl", size)
         print_table(results)
         path = write_report(out, size, results)
     print(f"report: {path}   ({time.perf_counter() - began:.0f} s)")
     return path
-
-
-def run_here(tasks, bar) -> list[dict[str, Any]]:
-    """Chain after chain in this process, with all its threads."""
-    several = len({seed for _, seed, *_ in tasks}) > 1
-    return [run_chain(chain, seed, size, out, labelled(bar, chain, seed, several)) for chain, seed, size, out in tasks]
-
-
-def labelled(report: Callable, chain: str, seed: int, several: bool) -> Callable:
-    """A report that says whose stage it is."""
-    where = f"seed {seed} {chain}" if several else chain
-    return lambda stage, step, steps, numbers: report(f"{where} {stage}", step, steps, numbers)
-
-
-def run_aside(tasks, jobs: int, bar) -> list[dict[str, Any]]:
-    """`jobs` chains at a time in processes of one thread each. Ctrl-C reaches them all; each saves, then stops."""
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the children stop by themselves; wait for them
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(jobs, context, initializer=begin_child, initargs=(messages,))
-    try:
-        futures = [pool.submit(chain_in_child, task) for task in tasks]
-        while True:
-            finished, running = wait(futures, timeout=0.2, return_when=FIRST_EXCEPTION)
-            drain(messages, bar)
-            failed = next((f for f in finished if f.exception()), None)
-            if failed or not running:
-                break
-        if failed:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise failed.exception()
-        return [future.result() for future in futures]
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        os.environ.pop("OMP_NUM_THREADS")
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = threads
-        signal.signal(signal.SIGINT, ignored)
-
-
-def drain(messages, bar) -> None:
-    """Show what the children said since the last call."""
-    while True:
-        try:
-            bar(*messages.get_nowait())
-        except queue.Empty:
-            return
-
-
-_messages = None  # in a child: where its progress goes
-
-
-def begin_child(messages) -> None:
-    """Set up a child process."""
-    global _messages
-    _messages = messages
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    torch.set_num_threads(1)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-
-
-def chain_in_child(task) -> dict[str, Any]:
-    """Run one chain in a child process."""
-    chain, seed, size, out = task
-    said = 0.0
-
-    def report(stage, step, steps, numbers):
-        nonlocal said
-        if not multiprocessing.parent_process().is_alive():
-            raise Interrupted("the demo's main process is gone; the same command resumes it")
-        if step == steps or time.monotonic() - said > 0.5:
-            said = time.monotonic()
-            _messages.put((stage, step, steps, {k: v for k, v in numbers.items() if not isinstance(v, dict)}))
-
-    try:
-        return run_chain(chain, seed, size, out, labelled(report, chain, seed, True))
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped while measuring {chain}; the same command resumes it") from None
 
 
 def check_size(path: Path, size: Size) -> None:

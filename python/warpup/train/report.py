@@ -12,14 +12,16 @@ from .log import MetricsLog
 from .plot import Line, bar_chart, line_chart
 
 COLORS = {"base": "#9a6b00", "warm": "#0b6bcb"}
-COLUMNS = {
-    "avg": "sampled (avg@4, T=.7)",
+COLUMNS = {  # number -> heading; accuracies and format in percent
+    "avg": "sampled",
     "greedy": "greedy",
     "reward": "reward",
-    "format_ok": "format",
     "length": "tokens",
-    "reflections": "reflection words",
+    "reflections": "wait, back",
+    "format_ok": "format",
 }
+LEGEND = "Held-out puzzles: % right sampled at T=.7 (avg@4) and greedy"
+DIGITS = {"avg": 1, "greedy": 1, "reward": 2, "length": 1, "reflections": 2, "format_ok": 1}
 STYLE = """
 :root{--ink:#1b1f24;--soft:#5b6470;--line:#d8dee4;--page:#fff;--card:#f6f8fa;--good:#1a7f37;--bad:#c0362c}
 @media(prefers-color-scheme:dark){
@@ -44,26 +46,29 @@ svg .title{font-size:13px;font-weight:600;fill:var(--ink)}.grid{stroke:var(--lin
 
 def print_table(results: Sequence[dict[str, Any]]) -> None:
     """Print the arms: means over seeds, with +- one standard deviation where there are several."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     seeds = len({result["seed"] for result in results})
-    table = Table(title=f"held-out puzzles, {seeds} seed{'s' * (seeds > 1)}")
-    table.add_column("arm")
-    for name in COLUMNS.values():
-        table.add_column(name, justify="right")
+    table = Table(title=f"{LEGEND}, {seeds} seed{'s' * (seeds > 1)}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("arm", no_wrap=True)
+    names = [name for name in COLUMNS if name != "format_ok"]  # 80 columns
+    for name in names:
+        table.add_column(COLUMNS[name], justify="right", no_wrap=True)
     for arm, numbers in summary(results).items():
-        table.add_row(arm, *(cell(numbers[name], name, seeds) for name in COLUMNS))
+        table.add_row(arm, *(cell(numbers[name], name, seeds) for name in names))
     console = Console()
     console.print(table)
     for line in gains(results):
-        console.print(line)
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def cell(value: tuple[float, float], name: str, seeds: int) -> str:
-    """A number of the table."""
-    digits = 1 if name == "length" else 2 if name in ("reward", "reflections") else 3
-    return f"{value[0]:.{digits}f}" + (f" ± {value[1]:.{digits}f}" if seeds > 1 else "")
+    """A number of the table, rates in percent."""
+    scale = 100 if name in ("avg", "greedy", "format_ok") else 1
+    mean, spread = (f"{scale * number:.{DIGITS[name]}f}" for number in value)
+    return f"{mean} ±{spread}" if seeds > 1 else mean
 
 
 def gains(results: Sequence[dict[str, Any]]) -> list[str]:
@@ -103,6 +108,7 @@ def write_report(out: Path, size: Size, results: Sequence[dict[str, Any]]) -> Pa
 random answers ({size.base_steps} steps), so it knows the format and nothing else. <b>RLVR</b> then reinforces either on
 the same {size.puzzles} puzzles ({size.rl_steps} steps of {size.prompts} x {size.samples} completions), rewarded by a
 verifier. All accuracy is on {size.held_out} puzzles of which no training puzzle is a renaming or a mirror image.</p>
+<p><b>{LEGEND}</b>; mean reward, tokens and reflection words of the sampled answers; % with a readable format</p>
 <table><tr>{head}</tr>{rows}</table>
 <p>{"<br>".join(map(escape, gains(results)))}</p>
 <p class="soft">{spread} The sampling error of one accuracy is about {50 / math.sqrt(size.held_out):.0f} points at

@@ -14,7 +14,7 @@ import torch
 
 from warpup import group_advantage, policy_loss
 
-from .batch import completion_logprob, encode_prompt, micro_batches
+from .batch import check_length, completion_logprob, encode_prompt, micro_batches
 from .data import Data, RewardName
 from .errors import TrainError
 from .evaluate import decode, mean
@@ -87,6 +87,7 @@ class RLVR:
         """Reinforce `run.model` on examples with "prompt"."""
         model, tokenizer, reward = run.model.eval(), run.tokenizer, load_reward(self.reward)
         prompts = [encode_prompt(tokenizer, example["prompt"]) for example in examples]
+        check_length(model, max(map(len, prompts)) + self.max_new_tokens, "the longest prompt with max_new_tokens")
         sampler = make_sampler(self.sampler, examples, self.category, run.seed)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
         reference = copy.deepcopy(model).requires_grad_(False) if self.kl_coef else None

@@ -109,7 +109,7 @@ class StageRun:
         """
         self.at = self._restore(optimizer, sampler)
         saved = self.at if checkpoint.latest(self.folder) else -1
-        if self.at == 0 and self.held_out:
+        if saved == -1 and self.held_out:
             self.log.write({"stage": self.name, "step": 0, **self.held_out.measure(self.model, self.tokenizer)})
         with Signals() as signals:
             while self.at < steps:
@@ -127,7 +127,7 @@ class StageRun:
                 self.at += 1
                 numbers |= {"seconds": time.perf_counter() - began, **self.counts}
                 if self.held_out and self.held_out.due(self.at, steps):
-                    numbers |= self.held_out.measure(self.model, self.tokenizer)
+                    numbers |= self._measure()
                 self.log.write({"stage": self.name, "step": self.at, **numbers})
                 self.report(self.name, self.at, steps, numbers)
                 if signals.received or self.at % save_every == 0 or self.at == steps:
@@ -136,6 +136,14 @@ class StageRun:
                     saved = self.at
                 if signals.received:
                     raise Interrupted(f"{self.name}: stopped and saved at step {self.at} of {steps} in {self.folder}")
+
+    def _measure(self) -> dict[str, float]:
+        """Held-out numbers; a failure to measure is counted and does not end a training that goes well."""
+        try:
+            return self.held_out.measure(self.model, self.tokenizer)
+        except TrainError as error:
+            self.count("held_out_failures", message=str(error))
+            return {}
 
     def _state(self, sampler) -> dict[str, Any]:
         return {
@@ -154,24 +162,27 @@ class StageRun:
         self.counts, self.bad_steps = Counter(state["counts"]), 0
         if sampler:
             sampler.load_state_dict(state["sampler"])
-        self.log.rewind(self.name, state["step"])
-        return state["step"]
+        self.at = state["step"]
+        self.log.rewind(self.name, self.at)
+        if state["threads"] != (threads := torch.get_num_threads()):
+            self.count("thread_changes", message=f"{state['threads']} threads before, {threads} now: not exact")
+        return self.at
 
 
 class Signals:
-    """While open, the first Ctrl-C or SIGTERM is noted in `received` and the second one interrupts at once."""
+    """While open, a first Ctrl-C or SIGTERM is noted in `received`; another a second later interrupts at once."""
 
     def __enter__(self):
-        self.received, self.before = False, {}
+        self.received, self.before = 0.0, {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number, frame):
-        if self.received:
+        if self.received and time.monotonic() - self.received > 1:
             raise KeyboardInterrupt
-        self.received = True
+        self.received = self.received or time.monotonic()
 
     def __exit__(self, *exception):
         for number, handler in self.before.items():

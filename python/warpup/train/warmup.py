@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .batch import Pair, completion_logprob, encode_pair, micro_batches
+from .batch import Pair, check_length, completion_logprob, encode_pair, micro_batches
 from .data import Data
 from .errors import TrainError
 from .optim import Schedule, adamw, learning_rate
@@ -54,6 +54,7 @@ class Warmup:
         model, tokenizer = run.model, run.tokenizer
         model.train()
         pairs = [encode_pair(tokenizer, example) for example in self._checked(examples)]
+        check_length(model, max(len(prompt) + len(completion) for prompt, completion in pairs), "the longest example")
         batches = LengthBuckets(pairs, self.batch_size, run.seed)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
 

@@ -1,0 +1,241 @@
+"""policy_loss beyond the contract: masks, kinds, KL estimators, normalisers, metrics, accumulation, messages."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cases import CASES
+from warpup import policy_loss
+from warpup.ops.logprob import KL_ESTIMATORS, METRICS, NORMALIZERS, POLICY_KINDS
+
+CASE = next(case for case in CASES if case.op == "policy_loss")
+NAN, INF = math.nan, math.inf
+
+
+def problem(batch, length, *, dtype=torch.float64, seed=0, spread=0.3, device="cpu"):
+    """Log-probs whose ratios fall on both sides of the clip range."""
+    generator = torch.Generator().manual_seed(seed)
+    logp = -2 * torch.rand(batch, length, generator=generator, dtype=torch.float64)
+    old_logp = logp + spread * torch.randn(batch, length, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(batch, generator=generator, dtype=torch.float64)
+    mask = torch.rand(batch, length, generator=generator) < 0.7
+    tensors = {"logp": logp.to(dtype), "old_logp": old_logp.to(dtype), "advantages": advantages.to(dtype), "mask": mask}
+    return {k: v.to(device) for k, v in tensors.items()}
+
+
+def loss_and_gradient(x, **options):
+    logp = x["logp"].detach().requires_grad_()
+    loss, metrics = policy_loss(**{**x, "logp": logp}, **options)
+    (gradient,) = torch.autograd.grad(loss, logp)
+    return loss.detach(), gradient, metrics
+
+
+@st.composite
+def problems(draw):
+    batch, length = draw(st.integers(0, 5)), draw(st.sampled_from([0, 1, 2, 3, 31, 32, 33, 130]))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    x = problem(
+        batch, length, dtype=dtype, seed=draw(st.integers(0, 2**31)), spread=draw(st.sampled_from([0.0, 0.3, 3.0]))
+    )
+    share = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x["mask"] = torch.rand(batch, length, generator=generator) < share
+    if batch and draw(st.booleans()):
+        x["mask"][draw(st.integers(0, batch - 1))] = False
+    if draw(st.booleans()):
+        x["advantages"] = torch.randn(batch, length, generator=generator).to(dtype)
+    if draw(st.booleans()):  # rows with gaps, from an odd start
+        for name in ("logp", "old_logp", "mask"):
+            wide = torch.zeros(batch, length + 3, dtype=x[name].dtype)
+            wide[:, 1 : length + 1] = x[name]
+            x[name] = wide[:, 1 : length + 1]
+    x["kind"] = draw(st.sampled_from(sorted(POLICY_KINDS)))
+    x["normalizer"] = draw(st.sampled_from([None, *NORMALIZERS, 3.5, ("sequence", 8.0)]))
+    if draw(st.booleans()):
+        x |= {"ref_logp": x["old_logp"] - 0.1, "kl_coef": 0.05, "kl": draw(st.sampled_from(KL_ESTIMATORS))}
+    return x
+
+
+@given(x=problems())
+@settings(max_examples=60)
+def test_masks_and_options(twin, x):
+    CASE.check(
+        {k: v.to(twin.device) if isinstance(v, torch.Tensor) and twin.device != "cpu" else v for k, v in x.items()}
+    )
+
+
+@pytest.mark.parametrize("length", [8191, 8192, 8193, 20000])
+def test_more_than_one_piece_of_a_row(twin, length):
+    x = problem(2, length, dtype=torch.float32, device=twin.device)
+    CASE.check({**x, "normalizer": "sequence"})
+
+
+@pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
+@pytest.mark.parametrize("kl", [None, *KL_ESTIMATORS])
+@pytest.mark.parametrize("normalizer", [None, *NORMALIZERS, 5.0])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_gradcheck(twin, kind, kl, normalizer, per_token):
+    if twin.name != "cpu" and (per_token or normalizer is None):
+        pytest.skip("the other combinations are enough there")
+    x = problem(2, 4, device=twin.device)
+    if per_token:
+        x["advantages"] = x["old_logp"] + 0.5
+    options = {"kind": kind, "normalizer": normalizer}
+    if kl:
+        options |= {"kl": kl, "kl_coef": 0.3, "ref_logp": x["old_logp"] - 0.2}
+    logp = x.pop("logp").requires_grad_()
+    assert torch.autograd.gradcheck(lambda logp: policy_loss(logp, **x, **options)[0], logp)
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 1e30])
+@pytest.mark.parametrize("name", ["logp", "old_logp", "ref_logp", "advantages"])
+def test_what_stands_under_the_mask_changes_nothing(twin, name, value):
+    x = problem(4, 40, dtype=torch.float32, device=twin.device)
+    x |= {"advantages": x["advantages"].unsqueeze(1).expand(4, 40).clone(), "ref_logp": x["old_logp"] - 0.1}
+    want = loss_and_gradient(x, kl_coef=0.1)
+    dirty = {**x, name: x[name].masked_fill(~x["mask"], value)}
+    got = loss_and_gradient(dirty, kl_coef=0.1)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    assert all(torch.equal(got[2][k], want[2][k]) for k in METRICS)
+    assert (got[1][~x["mask"]] == 0).all()
+
+
+@pytest.mark.parametrize("normalizer", [*NORMALIZERS, 4.0])
+@pytest.mark.parametrize("shape", [(3, 7), (0, 7), (3, 0)])
+def test_nothing_counts(twin, normalizer, shape):
+    x = problem(*shape, device=twin.device)
+    loss, gradient, metrics = loss_and_gradient({**x, "mask": torch.zeros_like(x["mask"])}, normalizer=normalizer)
+    assert loss == 0
+    assert gradient.shape == shape
+    assert (gradient == 0).all()
+    assert all(value == 0 for value in metrics.values())
+
+
+def test_masks_of_other_types(twin):
+    x = problem(3, 9, device=twin.device)
+    want = loss_and_gradient(x)
+    for dtype in (torch.int64, torch.float32, torch.uint8):
+        got = loss_and_gradient({**x, "mask": x["mask"].to(dtype)})
+        assert torch.equal(got[0], want[0])
+        assert torch.equal(got[1], want[1])
+
+
+# ---- the numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_by_hand(twin):
+    """Clip (.2, .3): unclipped, clipped above (A > 0), clipped below (A < 0), and the two sides where no clip holds."""
+    ratio = torch.tensor([[1.1, 2.0, 0.5, 0.5, 2.0]], dtype=torch.float64, device=twin.device)
+    advantages = torch.tensor([[1.0, 1.0, -1.0, 1.0, -1.0]], dtype=torch.float64, device=twin.device)
+    zeros = torch.zeros_like(ratio)
+    x = {"logp": ratio.log(), "old_logp": zeros, "advantages": advantages, "mask": zeros == 0}
+    loss, gradient, metrics = loss_and_gradient(x, clip=(0.2, 0.3), normalizer=1.0)
+    assert loss.item() == pytest.approx(-1.1 - 1.3 + 0.8 - 0.5 + 2.0)
+    assert gradient[0].tolist() == pytest.approx([-1.1, 0, 0, -0.5, 2.0])
+    assert metrics["tokens"] == 5
+    assert metrics["clip_fraction_low"].item() == metrics["clip_fraction_high"].item() == pytest.approx(0.2)
+    assert metrics["ratio_mean"].item() == pytest.approx(6.1 / 5)
+    assert metrics["ratio_max"].item() == pytest.approx(2.0)
+    assert metrics["approx_kl"].item() == pytest.approx(sum(r - 1 - math.log(r) for r in ratio[0].tolist()) / 5)
+    assert metrics["ref_kl"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kl", "value", "slope"), [("k1", -0.5, 1.0), ("k2", 0.125, -0.5), ("k3", math.exp(0.5) - 1.5, 1 - math.exp(0.5))]
+)
+def test_kl_by_hand(twin, kl, value, slope):
+    """d = ref - logp = 1/2, advantage 0."""
+    zero = torch.zeros(1, 1, dtype=torch.float64, device=twin.device)
+    x = {"logp": zero, "old_logp": zero, "advantages": zero, "mask": zero == 0, "ref_logp": zero + 0.5}
+    loss, gradient, metrics = loss_and_gradient(x, kl=kl, kl_coef=2.0)
+    assert loss.item() == metrics["ref_kl"].item() == pytest.approx(2 * value)
+    assert gradient.item() == pytest.approx(2 * slope)
+
+
+def test_on_policy_gradient_is_reinforce(twin):
+    x = problem(4, 10, device=twin.device)
+    x["old_logp"] = x["logp"]
+    _, gradient, metrics = loss_and_gradient(x)
+    want = -x["advantages"].unsqueeze(1) * x["mask"] / x["mask"].sum()
+    torch.testing.assert_close(gradient, want)
+    assert metrics["ratio_max"] == 1
+
+
+def test_defaults_of_the_kinds(twin):
+    x = problem(4, 30, device=twin.device)
+    same = {
+        "ppo": {"clip": (0.2, 0.2), "normalizer": "token"},
+        "dapo": {"clip": (0.2, 0.28), "normalizer": float(x["mask"].sum())},
+        "dr_grpo": {"clip": (0.2, 0.2), "normalizer": 120.0},
+    }
+    for kind, options in same.items():
+        torch.testing.assert_close(
+            loss_and_gradient(x, kind=kind)[:2], loss_and_gradient(x, kind="grpo", **options)[:2]
+        )
+    assert loss_and_gradient(x, kind="dapo")[0] != loss_and_gradient(x, kind="ppo")[0]
+
+
+def test_extreme_ratios_are_finite(twin):
+    """exp(200) is no float32: the ratio is held, the loss is finite and the clip takes the gradient of A > 0."""
+    logp = torch.tensor([[0.0, -300.0, 0.0]], device=twin.device)
+    old_logp = torch.tensor([[-200.0, 0.0, 0.0]], device=twin.device)
+    x = {"logp": logp, "old_logp": old_logp, "advantages": logp.new_ones(1), "mask": logp <= 0}
+    loss, gradient, metrics = loss_and_gradient(x)
+    assert loss.item() == pytest.approx(-(1.2 + 0 + 1) / 3)
+    assert gradient[0].tolist() == pytest.approx([0, 0, -1 / 3])
+    assert all(value.isfinite() for value in metrics.values())
+
+
+# ---- accumulation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["token", "sequence"])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_micro_batches_with_an_explicit_divisor_equal_the_big_batch(twin, name, as_tensor):
+    x = problem(6, 20, device=twin.device)
+    x["mask"][4] = False
+    divisor = x["mask"].sum() if name == "token" else x["mask"].any(1).sum()
+    want_loss, want, _ = loss_and_gradient(x, normalizer=name)
+    divisor = (name, divisor if as_tensor else divisor.item())
+    parts = [loss_and_gradient({k: v[i : i + 2] for k, v in x.items()}, normalizer=divisor) for i in (0, 2, 4)]
+    # A divisor on the device is a float32.
+    tolerance = {"rtol": 1e-6, "atol": 1e-8} if as_tensor else {"rtol": 1e-12, "atol": 1e-14}
+    torch.testing.assert_close(sum(loss for loss, _, _ in parts), want_loss, **tolerance)
+    torch.testing.assert_close(torch.cat([gradient for _, gradient, _ in parts]), want, **tolerance)
+    plain = [loss_and_gradient({k: v[i : i + 2] for k, v in x.items()}, normalizer=name)[0] for i in (0, 2, 4)]
+    assert (sum(plain) / 3 - want_loss).abs() > 1e-4, "the test would not notice a mean of means"
+
+
+# ---- messages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "nope"}, "kind must be one of .*'grpo'.* got 'nope'"),
+        ({"kl": "k4"}, "kl must be one of .* got 'k4'"),
+        ({"normalizer": "batch"}, "normalizer must be one of .* got 'batch'"),
+        ({"normalizer": 0.0}, "normalizer must be above 0, got 0.0"),
+        ({"kl_coef": 0.1}, "ref_logp"),
+        ({"old_logp": torch.zeros(2, 4)}, r"old_logp must have shape \(2, 3\), got \(2, 4\)"),
+        ({"advantages": torch.zeros(3)}, r"advantages must have shape \(2\), got \(3\)"),
+        ({"mask": torch.ones(2, dtype=torch.bool)}, "mask must have"),
+        ({"logp": torch.zeros(2, 3, dtype=torch.bfloat16)}, "logp must be float32"),
+        ({"logp": torch.zeros(6)}, "logp must have 2 dimensions"),
+        ({"old_logp": torch.zeros(2, 3, dtype=torch.float64)}, "old_logp must be float32, got float64"),
+        ({"clip": (-0.1, 0.2)}, "clip"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_messages(change, message):
+    good = {"logp": torch.zeros(2, 3), "old_logp": torch.zeros(2, 3), "advantages": torch.zeros(2),
+            "mask": torch.ones(2, 3, dtype=torch.bool)}  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        policy_loss(**{**good, **change})
