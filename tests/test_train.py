@@ -376,9 +376,11 @@ def test_evaluate_counts_right_answers():
         def __init__(self, right):
             self.reward, self.correct, self.format_ok = 2.0 * right, right, True
 
+    random_state = torch.get_rng_state()
     result = evaluate(
         model, TOKENIZER, held, lambda text, row: Verdict(row["n"] < 2), samples=3, max_new_tokens=5, rows=4
     )
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert result.avg == result.greedy == pytest.approx(1 / 3)
     assert (result.reward, result.format_ok) == (pytest.approx(2 / 3), 1.0)
     assert [trace["correct"] for trace in result.traces] == [1, 1, 0, 0, 0, 0]

@@ -27,31 +27,42 @@ struct Piece {
         k3(T(a.params.kl_k3)) {}
 };
 
-constexpr int64_t kRun = 512;  // added up in T; longer float32 sums lose digits (8192 of them: 2 of 7)
+// Tokens that are added up in T: longer float32 sums lose digits (8192 of them: 2 of 7).
+constexpr int64_t kRun = 512;
+
+// The mask as numbers, in a loop of its own: beside bytes the compiler would take 32 tokens at once and run out of registers.
+template <class T>
+inline void widen(const uint8_t* mask, int64_t n, T* on) {
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) on[t] = mask[t] != 0 ? T(1) : T(0);
+}
 
 template <class T, PolicyKind kKind, bool kKl, bool kPerRow>
 WARPUP_CLONES void policy_piece(const Piece<T, kKl> in, int64_t n, PolicySums<T>* out) {
   PolicySums<double> sums{};
+  T on[kRun];
   for (int64_t begin = 0; begin < n; begin += kRun) {
-    const int64_t end = n - begin < kRun ? n : begin + kRun;
+    const int64_t len = n - begin < kRun ? n - begin : kRun;
+    widen(in.mask + begin, len, on);
+    const T *logp = in.logp + begin, *old = in.old + begin, *advantages = in.advantages + (kPerRow ? 0 : begin);
+    const T* ref = kKl ? in.ref + begin : nullptr;
     T loss = 0, tokens = 0, low = 0, high = 0, ratio = 0, ratio_max = 0, approx_kl = 0, ref_kl = 0;
 #pragma omp simd reduction(+ : loss, tokens, low, high, ratio, approx_kl, ref_kl) reduction(max : ratio_max)
-    for (int64_t t = begin; t < end; ++t) {
-      const bool on = in.mask[t] != 0;
-      const T a = in.advantages[kPerRow ? 0 : t], lr = in.logp[t] - in.old[t];
-      const T advantage = on ? a : T(0), log_ratio = on ? lr : T(0), one = on ? T(1) : T(0);
+    for (int64_t t = 0; t < len; ++t) {
+      const T a = advantages[kPerRow ? 0 : t], lr = logp[t] - old[t];
+      const T advantage = on[t] != 0 ? a : T(0), log_ratio = on[t] != 0 ? lr : T(0);
       const PolicyTerm<T> term = policy_term<kKind>(log_ratio, advantage, in.low, in.high);
-      const T r = one * term.ratio;
+      const T r = on[t] * term.ratio;
       loss += term.loss;
-      tokens += one;
-      low += term.clipped_low ? T(1) : T(0);
-      high += term.clipped_high ? T(1) : T(0);
+      tokens += on[t];
+      low += term.clipped_low;
+      high += term.clipped_high;
       ratio += r;
       ratio_max = r > ratio_max ? r : ratio_max;
-      approx_kl += r - one - log_ratio;
+      approx_kl += r - on[t] - log_ratio;
       if constexpr (kKl) {
-        const T d = in.ref[t] - in.logp[t];
-        ref_kl += kl_term(on ? d : T(0), in.k1, in.k2, in.k3).value;
+        const T d = ref[t] - logp[t];
+        ref_kl += kl_term(on[t] != 0 ? d : T(0), in.k1, in.k2, in.k3).value;
       }
     }
     sums.loss += double(loss) + double(ref_kl), sums.tokens += tokens;
@@ -64,18 +75,25 @@ WARPUP_CLONES void policy_piece(const Piece<T, kKl> in, int64_t n, PolicySums<T>
 }
 
 template <class T, PolicyKind kKind, bool kKl, bool kPerRow>
-WARPUP_CLONES void policy_gradient(const Piece<T, kKl> piece, int64_t n, T scale, T* __restrict grad) {
-  const auto [logp, old, ref, advantages, mask, low, high, k1, k2, k3] = piece;
+WARPUP_CLONES void policy_gradient(const Piece<T, kKl> in, int64_t n, T scale, T* __restrict grad) {
+  T on[kRun];
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t len = n - begin < kRun ? n - begin : kRun;
+    widen(in.mask + begin, len, on);
+    const T *logp = in.logp + begin, *old = in.old + begin, *advantages = in.advantages + (kPerRow ? 0 : begin);
+    const T* ref = kKl ? in.ref + begin : nullptr;
+    T* __restrict out = grad + begin;
 #pragma omp simd
-  for (int64_t t = 0; t < n; ++t) {
-    const bool on = mask[t] != 0;
-    const T a = advantages[kPerRow ? 0 : t], lr = logp[t] - old[t];
-    T g = policy_term<kKind>(on ? lr : T(0), on ? a : T(0), low, high).grad;  // 0 where the advantage is
-    if constexpr (kKl) {
-      const T d = ref[t] - logp[t];
-      g += (on ? T(1) : T(0)) * kl_term(on ? d : T(0), k1, k2, k3).grad;
+    for (int64_t t = 0; t < len; ++t) {
+      const T a = advantages[kPerRow ? 0 : t], lr = logp[t] - old[t];
+      const T advantage = on[t] != 0 ? a : T(0), log_ratio = on[t] != 0 ? lr : T(0);
+      T g = policy_term<kKind>(log_ratio, advantage, in.low, in.high).grad;  // 0 where the advantage is
+      if constexpr (kKl) {
+        const T d = ref[t] - logp[t];
+        g += on[t] * kl_term(on[t] != 0 ? d : T(0), in.k1, in.k2, in.k3).grad;
+      }
+      out[t] = scale * g;
     }
-    grad[t] = scale * g;
   }
 }
 

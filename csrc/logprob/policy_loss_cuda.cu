@@ -55,7 +55,7 @@ __global__ __launch_bounds__(kThreads) void policy_loss_kernel(const PolicyLossA
     const Token<T, kKind, kKl> token(args, b, t);
     if (!token.on) continue;
     sums = Add{}(sums,
-                 {token.policy.loss + token.kl.value, T(1), T(token.policy.clipped_low), T(token.policy.clipped_high),
+                 {token.policy.loss + token.kl.value, T(1), token.policy.clipped_low, token.policy.clipped_high,
                   token.policy.ratio, token.policy.ratio, token.policy.ratio - T(1) - token.log_ratio, token.kl.value});
   }
   sums = block_reduce<kThreads>(sums, Add{});

@@ -15,9 +15,9 @@ struct PolicyParams {
 
 template <class Acc>
 struct PolicyTerm {
-  Acc loss, grad;                  // grad: d loss / d logp
-  Acc ratio;                       // pi / pi_old
-  bool clipped_low, clipped_high;  // the clip holds and takes the gradient away
+  Acc loss, grad;                 // grad: d loss / d logp
+  Acc ratio;                      // pi / pi_old
+  Acc clipped_low, clipped_high;  // 1 where the clip holds and takes the gradient away, else 0; numbers vectorise
 };
 
 // loss = -min(r A, clamp(r, 1 - low, 1 + high) A)
@@ -30,7 +30,7 @@ WARPUP_HD PolicyTerm<Acc> policy_term(Acc log_ratio, Acc advantage, Acc low, Acc
   const Acc ceiling = advantage > 0 ? Acc(1) + high : std::numeric_limits<Acc>::max();
   const Acc above_floor = r < floor ? floor : r, held = above_floor > ceiling ? ceiling : above_floor;
   const Acc loss = -held * advantage;
-  return {loss, held == r ? loss : Acc(0), r, r<floor, r> ceiling};
+  return {loss, held == r ? loss : Acc(0), r, held > r ? Acc(1) : Acc(0), held < r ? Acc(1) : Acc(0)};
 }
 
 template <class Acc>

@@ -113,7 +113,9 @@ verifier. All accuracy is on {size.held_out} puzzles of which no training puzzle
 <p>{"<br>".join(map(escape, gains(results)))}</p>
 <p class="soft">{spread} The sampling error of one accuracy is about {50 / math.sqrt(size.held_out):.0f} points at
 worst. This shows the effect within one domain; carrying over to other domains needs pretrained weights.</p>
-<h2>Curves</h2><p class="key">{key}</p><div class="plots">{"".join(plots(out, size, results))}</div>
+<h2>Curves</h2><p class="key">{key}</p>
+<p class="soft">Held-out curves are over {size.curve} of the {size.held_out} puzzles.</p>
+<div class="plots">{"".join(plots(out, size, results))}</div>
 <h2>Traces</h2><p class="soft">Greedy completions for the same held-out puzzles before and after RLVR, first seed;
 reflection words are marked.</p>{"".join(traces(results))}
 </html>"""
@@ -140,14 +142,13 @@ def plots(out: Path, size: Size, results: Sequence[dict[str, Any]]) -> list[str]
         x_label = "warm-up step" if stage == "1-warmup" else "RLVR step"
         return line_chart(title, x_label, lines, y_range)
 
-    part = f"{size.curve} held-out puzzles"
     return [
         bar_chart("Accuracy: sampled, and greedy (pale)", bars),
-        chart(f"Greedy accuracy while warming up, {part}", "1-warmup", "held_out_greedy", y_range=(0, 1)),
-        chart(f"Greedy accuracy during RLVR, {part}", "2-rlvr", "held_out_greedy", y_range=(0, 1)),
+        chart("Held-out accuracy (greedy) while warming up", "1-warmup", "held_out_greedy", y_range=(0, 1)),
+        chart("Held-out accuracy (greedy) during RLVR", "2-rlvr", "held_out_greedy", y_range=(0, 1)),
         chart("Reward of the training completions (mean of 5 steps)", "2-rlvr", "reward", smooth=5),
         chart("Tokens per training completion (mean of 5 steps)", "2-rlvr", "length", smooth=5),
-        chart(f"Reflection words per greedy answer, {part}", "2-rlvr", "held_out_reflections"),
+        chart("Reflection words per held-out answer (greedy)", "2-rlvr", "held_out_reflections"),
     ]
 
 
@@ -176,7 +177,7 @@ def traces(results: Sequence[dict[str, Any]], of_each: int = 2) -> list[str]:
     shown = []
     for kind, text in kinds.items():
         same = [i for i in range(len(warm)) if (bool(warm[i]["correct"]), bool(warm_after[i]["correct"])) == kind]
-        shown.append(f"<h3>{text}: {len(same)} of {len(warm)} puzzles</h3>")
+        shown.append(f"<h3>{text[0].upper()}{text[1:]}: {len(same)} of {len(warm)} puzzles</h3>")
         for i in same[:of_each]:
             told = "".join(completion(arm, rows[i]) for arm, rows in by_arm.items())
             prompt, answer = escape(warm[i]["prompt"]), escape(warm[i]["answer"])
