@@ -12,7 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 EXCEPTIONS = {  # demangled name: reason
     r"_kernel<double\b": "float64 serves gradient checks and references, not a hot path",
 }
-FLAGS = "-std=c++20 -O3 -arch=sm_90 -Icsrc --expt-relaxed-constexpr --extended-lambda -Xptxas -v -c".split()
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-arch=sm_90",
+    "-Icsrc",
+    "--expt-relaxed-constexpr",
+    "--extended-lambda",
+    "-Xptxas",
+    "-v",
+    "-c",
+]
 
 
 def compile_log(source: str) -> str:

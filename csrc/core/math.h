@@ -13,8 +13,8 @@ inline constexpr T kInf = std::numeric_limits<T>::infinity();
 
 // e^x for x <= 88, within 2 ulp; exactly 0 below -87.7 (and for -inf), NaN for NaN.
 // CPU: x = k ln2 + r with |r| <= ln2/2 and ln2 split in two (Cody and Waite), e^r by a minimax polynomial (error 3e-9).
-// Adding 1.5 * 2^23 rounds to an integer that then stands in the low bits of the sum; with the exponent's bias of 127 in
-// it too, a shift makes 2^k of them, and k = -127 makes 0.
+// Adding 1.5 * 2^23 rounds to an integer that then stands in the low bits of the sum; with the exponent's bias of 127
+// in it too, a shift makes 2^k of them, and k = -127 makes 0.
 WARPUP_HD float exp_neg(float x) {
 #ifdef __CUDA_ARCH__
   return __expf(x);

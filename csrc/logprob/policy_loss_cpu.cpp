@@ -30,7 +30,8 @@ struct Piece {
 // Tokens that are added up in T: longer float32 sums lose digits (8192 of them: 2 of 7).
 constexpr int64_t kRun = 512;
 
-// The mask as numbers, in a loop of its own: beside bytes the compiler would take 32 tokens at once and run out of registers.
+// The mask as numbers, in a loop of its own: beside bytes the compiler would take 32 tokens at once and run out of
+// registers.
 template <class T>
 inline void widen(const uint8_t* mask, int64_t n, T* on) {
 #pragma omp simd

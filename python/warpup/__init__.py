@@ -1,4 +1,8 @@
-"""warpup: fused operators and a lean trainer for two-stage post-training."""
+"""warpup: fused operators and a lean trainer for two-stage post-training.
+
+The operators are functions of this module; `warpup.advantage` has the published estimators by name, `warpup.train` the
+trainer, `warpup.data` puzzles and loaders.
+"""
 
 from warpup.ops.advantage import GroupPlan, GroupStats, group_advantage, group_plan, role_advantage
 from warpup.ops.advantage_tokens import (
@@ -10,3 +14,19 @@ from warpup.ops.advantage_tokens import (
     tree_advantage,
 )
 from warpup.ops.logprob import policy_loss, token_logprob
+
+__all__ = [
+    "GroupPlan",
+    "GroupStats",
+    "gae",
+    "group_advantage",
+    "group_plan",
+    "masked_whiten",
+    "policy_loss",
+    "reward_to_go",
+    "role_advantage",
+    "segment_advantage",
+    "segment_ids",
+    "token_logprob",
+    "tree_advantage",
+]

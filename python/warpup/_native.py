@@ -9,7 +9,9 @@ import torch
 MINIMUM_TORCH = (2, 10)
 
 if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < MINIMUM_TORCH:
-    raise ImportError(f"warpup needs torch 2.10 or newer, found {torch.__version__}: pip install --upgrade 'torch>=2.10'")
+    raise ImportError(
+        f"warpup needs torch 2.10 or newer, found {torch.__version__}: pip install --upgrade 'torch>=2.10'"
+    )
 
 try:
     from warpup import _core as core
@@ -22,7 +24,7 @@ except ImportError as error:
 # Beside `_core`, not beside this file: in an editable install they are in different places.
 OPS_LIBRARY = Path(core.__file__).with_name("libwarpup_ops.so")
 if not OPS_LIBRARY.exists():
-    raise ImportError(f"{OPS_LIBRARY} is missing: the installation is incomplete, run `pip install --force-reinstall .`")
+    raise ImportError(f"{OPS_LIBRARY} is missing, the installation is incomplete: pip install --force-reinstall .")
 torch.ops.load_library(OPS_LIBRARY)
 
 

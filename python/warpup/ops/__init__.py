@@ -1,1 +1,1 @@
-"""The operators, a module a family. Each op has, in this order: reference, fakes, autograd Function, public function."""
+"""The operators, by family. Each op has, in this order: reference, fakes, autograd Function, public function."""

@@ -109,8 +109,8 @@ def token_logprob(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Log-probability of each target token, and on request the entropy of its distribution, in nats.
 
-    `logp = log_softmax(logits / temperature)[target]` and `entropy = -sum p log p`, one pass over the logits forward and
-    one backward; no [..., V] temporary in either direction but the gradient itself.
+    `logp = log_softmax(logits / temperature)[target]` and `entropy = -sum p log p`, one pass over the logits forward
+    and one backward; no [..., V] temporary in either direction but the gradient itself.
 
     Args:
         logits: (..., V) float32, bfloat16, float16 or float64; `-inf` entries have probability 0. V has stride 1; the
@@ -142,6 +142,7 @@ def token_logprob(
 
 
 # ---- policy_loss ----------------------------------------------------------------------------------------------------
+
 
 class PolicyKind(NamedTuple):
     """What a published loss fixes: the kernel's formula, its clip range and what its sum is divided by."""
@@ -312,10 +313,15 @@ def policy_loss(
     low, high = POLICY_KINDS[kind].clip if clip is None else clip
     formula = (POLICY_KINDS[kind].formula, low, high, *(kl_coef if kl == name else 0.0 for name in KL_ESTIMATORS))
     normalize = (per_sequence, denominator, 0.0 if divisor is not None else float(value))
-    tensors = (logp, old_logp.detach(), advantages.detach().to(logp.dtype), mask if mask.dtype == torch.bool else mask != 0,
-               ref_logp.detach() if kl_coef and ref_logp is not None else None, divisor)  # fmt: skip
+    constants = (
+        old_logp.detach(),
+        advantages.detach().to(logp.dtype),
+        mask if mask.dtype == torch.bool else mask != 0,
+        ref_logp.detach() if kl_coef and ref_logp is not None else None,
+        divisor,
+    )
     if logp.requires_grad and torch.is_grad_enabled():
-        loss, metrics, _ = PolicyLoss.apply(*tensors, formula, normalize)
+        loss, metrics, _ = PolicyLoss.apply(logp, *constants, formula, normalize)
     else:
-        loss, metrics, _ = _ops.policy_loss(*tensors, *formula, *normalize)
+        loss, metrics, _ = _ops.policy_loss(logp, *constants, *formula, *normalize)
     return loss, dict(zip(METRICS, metrics.unbind(), strict=True))
