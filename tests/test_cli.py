@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from warpup import cli
-from warpup.data import example, knights_and_knaves, word_tokenizer
+from warpup.data import example, knights_and_knaves, verify, word_tokenizer
 from warpup.train import demo, load_model
 from warpup.train.parallel import run_aside
 from warpup.train.plot import Line, line_chart, ticks
@@ -233,7 +233,28 @@ def test_demo_splits_by_abstract_puzzle():
     one, other = demo.puzzle_sets(TINY, 0), demo.puzzle_sets(TINY, 1)
     assert one["held_out"] == other["held_out"]
     assert one["rl"] != other["rl"]
-    assert len(one["rl"]) == 6
+    shape = {row["prompt"].translate(str.maketrans("ABCDEFG", "       ")) for row in one["rl"]}
+    assert len(one["rl"]) == 60
+    assert len(shape) <= 6  # ten renamings of six puzzles
+
+
+def test_a_slipping_teacher_goes_on_unaware():
+    puzzles = knights_and_knaves(60, seed=2)
+    exact = [example(puzzle) for puzzle in puzzles]
+    assert exact == [example(puzzle, slips=0.0, seed=5) for puzzle in puzzles]
+    slipped = [example(puzzle, slips=0.4, seed=5) for puzzle in puzzles]
+    right = [verify(row["completion"], row) for row in slipped]
+    assert all(verdict.parsed for verdict in right)
+    assert 0.2 < sum(verdict.correct for verdict in right) / 60 < 0.8
+    for puzzle, row in zip(puzzles, slipped, strict=True):
+        assert row["answer"] == example(puzzle)["answer"]  # what is rewarded stays right
+        thought, answer = row["completion"].split(" </think> <answer> ")
+        last = {}
+        for line in thought.removeprefix("<think> ").split(" ."):
+            if line.split()[:1] in (["try"], ["wait"]):
+                _, name, role = line.split()
+                last[name] = role
+        assert answer.split()[:-1] == [word for name in puzzle.names for word in (name, last[name])]
 
 
 def test_demo_children_train_as_this_process_does(tmp_path):

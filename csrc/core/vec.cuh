@@ -14,8 +14,7 @@ template <class T>
 inline constexpr int kVec = 16 / sizeof(T);
 
 template <class T>
-__device__ __forceinline__ void load_vec(const T* from, acc_t<T> (&to)[kVec<T>]) {
-  const uint4 raw = __ldcs(reinterpret_cast<const uint4*>(from));
+__device__ __forceinline__ void unpack(const uint4& raw, acc_t<T> (&to)[kVec<T>]) {
   T values[kVec<T>];
   memcpy(values, &raw, 16);
 #pragma unroll
@@ -51,14 +50,19 @@ __device__ __forceinline__ void walk(const T* x, int64_t n, int rank, int step, 
     body(one, j);
   }
   for (int64_t v = rank; v < vectors; v += int64_t(step) * kUnroll) {
-    Acc values[kUnroll][kVec<T>];
+    uint4 raw[kUnroll];  // as they come: 16-bit values unpacked take twice the registers
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (v + u * int64_t(step) < vectors) load_vec(x + head + (v + u * int64_t(step)) * kVec<T>, values[u]);
+      const int64_t at = v + u * int64_t(step);
+      if (at < vectors) raw[u] = __ldcs(reinterpret_cast<const uint4*>(x + head + at * kVec<T>));
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      if (v + u * int64_t(step) < vectors) body(values[u], head + (v + u * int64_t(step)) * kVec<T>);
+      const int64_t at = v + u * int64_t(step);
+      if (at >= vectors) break;
+      Acc values[kVec<T>];
+      unpack<T>(raw[u], values);
+      body(values, head + at * kVec<T>);
     }
   }
   for (int64_t j = tail + rank; j < n; j += step) {

@@ -10,7 +10,7 @@ from .puzzles import ROLES, Puzzle, Statement, evaluate, mentioned
 STYLES = ("long", "short", "random")
 
 
-def example(puzzle: Puzzle, style: str = "long", *, seed: int = 0) -> dict[str, str]:
+def example(puzzle: Puzzle, style: str = "long", *, seed: int = 0, slips: float = 0.0) -> dict[str, str]:
     """Prompt, completion and answer of one puzzle, each a string.
 
     prompt      `A says B knave . B says A knight iff B knight . ?`
@@ -19,15 +19,20 @@ def example(puzzle: Puzzle, style: str = "long", *, seed: int = 0) -> dict[str, 
 
     style: "long" tells a depth-first search aloud (see `think`), "short" thinks nothing and answers, "random" thinks
     nothing and answers at random, each role by a fair coin that depends on `seed` and the puzzle's key alone: it
-    teaches the format and nothing else. Raises ValueError on another style.
+    teaches the format and nothing else.
+    slips: chance that the teller of a long chain misjudges a check (says ok for bad, or bad for ok), by `seed` and the
+    puzzle's key; the search goes on from there unaware and its answer may be wrong, like an unfiltered teacher's.
+    Raises ValueError on another style and on slips outside 0 to 1.
     """
+    if not 0 <= slips <= 1:
+        raise ValueError(f"slips: expected a chance from 0 to 1, got {slips!r}")
     if style not in STYLES:
         raise ValueError(f"style: expected one of {STYLES}, got {style!r}")
-    roles = puzzle.solution
+    thought, roles, coin = "", puzzle.solution, random.Random(f"{seed} {puzzle.key()}")
     if style == "random":
-        coin = random.Random(f"{seed} {puzzle.key()}")
         roles = tuple(coin.random() < 0.5 for _ in puzzle.names)
-    thought = think(puzzle) if style == "long" else ""
+    elif style == "long":
+        thought, roles = _search(puzzle, lambda: slips > 0 and coin.random() < slips)
     return {
         "prompt": " ".join([*(f"{n} says {_say(s, puzzle.names)} ." for n, s in _lines(puzzle)), "?"]),
         "completion": " ".join(f"<think> {thought} </think> <answer> {_answer(puzzle.names, roles)} </answer>".split()),
@@ -46,6 +51,11 @@ def think(puzzle: Puzzle) -> str:
     The first speaker comes first. The next person is the first one not yet assigned among those whom the assigned
     people mention, in order of assignment, else the first one not assigned. The order is fixed before the search.
     """
+    return _search(puzzle, lambda: False)[0]
+
+
+def _search(puzzle: Puzzle, slip) -> tuple[str, tuple[bool, ...]]:
+    """The search of `think` and the roles it ends with; each check is misjudged where `slip()` says so."""
     order = search_order(puzzle)
     position = {person: step for step, person in enumerate(order)}
     due = [[] for _ in order]  # statements by the step at which their last person is assigned
@@ -67,13 +77,13 @@ def think(puzzle: Puzzle) -> str:
 
     def check(speaker: int) -> bool:
         statement = puzzle.statements[speaker]
-        good = evaluate(statement, roles) == roles[speaker]
+        good = (evaluate(statement, roles) == roles[speaker]) != slip()
         told = _tell(statement, puzzle.names, roles)
         words.append(f"{puzzle.names[speaker]} says {told} {'ok' if good else 'bad'} .")
         return good
 
     search(0)
-    return " ".join(words)
+    return " ".join(words), tuple(roles)
 
 
 def search_order(puzzle: Puzzle) -> list[int]:

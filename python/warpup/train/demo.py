@@ -61,13 +61,16 @@ class Size:
 
     people: int = 2
     depth: int = 3  # levels of a statement; at 2 there are too few puzzles, and warm-up learns them by heart
+    kinds: tuple[str, ...] = ("leaf", "not", "and", "or")
+    slips: float = 0.2  # chance that the teacher misjudges a check; its wrong traces are kept, as in the paper
     words: int = 24  # longest prompt
-    pool: int = 10_000  # puzzles drawn, of which about 3,000 are short enough
+    pool: int = 15_000  # puzzles drawn, of which the short ones are kept
     held_out: int = 256
     puzzles: int = 100  # RLVR's training puzzles
+    names: int = 10  # renamings of each, in turn
     chains: int = 20_000  # warm-up examples: training puzzles under other names
     base_steps: int = 150
-    warm_steps: int = 700
+    warm_steps: int = 600
     rl_steps: int = 40
     hidden: int = 128
     layers: int = 3
@@ -90,7 +93,7 @@ QUICK = Size(words=20, held_out=128, warm_steps=150, base_steps=60, rl_steps=15,
 @functools.cache
 def puzzles_of(size: Size) -> tuple[list, list]:
     """(held out, others): puzzles with short prompts, no abstract puzzle (see `Puzzle.canonical_key`) on both sides."""
-    drawn = knights_and_knaves(size.pool, people=size.people, depth=size.depth, seed=0)
+    drawn = knights_and_knaves(size.pool, people=size.people, depth=size.depth, kinds=size.kinds, seed=0)
     others, held_out = split([p for p in drawn if len(example(p)["prompt"].split()) <= size.words], size.held_out)
     return held_out, others
 
@@ -98,7 +101,8 @@ def puzzles_of(size: Size) -> tuple[list, list]:
 def puzzle_sets(size: Size, seed: int) -> dict[str, list[dict[str, str]]]:
     """Examples of a seed: "warm" and "base" to imitate, "rl" to be rewarded for, "held_out" to measure on.
 
-    The held-out puzzles are the same for every seed. RLVR's puzzles are not among those imitated.
+    The held-out puzzles are the same for every seed. RLVR's puzzles are not imitated before (their mirror images may
+    be) and come under several names.
     """
     held_out, others = puzzles_of(size)
     rng, names = random.Random(seed), random.Random(0)
@@ -108,14 +112,14 @@ def puzzle_sets(size: Size, seed: int) -> dict[str, list[dict[str, str]]]:
     def renamed(puzzle, rng):
         return puzzle.renamed(rng.sample(NAMES, len(puzzle.names)))
 
-    def told(style):
+    def told(style, slips=0.0):
         picks = (rng.choice(imitated) for _ in range(size.chains))
-        return [example(renamed(puzzle, rng), style, seed=i) for i, puzzle in enumerate(picks)]
+        return [example(renamed(puzzle, rng), style, seed=i, slips=slips) for i, puzzle in enumerate(picks)]
 
     return {
         "held_out": [example(renamed(puzzle, names)) for puzzle in held_out],
-        "rl": [example(renamed(puzzle, rng)) for puzzle in fresh],
-        "warm": told("long"),
+        "rl": [example(renamed(puzzle, rng)) for _ in range(size.names) for puzzle in fresh],
+        "warm": told("long", size.slips),
         "base": told("random"),
     }
 
@@ -165,7 +169,7 @@ def run_chain(chain: str, seed: int, size: Size, out: Path, report: Report) -> d
                 max_new_tokens=size.max_new_tokens,
                 temperature=size.temperature,
                 lr=size.rl_lr,
-                limit=size.puzzles,
+                limit=None,
             ),
         ]
     )
@@ -214,9 +218,11 @@ def run_demo(given: DemoArguments) -> Path:
         jobs = given.jobs or min(cores, len(tasks))
         with ProgressBar() as bar:
             results = run_here(run_chain, tasks, bar) if jobs == 1 else run_aside(run_chain, tasks, jobs, bar)
-        save_held_out(out / "held_out.jsonl", size)
+        sets = puzzle_sets(replace(size, chains=1000), 0)
+        (out / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sets["held_out"]))
+        teacher = fmean(verify(row["completion"], row).correct for row in sets["warm"])
         print_table(results)
-        path = write_report(out, size, results)
+        path = write_report(out, size, teacher, results)
     print(f"report: {path}   ({time.perf_counter() - began:.0f} s)")
     return path
 
@@ -229,12 +235,6 @@ def check_size(path: Path, size: Size) -> None:
             f"{path.parent} holds a demo of another size (--quick, or other settings): choose another --out"
         )
     path.write_text(json.dumps(wanted) + "\n")
-
-
-def save_held_out(path: Path, size: Size) -> None:
-    """Keep the held-out puzzles, for `warpup eval`."""
-    rows = puzzle_sets(replace(size, chains=0), 0)["held_out"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -85,8 +85,8 @@ def gains(results: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def write_report(out: Path, size: Size, results: Sequence[dict[str, Any]]) -> Path:
-    """Write report.html, one file without links, and return its path."""
+def write_report(out: Path, size: Size, teacher: float, results: Sequence[dict[str, Any]]) -> Path:
+    """Write report.html, one file without links, and return its path. teacher: share of its traces that end right."""
     seeds = len({result["seed"] for result in results})
     rows = "".join(
         f"<tr><td>{escape(arm)}</td>" + "".join(f"<td>{cell(numbers[n], n, seeds)}</td>" for n in COLUMNS) + "</tr>"
@@ -104,10 +104,12 @@ def write_report(out: Path, size: Size, results: Sequence[dict[str, Any]]) -> Pa
 <title>warpup demo</title><style>{STYLE}</style>
 <h1>Warm up, then reinforce</h1>
 <p>A language model of {results[0]["parameters"]:,} parameters, trained from scratch on Knights &amp; Knaves puzzles of
-{size.people} people. <b>Warm-up</b> imitates long chains of thought ({size.warm_steps} steps); <b>base</b> imitates
-random answers ({size.base_steps} steps), so it knows the format and nothing else. <b>RLVR</b> then reinforces either on
-the same {size.puzzles} puzzles ({size.rl_steps} steps of {size.prompts} x {size.samples} completions), rewarded by a
-verifier. All accuracy is on {size.held_out} puzzles of which no training puzzle is a renaming or a mirror image.</p>
+{size.people} people. <b>Warm-up</b> imitates long chains of thought ({size.warm_steps} steps) by a teacher that
+misjudges {size.slips:.0%} of its checks; nobody filters them, and {teacher:.0%} end right. <b>Base</b> imitates random
+answers ({size.base_steps} steps), so it knows the format and nothing else. <b>RLVR</b> then reinforces either on the
+same {size.puzzles} puzzles under changing names ({size.rl_steps} steps of {size.prompts} x {size.samples} completions),
+rewarded by a verifier. All accuracy is on {size.held_out} puzzles of which no training puzzle is a renaming or a mirror
+image.</p>
 <p><b>{LEGEND}</b>; mean reward, tokens and reflection words of the sampled answers; % with a readable format</p>
 <table><tr>{head}</tr>{rows}</table>
 <p>{"<br>".join(map(escape, gains(results)))}</p>
