@@ -10,6 +10,10 @@ if(NOT WARPUP_TORCH_INCLUDE)
   find_path(WARPUP_TORCH_INCLUDE torch/csrc/stable/library.h HINTS ${hint}/include NO_DEFAULT_PATH)
 endif()
 
+if(WARPUP_TORCH_INCLUDE)
+  cmake_path(GET WARPUP_TORCH_INCLUDE PARENT_PATH hint)  # also where a former run has cached it
+endif()
+
 set(WARPUP_TORCH_VERSION "0")
 if(hint AND EXISTS ${hint}/version.py)
   file(STRINGS ${hint}/version.py line REGEX "^__version__ *=")

@@ -71,7 +71,7 @@ __global__ __launch_bounds__(kThreads) void token_logprob_kernel(const TokenLogp
   }
   if (threadIdx.x != 0) return;
   const bool empty = ignored || row.sum == 0;
-  const bool invalid = !ignored && (y < 0 || y >= args.vocab || !(t > 0));
+  const bool invalid = !ignored && (y < 0 || y >= args.vocab || !(inv_t > 0));  // T = 0 gives NaN by itself
   const Acc nan = kInf<Acc> - kInf<Acc>;
   const Acc log_sum = log(row.sum);
   args.stats[2 * r] = invalid ? nan : empty ? Acc(0) : row.max;

@@ -116,7 +116,8 @@ def token_logprob(
         logits: (..., V) float32, bfloat16, float16 or float64; `-inf` entries have probability 0. V has stride 1; the
             leading dimensions may be strided (`logits[:, :-1]` is not copied).
         targets: (...,) int64 in [0, V), or `ignore_index`.
-        temperature: a number above 0, or a float32 tensor (...,), one value a row. It gets no gradient.
+        temperature: a number above 0, or a float32 tensor, (...,) with one value a row or with one for all. It gets no
+            gradient. Under `torch.compile` a number is a constant of the graph: a schedule belongs in a tensor.
         entropy: also return the entropies.
         ignore_index: rows with this target give log-prob 0, entropy 0 and a zero gradient, as do rows whose logits are
             all `-inf`.
@@ -133,6 +134,8 @@ def token_logprob(
     Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867).
     """
     per_row = temperature if isinstance(temperature, Tensor) else None
+    if per_row is not None and per_row.numel() == 1:
+        per_row = per_row.expand(targets.shape)
     args = (logits, targets, per_row, 1.0 if per_row is not None else float(temperature), ignore_index, entropy)
     if logits.requires_grad and torch.is_grad_enabled():
         logp, h, _ = TokenLogprob.apply(*args, inplace_backward)
