@@ -258,6 +258,19 @@ def reference_tree_values(rewards, parents):
     return torch.stack([value(node) for node in range(len(rewards))])
 
 
+def reference_tree_advantage(rewards, parents, *, scale="none", eps=1e-8):
+    """`tree_advantage`, edge by edge, in plain torch."""
+    values = reference_tree_values(rewards, parents)
+    advantages = torch.zeros_like(values)
+    for node, parent in enumerate(parents.tolist()):
+        siblings = values[parents == parent]
+        siblings = siblings[~siblings.isnan()]
+        if parent >= 0 and not values[node].isnan() and siblings.max() != siblings.min():
+            spread = siblings.std(correction=0) + eps if scale == "std" else 1.0
+            advantages[node] = (values[node] - values[parent]) / spread
+    return TreeAdvantage(advantages, values, advantages == 0)
+
+
 @torch.library.register_fake("warpup::tree_values")
 def _(rewards, children, begin, end):
     return rewards.new_empty(rewards.shape)

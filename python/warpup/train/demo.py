@@ -61,23 +61,23 @@ class Size:
 
     people: int = 2
     depth: int = 3  # levels of a statement; at 2 there are too few puzzles, and warm-up learns them by heart
-    kinds: tuple[str, ...] = ("leaf", "not", "and", "or")
-    slips: float = 0.2  # chance that the teacher misjudges a check; its wrong traces are kept, as in the paper
+    kinds: tuple[str, ...] = ("leaf", "not", "and", "or", "implies", "iff")
+    slips: float = 0.15  # chance that the teacher misjudges a check; its wrong traces are kept, as in the paper
     words: int = 24  # longest prompt
-    pool: int = 15_000  # puzzles drawn, of which the short ones are kept
+    pool: int = 12_000  # puzzles drawn, of which the short ones are kept
     held_out: int = 256
     puzzles: int = 100  # RLVR's training puzzles
     names: int = 10  # renamings of each, in turn
     chains: int = 20_000  # warm-up examples: training puzzles under other names
     base_steps: int = 150
-    warm_steps: int = 600
-    rl_steps: int = 40
+    warm_steps: int = 1600
+    rl_steps: int = 70
     hidden: int = 128
     layers: int = 3
     heads: int = 4
-    batch: int = 16  # learns faster per token than 32
+    batch: int = 8  # learns faster per token than 16 and 32
     warm_lr: float = 2e-3
-    rl_lr: float = 1e-4  # 5e-4 collapses the chains
+    rl_lr: float = 2e-4  # 5e-4 collapses the chains
     temperature: float = 0.7  # of the rollouts and of the measurement
     prompts: int = 8
     samples: int = 16
@@ -87,7 +87,9 @@ class Size:
 
 
 FULL = Size()
-QUICK = Size(words=20, held_out=128, warm_steps=150, base_steps=60, rl_steps=15, points=3, curve=64)
+QUICK = Size(
+    words=20, pool=6000, held_out=96, warm_steps=300, base_steps=60, rl_steps=12, samples=8, points=2, curve=48
+)
 
 
 @functools.cache
