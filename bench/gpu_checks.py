@@ -15,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import warpup
-from cases import CASES, Case, agree, upcast
+from cases import CASES, Case
 from measure import differentiable
 
 SIZE = "threads"  # of the case table: more than one block
@@ -24,10 +24,6 @@ SLEEP = 50_000_000  # cycles, some 30 ms: long after the host has queued all tha
 
 def on(inputs: dict, device: str) -> dict:
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
-
-
-def agrees(case: Case, got: tuple, inputs: dict) -> None:
-    agree(got, case.run(upcast(inputs), case.reference), case.run(inputs, case.reference))
 
 
 def stream(case: Case, variant: str, device: str) -> None:
@@ -45,7 +41,7 @@ def stream(case: Case, variant: str, device: str) -> None:
         got = case.run(late)
     if side:
         side.synchronize()
-    agrees(case, got, inputs)
+    case.compare(got, inputs)
 
 
 def graph(case: Case, variant: str, device: str) -> None:
@@ -69,7 +65,7 @@ def graph(case: Case, variant: str, device: str) -> None:
     else:
         copy_into(static, second)
         got = candidate.run(*arguments)
-    agrees(case, tuple(g.detach() for g in got), second)
+    case.compare(tuple(g.detach() for g in got), second)
 
 
 def copy_into(targets: dict, sources: dict) -> None:

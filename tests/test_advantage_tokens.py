@@ -2,20 +2,18 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cases import agree, leaves, nudged, upcast
-from warpup import gae, group_plan, masked_whiten, reward_to_go, segment_advantage, segment_ids, tree_advantage
-from warpup._native import core
+from warpup import gae, masked_whiten, reward_to_go, segment_advantage, segment_ids, tree_advantage
 from warpup.ops.advantage_tokens import (
     reference_gae,
     reference_masked_whiten,
     reference_reward_to_go,
-    reference_tree_values,
+    reference_tree_advantage,
 )
 
 NAN = math.nan
@@ -131,22 +129,13 @@ def test_masked_whiten_without_variance(twin):
     """Equal values, one value, none: nothing is divided by rounding noise."""
     x = torch.full((6000,), 0.7, device=twin.device)
     for mask in (torch.ones_like(x), torch.arange(6000, device=twin.device) == 4500, torch.zeros_like(x)):
-        assert (masked_whiten(x, mask) == 0).all()
-        assert torch.equal(masked_whiten(x, mask, shift_mean=False), torch.where(mask != 0, x, 0.0))
+        for eps in (1e-8, 0.0):
+            assert (masked_whiten(x, mask, eps=eps) == 0).all()
+            assert torch.equal(masked_whiten(x, mask, shift_mean=False, eps=eps), torch.where(mask != 0, x, 0.0))
     spread = 1e4 + torch.arange(6000, device=twin.device) % 4 * 0.25
     got = masked_whiten(spread, x).double().cpu()
     assert abs(got.var().item() - 1) < 1e-6
     assert abs(got.mean().item()) < 1e-6
-
-
-def test_same_bits_for_any_number_of_threads(threads):
-    x, values, mask = normal(64, 1001), normal(64, 1001, seed=1), coin(64, 1001)
-    results = []
-    for count in (1, 2, 3, 2):
-        threads(count)
-        results.append([masked_whiten(x, mask), *gae(x, values, mask, gamma=0.99, lam=0.9)])
-    for result in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
 # ---- segment_advantage ----------------------------------------------------------------------------------------------
@@ -217,16 +206,9 @@ def forests(draw):
 def test_tree(twin, forest, scale):
     rewards, parents = forest
     got = tree_advantage(rewards.to(twin.device), parents.to(twin.device), scale=scale)
-    values = reference_tree_values(rewards.double(), parents)
-    want = torch.zeros_like(values)
-    for node, parent in enumerate(parents.tolist()):
-        siblings = values[parents == parent]
-        siblings = siblings[~siblings.isnan()]
-        if parent >= 0 and not values[node].isnan() and siblings.max() != siblings.min():
-            want[node] = values[node] - values[parent]
-            want[node] /= siblings.std(correction=0) + 1e-8 if scale == "std" else 1
-    torch.testing.assert_close(got.values.cpu().double(), values, equal_nan=True, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(got.advantages.cpu().double(), want, rtol=1e-4, atol=1e-5)
+    want = reference_tree_advantage(rewards.double(), parents, scale=scale)
+    torch.testing.assert_close(got.values.cpu().double(), want.values, equal_nan=True, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.advantages.cpu().double(), want.advantages, rtol=1e-4, atol=1e-5)
     assert torch.equal(got.zero, got.advantages == 0)
 
 
@@ -260,27 +242,16 @@ def test_equal_siblings_and_cycles(twin):
 # ---- promises of every function -------------------------------------------------------------------------------------
 
 
-def forest_of(n):
-    return torch.cat([torch.tensor([-1]), torch.arange(n - 1) // 3])
+def test_segments_compiled(device):
+    def call(x, y, m):
+        return tuple(segment_advantage(x[:, 0], y[:, :3], x.sigmoid(), m, every=2))
 
-
-COMPILED = {
-    "gae": lambda x, y, m: gae(x, y, m, gamma=0.9, lam=0.8, bootstrap=x[:, 0]),
-    "reward_to_go": lambda x, y, m: reward_to_go(x, m, 0.9, carry=False),
-    "masked_whiten": lambda x, y, m: masked_whiten(x, m),
-    "segments": lambda x, y, m: tuple(segment_advantage(x[:, 0], y[:, :3], x.sigmoid(), m, every=2)),
-    "tree": lambda x, y, m: tuple(tree_advantage(x[:, 0], torch.arange(x.shape[0], device=x.device) // 2 - 1)),
-}
-
-
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiled(device, name):
     torch.compiler.reset()
-    compiled = torch.compile(COMPILED[name], fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
     for shape in ((6, 11), (9, 14)):
         inputs = [x.to(device) for x in (normal(*shape), normal(*shape, seed=1), coin(*shape))]
-        for got, want in zip(leaves(compiled(*inputs)), leaves(COMPILED[name](*inputs)), strict=True):
-            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+        for got, want in zip(compiled(*inputs), call(*inputs), strict=True):
+            assert torch.equal(got, want)
 
 
 def test_no_gradient(twin):
@@ -304,41 +275,6 @@ def test_empty(twin, shape):
     assert all(o.shape == shape for o in outputs)
     tree = tree_advantage(x.new_zeros(0), x.new_zeros(0, dtype=torch.int64))
     assert all(o.shape == (0,) for o in tree)
-
-
-def test_opcheck(device):
-    ops, x, mask = torch.ops.warpup, normal(3, 7).to(device), coin(3, 7).to(device)
-    torch.library.opcheck(ops.reverse_scan.default, (x, x, mask, x[:, 0].contiguous(), 0.9, 0.8, False))
-    torch.library.opcheck(ops.reverse_scan.default, (x[:, 2:], None, mask[:, 2:], None, 0.9, 0.9, True))
-    torch.library.opcheck(ops.masked_whiten.default, (x, mask, True, 1, 1e-8))
-    parents = forest_of(7).to(device)
-    order = group_plan(parents).order
-    begin = torch.searchsorted(parents[order], torch.arange(7, device=device))
-    end = torch.searchsorted(parents[order], torch.arange(7, device=device), right=True)
-    torch.library.opcheck(ops.tree_values.default, (x[0], order, begin, end))
-
-
-def test_core_on_numpy_arrays():
-    x, values, mask = normal(3, 50), normal(3, 50, seed=1), coin(3, 50)
-    got, returns = np.empty((3, 50), np.float32), np.empty((3, 50), np.float32)
-    arrays = (x.numpy(), values.numpy(), mask.numpy())
-    core.reverse_scan(*arrays, gamma=0.9, decay=0.9 * 0.8, x=got, returns=returns)
-    for g, w in zip((got, returns), gae(x, values, mask, gamma=0.9, lam=0.8), strict=True):
-        assert np.array_equal(g, w)
-    moments, partials = np.empty(4), np.empty((1, 5))
-    core.masked_whiten(x.numpy(), mask.numpy(), out=got, partials=partials, moments=moments)
-    assert np.array_equal(got, masked_whiten(x, mask))
-    kept = x[mask].double()
-    np.testing.assert_allclose(moments, [len(kept), kept.mean(), kept.var(), 0], rtol=1e-5)
-    core.masked_moments(x.numpy(), mask.numpy(), partials=partials, moments=moments)
-    np.testing.assert_allclose(moments, [len(kept), kept.mean(), kept.var(), 0], rtol=1e-5)
-    parents = forest_of(20)
-    order = group_plan(parents).order
-    begin = torch.searchsorted(parents[order], torch.arange(20))
-    end = torch.searchsorted(parents[order], torch.arange(20), right=True)
-    out, settled = np.empty(20, np.float32), np.empty(20, np.uint8)
-    core.tree_values(x[0, :20].numpy(), order, begin, end, values=out, settled=settled)
-    assert np.array_equal(out, tree_advantage(x[0, :20], parents).values)
 
 
 X, M, V = torch.zeros(3, 4), torch.ones(3, 4), torch.zeros(3)

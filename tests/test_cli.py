@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -183,7 +184,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(project):
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = project / "run" / "metrics.jsonl"
     while run.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        pass
+        time.sleep(0.1)
     run.send_signal(signal.SIGINT)
     text = run.communicate(timeout=60)[1]
     assert run.returncode == 130

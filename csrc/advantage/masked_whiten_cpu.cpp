@@ -74,7 +74,9 @@ void masked_whiten_cpu(const MaskedWhitenArgs<T>& args) {
   masked_moments_cpu(args.of);
   const double *m = args.of.moments, mean = m[1];
   const T high = static_cast<T>(mean), low = m[3] != 0 ? T(0) : static_cast<T>(mean - double(high));
-  const T factor = static_cast<T>(1 / std::sqrt(m[2] + args.eps)), shift = args.shift_mean ? T(0) : high;
+  const double variance = m[2] + args.eps;
+  const T factor = variance == 0 ? T(0) : static_cast<T>(1 / std::sqrt(variance));  // not 0 * inf
+  const T shift = args.shift_mean ? T(0) : high;
   parallel_for(0, args.of.count, 1 << 15,
                [&](int64_t first, int64_t last) { whiten(args, high, low, factor, shift, first, last); });
 }

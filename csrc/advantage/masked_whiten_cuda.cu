@@ -82,7 +82,9 @@ template <class T>
 __global__ __launch_bounds__(kThreads) void whiten_kernel(const MaskedWhitenArgs<T> args) {
   const double* m = args.of.moments;
   const T high = static_cast<T>(m[1]), low = m[3] != 0 ? T(0) : static_cast<T>(m[1] - double(high));
-  const T factor = static_cast<T>(1 / sqrt(m[2] + args.eps)), shift = args.shift_mean ? T(0) : high;
+  const double variance = m[2] + args.eps;
+  const T factor = variance == 0 ? T(0) : static_cast<T>(1 / sqrt(variance));  // not 0 * inf
+  const T shift = args.shift_mean ? T(0) : high;
   const int64_t begin = int64_t(blockIdx.x) * Moments::kChunk;
 #pragma unroll 4
   for (int k = 0; k < kPerThread; ++k) {

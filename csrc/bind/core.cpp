@@ -91,11 +91,11 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
            "kind"_a = 0, py::kw_only(), "clip"_a = std::pair(0.2, 0.2), "kl"_a = std::array<double, 3>{},
            "per_sequence"_a = false, "denominator"_a = 0, "denominator_value"_a = 0.0);
   def("policy_loss", &warpup::policy_loss, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a, "ref_logp"_a = py::none(),
-      "denominator"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{0, .2, .2}, "loss"_a,
-      "metrics"_a, "row_weight"_a, "partials"_a);
+      "denominator"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{}, "loss"_a, "metrics"_a,
+      "row_weight"_a, "partials"_a);
   def("policy_loss_backward", &warpup::policy_loss_backward, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a,
-      "ref_logp"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{0, .2, .2}, "row_weight"_a,
-      "grad_loss"_a, "grad_logp"_a);
+      "ref_logp"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{}, "row_weight"_a, "grad_loss"_a,
+      "grad_logp"_a);
 
   def("group_advantage", &warpup::group_advantage, "rewards"_a, "offsets"_a = py::none(), "order"_a = py::none(),
       "lengths"_a = py::none(), "batch"_a = py::none(), py::kw_only(), "group_size"_a = 0, "baseline"_a = "mean",

@@ -113,11 +113,11 @@ inline void token_logprob_backward(const View& logits, const View& targets, cons
 
 // What the Python layer chooses by name, in the form of the kernels' enums; see logprob/policy_loss.h.
 struct PolicyOptions {
-  int64_t kind;
-  double clip_low, clip_high, kl_k1, kl_k2, kl_k3;
-  bool per_sequence;
-  int64_t denominator;
-  double denominator_value;
+  int64_t kind = 0;
+  double clip_low = 0.2, clip_high = 0.2, kl_k1 = 0, kl_k2 = 0, kl_k3 = 0;
+  bool per_sequence = false;
+  int64_t denominator = 0;
+  double denominator_value = 0;
 };
 
 namespace detail {

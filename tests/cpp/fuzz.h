@@ -20,6 +20,8 @@ namespace fuzz {
 using warpup::DType;
 using warpup::View;
 
+inline constexpr double kInf = std::numeric_limits<double>::infinity();
+
 inline std::mt19937_64 engine;
 inline int threads = 1;  // that parallel_for may use
 inline int passed = 0, failed = 0;
@@ -174,12 +176,12 @@ inline void expect(bool ok, const std::string& what) {
   if (!ok) std::printf("FAILED %s (--seed %llu --count 1 repeats it)\n", what.c_str(), (unsigned long long)seed);
 }
 
-// One check for the whole array: |got - want| <= tolerance, infinities the same.
+// One check for the whole array: |got - want| <= tolerance, infinities and NaN the same.
 template <class Want, class Tolerance>
 void expect_near(const Array& got, const Want& want, const Tolerance& tolerance, const std::string& what) {
   for (int64_t i = 0; i < got.size(); ++i) {
     const double w = want(i), g = got[i];
-    if (g == w || std::fabs(g - w) <= tolerance(i)) continue;
+    if (g == w || std::fabs(g - w) <= tolerance(i) || (g != g && w != w)) continue;
     return expect(false, what + "[" + std::to_string(i) + "] = " + std::to_string(g) + ", expected " +
                              std::to_string(w) + ", error " + std::to_string(std::fabs(g - w) / tolerance(i)) +
                              " tolerances");

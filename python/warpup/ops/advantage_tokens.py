@@ -129,7 +129,8 @@ def reference_masked_whiten(x, mask, *, shift_mean=True, correction=1, eps=1e-8)
         equal = kept.max() == kept.min()
         mean = torch.where(equal, kept.max(), kept.mean())
         var = kept.var(correction=correction) if kept.numel() > 1 else 0 * mean
-        out[mask != 0] = (kept - mean) * torch.rsqrt(torch.where(equal, 0.0, var) + eps) + (0 if shift_mean else mean)
+        factor = torch.where(equal, 0.0, torch.rsqrt(var + eps))
+        out[mask != 0] = (kept - mean) * factor + (0 if shift_mean else mean)
     return out
 
 
