@@ -1,4 +1,4 @@
-"""Family `logprob`: log-probabilities of tokens from logits, and the policy losses on them."""
+"""Family `logprob`: log-probabilities of tokens from logits."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from functools import cache, lru_cache, partial
 
 import torch
 
-from cases import CASES, gradients_of, leaves
-from measure import DIRECTIONS, Comparison, Work, beside_reference, compiled, differentiable, expected, moved
+from cases import OPS, gradients_of, leaves
+from measure import DIRECTIONS, Comparison, Work, compiled, differentiable, expected, moved
 
-OPS = {case.op: case for case in CASES}
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 SHAPES = {"cpu": (1024, 32000), "cuda": (8192, 151936), "quick": (8, 1000)}
-POLICY_SHAPES = {"cpu": (512, 2048), "cuda": (4096, 8192), "quick": (4, 64)}
 GOALS = {torch.float32: {"eager": 8, "torch.compile": 5.5}, torch.bfloat16: {"eager": 12, "torch.compile": 8}}
 
 
@@ -25,11 +23,6 @@ def cases(device: str, size: str) -> Iterator[Comparison]:
                 name = f"token_logprob{'+entropy' * entropy} {direction} {DTYPES[dtype]} {list(shape)}"
                 goals = GOALS[dtype] if (size, direction, entropy) == ("cpu", "forward+backward", False) else {}
                 yield Comparison(name, partial(token_logprob, device, shape, dtype, entropy, direction), goals)
-    shape = POLICY_SHAPES[size]
-    for direction in DIRECTIONS if "policy_loss" in OPS else ():
-        name = f"policy_loss {direction} fp32 {list(shape)}"
-        goals = {"eager": 10, "torch.compile": 1.2} if (size, direction) == ("cpu", "forward+backward") else {}
-        yield Comparison(name, partial(policy_loss, device, shape, direction), goals)
 
 
 def test_logprob(case, measure):
@@ -98,13 +91,3 @@ def token_logprob(device, shape, dtype, entropy, direction) -> Work:
         bytes=moved(direction, op.bytes(inputs)),
         reference=lambda: expected(direction, token_logprob_results(device, shape, dtype, entropy), 1),
     )
-
-
-# ---- policy_loss ----------------------------------------------------------------------------------------------------
-
-
-def policy_loss(device, shape, direction) -> Work:
-    op = OPS["policy_loss"]
-    inputs = op.inputs(shape, torch.float32, device, 0, op.variants[0])
-    # Of one sign: the loss of advantages that cancel has no digits left to compare, whoever sums them.
-    return beside_reference(op, inputs | {"advantages": inputs["advantages"].abs()}, direction)

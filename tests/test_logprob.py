@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases import CASES, gradients_of
+from cases import OPS, gradients_of
 from warpup import token_logprob
 from warpup.ops.logprob import IGNORE_INDEX, reference_token_logprob
 
-CASE = next(case for case in CASES if case.op == "token_logprob")
+CASE = OPS["token_logprob"]
 INF, NAN = math.inf, math.nan
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

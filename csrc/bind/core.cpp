@@ -5,6 +5,7 @@
 #include "bind/advantage.h"
 #include "bind/dlpack.h"
 #include "bind/logprob.h"
+#include "bind/logprob_policy.h"
 #include "core/parallel.h"
 
 #ifdef _OPENMP

@@ -13,7 +13,8 @@ from warpup.ops.advantage_tokens import (
     segment_ids,
     tree_advantage,
 )
-from warpup.ops.logprob import policy_loss, token_logprob
+from warpup.ops.logprob import token_logprob
+from warpup.ops.logprob_policy import policy_loss
 
 __all__ = [
     "GroupPlan",

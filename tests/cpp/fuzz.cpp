@@ -9,6 +9,7 @@
 #include "core/parallel.h"
 #include "fuzz_advantage_tokens.h"
 #include "fuzz_logprob.h"
+#include "fuzz_logprob_policy.h"
 
 namespace warpup {
 

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases import CASES
+from cases import OPS
 from warpup import policy_loss
-from warpup.ops.logprob import KL_ESTIMATORS, METRICS, NORMALIZERS, POLICY_KINDS
+from warpup.ops.logprob_policy import KL_ESTIMATORS, METRICS, NORMALIZERS, POLICY_KINDS
 
-CASE = next(case for case in CASES if case.op == "policy_loss")
+CASE = OPS["policy_loss"]
 NAN, INF = math.nan, math.inf
 
 
