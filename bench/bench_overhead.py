@@ -48,12 +48,13 @@ def overhead(op: Case, device: str) -> Work:
     raw = getattr(torch.ops.warpup, name)
     candidates = {
         "torch.add": Candidate(partial(torch.add, a, a), result=None),
-        "warpup._core, torch tensors": core(op, inputs),
         "raw op": Candidate(partial(raw, *arguments), result=None),  # its outputs are the public function's
         "warpup, no grad": Candidate(partial(op.call, **inputs), result=leaves),
         "eager, no grad": Candidate(partial(op.reference, **inputs), result=leaves),
     }
-    if device == "cpu":
+    if op.core:
+        candidates["warpup._core, torch tensors"] = core(op, inputs)
+    if op.core and device == "cpu":
         candidates["warpup._core, NumPy arrays"] = core(op, inputs, lambda tensor: tensor.numpy())
     if op.differentiable:
         candidates["warpup, both ways"] = both_ways(op, op.call, inputs, outputs)

@@ -25,9 +25,11 @@ class Case:
     inputs: Callable[..., Inputs]  # (size, dtype, device, seed, variant)
     differentiable: tuple[str, ...]  # inputs that get a gradient
     raw: Callable[[Any, Inputs], list[tuple[str, tuple]]]  # (namespace, inputs) -> raw ops and their arguments
-    core: Callable[[Inputs, tuple, New], tuple[Thunk, Thunk]]  # (inputs, gradients, new) -> forward, backward of _core
+    core: Callable[[Inputs, tuple, New], tuple[Thunk, Thunk]] | None  # (inputs, gradients, new) -> forward, backward of
+    # _core; None for what composes kernels with library products
     bytes: Callable[[Inputs], tuple[int, int]]  # that forward and backward must at least move
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    products: bool = False  # calls the library's GEMM, whose bits depend on the number of threads
     twins: tuple[str, ...] = ("cpu", "hostcuda", "cuda")  # implementations of our own
 
     def make(

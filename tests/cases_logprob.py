@@ -1,4 +1,4 @@
-"""Case table of `logprob`: log-probabilities from logits."""
+"""Case table of `logprob`: log-probabilities from logits and from hidden states."""
 
 from __future__ import annotations
 
@@ -10,56 +10,92 @@ from torch import Tensor
 import warpup
 from case import Case, Inputs, New, Thunk, name_of
 from warpup._native import core
-from warpup.ops import logprob
+from warpup.ops import logprob, logprob_linear
+
+WANTED = logprob.Wanted._fields
+SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (2, 16), "bench": (1024, 32000)}
 
 
-def token_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
-    """Variants: plain; ignored (an ignored row, `-inf` logits); entropy (the same, entropies, a temperature a row)."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = (3 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
-    targets = torch.randint(size[-1], size[:-1], generator=generator)
-    inputs: Inputs = {"logits": logits, "targets": targets, "temperature": 1.0, "entropy": False}
+def targets_and_options(logits, generator, variant) -> Inputs:
+    """Variants: plain; ignored (an ignored row); entropy (the same, entropies, a temperature a row); all (every result,
+    replayed: a delta a row on some tokens, others not kept)."""
+    *lead, vocab = logits.shape
+    targets = torch.randint(vocab, lead, generator=generator)
+    inputs: Inputs = {"targets": targets, "temperature": 1.0, "entropy": False}
     if variant != "plain":
-        logits[..., 1] = -torch.inf
         targets[targets == 1] = 0
         targets.view(-1)[0] = logprob.IGNORE_INDEX
-    if variant == "entropy":
-        inputs |= {"entropy": True, "temperature": torch.rand(size[:-1], generator=generator) + 0.5}
+    if variant in ("entropy", "all"):
+        inputs |= {"entropy": True, "temperature": torch.rand(lead, generator=generator) + 0.5}
+    if variant == "all":
+        kept = (torch.rand(logits.shape, generator=generator) < 0.8).scatter(
+            -1, targets.clamp_min(0).unsqueeze(-1), True
+        )
+        delta = 3 * torch.randn(lead, generator=generator)
+        chosen = torch.arange(vocab) % 5 == 0
+        inputs |= {"lse": True, "sum_p2": True, "delta": delta, "token_set": chosen, "kept_mask": kept}
+    return inputs
+
+
+def moved_to(device: str, inputs: Inputs) -> Inputs:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 
-def _token_logprob_arguments(x: Inputs) -> tuple:
-    per_row = None if isinstance(x["temperature"], float) else x["temperature"]
-    return x["logits"], x["targets"], per_row, x["temperature"] if per_row is None else 1.0, logprob.IGNORE_INDEX
+def given_of(x: Inputs, vocab: int) -> logprob.Under:
+    options = {k: x[k] for k in ("delta", "token_set", "kept_mask") if k in x}
+    return logprob.under("case", vocab, x["targets"], x["temperature"], logprob.IGNORE_INDEX, **options)
+
+
+def wanted_of(x: Inputs) -> logprob.Wanted:
+    return logprob.Wanted(*(x.get(name, False) for name in WANTED))
+
+
+def token_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
+    """The variants of `targets_and_options`, all but `plain` with `-inf` logits."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
+    options = targets_and_options(logits, generator, variant)
+    if variant != "plain":
+        logits[..., 1] = -torch.inf
+    return moved_to(device, {"logits": logits, **options})
 
 
 def token_logprob_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
-    arguments = _token_logprob_arguments(x)
-    logp, entropy, stats = ops.token_logprob(*arguments, x["entropy"])
-    saved = (stats, entropy, logp, entropy) if x["entropy"] else (stats, None, logp, None)
-    inplace = (arguments[0].clone(), *arguments[1:], *saved)
+    logits, given, wanted = x["logits"], given_of(x, x["logits"].shape[-1]), wanted_of(x)
+    logp, entropy, _, sum_p2, stats = ops.token_logprob(logits, *given, *wanted)
+    saved = (stats, entropy if wanted.entropy else None, sum_p2 if wanted.sum_p2 else None)
+    grads = (logp, *(logp if asked else None for asked in wanted))
+    state, outputs = logits.new_empty(*logits.shape[:-1], 5, dtype=logp.dtype), [torch.empty_like(logp)]
+    outputs += [torch.empty_like(logp) if asked else None for asked in wanted]
+    whole = (0, logits.shape[-1])
     return [
-        ("token_logprob", (*arguments, x["entropy"])),
-        ("token_logprob_backward", (*arguments, *saved)),
-        ("token_logprob_backward_", inplace),
+        ("token_logprob", (logits, *given, *wanted)),
+        ("token_logprob_slice_", (logits, *given, *whole, state, *outputs, torch.empty_like(stats))),
+        ("token_logprob_backward", (logits, *given, *saved, *grads)),
+        ("token_logprob_backward_", (logits.clone(), *given, *saved, *grads, *whole)),
     ]
 
 
 def token_logprob_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
-    *positional, scalar, ignore_index = _token_logprob_arguments(x)
-    shape, dtype = tuple(x["logits"].shape), name_of(x["logits"].dtype)
+    shape, dtype, wanted = tuple(x["logits"].shape), name_of(x["logits"].dtype), wanted_of(x)
     acc = "float64" if dtype == "float64" else "float32"
-    logp, stats, grad = new(shape[:-1], acc), new((*shape[:-1], 2), acc), new(shape, dtype)
-    entropy = new(shape[:-1], acc) if x["entropy"] else None
-    common = {"temperature_scalar": scalar, "ignore_index": ignore_index, "stats": stats, "entropy": entropy}
-    grads = dict(zip(("grad_logp", "grad_entropy"), gradients, strict=False))
+    stats, grad = new((*shape[:-1], 2), acc), new(shape, dtype)
+    names = ("logp", *(name for name, asked in zip(WANTED, wanted, strict=True) if asked))
+    outputs = {name: new(shape[:-1], acc) for name in names}
+    scalar = isinstance(x["temperature"], float)
+    common = {"temperature_scalar" if scalar else "temperature": x["temperature"], "stats": stats}
+    common |= {
+        raw: x[name] for raw, name in (("boosted", "token_set"), ("kept", "kept_mask"), ("delta", "delta")) if name in x
+    }
+    saved = {name: outputs[name] for name in ("entropy", "sum_p2") if name in outputs}
+    grads = {f"grad_{name}": g for name, g in zip(names, gradients, strict=False)}
 
     def forward():
-        core.token_logprob(*positional, logp=logp, **common)
-        return (logp, entropy) if x["entropy"] else (logp,)
+        core.token_logprob(x["logits"], x["targets"], **outputs, **common)
+        return tuple(outputs.values())
 
     def backward():
-        core.token_logprob_backward(*positional, grad_logits=grad, **grads, **common)
+        core.token_logprob_backward(x["logits"], x["targets"], grad_logits=grad, **saved, **grads, **common)
         return (grad,)
 
     return forward, backward
@@ -70,18 +106,73 @@ def token_logprob_bytes(x: Inputs) -> tuple[int, int]:
     return size, 2 * size
 
 
+def linear_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
+    """(N, H, V); the variants of `targets_and_options`, all but `plain` with a bias and slices that do not divide V."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, width, vocab = size
+    hidden, weight = (torch.randn(n, width, generator=generator, dtype=torch.float64) for n in (rows, vocab))
+    options = targets_and_options(torch.empty(rows, vocab), generator, variant)
+    inputs = {"hidden": hidden.to(dtype), "weight": (2 * weight / width**0.5).to(dtype), **options}
+    if variant != "plain":
+        inputs |= {"bias": torch.randn(vocab, generator=generator).to(dtype), "chunk": 5}
+    else:
+        inputs["bias"] = torch.zeros(vocab, dtype=dtype)
+    return moved_to(device, inputs)
+
+
+def linear_logprob_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
+    tensors, wanted = (x["hidden"], x["weight"], x["bias"]), wanted_of(x)
+    arguments = (*tensors, *given_of(x, x["weight"].shape[0]), x.get("chunk", 64))
+    logp, entropy, _, sum_p2, stats = ops.linear_logprob(*arguments, *wanted)
+    saved = (stats, entropy if wanted.entropy else None, sum_p2 if wanted.sum_p2 else None)
+    grads = (logp, *(logp if asked else None for asked in wanted))
+    return [
+        ("linear_logprob", (*arguments, *wanted)),
+        ("linear_logprob_backward", (*arguments, *saved, *grads, [True, True, True])),
+    ]
+
+
+def linear_logprob_bytes(x: Inputs) -> tuple[int, int]:
+    size = sum(x[k].numel() * x[k].element_size() for k in ("hidden", "weight"))
+    return size, 2 * size
+
+
 CASES = [
     Case(
         op="token_logprob",
         family="logprob",
-        call=warpup.token_logprob,
+        call=lambda logits, targets, **options: (
+            logprob.replay_logprob(logits, targets, **options)
+            if "delta" in options
+            else warpup.token_logprob(logits, targets, **options)
+        ),
         reference=logprob.reference_token_logprob,
-        sizes={"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (2, 16), "bench": (1024, 32000)},
-        variants=("plain", "ignored", "entropy"),
+        sizes=SIZES,
+        variants=("plain", "ignored", "entropy", "all"),
         inputs=token_logprob_inputs,
         differentiable=("logits",),
         raw=token_logprob_raw,
         core=token_logprob_core,
         bytes=token_logprob_bytes,
+    ),
+    Case(
+        op="linear_logprob",
+        family="logprob",
+        call=warpup.linear_logprob,
+        reference=logprob_linear.reference_linear_logprob,
+        sizes={
+            "grad": (3, 4, 7),
+            "small": (5, 19, 131),
+            "threads": (64, 32, 3000),
+            "overhead": (2, 4, 16),
+            "bench": (2048, 1024, 32000),
+        },
+        variants=("plain", "ignored", "entropy", "all"),
+        inputs=linear_logprob_inputs,
+        differentiable=("hidden", "weight", "bias"),
+        raw=linear_logprob_raw,
+        core=None,
+        products=True,
+        bytes=linear_logprob_bytes,
     ),
 ]

@@ -47,15 +47,19 @@ def test_token_logprob(change, message, grad):
 def test_token_logprob_backward():
     """The raw op and `_core` take gradients from anyone."""
     ops, z, y = torch.ops.warpup, LOGPROB["logits"], LOGPROB["targets"]
-    _, _, stats = ops.token_logprob(z, y, None, 1.0, -100, False)
+    given = (z, y, None, 1.0, -100, None, None, 0.0, None)
+    *_, stats = ops.token_logprob(*given, False, False, False)
+    wrong = torch.ones(2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"grad_logp must have shape \(2\), got \(3\)"):
-        ops.token_logprob_backward(z, y, None, 1.0, -100, stats, None, torch.ones(3), None)
+        ops.token_logprob_backward(*given, stats, None, None, torch.ones(3), None, None, None)
     with pytest.raises(ValueError, match="grad_logp must be float32, got float64"):
-        ops.token_logprob_backward(z, y, None, 1.0, -100, stats, None, torch.ones(2, dtype=torch.float64), None)
+        ops.token_logprob_backward(*given, stats, None, None, wrong, None, None, None)
     with pytest.raises(ValueError, match="grad_entropy needs the forward's entropy"):
-        ops.token_logprob_backward(z, y, None, 1.0, -100, stats, None, None, torch.ones(2))
+        ops.token_logprob_backward(*given, stats, None, None, None, torch.ones(2), None, None)
     with pytest.raises(ValueError, match="stats must hold 2 values a row"):
-        ops.token_logprob_backward(z, y, None, 1.0, -100, stats[:1], None, torch.ones(2), None)
+        ops.token_logprob_backward(*given, stats[:1], None, None, torch.ones(2), None, None, None)
+    with pytest.raises(ValueError, match=r"columns \[2, 5\) are not within a vocabulary of 4"):
+        ops.token_logprob_backward_(*given, stats, None, None, torch.ones(2), None, None, None, 2, 4)
 
 
 def test_other_device(device):

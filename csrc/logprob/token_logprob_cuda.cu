@@ -7,6 +7,7 @@
 #include "core/reduce.cuh"
 #include "core/vec.cuh"
 #include "logprob/token_logprob.h"
+#include "logprob/token_logprob_math.h"
 
 namespace warpup {
 namespace {
@@ -15,72 +16,66 @@ template <class T>
 constexpr int kUnroll = sizeof(T) == 8 ? 2 : 4;  // 16-byte loads in flight a thread: 4 of them spill in float64
 
 template <class Acc>
-struct Softmax {  // of the z seen so far: max, sum of e = exp(x), sum of e x; x = (z - max) / T
-  Acc max, sum, shifted;
-};
-
-// exp(d) for d <= 0 and d * exp(d) that is 0 rather than NaN at d = -inf.
-template <class Acc>
-__device__ __forceinline__ Acc bounded(Acc d) {
-  return d < Acc(-200) ? Acc(-200) : d;
-}
-
-template <class Acc>
-__device__ __forceinline__ Softmax<Acc> rescale(Softmax<Acc> s, Acc max, Acc inv_t) {
-  if (s.max == max || s.sum == 0) return {max, s.sum, s.shifted};
-  const Acc moved = (s.max - max) * inv_t, scale = exp_neg(moved);
-  return {max, s.sum * scale, scale * (s.shifted + moved * s.sum)};
-}
-
-template <class Acc>
 struct Combine {
   Acc inv_t;
   __device__ Softmax<Acc> operator()(Softmax<Acc> a, Softmax<Acc> b) const {
     const Acc max = a.max > b.max ? a.max : b.max;
-    a = rescale(a, max, inv_t), b = rescale(b, max, inv_t);
-    return {max, a.sum + b.sum, a.shifted + b.shifted};
+    a = a.under(max, inv_t), b = b.under(max, inv_t);
+    return {max, a.sum + b.sum, a.shifted + b.shifted, a.squares + b.squares};
   }
 };
 
-template <class T, bool kEntropy, int kThreads>
+// Walks z' of row r from column `begin` of the slice on: body(values, first), `first` counted from `begin`.
+template <class T, bool kReplay, int kThreads, class Body>
+__device__ __forceinline__ void walk_row(const TokenLogprobArgs<T>& args, int64_t r, int64_t begin, int64_t n,
+                                         Body body) {
+  using Acc = acc_t<T>;
+  const T* x = args.logits + args.logits_rows.offset(r) + begin;
+  if constexpr (!kReplay) {
+    walk<kUnroll<T>>(x, n, threadIdx.x, kThreads, body);
+  } else {
+    const uint8_t* boosted = args.boosted ? args.boosted + begin : nullptr;
+    const uint8_t* kept = args.kept ? args.kept + args.kept_rows.offset(r) + begin : nullptr;
+    const Acc delta = delta_of(args, r);
+    walk<1>(x, n, threadIdx.x, kThreads, [&]<int N>(const Acc(&z)[N], int64_t first) {
+      Acc moved[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const Acc raised = boosted && boosted[first + i] ? z[i] + delta : z[i];
+        moved[i] = kept && !kept[first + i] ? -kInf<Acc> : raised;
+      }
+      body(moved, first);
+    });
+  }
+}
+
+template <class T, bool kMoments, bool kReplay, int kThreads>
 __global__ __launch_bounds__(kThreads) void token_logprob_kernel(const TokenLogprobArgs<T> args) {
   using Acc = acc_t<T>;
   const int64_t r = blockIdx.x;
-  const T* x = args.logits + args.logits_rows.offset(r);
-  const int64_t y = args.targets[args.targets_rows.offset(r)];
-  const double t = args.temperature ? args.temperature[args.temperature_rows.offset(r)] : args.temperature_scalar;
-  const Acc inv_t = static_cast<Acc>(1 / t);
-  const bool ignored = y == args.ignore_index;
-
-  Softmax<Acc> row{-kInf<Acc>, 0, 0};
-  if (!ignored) {  // the same for the whole block
-    walk<kUnroll<T>>(x, args.vocab, threadIdx.x, kThreads, [&]<int N>(const Acc(&z)[N], int64_t) {
+  const Acc inv_t = inverse_temperature(args, r);
+  Softmax<Acc> row;
+  if (threadIdx.x == 0) row = read_state(args, r);
+  if (args.targets[args.targets_rows.offset(r)] != args.ignore_index) {  // the same for the whole block
+    walk_row<T, kReplay, kThreads>(args, r, 0, args.vocab, [&]<int N>(const Acc(&z)[N], int64_t) {
       Acc max = row.max;
 #pragma unroll
       for (int i = 0; i < N; ++i) max = z[i] > max ? z[i] : max;
-      row = rescale(row, max, inv_t);
+      row = row.under(max, inv_t);
       const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         const Acc d = (z[i] - shift) * inv_t, e = exp_neg(d);
         row.sum += e;
-        if constexpr (kEntropy) row.shifted += e * bounded(d);
+        if constexpr (kMoments) row.shifted += e * bounded(d), row.squares += e * e;
       }
     });
     row = block_reduce<kThreads>(row, Combine<Acc>{inv_t});
   }
-  if (threadIdx.x != 0) return;
-  const bool empty = ignored || row.sum == 0;
-  const bool invalid = !ignored && (y < 0 || y >= args.vocab || !(inv_t > 0));  // T = 0 gives NaN by itself
-  const Acc nan = kInf<Acc> - kInf<Acc>;
-  const Acc log_sum = log(row.sum);
-  args.stats[2 * r] = invalid ? nan : empty ? Acc(0) : row.max;
-  args.stats[2 * r + 1] = empty ? kInf<Acc> : log_sum;
-  args.logp[r] = invalid ? nan : empty ? Acc(0) : (load(x[y]) - row.max) * inv_t - log_sum;
-  if (args.entropy) args.entropy[r] = invalid ? nan : empty ? Acc(0) : log_sum - row.shifted / row.sum;
+  if (threadIdx.x == 0) finish_row(args, r, row);
 }
 
-template <class T, int kThreads>
+template <class T, bool kReplay, int kThreads>
 __global__ __launch_bounds__(kThreads) void token_logprob_backward_kernel(const TokenLogprobBackwardArgs<T> args,
                                                                           int64_t piece, int64_t pieces) {
   using Acc = acc_t<T>;
@@ -89,23 +84,15 @@ __global__ __launch_bounds__(kThreads) void token_logprob_backward_kernel(const 
   const int64_t n = f.vocab - begin < piece ? f.vocab - begin : piece;
   const T* x = f.logits + f.logits_rows.offset(r) + begin;
   T* dz = args.grad_logits + args.grad_logits_rows.offset(r) + begin;
-  const int64_t y = f.targets[f.targets_rows.offset(r)] - begin;
-  const double t = f.temperature ? f.temperature[f.temperature_rows.offset(r)] : f.temperature_scalar;
-  const Acc inv_t = static_cast<Acc>(1 / t);
-  const Acc max = f.stats[2 * r], log_sum = f.stats[2 * r + 1];
-  const Acc g = args.grad_logp ? args.grad_logp[args.grad_logp_rows.offset(r)] : Acc(0);
-  const Acc h = args.grad_entropy ? args.grad_entropy[args.grad_entropy_rows.offset(r)] : Acc(0);
-  const Acc a = g + (h == 0 ? Acc(0) : h * f.entropy[r]);
-  const bool zero = log_sum == kInf<Acc> || (g == 0 && h == 0);
+  const int64_t y = f.targets[f.targets_rows.offset(r)] - f.vocab_begin - begin;
+  const RowGradient<Acc> row = row_gradient(args, r);
   const bool aligned = ((reinterpret_cast<intptr_t>(x) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
 
-  walk<kUnroll<T>>(x, n, threadIdx.x, kThreads, [&]<int N>(const Acc(&z)[N], int64_t first) {
+  walk_row<T, kReplay, kThreads>(f, r, begin, n, [&]<int N>(const Acc(&z)[N], int64_t first) {
     Acc out[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const Acc d = (z[i] - max) * inv_t - log_sum;
-      const Acc at_target = first + i == y ? g : Acc(0);
-      out[i] = zero ? Acc(0) : inv_t * (at_target - exp_neg(d) * (a + h * bounded(d)));
+      out[i] = row.zero ? Acc(0) : row(z[i]) + (first + i == y ? row.at_target * row.inv_t : Acc(0));
     }
     if constexpr (N == kVec<T>) {
       if (aligned) return store_vec(dz + first, out);
@@ -115,17 +102,22 @@ __global__ __launch_bounds__(kThreads) void token_logprob_backward_kernel(const 
   });
 }
 
-template <class T, bool kEntropy>
+template <class T, bool kMoments>
 void forward(const TokenLogprobArgs<T>& args, void* stream) {
   const dim3 grid(static_cast<unsigned>(args.logits_rows.count));
   // Short rows get small blocks: a large one would wait on its own reduction. Two of 512 fit a multiprocessor, so that
   // one streams while the other reduces.
-  if (args.vocab <= 1024) {
-    launch("token_logprob", token_logprob_kernel<T, kEntropy, 32>, grid, dim3(32), stream, args);
+  const auto start = [&]<bool kReplay, int kThreads>() {
+    launch("token_logprob", token_logprob_kernel<T, kMoments, kReplay, kThreads>, grid, dim3(kThreads), stream, args);
+  };
+  if (args.boosted || args.kept) {
+    start.template operator()<true, 256>();
+  } else if (args.vocab <= 1024) {
+    start.template operator()<false, 32>();
   } else if (args.vocab <= 16384) {
-    launch("token_logprob", token_logprob_kernel<T, kEntropy, 256>, grid, dim3(256), stream, args);
+    start.template operator()<false, 256>();
   } else {
-    launch("token_logprob", token_logprob_kernel<T, kEntropy, 512>, grid, dim3(512), stream, args);
+    start.template operator()<false, 512>();
   }
 }
 
@@ -133,17 +125,20 @@ void forward(const TokenLogprobArgs<T>& args, void* stream) {
 
 template <class T>
 void token_logprob_cuda(const TokenLogprobArgs<T>& args, void* stream) {
-  args.entropy ? forward<T, true>(args, stream) : forward<T, false>(args, stream);
+  args.entropy || args.sum_p2 ? forward<T, true>(args, stream) : forward<T, false>(args, stream);
 }
 
 template <class T>
 void token_logprob_backward_cuda(const TokenLogprobBackwardArgs<T>& args, void* stream) {
   constexpr int kThreads = 256;
-  const int64_t piece = std::min<int64_t>(std::max<int64_t>(args.forward.vocab, 1), kThreads * kVec<T> * kUnroll<T>);
-  const int64_t pieces = ceil_div(args.forward.vocab, piece);
-  launch("token_logprob_backward", token_logprob_backward_kernel<T, kThreads>,
-         dim3(static_cast<unsigned>(args.forward.logits_rows.count * pieces)), dim3(kThreads), stream, args, piece,
-         pieces);
+  const TokenLogprobArgs<T>& f = args.forward;
+  const int64_t piece = std::min<int64_t>(std::max<int64_t>(f.vocab, 1), kThreads * kVec<T> * kUnroll<T>);
+  const int64_t pieces = ceil_div(f.vocab, piece);
+  const auto start = [&]<bool kReplay>() {
+    launch("token_logprob_backward", token_logprob_backward_kernel<T, kReplay, kThreads>,
+           dim3(static_cast<unsigned>(f.logits_rows.count * pieces)), dim3(kThreads), stream, args, piece, pieces);
+  };
+  f.boosted || f.kept ? start.template operator()<true>() : start.template operator()<false>();
 }
 
 #define INSTANTIATE(T)                                                                \

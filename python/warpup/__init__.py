@@ -13,7 +13,8 @@ from warpup.ops.advantage_tokens import (
     segment_ids,
     tree_advantage,
 )
-from warpup.ops.logprob import token_logprob
+from warpup.ops.logprob import replay_logprob, token_logprob
+from warpup.ops.logprob_linear import linear_logprob
 from warpup.ops.logprob_policy import policy_loss
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "gae",
     "group_advantage",
     "group_plan",
+    "linear_logprob",
     "masked_whiten",
     "policy_loss",
+    "replay_logprob",
     "reward_to_go",
     "role_advantage",
     "segment_advantage",

@@ -1,0 +1,122 @@
+// What both twins compute once a row: from its sums to the outputs, from the outputs' gradients to the coefficients of
+// the pass that writes dz.
+#pragma once
+
+#include "core/math.h"
+#include "logprob/token_logprob.h"
+
+namespace warpup {
+
+// Of the z' seen so far: max, sum of e = exp(x), of e x, of e^2; x = (z' - max) / T.
+template <class Acc, class Sum = Acc>
+struct Softmax {
+  Acc max = -kInf<Acc>;
+  Sum sum = 0, shifted = 0, squares = 0;
+
+  // The same sums under a larger maximum.
+  WARPUP_HD Softmax under(Acc new_max, Acc inv_t) const {
+    if (max == new_max || sum == 0) return {new_max, sum, shifted, squares};
+    const Sum moved = (Sum(max) - Sum(new_max)) * inv_t, scale = exp_neg(moved);
+    return {new_max, sum * scale, scale * (shifted + moved * sum), squares * scale * scale};
+  }
+};
+
+// A factor of e^d, d <= 0: d itself, or a number for which d e^d is 0 rather than NaN at d = -inf.
+template <class Acc>
+WARPUP_HD Acc bounded(Acc d) {
+  return d < Acc(-200) ? Acc(-200) : d;
+}
+
+template <class T>
+WARPUP_HD acc_t<T> inverse_temperature(const TokenLogprobArgs<T>& args, int64_t r) {
+  const double t = args.temperature ? args.temperature[args.temperature_rows.offset(r)] : args.temperature_scalar;
+  return static_cast<acc_t<T>>(1 / t);
+}
+
+template <class T>
+WARPUP_HD acc_t<T> delta_of(const TokenLogprobArgs<T>& args, int64_t r) {
+  if (!args.boosted) return 0;
+  return static_cast<acc_t<T>>(args.delta ? args.delta[args.delta_rows.offset(r)] : args.delta_scalar);
+}
+
+// z' at column j of the slice.
+template <class T>
+WARPUP_HD acc_t<T> replayed(const TokenLogprobArgs<T>& args, int64_t r, int64_t j) {
+  if (args.kept && !args.kept[args.kept_rows.offset(r) + j]) return -kInf<acc_t<T>>;
+  const acc_t<T> z = load(args.logits[args.logits_rows.offset(r) + j]);
+  return args.boosted && args.boosted[j] ? z + delta_of(args, r) : z;
+}
+
+template <class T>
+WARPUP_HD bool in_slice(const TokenLogprobArgs<T>& args, int64_t y) {
+  return y >= args.vocab_begin && y < args.vocab_begin + args.vocab;
+}
+
+template <class T>
+WARPUP_HD bool first_slice(const TokenLogprobArgs<T>& args) {
+  return args.vocab_begin == 0;
+}
+
+template <class T>
+WARPUP_HD Softmax<acc_t<T>> read_state(const TokenLogprobArgs<T>& args, int64_t r) {
+  if (first_slice(args)) return {};
+  const acc_t<T>* s = args.state + 5 * r;
+  return {s[0], s[1], s[2], s[3]};
+}
+
+// With the slice's sums: carries them on, or writes the row's outputs behind the last slice.
+template <class T, class Sum>
+WARPUP_HD void finish_row(const TokenLogprobArgs<T>& args, int64_t r, const Softmax<acc_t<T>, Sum>& row) {
+  using Acc = acc_t<T>;
+  const int64_t y = args.targets[args.targets_rows.offset(r)];
+  const Acc target = in_slice(args, y)                  ? replayed(args, r, y - args.vocab_begin)
+                     : args.state && !first_slice(args) ? args.state[5 * r + 4]
+                                                        : Acc(0);
+  if (args.vocab_begin + args.vocab < args.vocab_total) {
+    Acc* s = args.state + 5 * r;
+    s[0] = row.max, s[1] = Acc(row.sum), s[2] = Acc(row.shifted), s[3] = Acc(row.squares), s[4] = target;
+    return;
+  }
+  const Acc inv_t = inverse_temperature(args, r), nan = kInf<Acc> - kInf<Acc>;
+  const bool ignored = y == args.ignore_index, empty = ignored || row.sum == 0;       // NaN is not empty
+  const bool invalid = !ignored && (y < 0 || y >= args.vocab_total || !(inv_t > 0));  // T = 0 gives NaN by itself
+  const Sum log_sum = log(row.sum);
+  const auto put = [&](Acc* out, Sum value) {
+    if (out) out[r] = invalid ? nan : empty ? Acc(0) : static_cast<Acc>(value);
+  };
+  put(args.logp, (Sum(target) - Sum(row.max)) * inv_t - log_sum);
+  put(args.entropy, log_sum - row.shifted / row.sum);
+  put(args.lse, Sum(row.max) * inv_t + log_sum);
+  put(args.sum_p2, row.squares / (row.sum * row.sum));
+  args.stats[2 * r] = invalid ? nan : empty ? Acc(0) : row.max;
+  args.stats[2 * r + 1] = empty ? kInf<Acc> : static_cast<Acc>(log_sum);
+}
+
+// dz[j] = p (constant + log_p log p + p p) / T, and at_target / T more at the target; all zero for a row without
+// gradient. p = exp((z' - max) / T - log_sum).
+template <class Acc>
+struct RowGradient {
+  Acc max, log_sum, inv_t, at_target, constant, log_p, p;
+  bool zero;
+
+  WARPUP_HD Acc operator()(Acc z) const {
+    const Acc d = (z - max) * inv_t - log_sum, e = exp_neg(d);
+    return inv_t * e * (constant + log_p * bounded(d) + p * e);
+  }
+};
+
+template <class T>
+WARPUP_HD RowGradient<acc_t<T>> row_gradient(const TokenLogprobBackwardArgs<T>& args, int64_t r) {
+  using Acc = acc_t<T>;
+  const TokenLogprobArgs<T>& f = args.forward;
+  const auto at = [r](const Acc* gradient, const Rows& rows) { return gradient ? gradient[rows.offset(r)] : Acc(0); };
+  const Acc g = at(args.grad_logp, args.grad_logp_rows), h = at(args.grad_entropy, args.grad_entropy_rows);
+  const Acc q = at(args.grad_lse, args.grad_lse_rows), s = at(args.grad_sum_p2, args.grad_sum_p2_rows);
+  const Acc max = f.stats[2 * r], log_sum = f.stats[2 * r + 1];
+  const Acc constant = q - g - (h == 0 ? Acc(0) : h * f.entropy[r]) - (s == 0 ? Acc(0) : 2 * s * f.sum_p2[r]);
+  // log_sum = inf is how the forward marks a row that is ignored or has no logit above -inf.
+  const bool zero = log_sum == kInf<Acc> || (g == 0 && h == 0 && q == 0 && s == 0);
+  return {max, log_sum, inverse_temperature(f, r), g, constant, -h, 2 * s, zero};
+}
+
+}  // namespace warpup
