@@ -61,6 +61,7 @@ def slice_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, begin: int
     return torch.addmm(bias[begin:end], hidden, weight[begin:end].t(), out=z)
 
 
+@torch.no_grad()
 def _forward(hidden, weight, bias, *rest):
     *given, chunk, entropy, lse, sum_p2 = rest
     given, rows, vocab = Under(*given), hidden.shape[0], weight.shape[0]
@@ -81,6 +82,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype.itemsize == 2 else torch.mm(a, b)
 
 
+@torch.no_grad()
 def _backward(hidden, weight, bias, *rest):
     *given, chunk, stats, entropy, sum_p2, g, h, q, s, needs = rest
     given, rows, vocab = Under(*given), hidden.shape[0], weight.shape[0]
