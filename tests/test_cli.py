@@ -16,7 +16,7 @@ from warpup import cli
 from warpup.data import example, knights_and_knaves, verify, word_tokenizer
 from warpup.train import demo, load_model
 from warpup.train.parallel import run_aside
-from warpup.train.plot import Line, line_chart, ticks
+from warpup.train.plot import Line, bar_chart, inline_svg, line_chart
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +211,7 @@ def test_demo_reports_and_reuses(tmp_path, capsys, monkeypatch):
         assert any(line.split("  ")[0].strip() == arm for line in text.splitlines()), text
     assert "warm-up + RLVR against base + RLVR" in text
     assert f"report: {out / 'report.html'}" in text
+    assert "sampled at T=.7 (avg@4) and greedy, 2 seeds\n" in text  # on one line
 
     page = (out / "report.html").read_text()
     results = json.loads((out / "seed-1" / "warm" / "results.json").read_text())
@@ -268,9 +269,23 @@ def test_demo_children_train_as_this_process_does(tmp_path):
 
 
 def test_charts_draw_what_they_are_given():
-    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    chart = line_chart("<title>", "step", [Line("a", "#123456", [(0, 1.0, 0.0), (10, 2.0, 0.5)])], (0, 4))
-    assert "&lt;title&gt;" in chart
-    assert chart.count("<circle") == 2
-    assert "<polygon" in chart  # a spread
-    assert line_chart("empty", "step", [Line("a", "#000", [])]) == ""
+    points = [(0, 1.0, 0.0), (10, 2.0, 0.5)]
+    lines = [Line("one", "#123456", points), Line("none", "#000000", [])]
+    [axes] = line_chart("step", lines, (0, None)).axes
+    [drawn], [band] = axes.lines, axes.collections
+    assert drawn.get_xydata().tolist() == [[0, 1], [10, 2]]
+    assert {(10.0, 1.5), (10.0, 2.5)} <= set(map(tuple, band.get_paths()[0].vertices.tolist()))
+    assert axes.get_ylim()[0] == 0
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one"]
+    svg, again = (inline_svg(line_chart("step", lines), "<title>") for _ in range(2))
+    assert 'aria-label="&lt;title&gt;"' in svg
+    assert "&lt;title&gt;</text>" in svg
+    assert "var(--ink)" in svg
+    assert "#123456" in svg
+    assert "<style" not in svg  # nothing that would reach the rest of the page
+    assert svg == again
+    assert line_chart("step", [Line("none", "#000000", [])]) is None
+
+    [axes] = bar_chart([("a", "#123456", [(30.0, 2.0, 1), (20.0, 0.0, 0.5)])]).axes
+    assert [bar.get_height() for bar in axes.patches] == [30, 20]
+    assert [text.get_text() for text in axes.texts] == ["30", "20"]
