@@ -222,6 +222,7 @@ def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch):
 # ---- the sampler ----
 
 
+@pytest.mark.filterwarnings("error")  # a cache under an old name of the argument, for one
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_log_probs_equal_teacher_forcing(make, temperature):
