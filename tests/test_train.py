@@ -186,8 +186,18 @@ def test_warmup_then_rlvr_learns_from_both(tmp_path):
     assert same(weights(load_model(newest_model(tmp_path))[0]), weights(model))
 
 
-def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch):
-    """One step on policy: gradient of -mean over tokens of (r - mean of its group) * log p, dropped groups left out."""
+@pytest.mark.parametrize(
+    ("options", "divisor"),
+    [
+        ({}, "token"),
+        ({"loss": "dr_grpo"}, "constant"),
+        ({"normalizer": "sequence"}, "sequence"),
+        ({"loss": "dr_grpo", "normalizer": "token"}, "token"),
+    ],
+)
+def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch, options, divisor):
+    """One step on policy over several micro-batches: gradient of -sum of (r - mean of its group) * log p over the
+    divisor, dropped groups left out."""
     seen = {}
     monkeypatch.setattr("warpup.train.rlvr.rollout", lambda *a, **k: seen.setdefault("rolls", rollout(*a, **k)))
     monkeypatch.setattr(
@@ -195,7 +205,7 @@ def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch):
     )
     data = [EXAMPLES[0], EXAMPLES[1], EXAMPLES[2]]
     flat = EXAMPLES[1]["prompt"]
-    stage = rlvr(data=data, steps=1, clip=0, max_tokens=64)
+    stage = rlvr(data=data, steps=1, clip=0, max_tokens=64, **options)
     stage.reward = lambda text, row: 0.25 if row["prompt"] == flat else length_reward(text, row) + ("(" in text)
     Recipe([stage]).run(llama(), TOKENIZER, tmp_path)
     rolls, rewards = seen["rolls"], torch.tensor(seen["scores"].rewards).view(3, 4)
@@ -210,13 +220,40 @@ def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch):
             completion = rolls.completion(4 * group + j)
             logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
             logp = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion)[:, None]).sum()
-            objective = objective - (rewards[group, j] - rewards[group].mean()) * logp
             tokens += len(completion)
-    (objective / tokens).backward()
+            part = logp / {"token": 1, "sequence": 8 * len(completion), "constant": 12 * 8}[divisor]
+            objective = objective - (rewards[group, j] - rewards[group].mean()) * part
+    (objective / (tokens if divisor == "token" else 1)).backward()
     expected = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
     assert steps_of(tmp_path, "grad_norm")[0][1] == pytest.approx(expected, rel=1e-3)
     assert steps_of(tmp_path, "groups") == [(1, 2)]
     assert steps_of(tmp_path, "ratio_mean")[0][1] == pytest.approx(1, abs=1e-4)
+    assert steps_of(tmp_path, "tokens") == [(1, tokens)]
+
+
+@pytest.mark.parametrize("normalizer", ["token", "sequence", "constant"])
+def test_micro_batches_of_a_policy_step_add_up(tmp_path, normalizer):
+    """Two optimizer steps on one batch of rollouts, so that ratios and the KL are at work."""
+    numbers = []
+    for name, limit in (("small", 64), ("big", 10**6)):
+        options = {"inner_epochs": 2, "kl_coef": 0.5, "normalizer": normalizer, "max_tokens": limit}
+        Recipe([rlvr(steps=1, **options)]).run(llama(), TOKENIZER, tmp_path / name)
+        [line] = log_of(tmp_path / name)
+        numbers.append([line[key] for key in ("ratio_max", "ratio_mean", "loss", "grad_norm", "approx_kl", "ref_kl")])
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-3)
+    assert numbers[0][0] > 1.01
+
+
+def test_a_loss_keeps_its_own_clip_range(tmp_path):
+    """`dapo` clips above at 1.28: with 1.2 in its place the second step on the same rollouts is another one."""
+    runs = {}
+    for clip in (None, (0.2, 0.28), (0.2, 0.2)):
+        model = llama()
+        stage = rlvr(steps=1, loss="dapo", inner_epochs=3, lr=3e-2, clip_ratio=clip)
+        Recipe([stage]).run(model, TOKENIZER, tmp_path / str(clip))
+        runs[clip] = weights(model)
+    assert same(runs[None], runs[0.2, 0.28])
+    assert not same(runs[None], runs[0.2, 0.2])
 
 
 # ---- the sampler ----
@@ -511,6 +548,7 @@ def test_folder_in_use_is_refused(tmp_path):
         (rlvr(data=[{"prompt": ""}]), "a prompt has no tokens"),
         (rlvr(max_new_tokens=5000), r"longest prompt with max_new_tokens has 50\d\d tokens, the model takes at most"),
         (warmup(data=[EXAMPLES[0] | {"completion": "A " * 3000}]), "longest example has 30.. tokens"),
+        (rlvr(loss="gpro"), "rlvr.loss: expected one of .*grpo.*, got 'gpro'"),
         (rlvr(sampler="dump"), "40 of 40 examples have no 'category' column"),
         (rlvr(reward="nomodule.here:f"), "cannot import nomodule.here"),
         (rlvr(reward="warpup.data:nothing"), "warpup.data has no function nothing"),
