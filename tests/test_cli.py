@@ -13,19 +13,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from warpup import cli
-from warpup.data import example, knights_and_knaves, verify, word_tokenizer
+from warpup.data import example, knights_and_knaves, word_tokenizer
 from warpup.train import demo, load_model
 from warpup.train.parallel import run_aside
 from warpup.train.plot import Line, bar_chart, inline_svg, line_chart
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small only lose by threads; put back what a command changes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 CONFIG = """
@@ -238,25 +231,6 @@ def test_demo_splits_by_abstract_puzzle():
     shape = {row["prompt"].translate(str.maketrans("ABCDEFG", "       ")) for row in one["rl"]}
     assert len(one["rl"]) == 60
     assert len(shape) <= 6  # ten renamings of six puzzles
-
-
-def test_a_slipping_teacher_goes_on_unaware():
-    puzzles = knights_and_knaves(60, seed=2)
-    exact = [example(puzzle) for puzzle in puzzles]
-    assert exact == [example(puzzle, slips=0.0, seed=5) for puzzle in puzzles]
-    slipped = [example(puzzle, slips=0.4, seed=5) for puzzle in puzzles]
-    right = [verify(row["completion"], row) for row in slipped]
-    assert all(verdict.parsed for verdict in right)
-    assert 0.2 < sum(verdict.correct for verdict in right) / 60 < 0.8
-    for puzzle, row in zip(puzzles, slipped, strict=True):
-        assert row["answer"] == example(puzzle)["answer"]  # what is rewarded stays right
-        thought, answer = row["completion"].split(" </think> <answer> ")
-        last = {}
-        for line in thought.removeprefix("<think> ").split(" ."):
-            if line.split()[:1] in (["try"], ["wait"]):
-                _, name, role = line.split()
-                last[name] = role
-        assert answer.split()[:-1] == [word for name in puzzle.names for word in (name, last[name])]
 
 
 def test_demo_children_train_as_this_process_does(tmp_path):
