@@ -141,7 +141,7 @@ def brief(error: Exception) -> str:
 
 @dataclass
 class Errors:
-    worst: float  # largest error of an element
+    worst: float  # largest error of an element; of what is no floating number, the number of elements that differ
     share: float  # the error's norm over the reference's
     slack: float  # two roundings of the largest element, the slack of the tests
     dtype: torch.dtype
@@ -151,6 +151,8 @@ class Errors:
 def compare(output: Tensor, reference: Tensor) -> Errors:
     if output.shape != reference.shape:
         raise ValueError(f"shape {tuple(output.shape)}, expected {tuple(reference.shape)}")
+    if not output.is_floating_point():
+        return Errors(float((output != reference).sum()), 0.0, 0.0, output.dtype, output.numel())
     worst = squares = norm = largest = 0.0
     for out, ref in zip(output.flatten().split(CHUNK), reference.flatten().split(CHUNK), strict=True):
         error = (out.double() - ref).abs().nan_to_num(torch.inf)  # NaN never passes
@@ -171,8 +173,13 @@ def errors(candidate: Candidate, reference: Sequence[Tensor] | None) -> list[Err
 
 def verdict(found: list[Errors], naive: list[Errors] | None) -> str | None:
     """Beside an eager peer, the rule of the tests: at most twice its largest error, plus the slack. Else, and for a
-    single number (of which the eager peer may hit every digit by luck), a share of the norm."""
+    single number (of which the eager peer may hit every digit by luck), a share of the norm. Whole numbers and truth
+    values must be the same."""
     for index, e in enumerate(found):
+        if not e.dtype.is_floating_point:
+            if e.worst:
+                return f"wrong: {e.worst:.0f} of {e.elements} elements differ in result {index}"
+            continue
         kind, error, limit = "relative", e.share, TOLERANCE[e.dtype]
         if naive and e.elements > 1:
             kind, error, limit = "largest", e.worst, 2 * naive[index].worst + e.slack

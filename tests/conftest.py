@@ -100,3 +100,9 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(threads):
+    """Models this small only lose by threads; what the test changes is put back."""
+    threads(1)

@@ -13,19 +13,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from warpup import cli
-from warpup.data import example, knights_and_knaves, verify, word_tokenizer
+from warpup.data import example, knights_and_knaves, word_tokenizer
 from warpup.train import demo, load_model
 from warpup.train.parallel import run_aside
-from warpup.train.plot import Line, line_chart, ticks
+from warpup.train.plot import Line, bar_chart, inline_svg, line_chart
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models this small only lose by threads; put back what a command changes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 CONFIG = """
@@ -211,6 +204,7 @@ def test_demo_reports_and_reuses(tmp_path, capsys, monkeypatch):
         assert any(line.split("  ")[0].strip() == arm for line in text.splitlines()), text
     assert "warm-up + RLVR against base + RLVR" in text
     assert f"report: {out / 'report.html'}" in text
+    assert "sampled at T=.7 (avg@4) and greedy, 2 seeds\n" in text  # on one line
 
     page = (out / "report.html").read_text()
     results = json.loads((out / "seed-1" / "warm" / "results.json").read_text())
@@ -239,25 +233,6 @@ def test_demo_splits_by_abstract_puzzle():
     assert len(shape) <= 6  # ten renamings of six puzzles
 
 
-def test_a_slipping_teacher_goes_on_unaware():
-    puzzles = knights_and_knaves(60, seed=2)
-    exact = [example(puzzle) for puzzle in puzzles]
-    assert exact == [example(puzzle, slips=0.0, seed=5) for puzzle in puzzles]
-    slipped = [example(puzzle, slips=0.4, seed=5) for puzzle in puzzles]
-    right = [verify(row["completion"], row) for row in slipped]
-    assert all(verdict.parsed for verdict in right)
-    assert 0.2 < sum(verdict.correct for verdict in right) / 60 < 0.8
-    for puzzle, row in zip(puzzles, slipped, strict=True):
-        assert row["answer"] == example(puzzle)["answer"]  # what is rewarded stays right
-        thought, answer = row["completion"].split(" </think> <answer> ")
-        last = {}
-        for line in thought.removeprefix("<think> ").split(" ."):
-            if line.split()[:1] in (["try"], ["wait"]):
-                _, name, role = line.split()
-                last[name] = role
-        assert answer.split()[:-1] == [word for name in puzzle.names for word in (name, last[name])]
-
-
 def test_demo_children_train_as_this_process_does(tmp_path):
     size = replace(TINY, chains=20)
     seen = []
@@ -268,9 +243,23 @@ def test_demo_children_train_as_this_process_does(tmp_path):
 
 
 def test_charts_draw_what_they_are_given():
-    assert ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    chart = line_chart("<title>", "step", [Line("a", "#123456", [(0, 1.0, 0.0), (10, 2.0, 0.5)])], (0, 4))
-    assert "&lt;title&gt;" in chart
-    assert chart.count("<circle") == 2
-    assert "<polygon" in chart  # a spread
-    assert line_chart("empty", "step", [Line("a", "#000", [])]) == ""
+    points = [(0, 1.0, 0.0), (10, 2.0, 0.5)]
+    lines = [Line("one", "#123456", points), Line("none", "#000000", [])]
+    [axes] = line_chart("step", lines, (0, None)).axes
+    [drawn], [band] = axes.lines, axes.collections
+    assert drawn.get_xydata().tolist() == [[0, 1], [10, 2]]
+    assert {(10.0, 1.5), (10.0, 2.5)} <= set(map(tuple, band.get_paths()[0].vertices.tolist()))
+    assert axes.get_ylim()[0] == 0
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one"]
+    svg, again = (inline_svg(line_chart("step", lines), "<title>") for _ in range(2))
+    assert 'aria-label="&lt;title&gt;"' in svg
+    assert "&lt;title&gt;</text>" in svg
+    assert "var(--ink)" in svg
+    assert "#123456" in svg
+    assert "<style" not in svg  # nothing that would reach the rest of the page
+    assert svg == again
+    assert line_chart("step", [Line("none", "#000000", [])]) is None
+
+    [axes] = bar_chart([("a", "#123456", [(30.0, 2.0, 1), (20.0, 0.0, 0.5)])]).axes
+    assert [bar.get_height() for bar in axes.patches] == [30, 20]
+    assert [text.get_text() for text in axes.texts] == ["30", "20"]

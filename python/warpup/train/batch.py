@@ -1,5 +1,6 @@
 """From examples to tokens to padded batches, and the log-probs of a batch's completion tokens under a model."""
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def completion_logprob(model, batch: Batch, temperature: float = 1.0) -> torch.T
     Logits are made only from the first completion token on, where the model can leave out the rest.
     """
     first = int(batch.mask.any(dim=0).to(torch.int8).argmax())
-    keep = {"logits_to_keep": batch.inputs.shape[1] - first} if "logits_to_keep" in _arguments(type(model)) else {}
+    keep = {"logits_to_keep": batch.inputs.shape[1] - first} if "logits_to_keep" in arguments_of(type(model)) else {}
     logits = model(input_ids=batch.inputs, attention_mask=batch.attention, use_cache=False, **keep).logits
     if not keep:
         logits = logits[:, first:]
@@ -115,10 +116,7 @@ def completion_logprob(model, batch: Batch, temperature: float = 1.0) -> torch.T
     return torch.nn.functional.pad(logp, (first, 0))
 
 
-_seen: dict[type, frozenset[str]] = {}
-
-
-def _arguments(kind: type) -> frozenset[str]:
-    if kind not in _seen:
-        _seen[kind] = frozenset(inspect.signature(kind.forward).parameters)
-    return _seen[kind]
+@functools.cache
+def arguments_of(kind: type) -> frozenset[str]:
+    """Names of the arguments of a model class's `forward`."""
+    return frozenset(inspect.signature(kind.forward).parameters)

@@ -1,12 +1,47 @@
-"""Line and bar charts as SVG text, without a plotting package."""
+"""Figures of the report: matplotlib's own objects, without pyplot and its global state, and their inline SVG."""
 
-import math
+from __future__ import annotations
+
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
-WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 30, 36
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Point = tuple[float, float, float]  # x, mean, spread
+SIZE = (5.0, 2.9)  # inches, of 72 units in the SVG
+# Stand-ins that `inline_svg` turns into variables of the page's style, so that one picture serves light and dark.
+INK, SOFT, GRID = "#010203", "#020304", "#030405"
+STYLE = {
+    "svg.fonttype": "none",  # words stay words: selectable, in the page's font
+    "svg.hashsalt": "warpup",  # the same picture from the same numbers
+    "font.size": 9,
+    "text.color": SOFT,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "ytick.left": False,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+}
 
 
 @dataclass(frozen=True)
@@ -15,95 +50,74 @@ class Line:
 
     label: str
     color: str
-    points: Sequence[tuple[float, float, float]]
+    points: Sequence[Point]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from `low` to `high`."""
-    if high <= low:
-        return [low]
-    raw = (high - low) / count
-    unit = 10 ** math.floor(math.log10(raw))
-    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw)
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+def line_chart(
+    x_label: str, lines: Sequence[Line], y_range: tuple[float | None, float | None] = (None, None)
+) -> Figure | None:
+    """Chart of the curves; None if no curve has a point. Ends of the y range that are None fit the curves."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    figure, axes = _axes()
+    with _style():
+        for line in lines:
+            x, mean, spread = zip(*line.points, strict=True)
+            axes.plot(x, mean, color=line.color, label=line.label, marker="o" if len(x) <= 30 else "", markersize=3.5)
+            if any(spread):
+                low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+                axes.fill_between(x, low, high, color=line.color, alpha=0.18, linewidth=0)
+        axes.set_xlabel(x_label)
+        axes.set_xmargin(0.02)
+        axes.set_ylim(*y_range)
+        axes.legend()
+    return figure
 
 
-def line_chart(title: str, x_label: str, lines: Sequence[Line], y_range: tuple[float, float] | None = None) -> str:
-    """Chart of the curves; an empty text if no curve has a point."""
-    points = [point for line in lines for point in line.points]
-    if not points:
-        return ""
-    x_low, x_high = min(p[0] for p in points), max(p[0] for p in points)
-    y_low, y_high = y_range or (min(p[1] - p[2] for p in points), max(p[1] + p[2] for p in points))
-    if y_range is None:
-        pad = (y_high - y_low) * 0.06 or 1.0
-        y_low, y_high = (0.0 if 0 <= y_low < 0.3 * y_high else y_low - pad), y_high + pad
-
-    def x(value):
-        return LEFT + (WIDTH - LEFT - RIGHT) * (value - x_low) / ((x_high - x_low) or 1)
-
-    def y(value):
-        value = min(max(value, y_low), y_high)
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - y_low) / ((y_high - y_low) or 1)
-
-    parts = [grid(title, x_label, [(x(t), t) for t in ticks(x_low, x_high)], [(y(t), t) for t in ticks(y_low, y_high)])]
-    for line in lines:
-        if not line.points:
-            continue
-        if any(spread for _, _, spread in line.points):
-            upper = [f"{x(a):.1f},{y(m + s):.1f}" for a, m, s in line.points]
-            lower = [f"{x(a):.1f},{y(m - s):.1f}" for a, m, s in reversed(line.points)]
-            parts.append(f'<polygon points="{" ".join(upper + lower)}" fill="{line.color}" opacity=".15"/>')
-        path = " ".join(f"{x(a):.1f},{y(m):.1f}" for a, m, _ in line.points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{line.color}" stroke-width="2"/>')
-        if len(line.points) <= 30:
-            parts += [
-                f'<circle cx="{x(a):.1f}" cy="{y(m):.1f}" r="2.6" fill="{line.color}"/>' for a, m, _ in line.points
-            ]
-    return svg(parts, title)
+def bar_chart(bars: Sequence[tuple[str, str, Sequence[tuple[float, float, float]]]]) -> Figure:
+    """Groups of bars: (group, color, [(value, spread, opacity)]), each with its value above it."""
+    figure, axes = _axes()
+    with _style():
+        for i, (_, color, values) in enumerate(bars):
+            width = 0.8 / len(values)
+            for j, (value, spread, opacity) in enumerate(values):
+                place = i + (j - (len(values) - 1) / 2) * width
+                axes.bar(place, value, width * 0.94, color=color, alpha=opacity)
+                if spread:
+                    axes.errorbar(place, value, spread, color=INK, linewidth=1.2)
+                above = {"xytext": (0, 2), "textcoords": "offset points", "ha": "center"}
+                axes.annotate(f"{value:.0f}", (place, value + spread), **above)
+        axes.set_xticks(range(len(bars)), [group for group, _, _ in bars])
+        axes.tick_params(axis="x", length=0)
+        axes.margins(y=0.12)
+    return figure
 
 
-def bar_chart(title: str, bars: Sequence[tuple[str, str, Sequence[tuple[str, float, float, float]]]]) -> str:
-    """Groups of bars in 0..1: (group, color, [(bar, value, spread, opacity)]), each with its value above it."""
-    parts = [grid(title, "", [], [(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * t, t) for t in ticks(0, 1)])]
-    group_width = (WIDTH - LEFT - RIGHT) / len(bars)
-    for i, (group, color, values) in enumerate(bars):
-        start, width = LEFT + group_width * (i + 0.12), group_width * 0.76 / len(values)
-        for j, (name, value, spread, opacity) in enumerate(values):
-            top = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value
-            a, middle = start + j * width, start + (j + 0.5) * width
-            parts.append(
-                f'<rect x="{a:.1f}" y="{top:.1f}" width="{width - 2:.1f}" height="{HEIGHT - BOTTOM - top:.1f}" '
-                f'fill="{color}" opacity="{opacity}"><title>{escape(f"{group}, {name}: {value:.3f}")}</title></rect>'
-            )
-            reach = (HEIGHT - TOP - BOTTOM) * spread
-            if spread:
-                parts.append(
-                    f'<path d="M{middle:.1f} {top - reach:.1f}V{top + reach:.1f}" class="axis" stroke-width="1.5"/>'
-                )
-            parts.append(f'<text x="{middle:.1f}" y="{top - reach - 4:.1f}" text-anchor="middle">{value:.2f}</text>')
-        parts.append(
-            f'<text x="{start + group_width * 0.38:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{escape(group)}</text>'
-        )
-    return svg(parts, title)
+def inline_svg(figure: Figure, title: str) -> str:
+    """The figure under a title, as an `<svg>` element for an HTML page whose style sets --ink, --soft and --grid."""
+    buffer = io.StringIO()
+    with _style():
+        figure.axes[0].set_title(title)
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = buffer.getvalue()
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])  # HTML knows them
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
+    for stand_in, name in ((INK, "ink"), (SOFT, "soft"), (GRID, "grid")):
+        svg = svg.replace(stand_in, f"var(--{name})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
 
 
-def grid(title: str, x_label: str, x_ticks, y_ticks) -> str:
-    """Title, axis label, grid lines and tick labels."""
-    parts = [f'<text x="{LEFT}" y="16" class="title">{escape(title)}</text>']
-    for place, value in y_ticks:
-        parts.append(f'<path d="M{LEFT} {place:.1f}H{WIDTH - RIGHT}" class="grid"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{place + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for place, value in x_ticks:
-        parts.append(f'<text x="{place:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{value:g}</text>')
-    parts.append(f'<path d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}" class="axis"/>')
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>'
-    )
-    return "".join(parts)
+def _style():
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
 
 
-def svg(parts: Sequence[str], title: str) -> str:
-    """The parts as one picture."""
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+def _axes():
+    """(figure, axes) without pyplot, which would choose a screen's backend and keep every figure alive."""
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(SIZE, layout="constrained")
+        return figure, figure.add_subplot()

@@ -9,9 +9,9 @@ from typing import Any
 
 from .demo import ARMS, Size, summary
 from .log import MetricsLog
-from .plot import Line, bar_chart, line_chart
+from .plot import Line, Point, bar_chart, inline_svg, line_chart
 
-COLORS = {"base": "#9a6b00", "warm": "#0b6bcb"}
+COLORS = {"base": "#c27c0e", "warm": "#2f81f7"}  # seen on white as on black
 COLUMNS = {  # number -> heading; accuracies and format in percent
     "avg": "sampled",
     "greedy": "greedy",
@@ -21,23 +21,22 @@ COLUMNS = {  # number -> heading; accuracies and format in percent
     "format_ok": "format",
 }
 LEGEND = "Held-out puzzles: % right sampled at T=.7 (avg@4) and greedy"
+SMOOTH = 5  # steps of the running mean of training curves
 DIGITS = {"avg": 1, "greedy": 1, "reward": 2, "length": 1, "reflections": 2, "format_ok": 1}
 STYLE = """
-:root{--ink:#1b1f24;--soft:#5b6470;--line:#d8dee4;--page:#fff;--card:#f6f8fa;--good:#1a7f37;--bad:#c0362c}
+:root{--ink:#1b1f24;--soft:#5b6470;--grid:#d8dee4;--page:#fff;--card:#f6f8fa;--good:#1a7f37;--bad:#c0362c}
 @media(prefers-color-scheme:dark){
-:root{--ink:#e6edf3;--soft:#9aa4af;--line:#30363d;--page:#0d1117;--card:#161b22;--good:#56d364;--bad:#ff7b72}}
+:root{--ink:#e6edf3;--soft:#9aa4af;--grid:#30363d;--page:#0d1117;--card:#161b22;--good:#56d364;--bad:#ff7b72}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page)}
 body{max-width:1000px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}
 p{max-width:46rem}.soft{color:var(--soft)}
 table{border-collapse:collapse;width:100%}
-th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--line)}
+th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--grid)}
 th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft)}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:1rem}
-svg{background:var(--card);border-radius:8px;width:100%;height:auto}
-svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
-svg .title{font-size:13px;font-weight:600;fill:var(--ink)}.grid{stroke:var(--line)}.axis{stroke:var(--soft);fill:none}
-.key span{display:inline-block;width:.8rem;height:.8rem;border-radius:3px;margin:0 .3rem 0 1rem;vertical-align:-1px}
+svg{background:var(--card);border-radius:8px;width:100%;height:auto;padding:.4rem;box-sizing:border-box}
+svg text{font-family:system-ui,sans-serif!important}
 .trace{background:var(--card);border-radius:8px;padding:.7rem 1rem;margin:.8rem 0}
 .trace pre{white-space:pre-wrap;margin:.2rem 0 .7rem;font-size:12.5px}
 .right{color:var(--good)}.wrong{color:var(--bad)}mark{background:#f5c54288;color:inherit;border-radius:3px}
@@ -51,7 +50,7 @@ def print_table(results: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     seeds = len({result["seed"] for result in results})
-    table = Table(title=f"{LEGEND}, {seeds} seed{'s' * (seeds > 1)}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("arm", no_wrap=True)
     names = [name for name in COLUMNS if name != "format_ok"]  # 80 columns
     for name in names:
@@ -59,6 +58,7 @@ def print_table(results: Sequence[dict[str, Any]]) -> None:
     for arm, numbers in summary(results).items():
         table.add_row(arm, *(cell(numbers[name], name, seeds) for name in names))
     console = Console()
+    console.print(f"{LEGEND}, {seeds} seed{'s' * (seeds > 1)}", soft_wrap=True, highlight=False)
     console.print(table)
     for line in gains(results):
         console.print(line, soft_wrap=True, highlight=False)
@@ -93,13 +93,10 @@ def write_report(out: Path, size: Size, teacher: float, results: Sequence[dict[s
         for arm, numbers in summary(results).items()
     )
     head = "".join(f"<th>{escape(name)}</th>" for name in ("arm", *COLUMNS.values()))
-    key = "".join(
-        f'<span style="background:{COLORS[c]}"></span>{text}'
-        for c, text in (("base", "from the base"), ("warm", "warmed up"))
-    )
     spread = "One seed: no spread is known (--seeds 3 tells)."
     if seeds > 1:
         spread = f"± is one standard deviation over {seeds} seeds."
+    charts = "".join(inline_svg(figure, title) for title, figure in figures(out, results).items() if figure)
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>warpup demo</title><style>{STYLE}</style>
 <h1>Warm up, then reinforce</h1>
@@ -115,9 +112,10 @@ image.</p>
 <p>{"<br>".join(map(escape, gains(results)))}</p>
 <p class="soft">{spread} The sampling error of one accuracy is about {50 / math.sqrt(size.held_out):.0f} points at
 worst. This shows the effect within one domain; carrying over to other domains needs pretrained weights.</p>
-<h2>Curves</h2><p class="key">{key}</p>
-<p class="soft">Held-out curves are over {size.curve} of the {size.held_out} puzzles.</p>
-<div class="plots">{"".join(plots(out, size, results))}</div>
+<h2>Curves</h2>
+<p class="soft">Held-out curves are over {size.curve} of the {size.held_out} puzzles; curves of training are
+running means of {SMOOTH} steps.{" Bands are ± one standard deviation over the seeds." * (seeds > 1)}</p>
+<div class="plots">{charts}</div>
 <h2>Traces</h2><p class="soft">Greedy completions for the same held-out puzzles before and after RLVR, first seed;
 reflection words are marked.</p>{"".join(traces(results))}
 </html>"""
@@ -126,39 +124,43 @@ reflection words are marked.</p>{"".join(traces(results))}
     return path
 
 
-def plots(out: Path, size: Size, results: Sequence[dict[str, Any]]) -> list[str]:
-    """All charts."""
-    table = summary(results)
-    bars = [
-        (arm, COLORS[chain], [("sampled", *table[arm]["avg"], 1), ("greedy", *table[arm]["greedy"], 0.5)])
-        for chain, arms in ARMS.items()
-        for arm in arms
-    ]
-    logs = {}
+def figures(out: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """title -> matplotlib figure; None where nothing was logged."""
+    table, logs = summary(results), {}
     for result in results:
         path = out / f"seed-{result['seed']}" / result["chain"] / "metrics.jsonl"
         logs.setdefault(result["chain"], []).append(MetricsLog(path).read())
 
-    def chart(title, stage, name, chains=("base", "warm"), y_range=None, smooth=1):
-        lines = [Line(c, COLORS[c], curve(logs[c], stage, name, smooth)) for c in chains]
-        x_label = "warm-up step" if stage == "1-warmup" else "RLVR step"
-        return line_chart(title, x_label, lines, y_range)
+    def lines(stage, name, scale=1.0, y_range=(0, None), smooth=1):
+        after = stage == "2-rlvr"
+        curves = [
+            Line(arms[after], COLORS[chain], curve(logs[chain], stage, name, scale, smooth))
+            for chain, arms in ARMS.items()
+        ]
+        return line_chart("RLVR step" if after else "warm-up step", curves, y_range)
 
-    return [
-        bar_chart("Accuracy: sampled, and greedy (pale)", bars),
-        chart("Held-out accuracy (greedy) while warming up", "1-warmup", "held_out_greedy", y_range=(0, 1)),
-        chart("Held-out accuracy (greedy) during RLVR", "2-rlvr", "held_out_greedy", y_range=(0, 1)),
-        chart("Reward of the training completions (mean of 5 steps)", "2-rlvr", "reward", smooth=5),
-        chart("Tokens per training completion (mean of 5 steps)", "2-rlvr", "length", smooth=5),
-        chart("Reflection words per held-out answer (greedy)", "2-rlvr", "held_out_reflections"),
-    ]
+    def bars(arm):
+        return [(*(100 * x for x in table[arm][name]), opacity) for name, opacity in (("avg", 1), ("greedy", 0.5))]
+
+    return {
+        "Accuracy: sampled, and greedy (pale), %": bar_chart(
+            [(arm, COLORS[chain], bars(arm)) for chain, arms in ARMS.items() for arm in arms]
+        ),
+        "Held-out accuracy (greedy) while warming up, %": lines("1-warmup", "held_out_greedy", 100, (0, 100)),
+        "Held-out accuracy (greedy) during RLVR, %": lines("2-rlvr", "held_out_greedy", 100, (0, 100)),
+        "Reward of the training completions": lines("2-rlvr", "reward", y_range=(None, None), smooth=SMOOTH),
+        "Tokens per training completion": lines("2-rlvr", "length", smooth=SMOOTH),
+        "Reflection words per held-out answer (greedy)": lines("2-rlvr", "held_out_reflections"),
+    }
 
 
-def curve(logs: Sequence[list[dict]], stage: str, name: str, smooth: int = 1) -> list[tuple[float, float, float]]:
-    """(step, mean over seeds, standard deviation); `smooth`: running mean of each seed over so many logged steps."""
+def curve(logs: Sequence[list[dict]], stage: str, name: str, scale: float = 1.0, smooth: int = 1) -> list[Point]:
+    """`scale` times the logged number; `smooth`: running mean of each seed over so many logged steps."""
     at: dict[int, list[float]] = {}
     for log in logs:
-        points = [(line["step"], line[name]) for line in log if line["stage"] == stage and line.get(name) is not None]
+        points = [
+            (line["step"], scale * line[name]) for line in log if line["stage"] == stage and line.get(name) is not None
+        ]
         for i, (step, _) in enumerate(points):
             recent = [value for _, value in points[max(0, i - smooth + 1) : i + 1]]
             at.setdefault(step, []).append(fmean(recent))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from warpup import group_advantage, policy_loss
+from warpup.ops.logprob_policy import POLICY_KINDS
 
 from .batch import check_length, completion_logprob, encode_prompt, micro_batches
 from .data import Data, RewardName
@@ -60,8 +61,11 @@ class RLVR:
     """Scale of `group_advantage`."""
     loss: str = "grpo"
     """Kind of `policy_loss`."""
-    clip_ratio: tuple[float, float] = (0.2, 0.2)
-    """How far below and above 1 the probability ratio counts."""
+    normalizer: Literal["token", "sequence", "constant"] | None = None
+    """What the step's loss is divided by: its tokens, its sequences (each its mean over tokens), or all completions
+    times max_new_tokens; none takes the loss's own. Groups that are left out count in the constant only."""
+    clip_ratio: tuple[float, float] | None = None
+    """How far below and above 1 the probability ratio counts; none takes the loss's own."""
     kl_coef: float = 0.0
     """Weight of the KL to the model as it was before this stage; 0 keeps no copy of it."""
     inner_epochs: int = 1
@@ -85,6 +89,8 @@ class RLVR:
 
     def train(self, run: StageRun, examples: Sequence[dict]) -> None:
         """Reinforce `run.model` on examples with "prompt"."""
+        if self.loss not in POLICY_KINDS:
+            raise TrainError(f"rlvr.loss: expected one of {', '.join(POLICY_KINDS)}, got {self.loss!r}")
         model, tokenizer, reward = run.model.eval(), run.tokenizer, load_reward(self.reward)
         prompts = [encode_prompt(tokenizer, example["prompt"]) for example in examples]
         check_length(model, max(map(len, prompts)) + self.max_new_tokens, "the longest prompt with max_new_tokens")
@@ -157,9 +163,12 @@ class RLVR:
     def update(
         self, run, optimizer, reference, prompts, picked, rolls: Rollouts, advantages, rows, lr
     ) -> dict[str, Any]:
-        """One optimizer step on the given rows of the rollouts; returns its numbers, means over tokens."""
+        """One optimizer step on the given rows of the rollouts; returns its numbers, means over tokens but the loss."""
         pairs = [(prompts[picked[n // self.samples]], rolls.completion(n)) for n in range(rolls.tokens.shape[0])]
         tokens = int(rolls.lengths[rows].sum())
+        # Divisors of the whole step, so that its micro-batches add up.
+        normalizer = self.normalizer or POLICY_KINDS[self.loss].normalizer
+        divisors = {"token": tokens, "sequence": len(rows), "constant": len(pairs) * self.max_new_tokens}
         total: dict[str, float] = {}
         for batch in micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, run.model.device):
             mask = batch.mask
@@ -176,15 +185,18 @@ class RLVR:
                 advantages[batch.rows].to(logp),
                 mask,
                 kind=self.loss,
-                clip=tuple(self.clip_ratio),
+                clip=self.clip_ratio,
                 ref_logp=ref,
                 kl_coef=self.kl_coef,
-                normalizer="token",
+                normalizer=(normalizer, divisors[normalizer]),
             )
-            share = int(mask.sum()) / tokens  # the loss is a mean over its own tokens
-            (loss * share).backward()
-            for name, value in {"loss": loss, **metrics}.items():
-                total[name] = total.get(name, 0.0) + float(value.detach()) * share
+            loss.backward()
+            total["loss"] = total.get("loss", 0.0) + float(loss.detach())
+            share = int(mask.sum()) / tokens
+            for name, value in metrics.items():
+                value = float(value)
+                before = total.get(name, 0.0)
+                total[name] = max(before, value) if name == "ratio_max" else before + value * share
         return total | {"grad_norm": run.apply(optimizer, total["loss"], lr, self.clip), "lr": lr, "tokens": tokens}
 
 

@@ -9,6 +9,7 @@ from transformers.cache_utils import DynamicLayer
 
 from warpup import token_logprob
 
+from .batch import arguments_of
 from .errors import TrainError
 
 
@@ -54,12 +55,13 @@ def rollout(
     rows = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     cache = growing_cache(model, width + max_new_tokens)
+    # transformers renamed the argument; models that take only the old name remain.
+    options = {"cache" if "cache" in arguments_of(type(model)) else "past_key_values": cache, "use_cache": True}
     logits = model(
         input_ids=rows,
         attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=cache,
-        use_cache=True,
+        **options,
     ).logits[:, -1]
 
     if copies > 1:
@@ -98,8 +100,7 @@ def rollout(
             input_ids=token[:, None],
             attention_mask=open_mask[:, : width + t + 1],
             position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
+            **options,
         ).logits[:, -1]
         position = position + 1
 
@@ -133,7 +134,7 @@ class InPlaceLayer(DynamicLayer):
 
     def __init__(self, capacity: int):
         super().__init__()
-        self.capacity, self.length = capacity, 0
+        self.capacity, self.length, self.is_initialized = capacity, 0, False
 
     def lazy_initialization(self, key_states, value_states):
         self.dtype, self.device = key_states.dtype, key_states.device
