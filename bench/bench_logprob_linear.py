@@ -1,4 +1,4 @@
-"""Family `logprob`: log-probabilities from hidden states, beside the products alone and the ways that make the logits."""
+"""Family `logprob`: log-probabilities from hidden states, beside the products alone and what makes the logits."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def measure(case: Comparison, device: str, **rounds) -> Result:
             rows[name].failure = f"does not run: {brief(error)}"
     del reference
     for name in found:
-        rows[name].failure = verdict(found[name], found.get("eager") if rows[name].ours else None)
+        rows[name].failure = verdict(found[name], found.get("eager") if rows[name].ours else None, work.dtype)
     result = Result(case, list(rows.values()), work.bytes, work.flops)
     if result.failures:
         return result
@@ -171,16 +171,16 @@ def errors(candidate: Candidate, reference: Sequence[Tensor] | None) -> list[Err
     return [compare(out.detach(), ref) for out, ref in zip(candidate.result(output), reference, strict=True)]
 
 
-def verdict(found: list[Errors], naive: list[Errors] | None) -> str | None:
+def verdict(found: list[Errors], naive: list[Errors] | None, products: torch.dtype = torch.float32) -> str | None:
     """Beside an eager peer, the rule of the tests: at most twice its largest error, plus the slack. Else, and for a
     single number (of which the eager peer may hit every digit by luck), a share of the norm. Whole numbers and truth
-    values must be the same."""
+    values must be the same. `products`: what intermediate products are rounded to."""
     for index, e in enumerate(found):
         if not e.dtype.is_floating_point:
             if e.worst:
                 return f"wrong: {e.worst:.0f} of {e.elements} elements differ in result {index}"
             continue
-        kind, error, limit = "relative", e.share, TOLERANCE[e.dtype]
+        kind, error, limit = "relative", e.share, max(TOLERANCE[e.dtype], TOLERANCE[products])
         if naive and e.elements > 1:
             kind, error, limit = "largest", e.worst, 2 * naive[index].worst + e.slack
         if not error <= limit:
