@@ -15,19 +15,31 @@ from warpup.ops.advantage_tokens import (
 )
 from warpup.ops.logprob import token_logprob
 from warpup.ops.logprob_policy import policy_loss
+from warpup.ops.logprob_policy_masks import (
+    clip_cov_tokens,
+    kl_cov_tokens,
+    rollout_weights,
+    sequence_mask,
+    top_entropy_mask,
+)
 
 __all__ = [
     "GroupPlan",
     "GroupStats",
+    "clip_cov_tokens",
     "gae",
     "group_advantage",
     "group_plan",
+    "kl_cov_tokens",
     "masked_whiten",
     "policy_loss",
     "reward_to_go",
     "role_advantage",
+    "rollout_weights",
     "segment_advantage",
     "segment_ids",
+    "sequence_mask",
     "token_logprob",
+    "top_entropy_mask",
     "tree_advantage",
 ]
