@@ -31,6 +31,7 @@ class Case:
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     products: bool = False  # calls the library's GEMM, whose bits depend on the number of threads
     twins: tuple[str, ...] = ("cpu", "hostcuda", "cuda")  # implementations of our own
+    stopped: tuple[str, ...] = ()  # variants that stop gradients: theirs is not the derivative, the op's tests check it
 
     def make(
         self, size: str = "small", dtype=torch.float32, device="cpu", seed=0, variant: str | None = None

@@ -12,7 +12,7 @@ EACH_DTYPE = [pytest.param(c, v, t, id=f"{c.op}-{v}-{name_of(t)}") for c in CASE
 each_variant = pytest.mark.parametrize(("case", "variant"), EACH_VARIANT)
 each_dtype = pytest.mark.parametrize(("case", "variant", "dtype"), EACH_DTYPE)
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.op)
-differentiable = [p for p in EACH_VARIANT if p.values[0].differentiable]
+differentiable = [p for p in EACH_VARIANT if p.values[0].differentiable and p.values[1] not in p.values[0].stopped]
 
 
 def same_bits(got, want):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cases import OPS
 from warpup import policy_loss
-from warpup.ops.logprob_policy import KL_ESTIMATORS, METRICS, NORMALIZERS, POLICY_KINDS
+from warpup.ops.logprob_policy_kinds import KL_ESTIMATORS, METRICS, NORMALIZERS, POLICY_KINDS
 
 CASE = OPS["policy_loss"]
 NAN, INF = math.nan, math.inf

@@ -112,19 +112,15 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       "grad_sum_p2"_a = py::none(), "grad_logits"_a);
 
   py::class_<warpup::PolicyOptions>(m, "PolicyOptions")
-      .def(py::init([](int64_t kind, std::pair<double, double> clip, std::array<double, 3> kl, bool per_sequence,
-                       int64_t denominator, double denominator_value) {
-             return warpup::PolicyOptions{kind,         clip.first,  clip.second,      kl[0], kl[1], kl[2],
-                                          per_sequence, denominator, denominator_value};
-           }),
-           "kind"_a = 0, py::kw_only(), "clip"_a = std::pair(0.2, 0.2), "kl"_a = std::array<double, 3>{},
-           "per_sequence"_a = false, "denominator"_a = 0, "denominator_value"_a = 0.0);
+      .def(py::init<std::vector<int64_t>, std::vector<double>>(), "choices"_a, "numbers"_a);
   def("policy_loss", &warpup::policy_loss, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a, "ref_logp"_a = py::none(),
-      "denominator"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{}, "loss"_a, "metrics"_a,
-      "row_weight"_a, "partials"_a);
+      "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(), "entropy"_a = py::none(),
+      "cu_seqlens"_a = py::none(), "denominator"_a = py::none(), py::kw_only(), "options"_a, "loss"_a, "metrics"_a,
+      "row_state"_a, "partials"_a);
   def("policy_loss_backward", &warpup::policy_loss_backward, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a,
-      "ref_logp"_a = py::none(), py::kw_only(), "options"_a = warpup::PolicyOptions{}, "row_weight"_a, "grad_loss"_a,
-      "grad_logp"_a);
+      "ref_logp"_a = py::none(), "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(),
+      "entropy"_a = py::none(), "cu_seqlens"_a = py::none(), py::kw_only(), "options"_a, "row_state"_a, "grad_loss"_a,
+      "grad_logp"_a, "grad_ref_kl"_a = py::none(), "grad_entropy"_a = py::none());
 
   def("group_advantage", &warpup::group_advantage, "rewards"_a, "offsets"_a = py::none(), "order"_a = py::none(),
       "lengths"_a = py::none(), "batch"_a = py::none(), py::kw_only(), "group_size"_a = 0, "baseline"_a = "mean",

@@ -1,48 +1,170 @@
-// The scalar formulas of policy_loss, one token at a time, shared by both twins. A new kind is a PolicyKind, a
-// specialisation of policy_term, and a line in the Python table; nothing else changes.
+// The scalar formulas of policy_loss, shared by both twins. A loss is a formula of one token's ratio and a level, which
+// says whose ratio that is. A new kind is a value of one of the two enums, its case below, and a line in the Python
+// table (ops/logprob_policy_kinds.py).
 #pragma once
 
 #include "core/math.h"
 
 namespace warpup {
 
-enum class PolicyKind : int { clip };  // clip: PPO, GRPO, DAPO (clip-higher), Dr. GRPO
+// With q the ratio, A the advantage:
+//   clip       -min(min(q, delta) A, clamp(q, floor, ceiling) A), for A < 0 at most -c A: PPO, GRPO, two-sided, dual
+//   weighted   -sg(clamp(q, floor, ceiling)) A logp: CISPO, VESPO, GPG, A-LoL
+//   sapo       -(4 / tau) sigmoid(tau (q - 1)) A
+//   geometric  -q A, q of a row, its gradient flowing to the tokens that its clip leaves open: GMPO
+enum class PolicyFormula : int { clip, weighted, sapo, geometric };
+
+// With x = logp - old_logp and the sum and mean over a row's tokens:
+//   one             q = 1
+//   token           q = e^x
+//   sequence        q = e^mean(x), the gradient through the mean: GSPO
+//   sequence_token  the same value, the gradient to the own token only, the mean held at 10: GSPO-token
+//   product         q = e^sum(x), without gradient: A-LoL
+//   geometric       q = e^mean(x clipped to [floor, ceiling] where that takes gradient away): GMPO
+//   gamma           q = e^(lambda + k log w - lambda w), log w = sum(clamp(x, +-20)) in [ln 1e-8, 20], without
+//   gradient:
+//                   VESPO; k and lambda by the sign of A
+enum class PolicyLevel : int { one, token, sequence, sequence_token, product, geometric, gamma };
+
+// The ratio is one a row, and a sum over the row comes first.
+WARPUP_HD bool by_row(PolicyLevel level) { return level != PolicyLevel::token; }
+WARPUP_HD bool sums_rows(PolicyLevel level) { return level > PolicyLevel::token; }
+// Each token of a row gets the mean of the slopes of all of them.
+WARPUP_HD bool spreads(PolicyLevel level) { return level == PolicyLevel::sequence || level == PolicyLevel::geometric; }
+// The ratio that corrects a KL is the row's; else it is the token's own.
+WARPUP_HD bool corrects_by_row(PolicyLevel level) {
+  return level == PolicyLevel::sequence || level == PolicyLevel::sequence_token;
+}
 
 struct PolicyParams {
-  double clip_low, clip_high;  // the ratio is clipped to [1 - clip_low, 1 + clip_high]
-  double kl_k1, kl_k2, kl_k3;  // weights of the three estimators of KL(pi || ref): kl_coef on one, 0 on the others
+  double floor, ceiling;    // of the ratio; of its log at the geometric level
+  double ceiling_negative;  // clip, A < 0: min(max(delta, ceiling), c)
+  double gate[4];           // sapo: tau for A > 0, tau for the others; gamma: k, lambda for A >= 0, k, lambda for A < 0
+  double kl[3], kl_slope[3];   // weights of k1, k2, k3 in the KL's value, and in its gradient
+  double kl_input, kl_output;  // |d| and the KL are held there: infinite but for verl's
+  double kl_given, entropy;    // weights of the caller's KL and, negative, of its entropy
+};
+inline constexpr int kPolicyParams = sizeof(PolicyParams) / sizeof(double);
+
+// The same in the type of the tokens; kernels read these in their loops.
+template <class Acc>
+struct PolicyBounds {
+  Acc floor, ceiling, ceiling_negative, tau, tau_negative;
+  WARPUP_HD explicit PolicyBounds(const PolicyParams& p)
+      : floor(Acc(p.floor)),
+        ceiling(Acc(p.ceiling)),
+        ceiling_negative(Acc(p.ceiling_negative)),
+        tau(Acc(p.gate[0])),
+        tau_negative(Acc(p.gate[1])) {}
 };
 
 template <class Acc>
 struct PolicyTerm {
-  Acc loss, grad;                 // grad: d loss / d logp
-  Acc ratio;                      // pi / pi_old
-  Acc clipped_low, clipped_high;  // 1 where the clip holds and takes the gradient away, else 0; numbers vectorise
+  Acc loss, slope;                      // slope: d loss / d log of the ratio; weighted: d loss / d logp
+  Acc clipped_low, clipped_high, dual;  // 1 where a bound holds, else 0 (numbers vectorise); dual: from above, A < 0
 };
 
-// loss = -min(r A, clamp(r, 1 - low, 1 + high) A)
-template <PolicyKind kKind, class Acc>
-WARPUP_HD PolicyTerm<Acc> policy_term(Acc log_ratio, Acc advantage, Acc low, Acc high) {
-  static_assert(kKind == PolicyKind::clip);
-  const Acc r = exp_held(log_ratio);
-  // Only one side of the clip can hold: the upper where A > 0, the lower where A < 0.
-  const Acc floor = advantage < 0 ? Acc(1) - low : Acc(0);
-  const Acc ceiling = advantage > 0 ? Acc(1) + high : std::numeric_limits<Acc>::max();
-  const Acc above_floor = r < floor ? floor : r, held = above_floor > ceiling ? ceiling : above_floor;
-  const Acc loss = -held * advantage;
-  return {loss, held == r ? loss : Acc(0), r, held > r ? Acc(1) : Acc(0), held < r ? Acc(1) : Acc(0)};
+template <PolicyFormula kFormula, class Acc>
+WARPUP_HD PolicyTerm<Acc> policy_term(Acc ratio, Acc log_ratio, Acc logp, Acc advantage, const PolicyBounds<Acc>& p) {
+  const bool positive = advantage > 0, negative = advantage < 0;
+  if constexpr (kFormula == PolicyFormula::clip) {
+    // Only one side of the clip can hold where A > 0: the upper. Delta and c bound the ratio from above where A < 0.
+    const Acc floor = negative ? p.floor : Acc(0), ceiling = positive ? p.ceiling : p.ceiling_negative;
+    const Acc above_floor = ratio < floor ? floor : ratio, held = above_floor > ceiling ? ceiling : above_floor;
+    const Acc loss = -held * advantage, one = held < ratio ? Acc(1) : Acc(0);
+    return {loss, held == ratio ? loss : Acc(0), held > ratio ? Acc(1) : Acc(0), positive ? one : Acc(0),
+            negative ? one : Acc(0)};
+  } else if constexpr (kFormula == PolicyFormula::weighted) {
+    const Acc above_floor = ratio < p.floor ? p.floor : ratio;
+    const Acc slope = -(above_floor > p.ceiling ? p.ceiling : above_floor) * advantage;
+    return {slope * logp, slope, negative && ratio < p.floor ? Acc(1) : Acc(0),
+            positive && ratio > p.ceiling ? Acc(1) : Acc(0), Acc(0)};
+  } else if constexpr (kFormula == PolicyFormula::sapo) {
+    const Acc tau = positive ? p.tau : p.tau_negative, e = exp_held(tau - tau * ratio), gate = Acc(1) / (Acc(1) + e);
+    return {Acc(-4) / tau * gate * advantage, Acc(-4) * gate * gate * e * ratio * advantage, Acc(0), Acc(0), Acc(0)};
+  } else {
+    const Acc loss = -ratio * advantage;
+    return {loss, loss, negative && log_ratio < p.floor ? Acc(1) : Acc(0),
+            positive && log_ratio > p.ceiling ? Acc(1) : Acc(0), Acc(0)};
+  }
+}
+
+// What a token adds to the sum that its row's ratio is made of.
+template <class Acc>
+WARPUP_HD Acc row_term(PolicyLevel level, Acc x, Acc advantage, const PolicyBounds<Acc>& p) {
+  if (level == PolicyLevel::gamma) return x < Acc(-20) ? Acc(-20) : x > Acc(20) ? Acc(20) : x;
+  if (level != PolicyLevel::geometric) return x;
+  const Acc from_above = x > p.ceiling ? p.ceiling : x, from_below = x < p.floor ? p.floor : x;
+  return advantage > 0 ? from_above : advantage < 0 ? from_below : Acc(0);
+}
+
+constexpr double kLogGammaFloor = -18.420680743952367;  // ln 1e-8
+
+// What a weight adds to VESPO's log w.
+template <class Acc>
+WARPUP_HD Acc gamma_term(Acc weight) {
+  const Acc x = weight > 0 ? log(weight) : Acc(kLogGammaFloor);
+  return x < Acc(kLogGammaFloor) ? Acc(kLogGammaFloor) : x > Acc(20) ? Acc(20) : x;
+}
+
+struct RowRatio {
+  double positive, negative;  // q of the tokens with A >= 0 and of the others
+  double slope;               // factor of their slopes
+};
+
+WARPUP_HD double gamma_weight(double log_w, double k, double lambda) {
+  lambda = lambda < 1e-4 ? 1e-4 : lambda;
+  return exp(lambda + k * log_w - lambda * exp(log_w));
+}
+
+WARPUP_HD RowRatio row_ratio(PolicyLevel level, double sum, double tokens, const PolicyParams& p) {
+  const double mean = tokens > 0 ? sum / tokens : 0;
+  double x = level == PolicyLevel::product ? sum : mean, slope = 1;
+  switch (level) {
+    case PolicyLevel::one:
+    case PolicyLevel::token:
+      return {1, 1, 1};
+    case PolicyLevel::gamma: {
+      const double log_w = sum < kLogGammaFloor ? kLogGammaFloor : sum > 20 ? 20 : sum;
+      return {gamma_weight(log_w, p.gate[0], p.gate[1]), gamma_weight(log_w, p.gate[2], p.gate[3]), 1};
+    }
+    case PolicyLevel::sequence_token:
+      slope = x > 10 ? 0 : 1;
+      x = x > 10 ? 10 : x;
+      break;
+    default:
+      break;
+  }
+  const double q = exp(x > 88 ? 88 : x);
+  return {q, q, slope};
 }
 
 template <class Acc>
 struct KlTerm {
-  Acc value, grad;  // weighted; grad: d value / d logp
+  Acc value, slope;  // weighted; slope: d value / d logp
+};
+
+template <class Acc>
+struct KlWeights {
+  Acc k1, k2, k3, slope1, slope2, slope3, input, output;
+  WARPUP_HD explicit KlWeights(const PolicyParams& p)
+      : k1(Acc(p.kl[0])),
+        k2(Acc(p.kl[1])),
+        k3(Acc(p.kl[2])),
+        slope1(Acc(p.kl_slope[0])),
+        slope2(Acc(p.kl_slope[1])),
+        slope3(Acc(p.kl_slope[2])),
+        input(Acc(p.kl_input)),
+        output(Acc(p.kl_output)) {}
 };
 
 // d = ref - logp:  k1 = -d,  k2 = d^2 / 2,  k3 = e^d - d - 1  (Schulman 2020)
 template <class Acc>
-WARPUP_HD KlTerm<Acc> kl_term(Acc d, Acc k1, Acc k2, Acc k3) {
-  const Acc e = exp_held(d);
-  return {k3 * (e - d - Acc(1)) + d * (k2 * Acc(0.5) * d - k1), k1 - k2 * d + k3 * (Acc(1) - e)};
+WARPUP_HD KlTerm<Acc> kl_term(Acc d, const KlWeights<Acc>& w) {
+  const Acc low = d < -w.input ? -w.input : d, held = low > w.input ? w.input : low, e = exp_held(held);
+  const Acc value = w.k3 * (e - held - Acc(1)) + held * (w.k2 * Acc(0.5) * held - w.k1);
+  const Acc slope = w.slope1 - w.slope2 * held + w.slope3 * (Acc(1) - e);
+  return {value > w.output ? w.output : value, held != d || value > w.output ? Acc(0) : slope};
 }
 
 }  // namespace warpup

@@ -1,0 +1,157 @@
+"""What goes into `policy_loss` as weights or masks, in plain torch and without host synchronisation.
+
+Padded tensors are (B, T); packed ones (N,) with `cu_seqlens` (S + 1,).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def per_token(values: Tensor, like: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+    """One value a row, or one a token, as one a token of `like`."""
+    rows = like.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    if values.dim() != 1 or values.shape[0] != rows:
+        return values
+    if cu_seqlens is None:
+        return values.unsqueeze(-1).expand_as(like)
+    return torch.repeat_interleave(values, cu_seqlens.diff(), output_size=like.shape[0])
+
+
+def row_sums(x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+    """The sum over each row."""
+    if cu_seqlens is None:
+        return x.sum(-1)
+    rows = torch.arange(cu_seqlens.shape[0] - 1, device=x.device)
+    return x.new_zeros(rows.shape).index_add(0, per_token(rows, x, cu_seqlens), x)
+
+
+@torch.no_grad()
+def rollout_weights(
+    old_logp: Tensor,
+    rollout_logp: Tensor,
+    mask: Tensor,
+    *,
+    level: str = "sequence",
+    mode: str = "mask",
+    cap: float = 3.0,
+    floor: float | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Importance weights exp(old - rollout) for `policy_loss(weights=...)`, where the engine that sampled gives other
+    log-probs than the trainer for the same weights.
+
+    Args:
+        old_logp, rollout_logp: (B, T) or (N,), of the trainer and of the engine. A token that the engine has no
+            log-prob of (NaN) counts as ratio 1, as in TRL.
+        mask: the tokens that count; others get weight 1.
+        level: `"sequence"`: one weight, of the product of a sequence's ratios; `"token"`.
+        mode: `"mask"`: a weight outside [floor, cap] becomes 0; `"truncate"`: it is held there.
+        cap, floor: TRL's defaults are sequence, mask, cap 3; verl's truncated importance sampling (TIS) is token,
+            truncate, cap 2.
+        cu_seqlens: (S + 1,), of packed sequences.
+
+    Returns:
+        (B,) or (S,), or one a token. No gradient.
+    """
+    if level not in ("token", "sequence"):
+        raise ValueError(f"rollout_weights: level must be 'token' or 'sequence', got {level!r}")
+    if mode not in ("truncate", "mask"):
+        raise ValueError(f"rollout_weights: mode must be 'truncate' or 'mask', got {mode!r}")
+    if not cap > 0:
+        raise ValueError(f"rollout_weights: cap must be above 0, got {cap}")
+    difference = (old_logp - rollout_logp).masked_fill(mask == 0, 0.0).nan_to_num(nan=0.0)
+    ratio = (row_sums(difference, cu_seqlens) if level == "sequence" else difference).exp()
+    if mode == "truncate":
+        return ratio.clamp(floor, cap)
+    outside = ratio > cap if floor is None else (ratio > cap) | (ratio < floor)
+    return ratio.masked_fill(outside, 0.0)
+
+
+@torch.no_grad()
+def sequence_mask(
+    logp: Tensor,
+    rollout_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    delta: float,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Off-policy sequence mask (DeepSeek-V3.2): keeps where A >= 0 or the sequence's mean of rollout - logp is at most
+    `delta`. A token without a rollout log-prob (NaN) counts as 0 in that mean.
+
+    Returns:
+        Bool, of the shape of `advantages`. Dropped sequences stay in the normaliser: give it as `weights`, or multiply
+        it into them, as TRL does.
+    """
+    on = mask != 0
+    drift = row_sums((rollout_logp - logp).masked_fill(~on, 0.0).nan_to_num(nan=0.0), cu_seqlens)
+    near = drift <= delta * row_sums(on.to(drift.dtype), cu_seqlens).clamp_min(1)
+    return (advantages >= 0) | (near if advantages.shape == near.shape else per_token(near, logp, cu_seqlens))
+
+
+@torch.no_grad()
+def top_entropy_mask(entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
+    """The tokens of `mask` whose entropy is at least its `quantile` over all of them (Wang 2025, arXiv 2506.01939:
+    .8 keeps a fifth), interpolated as torch.quantile does. Bool, like `entropy`; with several ranks, gather first."""
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"top_entropy_mask: quantile must be in [0, 1], got {quantile}")
+    on = mask != 0
+    if entropy.numel() == 0:
+        return on
+    ordered = entropy.masked_fill(~on, torch.inf).flatten().sort().values
+    place = (on.sum() - 1).clamp_min(0).double() * quantile
+    below, above = (ordered.gather(0, p.long().reshape(1)) for p in (place.floor(), place.ceil()))
+    return on & (entropy >= below.lerp(above, (place - place.floor()).to(entropy.dtype)))
+
+
+def _first(score: Tensor, count: Tensor, candidates: Tensor) -> Tensor:
+    """The `count` candidates of the lowest score."""
+    order = score.masked_fill(~candidates, torch.inf).flatten().argsort(stable=True)
+    first = torch.arange(order.shape[0], device=order.device) < count
+    return torch.zeros_like(first).scatter(0, order, first).view_as(candidates) & candidates
+
+
+def _covariance(logp: Tensor, advantages: Tensor, on: Tensor) -> Tensor:
+    """(A - mean A)(logp - mean logp), means over the mask; 0 outside."""
+    count = on.sum().clamp_min(1)
+    a, p = (x.masked_fill(~on, 0.0) for x in (advantages, logp))
+    return ((a - a.sum() / count) * (p - p.sum() / count)).masked_fill(~on, 0.0)
+
+
+@torch.no_grad()
+def clip_cov_tokens(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip: tuple[float, float] = (0.2, 0.2),
+    share: float = 2e-4,
+    bounds: tuple[float, float] = (1.0, 5.0),
+    generator: torch.Generator | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """The tokens that Clip-Cov drops: a random `share` of all (at least one), out of those that the clip of the ratio
+    does not hold and whose covariance of advantage and log-prob is inside `bounds` (verl's constants). Bool."""
+    on = mask != 0
+    advantages = per_token(advantages, logp, cu_seqlens).to(logp.dtype)
+    covariance = _covariance(logp, advantages, on)
+    ratio = (logp - old_logp).masked_fill(~on, 0.0).exp()
+    held = ((ratio > 1 + clip[1]) & (advantages > 0)) | ((ratio < 1 - clip[0]) & (advantages < 0))
+    candidates = on & ~held & (covariance > bounds[0]) & (covariance < bounds[1])
+    draw = torch.rand(logp.shape, generator=generator, device=logp.device)
+    return _first(draw, (on.sum().double() * share).long().clamp_min(1), candidates)
+
+
+@torch.no_grad()
+def kl_cov_tokens(
+    logp: Tensor, advantages: Tensor, mask: Tensor, *, share: float = 2e-4, cu_seqlens: Tensor | None = None
+) -> Tensor:
+    """The tokens that KL-Cov holds back: the `share` of all (at least one) with the largest covariance of advantage
+    and log-prob. Bool."""
+    on = mask != 0
+    covariance = _covariance(logp, per_token(advantages, logp, cu_seqlens).to(logp.dtype), on)
+    return _first(-covariance, (on.sum().double() * share).long().clamp_min(1), on)
