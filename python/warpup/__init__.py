@@ -1,9 +1,19 @@
 """warpup: fused operators and a lean trainer for two-stage post-training.
 
-The operators are functions of this module; `warpup.advantage` has the published estimators by name, `warpup.train` the
-trainer, `warpup.data` puzzles and loaders.
+The operators, and the objectives composed from them, are functions of this module; `warpup.advantage` has the published
+estimators by name, `warpup.train` the trainer, `warpup.data` puzzles and loaders.
 """
 
+from warpup.losses import (
+    after_shared_prefix,
+    coverage_loss,
+    coverage_weights,
+    degree_loss,
+    preference_loss,
+    sequence_logprob,
+    weighted_nll,
+    z_loss,
+)
 from warpup.ops.advantage import GroupPlan, GroupStats, group_advantage, group_plan, role_advantage
 from warpup.ops.advantage_tokens import (
     gae,
@@ -27,7 +37,11 @@ from warpup.ops.logprob_policy_masks import (
 __all__ = [
     "GroupPlan",
     "GroupStats",
+    "after_shared_prefix",
     "clip_cov_tokens",
+    "coverage_loss",
+    "coverage_weights",
+    "degree_loss",
     "gae",
     "group_advantage",
     "group_plan",
@@ -35,14 +49,18 @@ __all__ = [
     "linear_logprob",
     "masked_whiten",
     "policy_loss",
+    "preference_loss",
     "replay_logprob",
     "reward_to_go",
     "role_advantage",
     "rollout_weights",
     "segment_advantage",
     "segment_ids",
+    "sequence_logprob",
     "sequence_mask",
     "token_logprob",
     "top_entropy_mask",
     "tree_advantage",
+    "weighted_nll",
+    "z_loss",
 ]
