@@ -25,6 +25,7 @@ from warpup.ops.advantage_tokens import (
 )
 from warpup.ops.logprob import replay_logprob, token_logprob
 from warpup.ops.logprob_linear import linear_logprob
+from warpup.ops.logprob_linear_policy import linear_policy_loss
 from warpup.ops.logprob_policy import policy_loss
 from warpup.ops.logprob_policy_masks import (
     clip_cov_tokens,
@@ -47,6 +48,7 @@ __all__ = [
     "group_plan",
     "kl_cov_tokens",
     "linear_logprob",
+    "linear_policy_loss",
     "masked_whiten",
     "policy_loss",
     "preference_loss",

@@ -29,11 +29,18 @@ class Under(NamedTuple):
     delta_scalar: float = 0.0
     kept: Tensor | None = None  # the logits' shape, bool
 
+    def rows(self, at: slice) -> Under:
+        """Of some rows of folded ones."""
+        return self._replace(**{k: v[at] for k in _PER_ROW if (v := getattr(self, k)) is not None})
+
     def flat(self) -> Under:
         """The same for logits whose leading dimensions are folded into one."""
         kept = None if self.kept is None else self.kept.reshape(-1, self.kept.shape[-1])
         rows = {k: None if (v := getattr(self, k)) is None else v.reshape(-1) for k in ("temperature", "delta")}
         return self._replace(targets=self.targets.reshape(-1), kept=kept, **rows)
+
+
+_PER_ROW = ("targets", "temperature", "delta", "kept")
 
 
 class Wanted(NamedTuple):

@@ -16,19 +16,19 @@ from torch import Tensor
 from warpup._native import load_ops
 from warpup.ops.logprob import IGNORE_INDEX, Under, Wanted, accumulator, reference_token_logprob, under
 
-_library = torch.library.Library("warpup", "FRAGMENT")
+library = torch.library.Library("warpup", "FRAGMENT")
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of logits alive at once
 
-_UNDER = (
+UNDER = (
     "Tensor targets, Tensor? temperature, float temperature_scalar, int ignore_index, Tensor? boosted, "
     "Tensor? delta, float delta_scalar, Tensor? kept"
 )
-_library.define(
-    f"linear_logprob(Tensor hidden, Tensor weight, Tensor? bias, {_UNDER}, int chunk, bool entropy, bool lse, "
+library.define(
+    f"linear_logprob(Tensor hidden, Tensor weight, Tensor? bias, {UNDER}, int chunk, bool entropy, bool lse, "
     "bool sum_p2) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor sum_p2, Tensor stats)"
 )
-_library.define(
-    f"linear_logprob_backward(Tensor hidden, Tensor weight, Tensor? bias, {_UNDER}, int chunk, Tensor stats, "
+library.define(
+    f"linear_logprob_backward(Tensor hidden, Tensor weight, Tensor? bias, {UNDER}, int chunk, Tensor stats, "
     "Tensor? entropy, Tensor? sum_p2, Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, Tensor? grad_sum_p2, "
     "bool[] needs) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
 )
@@ -106,8 +106,8 @@ def _backward(hidden, weight, bias, *rest):
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-_library.impl("linear_logprob", _forward, "CompositeExplicitAutograd")
-_library.impl("linear_logprob_backward", _backward, "CompositeExplicitAutograd")
+library.impl("linear_logprob", _forward, "CompositeExplicitAutograd")
+library.impl("linear_logprob_backward", _backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("warpup::linear_logprob")

@@ -62,6 +62,79 @@ class PolicyLoss(torch.autograd.Function):
         return (*(g if need else None for g, need in zip(grads, ctx.needs_input_grad[:3], strict=True)), *(None,) * 10)
 
 
+def arguments_of(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    kind: str = "grpo",
+    clip: tuple[float, float] | None = None,
+    delta: float | None = None,
+    dual_clip: float | None = None,
+    constants: tuple[float, ...] | None = None,
+    weights: Tensor | None = None,
+    selected: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    ref_logp: Tensor | None = None,
+    ref_kl: Tensor | None = None,
+    kl_coef: float = 0.0,
+    kl: str = "k3",
+    kl_corrected: bool = False,
+    entropy: Tensor | None = None,
+    entropy_coef: float = 0.0,
+    normalizer: str | float | Tensor | tuple | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[tuple, tuple, tuple]:
+    """What the raw op takes behind `logp`: (old_logp, advantages, mask, ref_logp, weights, penalty), (ref_kl, entropy),
+    (cu_seqlens, divisor, choices, numbers). Raises what `policy_loss` does."""
+    if kind not in POLICY_KINDS:
+        raise ValueError(f"policy_loss: kind must be one of {tuple(POLICY_KINDS)}, got {kind!r}")
+    if kl not in KL_ESTIMATORS:
+        raise ValueError(f"policy_loss: kl must be one of {tuple(KL_ESTIMATORS)}, got {kl!r}")
+    if entropy_coef and entropy is None:
+        raise ValueError("policy_loss: entropy_coef needs entropy")
+    if kl_coef and kl == "full" and ref_kl is None:
+        raise ValueError("policy_loss: kl='full' needs ref_kl")
+    if selected is not None and kind not in ("clip_cov", "kl_cov"):
+        raise ValueError(f"policy_loss: selected belongs to 'clip_cov' and 'kl_cov', not to {kind!r}")
+    choices, numbers = options_of(
+        kind, clip=clip, delta=delta, dual_clip=dual_clip, constants=constants, kl=kl, kl_coef=kl_coef,
+        kl_corrected=kl_corrected, entropy_coef=entropy_coef, normalizer=normalizer, packed=cu_seqlens is not None,
+    )  # fmt: skip
+    value = normalizer_of(normalizer, kind, cu_seqlens is not None)[2]
+    logp_fixed, old_logp, advantages = logp.detach(), old_logp.detach(), advantages.detach().to(logp.dtype)
+    weights = None if weights is None else weights.detach().to(logp.dtype)
+    if kind == "clip_cov" and selected is None:
+        selected = clip_cov_tokens(
+            logp_fixed, old_logp, advantages, mask, clip=clip_of(kind, clip), generator=generator, cu_seqlens=cu_seqlens
+        )
+    if kind == "kl_cov" and selected is None:
+        selected = kl_cov_tokens(logp_fixed, advantages, mask, cu_seqlens=cu_seqlens)
+    penalty = None
+    if kind == "clip_cov":
+        kept = (~selected).to(logp.dtype)
+        weights = kept if weights is None else kept * per_token(weights, logp, cu_seqlens)
+    elif kind == "kl_cov":
+        penalty = selected.to(logp.dtype) * constants_of(kind, constants)[0]
+    fixed = (
+        old_logp,
+        advantages,
+        mask if mask.dtype == torch.bool else mask != 0,
+        ref_logp.detach() if kl_coef and kl != "full" and ref_logp is not None else None,
+        weights,
+        penalty,
+    )
+    differentiable = (ref_kl if kl_coef and kl == "full" else None, entropy if entropy_coef else None)
+    rest = (
+        None if cu_seqlens is None else cu_seqlens.to(torch.int64),
+        value.detach().float() if isinstance(value, Tensor) else None,
+        choices,
+        numbers,
+    )
+    return fixed, differentiable, rest
+
+
 def policy_loss(
     logp: Tensor,
     old_logp: Tensor,
@@ -154,50 +227,28 @@ def policy_loss(
         ValueError: an unknown name, a shape, dtype, device or stride that does not fit, 16-bit log-probs (they round
             the ratio to 1), `kl_coef` without `ref_logp`, an option that the kind does not have.
     """
-    if kind not in POLICY_KINDS:
-        raise ValueError(f"policy_loss: kind must be one of {tuple(POLICY_KINDS)}, got {kind!r}")
-    if kl not in KL_ESTIMATORS:
-        raise ValueError(f"policy_loss: kl must be one of {tuple(KL_ESTIMATORS)}, got {kl!r}")
-    if entropy_coef and entropy is None:
-        raise ValueError("policy_loss: entropy_coef needs entropy")
-    if kl_coef and kl == "full" and ref_kl is None:
-        raise ValueError("policy_loss: kl='full' needs ref_kl")
-    if selected is not None and kind not in ("clip_cov", "kl_cov"):
-        raise ValueError(f"policy_loss: selected belongs to 'clip_cov' and 'kl_cov', not to {kind!r}")
-    choices, numbers = options_of(
-        kind, clip=clip, delta=delta, dual_clip=dual_clip, constants=constants, kl=kl, kl_coef=kl_coef,
-        kl_corrected=kl_corrected, entropy_coef=entropy_coef, normalizer=normalizer, packed=cu_seqlens is not None,
-    )  # fmt: skip
-    value = normalizer_of(normalizer, kind, cu_seqlens is not None)[2]
-    logp_fixed, old_logp, advantages = logp.detach(), old_logp.detach(), advantages.detach().to(logp.dtype)
-    weights = None if weights is None else weights.detach().to(logp.dtype)
-    if kind == "clip_cov" and selected is None:
-        selected = clip_cov_tokens(
-            logp_fixed, old_logp, advantages, mask, clip=clip_of(kind, clip), generator=generator, cu_seqlens=cu_seqlens
-        )
-    if kind == "kl_cov" and selected is None:
-        selected = kl_cov_tokens(logp_fixed, advantages, mask, cu_seqlens=cu_seqlens)
-    penalty = None
-    if kind == "clip_cov":
-        kept = (~selected).to(logp.dtype)
-        weights = kept if weights is None else kept * per_token(weights, logp, cu_seqlens)
-    elif kind == "kl_cov":
-        penalty = selected.to(logp.dtype) * constants_of(kind, constants)[0]
-    fixed = (
+    fixed, (ref_kl, entropy), rest = arguments_of(
+        logp,
         old_logp,
         advantages,
-        mask if mask.dtype == torch.bool else mask != 0,
-        ref_logp.detach() if kl_coef and kl != "full" and ref_logp is not None else None,
-        weights,
-        penalty,
-    )
-    ref_kl = ref_kl if kl_coef and kl == "full" else None
-    entropy = entropy if entropy_coef else None
-    rest = (
-        None if cu_seqlens is None else cu_seqlens.to(torch.int64),
-        value.detach().float() if isinstance(value, Tensor) else None,
-        choices,
-        numbers,
+        mask,
+        kind=kind,
+        clip=clip,
+        delta=delta,
+        dual_clip=dual_clip,
+        constants=constants,
+        weights=weights,
+        selected=selected,
+        generator=generator,
+        ref_logp=ref_logp,
+        ref_kl=ref_kl,
+        kl_coef=kl_coef,
+        kl=kl,
+        kl_corrected=kl_corrected,
+        entropy=entropy,
+        entropy_coef=entropy_coef,
+        normalizer=normalizer,
+        cu_seqlens=cu_seqlens,
     )
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (logp, ref_kl, entropy)):
         loss, metrics, _ = PolicyLoss.apply(logp, ref_kl, entropy, *fixed, *rest)
