@@ -168,7 +168,8 @@ class RLVR:
         tokens = int(rolls.lengths[rows].sum())
         # Divisors of the whole step, so that its micro-batches add up.
         normalizer = self.normalizer or POLICY_KINDS[self.loss].normalizer
-        divisors = {"token": tokens, "sequence": len(rows), "constant": len(pairs) * self.max_new_tokens}
+        divisors = {"token": tokens, "constant": len(pairs) * self.max_new_tokens}
+        divisor = divisors.get(normalizer, len(rows))  # the others count sequences
         total: dict[str, float] = {}
         for batch in micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, run.model.device):
             mask = batch.mask
@@ -188,7 +189,7 @@ class RLVR:
                 clip=self.clip_ratio,
                 ref_logp=ref,
                 kl_coef=self.kl_coef,
-                normalizer=(normalizer, divisors[normalizer]),
+                normalizer=(normalizer, divisor),
             )
             loss.backward()
             total["loss"] = total.get("loss", 0.0) + float(loss.detach())
