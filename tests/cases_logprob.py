@@ -10,7 +10,7 @@ from torch import Tensor
 import warpup
 from case import Case, Inputs, New, Thunk, name_of
 from warpup._native import core
-from warpup.ops import logprob, logprob_linear
+from warpup.ops import logprob, logprob_linear, logprob_linear_policy, logprob_policy
 
 WANTED = logprob.Wanted._fields
 SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (2, 16), "bench": (1024, 32000)}
@@ -137,6 +137,48 @@ def linear_logprob_bytes(x: Inputs) -> tuple[int, int]:
     return size, 2 * size
 
 
+def linear_policy_loss_inputs(size, dtype, device, seed, variant) -> Inputs:
+    """(B, T, H, V). Variants: plain; full (per-token advantages, KL, entropy bonus, weights, a bias, chunks that do not
+    divide the rows); gspo (two passes)."""
+    batch, length, width, vocab = size
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    hidden, weight = normal(batch, length, width).to(dtype), (2 * normal(vocab, width) / width**0.5).to(dtype)
+    targets = torch.randint(vocab, (batch, length), generator=generator)
+    acc = logprob.accumulator(hidden)
+    logp = logprob.reference_token_logprob((hidden.double() @ weight.double().t()), targets)
+    inputs: Inputs = {
+        "hidden": hidden,
+        "weight": weight,
+        "bias": torch.zeros(vocab, dtype=dtype),
+        "targets": targets,
+        "old_logp": (logp + 0.05 * normal(batch, length)).to(acc),
+        "advantages": normal(batch).abs().to(acc),
+        "mask": torch.rand(batch, length, generator=generator) < 0.8,
+        "kind": "gspo" if variant == "gspo" else "grpo",
+    }
+    if variant == "full":
+        inputs |= {"advantages": normal(batch, length).to(acc), "weights": normal(batch).abs().to(acc), "chunk": 4}
+        inputs |= {"ref_logp": (logp - 0.1).to(acc), "kl_coef": 0.1, "entropy_coef": 0.01, "normalizer": "sequence"}
+        inputs |= {"bias": normal(vocab).to(dtype), "temperature": 0.8}
+    return moved_to(device, inputs)
+
+
+def linear_policy_loss_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
+    rows, vocab = x["targets"].numel(), x["weight"].shape[0]
+    given = logprob.under("case", vocab, x["targets"], x.get("temperature", 1.0), logprob.IGNORE_INDEX).flat()
+    choices, numbers = logprob_policy.options_of("grpo", normalizer=1.0)
+    flat = [x[k].reshape(-1) for k in ("old_logp", "mask")]
+    token_weight = torch.ones_like(flat[0])
+    fixed = (flat[0], token_weight, flat[1], None, None, None)
+    tensors = (x["hidden"].reshape(rows, -1), x["weight"], x["bias"])
+    options = (token_weight, choices, numbers, x.get("entropy_coef", 0.0), x.get("chunk", 0), [True, True, True])
+    return [("linear_policy_gradients", (*tensors, *given, *fixed, *options))]
+
+
 CASES = [
     Case(
         op="token_logprob",
@@ -173,6 +215,27 @@ CASES = [
         raw=linear_logprob_raw,
         core=None,
         products=True,
+        bytes=linear_logprob_bytes,
+    ),
+    Case(
+        op="linear_policy_loss",
+        family="logprob",
+        call=warpup.linear_policy_loss,
+        reference=logprob_linear_policy.reference_linear_policy_loss,
+        sizes={
+            "grad": (2, 3, 4, 7),
+            "small": (3, 5, 19, 131),
+            "threads": (4, 16, 32, 3000),
+            "overhead": (1, 2, 4, 16),
+            "bench": (4, 512, 1024, 32000),
+        },
+        variants=("plain", "full", "gspo"),
+        inputs=linear_policy_loss_inputs,
+        differentiable=("hidden", "weight", "bias"),
+        raw=linear_policy_loss_raw,
+        core=None,
+        products=True,
+        stopped=("plain", "full"),  # the backward runs once: autograd through the reference is what checks it
         bytes=linear_logprob_bytes,
     ),
 ]

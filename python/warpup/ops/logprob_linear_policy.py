@@ -203,7 +203,7 @@ def linear_policy_loss(
     fixed, _, (_, _, choices, numbers) = arguments_of(
         old_logp, old_logp, advantages, mask, kind=kind, normalizer=1.0, **options
     )
-    each = (None if t is None else per_token(t, old_logp).reshape(-1) for t in fixed)
+    each = (None if t is None else per_token(t, old_logp).reshape(-1).contiguous() for t in fixed)
     given = under(op, weight.shape[0], targets, temperature, IGNORE_INDEX).flat()
     tensors = (hidden.reshape(-1, hidden.shape[-1]), weight, bias)
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
