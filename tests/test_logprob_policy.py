@@ -52,11 +52,40 @@ def problems(draw):
             wide = torch.zeros(batch, length + 3, dtype=x[name].dtype)
             wide[:, 1 : length + 1] = x[name]
             x[name] = wide[:, 1 : length + 1]
-    x["kind"] = draw(st.sampled_from(sorted(POLICY_KINDS)))
+    x |= options_of(draw(st.sampled_from(sorted(POLICY_KINDS))), x)
     x["normalizer"] = draw(st.sampled_from([None, *NORMALIZERS, 3.5, ("sequence", 8.0)]))
+    if POLICY_KINDS[x["kind"]].level != "token":  # a row is rounded as one: of rows that cancel no digits are left
+        x["advantages"] = x["advantages"].abs() * draw(st.sampled_from([-1, 1]))
+    if POLICY_KINDS[x["kind"]].formula == "clip" and draw(st.booleans()):
+        x |= {"delta": draw(st.sampled_from([None, 1.5, 4.0])), "dual_clip": draw(st.sampled_from([None, 1.1, 3.0]))}
     if draw(st.booleans()):
-        x |= {"ref_logp": x["old_logp"] - 0.1, "kl_coef": 0.05, "kl": draw(st.sampled_from(KL_ESTIMATORS))}
-    return x
+        x["weights"] = torch.rand((batch, length) if draw(st.booleans()) else (batch,), generator=generator).to(dtype)
+    if draw(st.booleans()):
+        x |= {"entropy": torch.rand(batch, length, generator=generator).to(dtype), "entropy_coef": 0.01}
+    if draw(st.booleans()):
+        x |= {"kl_coef": 0.05, "kl": draw(st.sampled_from(list(KL_ESTIMATORS))), "kl_corrected": draw(st.booleans())}
+        x["ref_kl" if x["kl"] == "full" else "ref_logp"] = x["old_logp"] - 0.1
+    return packed(x) if draw(st.booleans()) else x
+
+
+def options_of(kind, x):
+    """What `kind` needs so that its clip holds some tokens of `problem` and not all."""
+    options = {"kind": kind}
+    if kind in ("gspo", "gspo_token", "luspo"):
+        options["clip"] = (0.1, 0.15)
+    if kind in ("clip_cov", "kl_cov"):
+        options["selected"] = x["old_logp"] - x["old_logp"].floor() < 0.2
+    return options
+
+
+def packed(x):
+    """The rows of a padded problem one after the other, cut where the rows ended."""
+    batch, length = x["logp"].shape
+    flat = {k: v.reshape(-1).contiguous() if isinstance(v, torch.Tensor) and v.dim() == 2 else v for k, v in x.items()}
+    cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=x["logp"].device) * length
+    if flat.get("normalizer") in ("constant", None):
+        flat["normalizer"] = ("token", 9.0)
+    return {**flat, "cu_seqlens": cu_seqlens}
 
 
 @given(x=problems())
@@ -73,34 +102,71 @@ def test_more_than_one_piece_of_a_row(twin, length):
     CASE.check({**x, "normalizer": "sequence"})
 
 
+STOPPED = ("cispo", "cispo_verl", "vespo", "a_lol", "a_lol_seq")  # sg(ratio) A logp
+MULTIPLE = ("k1+", "k3+")  # straight-through: the gradient of another function than the value
+
+
 @pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
-@pytest.mark.parametrize("kl", [None, *KL_ESTIMATORS])
-@pytest.mark.parametrize("normalizer", [None, *NORMALIZERS, 5.0])
-@pytest.mark.parametrize("per_token", [False, True])
-def test_gradcheck(twin, kind, kl, normalizer, per_token):
-    if twin.name != "cpu" and (per_token or normalizer is None):
+@pytest.mark.parametrize("kl", [None, *(kl for kl in KL_ESTIMATORS if kl not in MULTIPLE)])
+@pytest.mark.parametrize(
+    ("form", "normalizer"), [("padded", "sequence"), ("per token", ("sequence_sum", 5.0)), ("packed", "token")]
+)
+def test_gradcheck(twin, kind, kl, normalizer, form):
+    """Of a loss that stops gradients the ratio is held: old_logp moves along with logp."""
+    if twin.name != "cpu" and (form == "padded" or kl in ("k1", "k2", "k3_verl")):
         pytest.skip("the other combinations are enough there")
+    if kind == "gspo_token":
+        pytest.skip("the ratio's value and gradient are of different tokens: test_gspo_token")
     x = problem(2, 4, device=twin.device)
-    if per_token:
+    if form == "per token":
         x["advantages"] = x["old_logp"] + 0.5
-    options = {"kind": kind, "normalizer": normalizer}
+    x |= {"normalizer": normalizer, "weights": x["advantages"].abs() + 0.5, **options_of(kind, x)}
+    x |= {"entropy": x["logp"].square(), "entropy_coef": 0.2}
     if kl:
-        options |= {"kl": kl, "kl_coef": 0.3, "ref_logp": x["old_logp"] - 0.2}
-    logp = x.pop("logp").requires_grad_()
-    assert torch.autograd.gradcheck(lambda logp: policy_loss(logp, **x, **options)[0], logp)
+        x |= {"kl": kl, "kl_coef": 0.3, "ref_logp": x["old_logp"] - 0.2, "kl_corrected": kind not in STOPPED}
+        x["ref_kl"] = x["old_logp"].square()
+    x = packed(x) if form == "packed" else x
+    log_ratio = x["logp"] - x["old_logp"]
+    varied = [x.pop(name).requires_grad_() for name in ("logp", "entropy", "ref_kl") if name in x]
+
+    def loss(logp, entropy, ref_kl=None):
+        old_logp = logp.detach() - log_ratio if kind in STOPPED else x["old_logp"]
+        return policy_loss(logp, **{**x, "old_logp": old_logp}, entropy=entropy, ref_kl=ref_kl)[0]
+
+    assert torch.autograd.gradcheck(loss, varied)
+
+
+def test_gspo_token(twin):
+    """With one advantage a row its gradient is GSPO's (section 4.3); beyond 10 the log ratio is held."""
+    x = problem(4, 30, device=twin.device)
+    want = loss_and_gradient({**x, "kind": "gspo", "clip": (0.1, 0.15)})
+    got = loss_and_gradient({**x, "kind": "gspo_token", "clip": (0.1, 0.15)})
+    torch.testing.assert_close(got[:2], want[:2])
+    assert (want[1] != 0).any()
+    x["old_logp"][0] -= 12
+    x["advantages"] = -x["advantages"].abs()
+    loss, gradient, metrics = loss_and_gradient({**x, "kind": "gspo_token"})
+    assert metrics["ratio_max"].item() == pytest.approx(math.exp(10))
+    assert (gradient[0] == 0).all()
+    assert loss.isfinite()
 
 
 # ---- masks ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [NAN, INF, -INF, 1e30])
-@pytest.mark.parametrize("name", ["logp", "old_logp", "ref_logp", "advantages"])
-def test_what_stands_under_the_mask_changes_nothing(twin, name, value):
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("name", ["logp", "old_logp", "ref_logp", "advantages", "weights", "entropy"])
+@pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
+def test_what_stands_under_the_mask_changes_nothing(twin, name, value, kind):
     x = problem(4, 40, dtype=torch.float32, device=twin.device)
     x |= {"advantages": x["advantages"].unsqueeze(1).expand(4, 40).clone(), "ref_logp": x["old_logp"] - 0.1}
-    want = loss_and_gradient(x, kl_coef=0.1)
+    x |= {"weights": x["advantages"].abs(), "entropy": x["old_logp"] + 1, **options_of(kind, x)}
+    if kind not in ("grpo", "vespo", "gmpo") and (value == INF or twin.name != "cpu"):
+        pytest.skip("the other combinations are enough")
+    options = {"kl_coef": 0.1, "kl_corrected": True, "entropy_coef": 0.1}
+    want = loss_and_gradient(x, **options)
     dirty = {**x, name: x[name].masked_fill(~x["mask"], value)}
-    got = loss_and_gradient(dirty, kl_coef=0.1)
+    got = loss_and_gradient(dirty, **options)
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
     assert all(torch.equal(got[2][k], want[2][k]) for k in METRICS)
@@ -109,13 +175,18 @@ def test_what_stands_under_the_mask_changes_nothing(twin, name, value):
 
 @pytest.mark.parametrize("normalizer", [*NORMALIZERS, 4.0])
 @pytest.mark.parametrize("shape", [(3, 7), (0, 7), (3, 0)])
-def test_nothing_counts(twin, normalizer, shape):
+@pytest.mark.parametrize("form", [dict, packed])
+def test_nothing_counts(twin, normalizer, shape, form):
+    if form is packed and normalizer == "constant":
+        pytest.skip("needs a number there")
     x = problem(*shape, device=twin.device)
-    loss, gradient, metrics = loss_and_gradient({**x, "mask": torch.zeros_like(x["mask"])}, normalizer=normalizer)
-    assert loss == 0
-    assert gradient.shape == shape
-    assert (gradient == 0).all()
-    assert all(value == 0 for value in metrics.values())
+    for kind in POLICY_KINDS:
+        y = form({**x, "mask": torch.zeros_like(x["mask"]), "normalizer": normalizer, **options_of(kind, x)})
+        loss, gradient, metrics = loss_and_gradient(y)
+        assert loss == 0
+        assert gradient.shape == y["logp"].shape
+        assert (gradient == 0).all()
+        assert all(value == 0 for value in metrics.values())
 
 
 def test_masks_of_other_types(twin):
@@ -143,6 +214,7 @@ def test_by_hand(twin):
     assert metrics["clip_fraction_low"].item() == metrics["clip_fraction_high"].item() == pytest.approx(0.2)
     assert metrics["ratio_mean"].item() == pytest.approx(6.1 / 5)
     assert metrics["ratio_max"].item() == pytest.approx(2.0)
+    assert metrics["clip_fraction_dual"] == 0
     assert metrics["approx_kl"].item() == pytest.approx(sum(r - 1 - math.log(r) for r in ratio[0].tolist()) / 5)
     assert metrics["ref_kl"] == 0
 

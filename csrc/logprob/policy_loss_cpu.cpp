@@ -61,20 +61,21 @@ WARPUP_CLONES void load_run(const Inputs<T> in, int64_t n, Run<T>* __restrict ru
     for (int64_t t = 0; t < n; ++t) run->advantage[t] = run->on[t] != 0 ? a : T(0);
   } else {
 #pragma omp simd
-    for (int64_t t = 0; t < n; ++t) run->advantage[t] = run->on[t] != 0 ? in.advantages[t] : T(0);
+    for (int64_t t = 0; t < n; ++t) {
+      const T a = in.advantages[t];
+      run->advantage[t] = run->on[t] != 0 ? a : T(0);
+    }
   }
 }
 
 // The sum of row_term over a run, and its tokens.
-template <class T>
-WARPUP_CLONES RowSums<double> row_run(const Run<T>& run, const T* weights, int64_t n, PolicyLevel level,
-                                      const PolicyBounds<T> bounds) {
+template <class T, PolicyLevel kLevel>
+WARPUP_CLONES RowSums<double> row_run(const Run<T>& run, int64_t n, const PolicyBounds<T> bounds) {
   T sum = 0, tokens = 0;
 #pragma omp simd reduction(+ : sum, tokens)
   for (int64_t t = 0; t < n; ++t) {
-    sum += run.on[t] * row_term(level, run.x[t], run.advantage[t], bounds), tokens += run.on[t];
+    sum += run.on[t] * row_term(kLevel, run.x[t], run.advantage[t], bounds), tokens += run.on[t];
   }
-  for (int64_t t = 0; weights && t < n; ++t) sum += run.on[t] != 0 ? gamma_term(weights[t]) : T(0);
   return {double(sum), double(tokens)};
 }
 
@@ -83,12 +84,13 @@ template <class T, PolicyFormula kFormula, bool kForward>
 WARPUP_CLONES void policy_run(const T* logp, int64_t n, bool by_row, T positive, T negative, const PolicyBounds<T> p,
                               Run<T>* __restrict run, PolicySums<T>* out) {
   T low = 0, high = 0, dual = 0, ratios = 0, ratio_max = 0, approx_kl = 0, tokens = 0;
+  const T own = by_row ? T(0) : T(1);  // a number: the vectoriser takes no bool from outside the loop
 #pragma omp simd reduction(+ : low, high, dual, ratios, approx_kl, tokens) reduction(max : ratio_max)
   for (int64_t t = 0; t < n; ++t) {
     const T on = run->on[t], x = run->x[t], a = run->advantage[t], r = exp_held(x);
-    const T of_row = a < 0 ? negative : positive, ratio = by_row ? of_row : r;
-    const T lp = on != 0 ? logp[t] : T(0);
-    const PolicyTerm<T> term = policy_term<kFormula>(ratio, x, lp, a, p);
+    const T of_row = a < 0 ? negative : positive, ratio = own != 0 ? r : of_row;
+    const T lp = logp[t];
+    const PolicyTerm<T> term = policy_term<kFormula>(ratio, x, on != 0 ? lp : T(0), a, p);
     run->r[t] = r, run->ratio[t] = ratio;
     run->loss[t] = term.loss, run->slope[t] = term.slope;
     if constexpr (kFormula == PolicyFormula::geometric) {
@@ -110,14 +112,14 @@ WARPUP_CLONES void weigh_run(const T* penalty, const T* weights, bool row_weight
   if (penalty) {
 #pragma omp simd
     for (int64_t t = 0; t < n; ++t) {
-      const T x = run->x[t], c = x != 0 ? penalty[t] : T(0);
+      const T x = run->x[t], p = penalty[t], c = x != 0 ? p : T(0);
       run->loss[t] += c * (x < 0 ? -x : x), run->slope[t] += x < 0 ? -c : c;
     }
   }
   if (weights) {
 #pragma omp simd
     for (int64_t t = 0; t < n; ++t) {
-      const T w = run->on[t] != 0 ? weights[row_weight ? 0 : t] : T(0);
+      const T weight = weights[row_weight ? 0 : t], w = run->on[t] != 0 ? weight : T(0);
       run->loss[t] *= w, run->slope[t] *= w;
     }
   }
@@ -138,7 +140,10 @@ template <class T>
 WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, int64_t n, Run<T>* __restrict run) {
   if (ref_kl) {
 #pragma omp simd
-    for (int64_t t = 0; t < n; ++t) run->kl[t] += run->on[t] != 0 ? coef * ref_kl[t] : T(0);
+    for (int64_t t = 0; t < n; ++t) {
+      const T kl = coef * ref_kl[t];
+      run->kl[t] += run->on[t] != 0 ? kl : T(0);
+    }
   }
   if (corrected) {
     const T* q = by_row ? run->ratio : run->r;
@@ -160,7 +165,10 @@ WARPUP_CLONES void sum_run(const T* entropy, T coef, int64_t n, const Run<T>& ru
   if (!entropy) return;
   T bonus = 0;
 #pragma omp simd reduction(+ : bonus)
-  for (int64_t t = 0; t < n; ++t) bonus += run.on[t] != 0 ? coef * entropy[t] : T(0);
+  for (int64_t t = 0; t < n; ++t) {
+    const T h = coef * entropy[t];
+    bonus += run.on[t] != 0 ? h : T(0);
+  }
   out->loss += bonus;
 }
 
@@ -222,9 +230,14 @@ RowSums<double> sum_of_row_terms(const PolicyLossArgs<T>& args, const PolicyLayo
   for_each_run(piece, [&](int64_t begin, int64_t n) {
     const Inputs<T> in(args, piece.row, begin);
     load_run(in, n, &run);
-    const T* weights = args.level == PolicyLevel::gamma && !in.row_weight ? in.weights : nullptr;
-    const RowSums<double> s = row_run(run, weights, n, args.level, PolicyBounds<T>(args.params));
+    const PolicyBounds<T> bounds(args.params);
+    const RowSums<double> s = args.level == PolicyLevel::gamma ? row_run<T, PolicyLevel::gamma>(run, n, bounds)
+                              : args.level == PolicyLevel::geometric
+                                  ? row_run<T, PolicyLevel::geometric>(run, n, bounds)
+                                  : row_run<T, PolicyLevel::sequence>(run, n, bounds);
     sums.sum += s.sum, sums.tokens += s.tokens;
+    if (args.level != PolicyLevel::gamma || !in.weights || in.row_weight) return;
+    for (int64_t t = 0; t < n; ++t) sums.sum += run.on[t] != 0 ? double(gamma_term(in.weights[t])) : 0.0;
   });
   return sums;
 }

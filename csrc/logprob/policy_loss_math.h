@@ -77,15 +77,15 @@ WARPUP_HD PolicyTerm<Acc> policy_term(Acc ratio, Acc log_ratio, Acc logp, Acc ad
   } else if constexpr (kFormula == PolicyFormula::weighted) {
     const Acc above_floor = ratio < p.floor ? p.floor : ratio;
     const Acc slope = -(above_floor > p.ceiling ? p.ceiling : above_floor) * advantage;
-    return {slope * logp, slope, negative && ratio < p.floor ? Acc(1) : Acc(0),
-            positive && ratio > p.ceiling ? Acc(1) : Acc(0), Acc(0)};
+    const Acc low = ratio < p.floor ? Acc(1) : Acc(0), high = ratio > p.ceiling ? Acc(1) : Acc(0);
+    return {slope * logp, slope, negative ? low : Acc(0), positive ? high : Acc(0), Acc(0)};
   } else if constexpr (kFormula == PolicyFormula::sapo) {
     const Acc tau = positive ? p.tau : p.tau_negative, e = exp_held(tau - tau * ratio), gate = Acc(1) / (Acc(1) + e);
     return {Acc(-4) / tau * gate * advantage, Acc(-4) * gate * gate * e * ratio * advantage, Acc(0), Acc(0), Acc(0)};
   } else {
     const Acc loss = -ratio * advantage;
-    return {loss, loss, negative && log_ratio < p.floor ? Acc(1) : Acc(0),
-            positive && log_ratio > p.ceiling ? Acc(1) : Acc(0), Acc(0)};
+    const Acc low = log_ratio < p.floor ? Acc(1) : Acc(0), high = log_ratio > p.ceiling ? Acc(1) : Acc(0);
+    return {loss, loss, negative ? low : Acc(0), positive ? high : Acc(0), Acc(0)};
   }
 }
 

@@ -107,11 +107,13 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
     return on & (entropy >= below.lerp(above, (place - place.floor()).to(entropy.dtype)))
 
 
-def _first(score: Tensor, count: Tensor, candidates: Tensor) -> Tensor:
-    """The `count` candidates of the lowest score."""
-    order = score.masked_fill(~candidates, torch.inf).flatten().argsort(stable=True)
-    first = torch.arange(order.shape[0], device=order.device) < count
-    return torch.zeros_like(first).scatter(0, order, first).view_as(candidates) & candidates
+def _first(score: Tensor, share: float, on: Tensor, candidates: Tensor) -> Tensor:
+    """The candidates of the lowest score, a `share` of the tokens `on` of them, but one at least."""
+    most = min(max(int(on.numel() * share), 1), on.numel())  # the host knows no more of the count without waiting
+    lowest = score.masked_fill(~candidates, torch.inf).flatten().topk(most, largest=False, sorted=True).indices
+    count = (on.sum().double() * share).long().clamp_min(1)
+    first = torch.arange(most, device=on.device) < count
+    return torch.zeros_like(on).flatten().scatter(0, lowest, first).view_as(on) & candidates
 
 
 def _covariance(logp: Tensor, advantages: Tensor, on: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ def clip_cov_tokens(
     held = ((ratio > 1 + clip[1]) & (advantages > 0)) | ((ratio < 1 - clip[0]) & (advantages < 0))
     candidates = on & ~held & (covariance > bounds[0]) & (covariance < bounds[1])
     draw = torch.rand(logp.shape, generator=generator, device=logp.device)
-    return _first(draw, (on.sum().double() * share).long().clamp_min(1), candidates)
+    return _first(draw, share, on, candidates)
 
 
 @torch.no_grad()
@@ -154,4 +156,4 @@ def kl_cov_tokens(
     and log-prob. Bool."""
     on = mask != 0
     covariance = _covariance(logp, per_token(advantages, logp, cu_seqlens).to(logp.dtype), on)
-    return _first(-covariance, (on.sum().double() * share).long().clamp_min(1), on)
+    return _first(-covariance, share, on, on)

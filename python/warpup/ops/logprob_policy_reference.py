@@ -126,12 +126,10 @@ def reference_policy_loss(
         total = logp.new_tensor(float(total))
     result = torch.where(total == 0, 0.0, sums.sum() / total.to(logp.dtype).where(total != 0, 1.0))
     with torch.no_grad():
-        tokens = n.sum().clamp_min(1)
-        values = (
-            n.sum(), is_low.sum() / tokens, is_high.sum() / tokens, dual.sum() / tokens, (ratio * m).sum() / tokens,
-            (ratio * m).amax() if ratio.numel() else ratio.new_zeros(()), ((r - 1 - log_ratio) * m).sum() / tokens,
-            (added * m).sum() / tokens,
-        )  # fmt: skip
+        count, peak = n.sum().clamp_min(1), (ratio * m).amax() if ratio.numel() else ratio.new_zeros(())
+        means = (is_low, is_high, dual, ratio, r - 1 - log_ratio, added)
+        low, high, dual, ratio, approx_kl, ref_kl = (rows(x.to(m.dtype)).sum() / count for x in means)
+        values = (n.sum(), low, high, dual, ratio, peak, approx_kl, ref_kl)
     return result, {name: v.to(logp.dtype) for name, v in zip(METRICS, values, strict=True)}
 
 
