@@ -24,6 +24,10 @@ def cases(device: str, size: str) -> Iterator[Comparison]:
             goals = {PRODUCTS: 0.8, "eager": 1} if size != "quick" and direction == "forward+backward" else {}
             name = f"linear_logprob {direction} {DTYPES[dtype]} {list(shape)}"
             yield Comparison(name, partial(linear_logprob, device, shape, dtype, direction), goals)
+        batched = [shape[0] // 512 or 1, min(512, shape[0]), *shape[1:]]
+        goals = {PRODUCTS: 0.8, "eager": 1} if size != "quick" else {}
+        name = f"linear_policy_loss forward+backward {DTYPES[dtype]} {batched}"
+        yield Comparison(name, partial(linear_policy_loss, device, tuple(batched), dtype), goals)
 
 
 def test_logprob_linear(case, measure):
@@ -58,13 +62,13 @@ def eager(hidden, weight, targets):
     return -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def products(x, direction) -> Candidate:
+def products(x, direction, logits_made: int) -> Candidate:
     """The matrix products of `direction` in one piece each, on memory that is there."""
-    hidden, weight = x["hidden"], x["weight"]
+    hidden, weight = x["hidden"].flatten(0, -2), x["weight"]
     logits, out_hidden, out_weight = hidden @ weight.t(), torch.empty_like(hidden), torch.empty_like(weight)
 
     def run():
-        for _ in range(len(direction.split("+"))):
+        for _ in range(logits_made):
             torch.mm(hidden, weight.t(), out=logits)
         if "backward" in direction:
             torch.mm(logits, weight, out=out_hidden)
@@ -78,12 +82,49 @@ def linear_logprob(device, shape, dtype, direction) -> Work:
     x = inputs_of(device, shape, dtype)
     functions = {"warpup": op.call, "eager": eager, "torch.compile": compiled(eager)}
     candidates = {n: differentiable(f, x, ("hidden", "weight"), direction) for n, f in functions.items()}
-    candidates[PRODUCTS] = products(x, direction)
+    candidates[PRODUCTS] = products(x, direction, len(direction.split("+")))
     rows, width, vocab = shape
     return Work(
         candidates,
         bytes=moved(direction, op.bytes(x)),
         reference=lambda: expected(direction, results_of(device, shape, dtype), 2),
         flops=2 * rows * width * vocab * GEMMS[direction],
+        dtype=dtype,
+    )
+
+
+def loss_of(function):
+    """Without the metrics, which are those of `policy_loss`."""
+    return lambda **inputs: function(**inputs)[0]
+
+
+def linear_policy_loss(device, shape, dtype) -> Work:
+    op, direction = OPS["linear_policy_loss"], "forward+backward"
+    x = op.inputs(shape, dtype, device, 0, "plain")
+    x = {k: v for k, v in x.items() if k != "bias"}
+    functions = {"warpup": op.call, "eager": op.reference, "torch.compile": compiled(op.reference)}
+    candidates = {n: differentiable(loss_of(f), x, ("hidden", "weight"), direction) for n, f in functions.items()}
+    candidates[PRODUCTS] = products(x, direction, 1)
+    batch, length, width, vocab = shape
+
+    def reference():
+        """A sequence at a time, in float64."""
+        weight = x["weight"].double().requires_grad_()
+        divisor, grad_weight, parts = ("token", float(x["mask"].sum())), torch.zeros_like(weight), []
+        for i in range(batch):
+            part = {k: x[k][i : i + 1] for k in ("targets", "old_logp", "advantages", "mask")}
+            part |= {k: v.double() for k, v in part.items() if v.is_floating_point()}
+            hidden = x["hidden"][i : i + 1].double().requires_grad_()
+            loss, _ = op.reference(hidden, weight, **part, normalizer=divisor)
+            found = torch.autograd.grad(loss, (hidden, weight))
+            parts.append((loss.detach(), found[0]))
+            grad_weight += found[1]
+        return sum(p[0] for p in parts), torch.cat([p[1] for p in parts]), grad_weight.detach()
+
+    return Work(
+        candidates,
+        bytes=moved(direction, op.bytes(x)),
+        reference=reference,
+        flops=6 * batch * length * width * vocab,
         dtype=dtype,
     )
