@@ -110,13 +110,14 @@ def linear_policy_loss(device, shape, dtype) -> Work:
     def reference():
         """A sequence at a time, in float64."""
         weight = x["weight"].double().requires_grad_()
+        gradient = gradients_of([torch.empty((), device=device)])[0].double()
         divisor, grad_weight, parts = ("token", float(x["mask"].sum())), torch.zeros_like(weight), []
         for i in range(batch):
             part = {k: x[k][i : i + 1] for k in ("targets", "old_logp", "advantages", "mask")}
             part |= {k: v.double() for k, v in part.items() if v.is_floating_point()}
             hidden = x["hidden"][i : i + 1].double().requires_grad_()
             loss, _ = op.reference(hidden, weight, **part, normalizer=divisor)
-            found = torch.autograd.grad(loss, (hidden, weight))
+            found = torch.autograd.grad(loss, (hidden, weight), gradient)
             parts.append((loss.detach(), found[0]))
             grad_weight += found[1]
         return sum(p[0] for p in parts), torch.cat([p[1] for p in parts]), grad_weight.detach()

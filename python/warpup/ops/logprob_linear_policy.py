@@ -56,7 +56,7 @@ def _gradients(hidden, weight, bias, *rest):
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = weight.new_zeros(weight.shape if need_weight else 0, dtype=acc)
     grad_bias = weight.new_zeros(vocab if need_bias else 0, dtype=acc)
-    chunk = min(rows, chunk or max(128, CHUNK_BYTES[hidden.device.type] // (vocab * hidden.element_size())))
+    chunk = min(rows, chunk or max(128, 2 * CHUNK_BYTES[hidden.device.type] // (vocab * hidden.element_size())))
     buffer = hidden.new_empty(chunk * vocab)
     for begin in range(0, rows, chunk):
         at = slice(begin, begin + chunk)
@@ -166,7 +166,7 @@ def linear_policy_loss(
         targets: (B, T) int64 in [0, V) where the mask is true; anything elsewhere.
         old_logp, advantages, mask, kind, normalizer, options: as in `policy_loss` (padded form).
         entropy_coef: weight of the entropy bonus; the entropy is taken from the same logits.
-        chunk: rows of logits alive at once; None: as many as make 32 MiB on a CPU, 512 on a GPU, 128 at least.
+        chunk: rows of logits alive at once; None: as many as make 64 MiB on a CPU, 1024 on a GPU, 128 at least.
 
     Returns:
         `(loss, metrics)`, as `policy_loss`. One backward only: it scales gradients that are there already.
