@@ -86,7 +86,24 @@ def test_other_device(device):
         ({"logp": torch.zeros(2, 3, dtype=torch.bfloat16)}, "logp must be float32"),
         ({"logp": torch.zeros(6)}, "logp must have 2 dimensions"),
         ({"old_logp": torch.zeros(2, 3, dtype=torch.float64)}, "old_logp must be float32, got float64"),
-        ({"clip": (-0.1, 0.2)}, "clip"),
+        ({"clip": (-0.1, 0.2)}, r"clip must be two numbers >= 0, got \(-0.1, 0.2\)"),
+        ({"clip": (0.1, 0.2), "kind": "sapo"}, "kind 'sapo' has no clip"),
+        ({"delta": 1.0}, "delta must be above 1, got 1.0"),
+        ({"dual_clip": 0.5}, "dual_clip must be above 1, got 0.5"),
+        ({"dual_clip": 3.0, "kind": "cispo"}, "dual_clip belongs to the kinds that clip as PPO does, not to 'cispo'"),
+        ({"constants": (1.0,)}, r"kind 'grpo' has 0 constants, got \(1.0,\)"),
+        ({"constants": (1.0, 0.0), "kind": "sapo"}, r"tau must be two numbers above 0, got \(1, 0\)"),
+        (
+            {"selected": torch.ones(2, 3, dtype=torch.bool)},
+            "selected belongs to 'clip_cov' and 'kl_cov', not to 'grpo'",
+        ),
+        ({"entropy_coef": 0.1}, "entropy_coef needs entropy"),
+        ({"kl": "full", "kl_coef": 0.1}, "kl='full' needs ref_kl"),
+        ({"weights": torch.ones(3)}, r"weights must have shape \(2\), got \(3\)"),
+        ({"weights": torch.ones(2, 4)}, r"weights must have shape \(2, 3\), got \(2, 4\)"),
+        ({"entropy": torch.ones(3), "entropy_coef": 0.1}, r"entropy must have shape \(2, 3\), got \(3\)"),
+        ({"ref_kl": torch.ones(2, 3, dtype=torch.float64), "kl": "full", "kl_coef": 0.1}, "ref_kl must be float32"),
+        ({"cu_seqlens": torch.tensor([0, 3, 6])}, r"logp must have 1 dimensions, got shape \(2, 3\)"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -95,3 +112,43 @@ def test_policy_loss(change, message):
             "mask": torch.ones(2, 3, dtype=torch.bool)}  # fmt: skip
     with pytest.raises(ValueError, match=message):
         policy_loss(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cu_seqlens": torch.tensor([0, 4, 2, 6])}, "cu_seqlens must not descend, got 4 and then 2"),
+        ({"cu_seqlens": torch.tensor([0, 5])}, "begin with 0 and end with the number of tokens, 6; got 0 and 5"),
+        ({"cu_seqlens": torch.tensor([1, 6])}, "begin with 0 and end with the number of tokens, 6; got 1 and 6"),
+        ({"cu_seqlens": torch.tensor([0])}, "cu_seqlens must have sequences . 1 entries, got shape .1. for 6 tokens"),
+        ({"cu_seqlens": torch.zeros(0)}, "cu_seqlens must have sequences . 1 entries"),
+        ({"cu_seqlens": torch.zeros(2, 1)}, "cu_seqlens must have 1 dimensions"),
+        ({"advantages": torch.zeros(3)}, r"advantages must have shape \(6\), got \(3\)"),
+        ({"normalizer": "constant"}, "normalizer 'constant' needs a number beside cu_seqlens"),
+        ({"kind": "dr_grpo"}, "normalizer 'constant' needs a number beside cu_seqlens"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_policy_loss_packed(change, message):
+    good = {"logp": torch.zeros(6), "old_logp": torch.zeros(6), "advantages": torch.zeros(2),
+            "mask": torch.ones(6, dtype=torch.bool), "cu_seqlens": torch.tensor([0, 4, 6])}  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        policy_loss(**{**good, **change})
+
+
+def test_policy_loss_backward():
+    """The raw op and `_core` take options and gradients from anyone."""
+    ops, z = torch.ops.warpup, torch.zeros(2, 3)
+    tensors = (z, z, torch.zeros(2), z == 0, *(None,) * 6)
+    choices, numbers = [0, 1, 0, 0, 0], [0.8, 1.2, 1.2, *(0.0,) * 10, 1.0, 1.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="formula 9 is not one of 0 to 3"):
+        ops.policy_loss(*tensors, None, [9, *choices[1:]], numbers)
+    with pytest.raises(ValueError, match="options must hold 18 numbers, got 3"):
+        ops.policy_loss(*tensors, None, choices, numbers[:3])
+    with pytest.raises(ValueError, match=r"clip must leave an interval, got \[2, 1.2\]"):
+        ops.policy_loss(*tensors, None, choices, [2.0, *numbers[1:]])
+    loss, _, state = ops.policy_loss(*tensors, None, choices, numbers)
+    with pytest.raises(ValueError, match=r"row_state must hold 8 values, got shape \(1, 4\)"):
+        ops.policy_loss_backward(*tensors, choices, numbers, state[:1], loss)
+    with pytest.raises(ValueError, match="grad_loss must be float32, got float64"):
+        ops.policy_loss_backward(*tensors, choices, numbers, state, loss.double())

@@ -65,7 +65,8 @@ def problems(draw):
     if draw(st.booleans()):
         x |= {"kl_coef": 0.05, "kl": draw(st.sampled_from(list(KL_ESTIMATORS))), "kl_corrected": draw(st.booleans())}
         x["ref_kl" if x["kl"] == "full" else "ref_logp"] = x["old_logp"] - 0.1
-    return packed(x) if draw(st.booleans()) else x
+    # Packed, the reference adds up one after the other: in float64 that is no oracle.
+    return packed(x) if dtype == torch.float32 and draw(st.booleans()) else x
 
 
 def options_of(kind, x):
@@ -263,23 +264,3 @@ def test_extreme_ratios_are_finite(twin):
     assert loss.item() == pytest.approx(-(1.2 + 0 + 1) / 3)
     assert gradient[0].tolist() == pytest.approx([0, 0, -1 / 3])
     assert all(value.isfinite() for value in metrics.values())
-
-
-# ---- accumulation ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["token", "sequence"])
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_micro_batches_with_an_explicit_divisor_equal_the_big_batch(twin, name, as_tensor):
-    x = problem(6, 20, device=twin.device)
-    x["mask"][4] = False
-    divisor = x["mask"].sum() if name == "token" else x["mask"].any(1).sum()
-    want_loss, want, _ = loss_and_gradient(x, normalizer=name)
-    divisor = (name, divisor if as_tensor else divisor.item())
-    parts = [loss_and_gradient({k: v[i : i + 2] for k, v in x.items()}, normalizer=divisor) for i in (0, 2, 4)]
-    # A divisor on the device is a float32.
-    tolerance = {"rtol": 1e-6, "atol": 1e-8} if as_tensor else {"rtol": 1e-12, "atol": 1e-14}
-    torch.testing.assert_close(sum(loss for loss, _, _ in parts), want_loss, **tolerance)
-    torch.testing.assert_close(torch.cat([gradient for _, gradient, _ in parts]), want, **tolerance)
-    plain = [loss_and_gradient({k: v[i : i + 2] for k, v in x.items()}, normalizer=name)[0] for i in (0, 2, 4)]
-    assert (sum(plain) / 3 - want_loss).abs() > 1e-4, "the test would not notice a mean of means"
