@@ -14,14 +14,18 @@ from warpup.ops.advantage_tokens import (
     tree_advantage,
 )
 from warpup.ops.logprob import token_logprob
+from warpup.ops.logprob_divergence import divergence, topk_divergence
+from warpup.ops.logprob_divergence_linear import linear_divergence
 from warpup.ops.logprob_policy import policy_loss
 
 __all__ = [
     "GroupPlan",
     "GroupStats",
+    "divergence",
     "gae",
     "group_advantage",
     "group_plan",
+    "linear_divergence",
     "masked_whiten",
     "policy_loss",
     "reward_to_go",
@@ -29,5 +33,6 @@ __all__ = [
     "segment_advantage",
     "segment_ids",
     "token_logprob",
+    "topk_divergence",
     "tree_advantage",
 ]
