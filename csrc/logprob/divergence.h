@@ -1,20 +1,20 @@
 // divergence: how far the student's distribution is from the teacher's, one value a row, from the logits of both; and
 // topk_divergence, where the teacher gives the log-probs of K tokens a row.
 //
-//   s = (zS - max zS) / T - lS,  t = (zT - max zT) / T - lT;  l = log sum exp         one sweep: max, l of both rows
-//   value = sum_j term(s_j, t_j)                              c, a constant of it     a second, the rows in the cache
-//   dzS[j] = g slope(s_j, t_j, c) / T                         g: gradient of value    backward: one sweep
+//   p = exp((z - max z) / T) / sum,  sum = sum exp(...), for S and for T            one sweep over both rows
+//   value = sum_j term(pS_j, pT_j)                       c, a constant of the row   a second, the rows in the cache
+//   dzS[j] = g slope(pS_j, pT_j, c) / T                  g: gradient of value       backward: one sweep
 //
-// term, slope and c of each kind stand in divergence_math.h. `binary` has no softmax: max and l are 0. `swap` (Mix-CPT)
-// exchanges the teacher's largest logit with that of `targets`: two entries of t change, lT does not.
-// topk: value = sum_k pT_k (log pT_k - s[id_k]), not renormalised;  dzS[j] = g (pS_j sum pT - sum_k [id_k == j] pT_k) /
-// T.
+// term, slope and c of each kind stand in divergence_math.h. `binary` has no softmax: max 0, sum 1. `swap` (Mix-CPT)
+// exchanges the teacher's largest logit with that of `targets`: two entries of pT change, its sum does not.
+// topk: value = sum_k pT_k (log pT_k - log pS[id_k]), not renormalised;
+//       dzS[j] = g (pS_j sum pT - sum_k [id_k == j] pT_k) / T.
 //
 // Layout   student, teacher [rows, vocab], unit stride along vocab, rows in up to two strided levels; mask (0: the row
 //          counts for nothing), targets, temperature, value, gradient one a row; ids, logp [rows, K].
-//          stats [rows, 6] = max and l of the student and of the teacher, c, where the teacher's maximum is (swap);
-//          topk [rows, 3] = max, l, sum pT. l of the student = inf marks a row that counts for nothing.
-// Numerics products in float32 (float64 for float64); CPU sums of 1024 in it, these added up in float64.
+//          stats [rows, 6] = max and sum of the student and of the teacher, c, where the teacher's maximum is (swap);
+//          topk [rows, 3] = max, sum, sum pT. A sum of 0 for the student marks a row that counts for nothing.
+// Numerics products in float32 (float64 for float64); CPU sums of 256 in it (1024 for sum), these added up in float64.
 //          A masked row, whatever stands in it, and one where a side has no logit above -inf gives 0 and a zero
 //          gradient. A target or id outside [0, vocab) gives NaN on CUDA (no host sync); the binding rejects it on the
 //          CPU.

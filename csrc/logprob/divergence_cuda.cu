@@ -49,15 +49,8 @@ struct Combine {
   }
 };
 
-template <class Acc>
-struct LogSum {
-  Acc max, log;
-  bool empty;
-  __device__ Acc operator()(Acc z, Acc inv_t) const { return (z - max) * inv_t - log; }
-};
-
 template <int kThreads, class T>
-__device__ __forceinline__ LogSum<acc_t<T>> log_sum_of(const T* x, int64_t n, acc_t<T> inv_t) {
+__device__ __forceinline__ Softmax<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t) {
   using Acc = acc_t<T>;
   Softmax<Acc> row{-kInf<Acc>, 0};
   walk<2 * kUnroll<T>>(x, n, threadIdx.x, kThreads, [&]<int N>(const Acc(&z)[N], int64_t) {
@@ -69,8 +62,7 @@ __device__ __forceinline__ LogSum<acc_t<T>> log_sum_of(const T* x, int64_t n, ac
 #pragma unroll
     for (int i = 0; i < N; ++i) row.sum += exp_neg((z[i] - shift) * inv_t);
   });
-  row = block_reduce<kThreads>(row, Combine<Acc>{inv_t});
-  return {row.max, log_pos(row.sum), row.sum == 0};
+  return block_reduce<kThreads>(row, Combine<Acc>{inv_t});
 }
 
 // `walk` over two rows at once, in vectors where both are aligned alike: body(values, others, first).
@@ -146,12 +138,12 @@ __global__ __launch_bounds__(kThreads) void divergence_kernel(const DivergenceAr
   const T* x_s = args.student + args.student_rows.offset(r);
   const T* x_t = args.teacher + args.teacher_rows.offset(r);
   const Acc inv_t = inverse_temperature(args, r), beta = static_cast<Acc>(args.beta);
-  LogSum<Acc> s{0, 0, false}, t{0, 0, false};
+  RowSoftmax<Acc> s, t;
   bool empty = masked(args, r);  // the same for the whole block, like all that decides below
   if (!empty && kind != Divergence::binary) {
-    s = log_sum_of<kThreads>(x_s, n, inv_t);
-    t = log_sum_of<kThreads>(x_t, n, inv_t);
-    empty = s.empty || t.empty;
+    const auto sum_s = sum_row<kThreads>(x_s, n, inv_t), sum_t = sum_row<kThreads>(x_t, n, inv_t);
+    empty = sum_s.sum == 0 || sum_t.sum == 0;
+    s = row_softmax(sum_s.max, sum_s.sum), t = row_softmax(sum_t.max, sum_t.sum);
   }
   bool invalid = !(inv_t > 0);
   Swap<Acc> swap;
@@ -181,9 +173,9 @@ __global__ __launch_bounds__(kThreads) void divergence_kernel(const DivergenceAr
   Acc* stats = args.stats + kDivergenceStats * r;
   args.value[r] = empty ? Acc(0) : invalid ? nan : sums.value;
   stats[0] = empty ? Acc(0) : s.max;
-  stats[1] = empty ? kInf<Acc> : invalid ? nan : s.log;
+  stats[1] = empty ? Acc(0) : invalid ? nan : s.sum;
   stats[2] = empty ? Acc(0) : t.max;
-  stats[3] = empty ? Acc(0) : t.log;
+  stats[3] = empty ? Acc(0) : t.sum;
   stats[4] = sums.c;
   stats[5] = empty ? Acc(0) : static_cast<Acc>(swap.top);
 }
@@ -199,12 +191,12 @@ __global__ __launch_bounds__(kThreads) void divergence_backward_kernel(const Div
   const T* x_t = f.teacher + f.teacher_rows.offset(r);
   T* dz = args.grad_student + args.grad_student_rows.offset(r) + begin;
   const Acc* stats = f.stats + kDivergenceStats * r;
-  const LogSum<Acc> s{stats[0], stats[1], false}, t{stats[2], stats[3], false};
+  const auto s = row_softmax(stats[0], stats[1]), t = row_softmax(stats[2], stats[3]);
   const Acc c = stats[4], g = args.grad_value[args.grad_value_rows.offset(r)];
   const Acc inv_t = inverse_temperature(f, r), factor = g * inv_t, beta = static_cast<Acc>(f.beta);
-  const bool zero = s.log == kInf<Acc> || g == 0;
+  const bool zero = s.sum == 0 || g == 0;
   Swap<Acc> swap;
-  if (kind == Divergence::forward && f.targets && !zero && s.log == s.log) {
+  if (kind == Divergence::forward && f.targets && !zero && s.sum == s.sum) {
     const int64_t top = static_cast<int64_t>(stats[5]), y = f.targets[f.targets_rows.offset(r)];
     swap = {top - begin, y - begin, load(x_t[top]), load(x_t[y])};
   }
@@ -232,12 +224,14 @@ __global__ __launch_bounds__(kThreads) void topk_divergence_kernel(const TopkDiv
   const int64_t* ids = args.ids + args.ids_rows.offset(r);
   const Acc* logp = args.logp + args.logp_rows.offset(r);
   const Acc inv_t = inverse_temperature(args, r), nan = kInf<Acc> - kInf<Acc>;
-  LogSum<Acc> s{0, 0, true};
-  if (!masked(args, r)) s = log_sum_of<kThreads>(x, args.vocab, inv_t);
+  Softmax<Acc> sum{0, 0};
+  if (!masked(args, r)) sum = sum_row<kThreads>(x, args.vocab, inv_t);
+  const bool empty = sum.sum == 0;
+  const auto s = row_softmax(sum.max, sum.sum);
   Sums<Acc> sums{0, 0};
-  for (int64_t k = threadIdx.x; k < args.k && !s.empty; k += kThreads) {
+  for (int64_t k = threadIdx.x; k < args.k && !empty; k += kThreads) {
     const bool inside = ids[k] >= 0 && ids[k] < args.vocab && inv_t > 0;
-    const Acc log_s = inside ? s(load(x[ids[k]]), inv_t) : nan, log_t = logp[k];
+    const Acc log_s = inside ? s(load(x[ids[k]]), inv_t).log : nan, log_t = logp[k];
     if (log_t == -kInf<Acc> || log_s == -kInf<Acc>) continue;
     const Acc p = exp_neg(log_t);
     sums.value += p * (log_t - log_s), sums.c += inside ? p : nan;
@@ -246,7 +240,7 @@ __global__ __launch_bounds__(kThreads) void topk_divergence_kernel(const TopkDiv
   if (threadIdx.x != 0) return;
   args.value[r] = sums.value;
   Acc* stats = args.stats + kTopkStats * r;
-  stats[0] = s.empty ? Acc(0) : s.max, stats[1] = s.empty ? kInf<Acc> : s.log, stats[2] = sums.c;
+  stats[0] = empty ? Acc(0) : sum.max, stats[1] = sum.sum, stats[2] = sums.c;
 }
 
 template <class T, int kThreads>
@@ -259,15 +253,15 @@ __global__ __launch_bounds__(kThreads) void topk_divergence_backward_kernel(cons
   const T* x = f.student + f.student_rows.offset(r) + begin;
   T* dz = args.grad_student + args.grad_student_rows.offset(r) + begin;
   const Acc* stats = f.stats + kTopkStats * r;
-  const LogSum<Acc> s{stats[0], stats[1], false};
+  const auto s = row_softmax(stats[0], stats[1]);
   const Acc listed = stats[2], g = args.grad_value[args.grad_value_rows.offset(r)];
   const Acc inv_t = inverse_temperature(f, r), factor = g * inv_t;
-  const bool zero = s.log == kInf<Acc> || g == 0;
+  const bool zero = s.sum == 0 || g == 0;
   const bool aligned = ((reinterpret_cast<intptr_t>(x) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
-  walk<kUnroll<T>>(x, n, threadIdx.x, kThreads, [&]<int N>(const Acc(&z)[N], int64_t first) {
+  walk<1>(x, n, threadIdx.x, kThreads, [&]<int N>(const Acc(&z)[N], int64_t first) {
     Acc out[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) out[i] = zero ? Acc(0) : factor * listed * exp_neg(s(z[i], inv_t));
+    for (int i = 0; i < N; ++i) out[i] = zero ? Acc(0) : factor * listed * s(z[i], inv_t).p;
     put(dz + first, out, aligned);
   });
   if (zero) return;
@@ -277,11 +271,11 @@ __global__ __launch_bounds__(kThreads) void topk_divergence_backward_kernel(cons
   for (int64_t k = threadIdx.x; k < f.k; k += kThreads) {
     const int64_t j = ids[k] - begin;
     if (j < 0 || j >= n) continue;
-    const Acc log_s = s(load(x[j]), inv_t);
-    if (log_s == -kInf<Acc>) continue;
+    const auto token = s(load(x[j]), inv_t);
+    if (token.log == -kInf<Acc>) continue;
     Acc p = 0;  // of all entries with this id: a token listed twice counts twice, and both write the same
     for (int64_t i = 0; i < f.k; ++i) p += ids[i] == ids[k] ? exp_neg(logp[i]) : Acc(0);
-    dz[j] = store<T>(factor * (exp_neg(log_s) * listed - p));
+    dz[j] = store<T>(factor * (token.p * listed - p));
   }
 }
 

@@ -1,15 +1,17 @@
-// The divergences between student S and teacher T, each once: one token's share of the sums, and the gradient, from
-// s = log pS, t = log pT and one constant c of the row. Shared by both twins.
+// The divergences between student S and teacher T, each once: one token's share of the sums, and the gradient, from pS,
+// s = log pS, pT, t = log pT and one constant c of the row. Shared by both twins. (p comes beside its logarithm since
+// exp((z - max) / T) / sum keeps digits that exp(log p) has lost to the rounding of log p.)
 //
 //   kind           sum of                       c                          d / d xS,  xS = zS / T
 //   forward        pT (t - s)                   0                          pS - pT
 //   reverse        pS (s - t)                   RKL                        pS (s - t - c)
 //   jeffreys       (pS - pT) (s - t)            RKL                        pS (s - t - c) + pS - pT
-//   jsd            b pT (t - m) + a pS (s - m)  KL(pS || m)                a pS (s - m - c)     a = 1 - b
+//   jsd            b pT log(pT / m)             KL(pS || m)                a pS (log(pS / m) - c)    a = 1 - b
+//                  + a pS log(pS / m)
 //   symmetric_ce   -(pT s + pS t) / 2           sum pS t                   (pS (1 + c - t) - pT) / 2
 //   binary         Bernoulli KL of sigmoids     0                          sigmoid(s) - sigmoid(t);  s = xS, t = xT
 //
-// m = log(b pT + a pS). A term that is infinite because the other side rules the token out (its logit is -inf) is left
+// m = b pT + a pS. A term that is infinite because the other side rules the token out (its logit is -inf) is left
 // out of the sum, and the probability so lost is part of c, which makes the gradient that of the sum as it stands.
 #pragma once
 
@@ -39,24 +41,46 @@ void dispatch_divergence(Divergence kind, const Body& body) {
 }
 
 template <class Acc>
+struct TokenProb {
+  Acc p, log;
+};
+
+// What a row needs to turn its logits into probabilities: max z, sum exp((z - max) / T), and of it 1 / sum and log.
+template <class Acc>
+struct RowSoftmax {
+  Acc max = 0, sum = 1, inverse = 1, log = 0;  // as it stands: p = exp(z / T), which `binary` does not look at
+  WARPUP_HD TokenProb<Acc> operator()(Acc z, Acc inv_t) const {
+    const Acc x = (z - max) * inv_t;
+    return {exp_neg(x) * inverse, x - log};
+  }
+};
+
+template <class Acc>
+WARPUP_HD RowSoftmax<Acc> row_softmax(Acc max, Acc sum) {
+  return {max, sum, Acc(1) / sum, log_pos(sum)};
+}
+
+template <class Acc>
 struct DivergenceTerm {
   Acc value, c;
 };
 
 namespace detail {
 
-// log p that times p = 0 is 0.
+// log of the ratio of p to the mixture m; some number where p is 0. To full precision also where p is close to m, which
+// the difference of logarithms would not be.
 template <class Acc>
-WARPUP_HD Acc held_log(Acc x) {
-  return x < Acc(-1000) ? Acc(-1000) : x;
+WARPUP_HD Acc log_share(Acc p, Acc inverse_m) {
+  constexpr Acc kLeast = std::numeric_limits<Acc>::min();
+  const Acc ratio = p * inverse_m;
+  return log_pos(ratio < kLeast ? kLeast : ratio);
 }
 
-// log of the mixture of which pS and pT are a and b parts; of a normal number at least.
 template <class Acc>
-WARPUP_HD Acc log_mixture(Acc p_s, Acc p_t, Acc beta) {
+WARPUP_HD Acc inverse_mixture(Acc p_s, Acc p_t, Acc beta) {
   constexpr Acc kLeast = std::numeric_limits<Acc>::min();
   const Acc m = beta * p_t + (Acc(1) - beta) * p_s;
-  return log_pos(m < kLeast ? kLeast : m);
+  return Acc(1) / (m < kLeast ? kLeast : m);
 }
 
 template <class Acc>
@@ -74,23 +98,22 @@ WARPUP_HD Acc sigmoid(Acc x) {
 }  // namespace detail
 
 template <Divergence kind, class Acc>
-WARPUP_HD DivergenceTerm<Acc> divergence_term(Acc s, Acc t, Acc beta) {
+WARPUP_HD DivergenceTerm<Acc> divergence_term(TokenProb<Acc> student, TokenProb<Acc> teacher, Acc beta) {
+  const Acc p_s = student.p, s = student.log, p_t = teacher.p, t = teacher.log;
   const bool no_s = s == -kInf<Acc>, no_t = t == -kInf<Acc>;
   if constexpr (kind == Divergence::forward) {
-    const Acc p_t = exp_neg(t);
     return {no_s || no_t ? Acc(0) : p_t * (t - s), no_s ? p_t : Acc(0)};
   } else if constexpr (kind == Divergence::reverse) {
-    const Acc p_s = exp_neg(s), value = no_s || no_t ? Acc(0) : p_s * (s - t);
+    const Acc value = no_s || no_t ? Acc(0) : p_s * (s - t);
     return {value, no_t ? -p_s : value};
   } else if constexpr (kind == Divergence::jeffreys) {
-    const Acc p_s = exp_neg(s), p_t = exp_neg(t), d = no_s || no_t ? Acc(0) : s - t;
+    const Acc d = no_s || no_t ? Acc(0) : s - t;
     return {(p_s - p_t) * d, p_s * d + (no_s ? p_t : Acc(0)) - (no_t ? p_s : Acc(0))};
   } else if constexpr (kind == Divergence::jsd) {
-    const Acc p_s = exp_neg(s), p_t = exp_neg(t), m = detail::log_mixture(p_s, p_t, beta);
-    const Acc kl_s = p_s * (detail::held_log(s) - m), kl_t = p_t * (detail::held_log(t) - m);
+    const Acc m = detail::inverse_mixture(p_s, p_t, beta);
+    const Acc kl_s = p_s * detail::log_share(p_s, m), kl_t = p_t * detail::log_share(p_t, m);
     return {beta * kl_t + (Acc(1) - beta) * kl_s, kl_s};
   } else if constexpr (kind == Divergence::symmetric_ce) {
-    const Acc p_s = exp_neg(s), p_t = exp_neg(t);
     const Acc forward = no_s ? Acc(0) : p_t * s, reverse = no_t ? Acc(0) : p_s * t;
     return {Acc(-0.5) * (forward + reverse), reverse - (no_s ? p_t : Acc(0))};
   } else {
@@ -104,22 +127,22 @@ WARPUP_HD DivergenceTerm<Acc> divergence_term(Acc s, Acc t, Acc beta) {
 }
 
 template <Divergence kind, class Acc>
-WARPUP_HD Acc divergence_slope(Acc s, Acc t, Acc c, Acc beta) {
+WARPUP_HD Acc divergence_slope(TokenProb<Acc> student, TokenProb<Acc> teacher, Acc c, Acc beta) {
+  const Acc p_s = student.p, s = student.log, p_t = teacher.p, t = teacher.log;
   const bool no_s = s == -kInf<Acc>, no_t = t == -kInf<Acc>;
   if constexpr (kind == Divergence::binary) {
     return no_s ? Acc(0) : detail::sigmoid(s) - detail::sigmoid(t);
   } else if constexpr (kind == Divergence::forward) {
-    return exp_neg(s) * (Acc(1) - c) - (no_s ? Acc(0) : exp_neg(t));
+    return p_s * (Acc(1) - c) - (no_s ? Acc(0) : p_t);
   } else if constexpr (kind == Divergence::reverse) {
-    return exp_neg(s) * ((no_t ? Acc(-1) : no_s ? Acc(0) : s - t) - c);
+    return p_s * ((no_t ? Acc(-1) : no_s ? Acc(0) : s - t) - c);
   } else if constexpr (kind == Divergence::jeffreys) {
     const Acc d = no_t ? Acc(-1) : no_s ? Acc(0) : s - t;
-    return exp_neg(s) * (d - c + Acc(1)) - (no_s ? Acc(0) : exp_neg(t));
+    return p_s * (d - c + Acc(1)) - (no_s ? Acc(0) : p_t);
   } else if constexpr (kind == Divergence::jsd) {
-    const Acc p_s = exp_neg(s), m = detail::log_mixture(p_s, exp_neg(t), beta);
-    return (Acc(1) - beta) * p_s * (detail::held_log(s) - m - c);
+    return (Acc(1) - beta) * p_s * (detail::log_share(p_s, detail::inverse_mixture(p_s, p_t, beta)) - c);
   } else {
-    return Acc(0.5) * (exp_neg(s) * (Acc(1) + c - (no_t ? Acc(0) : t)) - (no_s ? Acc(0) : exp_neg(t)));
+    return Acc(0.5) * (p_s * (Acc(1) + c - (no_t ? Acc(0) : t)) - (no_s ? Acc(0) : p_t));
   }
 }
 

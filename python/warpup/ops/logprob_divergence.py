@@ -148,9 +148,9 @@ def divergence(
     - `binary`: the sum of KL(Bernoulli(sigmoid(zT / temperature)) || Bernoulli(sigmoid(zS / temperature))); no softmax.
       The published loss has the factor temperature^2: `scale_by_t2`.
 
-    A token that only one side rules out (a logit of `-inf`) would make some of these infinite: its infinite term is left
-    out, value and gradient are those of the remaining sum. One pass over both logits each way, no [..., V] temporary
-    but the gradient.
+    A token that only one side rules out (a logit of `-inf`) would make some of these infinite: its infinite term is
+    left out, value and gradient are those of the remaining sum. One pass over both logits each way, no [..., V]
+    temporary but the gradient.
 
     Args:
         student_logits: (..., V) float32, bfloat16, float16 or float64. V has stride 1; the leading dimensions may be
@@ -262,8 +262,8 @@ def topk_divergence(
         (...,) in float32 (float64 for float64), differentiable with respect to `student_logits`.
 
     Raises:
-        ValueError: a shape, dtype, device or stride does not fit, the temperature is not above 0, or (CPU only) an id is
-            out of range. On CUDA, where checking would synchronise, such a row gives NaN.
+        ValueError: a shape, dtype, device or stride does not fit, the temperature is not above 0, or (CPU only) an id
+            is out of range. On CUDA, where checking would synchronise, such a row gives NaN.
     """
     rows, scalar = per_row(temperature, student_logits.shape[:-1])
     logp = teacher_logp.detach().to(accumulator(student_logits)).contiguous()

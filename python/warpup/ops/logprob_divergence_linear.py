@@ -180,9 +180,9 @@ def linear_divergence(
             )
     if teacher_hidden.shape[:-1] != lead or teacher_weight.shape[0] != student_weight.shape[0]:
         raise ValueError(
-            f"{op}: student and teacher must agree in rows and vocabulary, got hidden states "
-            f"{tuple(student_hidden.shape)} and {tuple(teacher_hidden.shape)}, weights {tuple(student_weight.shape)} and "
-            f"{tuple(teacher_weight.shape)}"
+            f"{op}: student and teacher must agree in rows and vocabulary, got "
+            f"{tuple(student_hidden.shape)} x {tuple(student_weight.shape)} and "
+            f"{tuple(teacher_hidden.shape)} x {tuple(teacher_weight.shape)}"
         )
     if chunk is not None and chunk < 1:
         raise ValueError(f"{op}: chunk must be at least 1, got {chunk}")
