@@ -35,8 +35,8 @@ def problems(draw):
     lead = draw(st.sampled_from([(), (1,), (3,), (2, 3), (2, 1, 2)]))
     dtype = draw(st.sampled_from(FLOATS))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    # Peaked rows of few tokens are left to test_huge and to the fuzzer's bound: the rule compares largest errors, of which
-    # some lucky elements give no fair sample.
+    # Peaked rows of few tokens are left to test_huge and to the fuzzer's bound: the rule compares largest errors, of
+    # which some lucky elements give no fair sample.
     scale = draw(st.sampled_from([0.1, 1.0, 10.0] if vocab > 30 else [0.1, 1.0]))
     count = math.prod(lead) * vocab
 
