@@ -6,6 +6,7 @@ Adding an op adds an entry to its family's table; `test_contract.py` then holds 
 import cases_advantage
 import cases_advantage_tokens
 import cases_logprob
+import cases_logprob_divergence
 import cases_logprob_policy
 from case import Case, Inputs, agree, gradients_of, leaves, name_of, nudged, upcast
 
@@ -13,6 +14,7 @@ __all__ = ["CASES", "OPS", "Case", "Inputs", "agree", "gradients_of", "leaves", 
 
 CASES = [
     *cases_logprob.CASES,
+    *cases_logprob_divergence.CASES,
     *cases_logprob_policy.CASES,
     *cases_advantage.CASES,
     *cases_advantage_tokens.CASES,

@@ -5,6 +5,7 @@
 #include "bind/advantage.h"
 #include "bind/dlpack.h"
 #include "bind/logprob.h"
+#include "bind/logprob_divergence.h"
 #include "bind/logprob_policy.h"
 #include "core/parallel.h"
 
@@ -110,6 +111,18 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       "kept"_a = py::none(), "vocab_begin"_a = 0, "vocab_total"_a = -1, "stats"_a, "entropy"_a = py::none(),
       "sum_p2"_a = py::none(), "grad_logp"_a = py::none(), "grad_entropy"_a = py::none(), "grad_lse"_a = py::none(),
       "grad_sum_p2"_a = py::none(), "grad_logits"_a);
+
+  def("divergence", &warpup::divergence, "student"_a, "teacher"_a, "temperature"_a = py::none(), "mask"_a = py::none(),
+      "targets"_a = py::none(), py::kw_only(), "kind"_a = "forward", "temperature_scalar"_a = 1.0, "beta"_a = 0.5,
+      "value"_a, "stats"_a);
+  def("divergence_backward", &warpup::divergence_backward, "student"_a, "teacher"_a, "temperature"_a = py::none(),
+      "mask"_a = py::none(), "targets"_a = py::none(), py::kw_only(), "kind"_a = "forward",
+      "temperature_scalar"_a = 1.0, "beta"_a = 0.5, "stats"_a, "grad_value"_a, "grad_student"_a);
+  def("topk_divergence", &warpup::topk_divergence, "student"_a, "ids"_a, "logp"_a, "temperature"_a = py::none(),
+      "mask"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "value"_a, "stats"_a);
+  def("topk_divergence_backward", &warpup::topk_divergence_backward, "student"_a, "ids"_a, "logp"_a,
+      "temperature"_a = py::none(), "mask"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "stats"_a,
+      "grad_value"_a, "grad_student"_a);
 
   py::class_<warpup::PolicyOptions>(m, "PolicyOptions")
       .def(py::init<std::vector<int64_t>, std::vector<double>>(), "choices"_a, "numbers"_a);

@@ -24,6 +24,8 @@ from warpup.ops.advantage_tokens import (
     tree_advantage,
 )
 from warpup.ops.logprob import replay_logprob, token_logprob
+from warpup.ops.logprob_divergence import divergence, topk_divergence
+from warpup.ops.logprob_divergence_linear import linear_divergence
 from warpup.ops.logprob_linear import linear_logprob
 from warpup.ops.logprob_linear_policy import linear_policy_loss
 from warpup.ops.logprob_policy import policy_loss
@@ -43,10 +45,12 @@ __all__ = [
     "coverage_loss",
     "coverage_weights",
     "degree_loss",
+    "divergence",
     "gae",
     "group_advantage",
     "group_plan",
     "kl_cov_tokens",
+    "linear_divergence",
     "linear_logprob",
     "linear_policy_loss",
     "masked_whiten",
@@ -62,6 +66,7 @@ __all__ = [
     "sequence_mask",
     "token_logprob",
     "top_entropy_mask",
+    "topk_divergence",
     "tree_advantage",
     "weighted_nll",
     "z_loss",
