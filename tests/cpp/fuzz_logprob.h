@@ -6,6 +6,14 @@
 
 namespace fuzz {
 
+// Columns [begin, end) of an array whose last dimension has unit stride.
+inline View columns(const View& whole, int64_t begin, int64_t end) {
+  View v = whole;
+  v.data = static_cast<char*>(v.data) + begin * bytes_of(v.dtype);
+  v.sizes[v.dims - 1] = end - begin;
+  return v;
+}
+
 inline void token_logprob() {
   const DType dtype = floating(), acc = dtype == DType::f64 ? DType::f64 : DType::f32;
   const int64_t vocab = chance(0.1) ? 2040 + below(20) : 1 + below(chance(0.5) ? 20 : 300), ignore = -100;
@@ -20,7 +28,7 @@ inline void token_logprob() {
   Array y = random_layout(DType::i64, lead, false);
   y.fill([&](int64_t) { return chance(0.2) ? ignore : below(vocab); });
   const double t_scalar = chance(0.5) ? 1 : 0.3 + below(20) / 10.0;
-  const bool per_row = chance(0.3), with_entropy = chance(0.5);
+  const bool per_row = chance(0.3), with_entropy = chance(0.5), with_lse = chance(0.3), with_p2 = chance(0.3);
   Array t = random_layout(DType::f32, lead, false);
   t.fill([](int64_t) { return 0.5 + below(10) / 8.0; });
   const auto temperature_of = [&](int64_t r) { return per_row ? t[r] : t_scalar; };
@@ -28,66 +36,124 @@ inline void token_logprob() {
     if (y[r] == ignore && chance(0.5)) z.set(r * vocab + below(vocab), std::nan(""));
   }
 
-  const warpup::OptionalView temperature = per_row ? warpup::OptionalView(t.view()) : std::nullopt;
-  Array logp(acc, lead), entropy(acc, lead), stats(acc, stats_shape);
-  const warpup::OptionalView entropy_view = with_entropy ? warpup::OptionalView(entropy.view()) : std::nullopt;
-  const auto forward = [&] { warpup::token_logprob(z, y, temperature, t_scalar, ignore, logp, entropy_view, stats); };
+  // A replayed sampler: delta on some tokens, others not kept.
+  const bool boosts = chance(0.3), keeps = chance(0.3), delta_per_row = chance(0.5);
+  const double delta_scalar = normal(3);
+  Array boosted(DType::u8, {vocab}), kept = random_layout(DType::u8, shape, true);
+  Array delta = random_layout(DType::f32, lead, false);
+  boosted.fill([](int64_t) { return chance(0.3) ? 1 + below(255) : 0; });
+  kept.fill([](int64_t) { return chance(0.7) ? 1 + below(255) : 0; });
+  delta.fill([](int64_t) { return normal(3); });
+  const auto replayed = [&](int64_t i) {  // z'
+    const int64_t r = i / vocab, j = i % vocab;
+    if (keeps && kept[i] == 0) return -kInf;
+    return boosts && boosted[j] != 0 ? z[i] + (delta_per_row ? delta[r] : delta_scalar) : z[i];
+  };
+
+  const auto optional = [](bool given, const Array& a) {
+    return given ? warpup::OptionalView(a.view()) : std::nullopt;
+  };
+  std::vector<int64_t> state_shape = lead;
+  state_shape.push_back(5);
+  Array logp(acc, lead), entropy(acc, lead), lse(acc, lead), p2(acc, lead), stats(acc, stats_shape);
+  Array state(acc, state_shape);
+  const auto h_view = optional(with_entropy, entropy), p2_view = optional(with_p2, p2);
+  const int64_t cut = vocab > 1 && chance(0.4) ? 1 + below(vocab - 1) : 0;  // 0: the vocabulary in one piece
+  const auto options = [&](int64_t begin, int64_t end) {
+    return warpup::LogprobOptions{optional(per_row, t),
+                                  t_scalar,
+                                  ignore,
+                                  boosts ? warpup::OptionalView(columns(boosted, begin, end)) : std::nullopt,
+                                  optional(delta_per_row, delta),
+                                  delta_scalar,
+                                  keeps ? warpup::OptionalView(columns(kept, begin, end)) : std::nullopt,
+                                  begin,
+                                  vocab};
+  };
+  const auto slices = [&](const auto& call) {  // call(begin, end)
+    if (cut > 0) call(int64_t(0), cut);
+    call(cut, vocab);
+  };
+  const auto forward = [&] {
+    slices([&](int64_t begin, int64_t end) {
+      warpup::token_logprob(columns(z, begin, end), y, options(begin, end), optional(cut > 0, state), logp, h_view,
+                            optional(with_lse, lse), p2_view, stats);
+    });
+  };
   if (y.size() > 0 && chance(0.05)) {
     const int64_t r = below(y.size());
-    const double kept = y[r];
+    const double former = y[r];
     y.set(r, chance(0.5) ? double(vocab) : -1.0);
     expect_rejected(forward, "is outside");
-    y.set(r, kept);
+    y.set(r, former);
   }
   forward();
 
   // Plain loops.
   const int64_t rows = y.size();
-  std::vector<double> want_logp(rows), want_entropy(rows), want_p(rows * vocab), spread(rows);
+  std::vector<double> want_logp(rows), want_entropy(rows), want_lse(rows), want_p2(rows);
+  std::vector<double> want_p(rows * vocab), spread(rows), largest(rows);
   std::vector<bool> counts(rows);
   for (int64_t r = 0; r < rows; ++r) {
     double max = -kInf;
-    long double sum = 0, plogp = 0;
-    for (int64_t j = 0; j < vocab; ++j) max = std::max(max, z[r * vocab + j]);
+    long double sum = 0, plogp = 0, squares = 0;
+    for (int64_t j = 0; j < vocab; ++j) max = std::max(max, replayed(r * vocab + j));
     counts[r] = y[r] != ignore && max > -kInf;
     if (!counts[r]) continue;
-    for (int64_t j = 0; j < vocab; ++j) sum += std::exp((z[r * vocab + j] - (long double)max) / temperature_of(r));
+    for (int64_t j = 0; j < vocab; ++j)
+      sum += std::exp((replayed(r * vocab + j) - (long double)max) / temperature_of(r));
     for (int64_t j = 0; j < vocab; ++j) {
-      const long double log_p = (z[r * vocab + j] - (long double)max) / temperature_of(r) - std::log(sum),
+      const long double log_p = (replayed(r * vocab + j) - (long double)max) / temperature_of(r) - std::log(sum),
                         p = std::exp(log_p);
-      want_p[r * vocab + j] = p;
+      want_p[r * vocab + j] = p, squares += p * p;
       if (p > 0) plogp += p * log_p, spread[r] = std::max(spread[r], double(-log_p));
       if (j == int64_t(y[r])) want_logp[r] = log_p;
     }
-    want_entropy[r] = -plogp;
+    want_entropy[r] = -plogp, want_p2[r] = squares, want_lse[r] = max / temperature_of(r) + std::log(sum);
+    largest[r] = std::fabs(max) / temperature_of(r);
   }
   const double eps = epsilon_of(acc);
-  const auto near_row = [&](int64_t r) { return 32 * eps * (1 + spread[r]); };
+  const auto near_row = [&](int64_t r) { return 32 * eps * (1 + spread[r] + (boosts ? largest[r] : 0)); };
   expect_near(logp, [&](int64_t r) { return want_logp[r]; }, near_row, "token_logprob: logp");
   if (with_entropy) {
     expect_near(entropy, [&](int64_t r) { return want_entropy[r]; }, near_row, "token_logprob: entropy");
   }
+  if (with_p2) expect_near(p2, [&](int64_t r) { return want_p2[r]; }, near_row, "token_logprob: sum_p2");
+  if (with_lse) {
+    expect_near(
+        lse, [&](int64_t r) { return want_lse[r]; }, [&](int64_t r) { return 32 * eps * (1 + spread[r] + largest[r]); },
+        "token_logprob: lse");
+  }
 
+  const bool has_q = chance(0.3), has_s = with_p2 && chance(0.8);
   const bool has_g = chance(0.8), has_h = with_entropy && chance(0.8), expanded = chance(0.2), inplace = chance(0.3);
   const std::vector<int64_t> flat(lead.size(), 0);
   Array g = expanded ? Array(acc, lead, flat) : random_layout(acc, lead, false);
   Array h = expanded ? Array(acc, lead, flat) : random_layout(acc, lead, false);
-  g.fill([](int64_t) { return normal(); }), h.fill([](int64_t) { return normal(); });
+  Array q = random_layout(acc, lead, false), s = random_layout(acc, lead, false);
+  for (Array* gradient : {&g, &h, &q, &s}) gradient->fill([](int64_t) { return normal(); });
   Array grad = random_layout(dtype, shape, true);
   std::vector<double> want(rows * vocab), tolerance(rows * vocab);
   for (int64_t i = 0; i < rows * vocab; ++i) {
     const int64_t r = i / vocab;
     const double p = want_p[i], gr = has_g ? g[r] : 0, hr = has_h ? h[r] : 0;
+    const double qr = has_q ? q[r] : 0, sr = has_s ? s[r] : 0;
     const double at_target = counts[r] && i % vocab == int64_t(y[r]) ? gr : 0;
-    want[i] = (at_target - p * gr - (p > 0 ? hr * p * (std::log(p) + want_entropy[r]) : 0)) / temperature_of(r);
-    const double size = (std::fabs(gr) + std::fabs(hr) * (2 + std::log(vocab) + spread[r])) / temperature_of(r);
-    tolerance[i] = 64 * eps * size * (1 + 0.1 * spread[r]) + epsilon_of(dtype) * std::fabs(want[i]) +
-                   (dtype == DType::f16 ? 0x1p-24 : 0);
+    want[i] = (at_target + p * (qr - gr + 2 * sr * (p - want_p2[r])) -
+               (p > 0 ? hr * p * (std::log(p) + want_entropy[r]) : 0)) /
+              temperature_of(r);
+    const double size =
+        (std::fabs(gr) + std::fabs(qr) + 4 * std::fabs(sr) + std::fabs(hr) * (2 + std::log(vocab) + spread[r])) /
+        temperature_of(r);
+    tolerance[i] = 64 * eps * size * (1 + 0.1 * spread[r] + (boosts ? largest[r] : 0)) +
+                   epsilon_of(dtype) * std::fabs(want[i]) + (dtype == DType::f16 ? 0x1p-24 : 0);
   }
   const auto backward = [&](const View& out) {
-    warpup::token_logprob_backward(z, y, temperature, t_scalar, ignore, stats, entropy_view,
-                                   has_g ? warpup::OptionalView(g.view()) : std::nullopt,
-                                   has_h ? warpup::OptionalView(h.view()) : std::nullopt, out);
+    slices([&](int64_t begin, int64_t end) {
+      warpup::token_logprob_backward(columns(z, begin, end), y, options(begin, end), stats, h_view, p2_view,
+                                     {optional(has_g, g), optional(has_h, h), optional(has_q, q), optional(has_s, s)},
+                                     columns(out, begin, end));
+    });
   };
   backward(inplace ? z : grad);
   expect_near(
