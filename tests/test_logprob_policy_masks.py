@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import warpup
 from test_logprob_policy import packed, problem
@@ -113,6 +114,23 @@ def test_clip_cov_tokens():
     assert everything.sum() == int(0.9 * int(on.sum()))
     none = warpup.clip_cov_tokens(*arguments, bounds=(1e6, 1e7))
     assert not none.any()
+
+
+def test_nothing_waits_for_the_device(x):
+    """A tensor without data refuses whatever the host would have to know."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for y in (x, packed(x)):
+            y = {k: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for k, v in y.items()}
+            cu_seqlens = {"cu_seqlens": y["cu_seqlens"]} if "cu_seqlens" in y else {}
+            logp, old, advantages, mask = (y[k] for k in ("logp", "old_logp", "advantages", "mask"))
+            for level in ("token", "sequence"):
+                warpup.rollout_weights(logp, old, mask, level=level, **cu_seqlens)
+            warpup.sequence_mask(logp, old, advantages, mask, delta=0.1, **cu_seqlens)
+            warpup.top_entropy_mask(old, mask, 0.8)
+            for kind in ("clip_cov", "kl_cov", "gspo"):
+                warpup.policy_loss(logp, old, advantages, mask, kind=kind, **cu_seqlens)
+        with pytest.raises(Exception, match="_local_scalar_dense"):
+            mask.sum().item()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def trl_loss(
         off_policy_mask_threshold=changes.get("off_policy_mask_threshold"),
         epsilon_low=clip[0], epsilon_high=clip[1], use_vllm=ratio is not None, vllm_importance_sampling_correction=True,
         current_gradient_accumulation_steps=1, max_completion_length=T, accelerator=same_everywhere,
-        model=SimpleNamespace(training=True), _entropy_bonus_enabled=False,
+        model=SimpleNamespace(training=True), _entropy_bonus_enabled="entropy_coef" in changes,
+        entropy_coef=changes.get("entropy_coef", 0.0), use_adaptive_entropy=False,
         _metrics=defaultdict(lambda: defaultdict(list)),
         get_gamma_weights=trl.GRPOTrainer.get_gamma_weights, get_off_policy_mask=trl.GRPOTrainer.get_off_policy_mask,
     )  # fmt: skip
@@ -70,6 +71,8 @@ def trl_loss(
         "ref_per_token_logps": ref_logp, "importance_sampling_ratio": ratio,
     }  # fmt: skip
     loss = trl.GRPOTrainer._compute_loss(trainer, trainer.model, inputs)
+    if entropies.requires_grad:
+        return loss.detach(), *torch.autograd.grad(loss, (logp, entropies))
     return loss.detach(), torch.autograd.grad(loss, logp)[0]
 
 
@@ -125,6 +128,15 @@ def test_trl_masks(x):
     assert top.sum() == 19
     want = trl_loss(x, **options, top_entropy_quantile=0.2, entropies=entropy)
     same(ours(x, normalizer="sequence", weights=top, **kl), want)
+
+
+def test_trl_entropy_bonus(x):
+    """TRL's is a mean over tokens whatever the loss is divided by; so it is ours where the loss is one too."""
+    entropy = x["old_logp"].square().requires_grad_()
+    want = trl_loss(x, loss_type="bnpo", entropies=entropy, entropy_coef=0.05)
+    logp = x["logp"].detach().requires_grad_()
+    loss, _ = warpup.policy_loss(**{**x, "logp": logp}, entropy=entropy, entropy_coef=0.05)
+    same((loss.detach(), *torch.autograd.grad(loss, (logp, entropy))), want)
 
 
 # ---- Liger ----------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ struct PolicyLayout {
       (first_slot(middle) <= slot ? b : end) = middle;
     }
     const int64_t begin = (slot - first_slot(b)) * kPolicyPiece, left = tokens(b) - begin;
-    return {b, begin, left < 0 ? 0 : left < kPolicyPiece ? left : kPolicyPiece};
+    return {b, begin, begin < 0 || left < 0 ? 0 : left < kPolicyPiece ? left : kPolicyPiece};
   }
 };
 

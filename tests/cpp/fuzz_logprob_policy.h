@@ -1,102 +1,284 @@
-// policy_loss against plain loops.
+// policy_loss against plain loops. What rounding may do to a result is measured: each token is evaluated again with its
+// log ratio, its row's ratio and its KL moved to either side, so that a clip's edge needs no rule of its own.
 #pragma once
+
+#include <tuple>
+#include <utility>
 
 #include "bind/logprob_policy.h"
 #include "fuzz.h"
 
 namespace fuzz {
 
+using warpup::PolicyFormula;
+using warpup::PolicyLevel;
+
+struct PolicyToken {
+  double loss, slope, kl, kl_slope;  // slope: through the ratio, or shared by the row; kl_slope: the token's own
+  double low, high, dual, open;
+};
+
+struct PolicyProblem {
+  warpup::PolicyOptions o;
+  double weight = 1, penalty = 0, given_kl = 0;
+
+  double held(double v, double lo, double hi) const { return std::min(std::max(v, lo), hi); }
+
+  // With the log ratio x, the formula's ratio q (one a row, or e^x), A, logp, d = ref - logp.
+  PolicyToken token(double x, double q, double a, double lp, double d) const {
+    const auto& p = o.params;
+    PolicyToken t{};
+    t.open = 1;
+    if (o.formula == PolicyFormula::clip) {
+      const double top = a > 0 ? p.ceiling : p.ceiling_negative;
+      const double c = a > 0 ? std::min(q, top) : held(q, p.floor, top);
+      t = {-c * a,
+           c == q ? -c * a : 0,
+           0,
+           0,
+           double(a < 0 && q < p.floor),
+           double(a > 0 && q > top),
+           double(a < 0 && q > top),
+           1};
+    } else if (o.formula == PolicyFormula::weighted) {
+      const double c = held(q, p.floor, p.ceiling);
+      t = {-c * a * lp, -c * a, 0, 0, double(a < 0 && q < p.floor), double(a > 0 && q > p.ceiling), 0, 1};
+    } else if (o.formula == PolicyFormula::sapo) {
+      const double tau = p.gate[a > 0 ? 0 : 1], e = std::exp(tau * (1 - q)), s = 1 / (1 + e);
+      t.loss = -4 / tau * s * a, t.slope = -4 * s * s * e * q * a;
+    } else {
+      t.loss = t.slope = -q * a;
+      t.low = a < 0 && x < p.floor, t.high = a > 0 && x > p.ceiling;
+      t.open = a != 0 && t.low + t.high == 0;
+    }
+    t.loss += penalty * std::fabs(x), t.slope += penalty * (x > 0 ? 1 : x < 0 ? -1 : 0);
+    if (o.level != PolicyLevel::gamma) t.loss *= weight, t.slope *= weight;
+    const double y = held(d, -p.kl_input, p.kl_input), e = std::exp(y);
+    const double value = p.kl[2] * (e - y - 1) + p.kl[1] * y * y / 2 - p.kl[0] * y;
+    t.kl = std::min(value, p.kl_output) + p.kl_given * given_kl;
+    t.kl_slope = y != d || value > p.kl_output ? 0 : p.kl_slope[0] - p.kl_slope[1] * y + p.kl_slope[2] * (1 - e);
+    if (o.kl_corrected) {
+      const bool of_row = o.level == PolicyLevel::sequence || o.level == PolicyLevel::sequence_token;
+      const double c = of_row ? q : std::exp(x);
+      t.kl *= c, t.kl_slope *= c;
+      (of_row ? t.slope : t.kl_slope) += t.kl;
+    }
+    return t;
+  }
+
+  double row_term(double x, double a) const {
+    if (o.level == PolicyLevel::gamma) return held(x, -20, 20);
+    if (o.level != PolicyLevel::geometric) return x;
+    return a > 0 ? std::min(x, o.params.ceiling) : a < 0 ? std::max(x, o.params.floor) : 0;
+  }
+
+  double ratio(double sum, double n, double a) const {
+    const double mean = sum / std::max(n, 1.0), w = held(sum, std::log(1e-8), 20);
+    const double *g = o.params.gate + (a < 0 ? 2 : 0), lambda = std::max(g[1], 1e-4);
+    switch (o.level) {
+      case PolicyLevel::one:
+        return 1;
+      case PolicyLevel::sequence_token:
+        return std::exp(std::min(mean, 10.0));
+      case PolicyLevel::product:
+        return std::exp(std::min(sum, 88.0));
+      case PolicyLevel::gamma:
+        return std::exp(lambda + g[0] * w - lambda * std::exp(w));
+      default:
+        return std::exp(mean);
+    }
+  }
+};
+
+inline warpup::PolicyOptions random_policy_options(bool with_ref, bool with_kl, bool with_entropy) {
+  constexpr std::pair<PolicyFormula, PolicyLevel> kinds[] = {
+      {PolicyFormula::clip, PolicyLevel::token},         {PolicyFormula::clip, PolicyLevel::sequence},
+      {PolicyFormula::weighted, PolicyLevel::token},     {PolicyFormula::clip, PolicyLevel::sequence_token},
+      {PolicyFormula::weighted, PolicyLevel::one},       {PolicyFormula::weighted, PolicyLevel::product},
+      {PolicyFormula::weighted, PolicyLevel::gamma},     {PolicyFormula::sapo, PolicyLevel::token},
+      {PolicyFormula::geometric, PolicyLevel::geometric}};
+  warpup::PolicyOptions o;
+  std::tie(o.formula, o.level) = kinds[below(9)];
+  auto& p = o.params;
+  const bool log_range = o.formula == PolicyFormula::geometric;
+  p.floor = (log_range ? 0 : 1) - below(4) / 10.0, p.ceiling = (log_range ? 0 : 1) + below(4) / 10.0;
+  p.ceiling_negative = chance(0.5) ? kInf : p.ceiling + 0.5;
+  for (double& g : p.gate) g = 0.5 + below(5) / 2.0;
+  if (with_ref) p.kl[below(3)] = 0.1, p.kl_slope[below(3)] = 0.1;
+  p.kl_input = chance(0.2) ? 2 : kInf, p.kl_output = chance(0.2) ? 0.3 : kInf;
+  if (with_kl) p.kl_given = 0.2;
+  if (with_entropy) p.entropy = -0.1;
+  o.kl_corrected = chance(0.3), o.per_sequence = chance(0.5);
+  o.denominator = static_cast<warpup::Denominator>(below(4)), o.denominator_value = 0.5 + below(9);
+  return o;
+}
+
 inline void policy_loss() {
   const DType dtype = chance(0.5) ? DType::f32 : DType::f64;
-  const int64_t batch = below(6), length = chance(0.03) ? 8185 + below(20) : below(50), n = batch * length;
-  const bool per_token = chance(0.5), with_ref = chance(0.5), given_tensor = chance(0.5);
-  const std::vector<int64_t> shape{batch, length};
-  Array lp = random_layout(dtype, shape, true), old = random_layout(dtype, shape, true);
-  Array ref = random_layout(dtype, shape, true), mask = random_layout(DType::u8, shape, true);
-  Array adv = per_token ? random_layout(dtype, shape, true) : random_layout(dtype, {batch}, false);
-  const double kept = std::array{0.0, 0.5, 1.0}[below(3)], apart = std::array{0.0, 0.3, 5.0}[below(3)];
+  const bool is_packed = chance(0.4), per_token = chance(0.5), weight_per_token = chance(0.5);
+  const bool with_ref = chance(0.4), with_kl = chance(0.2), with_entropy = chance(0.2), given_tensor = chance(0.5);
+  const bool with_weights = chance(0.3), with_penalty = chance(0.2);
+  const int64_t batch = below(6), length = chance(0.03) ? 8185 + below(20) : below(50);
+  std::vector<int64_t> ends{0}, row_of;
+  for (int64_t b = 0; b < batch; ++b) {
+    ends.push_back(ends.back() + (!is_packed ? length : chance(0.3) ? 0 : below(length + 1)));
+    row_of.resize(ends.back(), b);
+  }
+  const int64_t n = ends.back();
+  const std::vector<int64_t> shape = is_packed ? std::vector<int64_t>{n} : std::vector<int64_t>{batch, length};
+  const auto stream = [&](bool tokens) {
+    // Packed, as many values as sequences are one a sequence.
+    return random_layout(dtype, tokens ? shape : std::vector<int64_t>{batch}, tokens);
+  };
+  const bool ambiguous = is_packed && n == batch;
+  Array lp = stream(true), old = stream(true), ref = stream(true), kl = stream(true), entropy = stream(true);
+  Array penalty = stream(true), adv = stream(per_token && !ambiguous), weights = stream(weight_per_token && !ambiguous);
+  Array mask = random_layout(DType::u8, shape, true), offsets(DType::i64, {batch + 1});
+  offsets.fill([&](int64_t b) { return double(ends[b]); });
+  const auto at = [&](const Array& a, bool tokens, int64_t i) { return a[tokens && !ambiguous ? i : row_of[i]]; };
+  const double kept = std::array{0.0, 0.5, 1.0}[below(3)], apart = std::array{0.0, 0.05, 1.0}[below(3)];
   const auto masked = [&](int64_t i) { return mask[i] == 0; };
   const auto unread = [&](int64_t i, double x) { return masked(i) && chance(0.5) ? std::nan("") : x; };
   mask.fill([&](int64_t) { return chance(kept) ? 1 + below(255) : 0; });
   lp.fill([&](int64_t i) { return unread(i, normal() - 1); });
   old.fill([&](int64_t i) { return unread(i, masked(i) ? 0 : lp[i] + normal(apart)); });
   ref.fill([&](int64_t i) { return unread(i, masked(i) ? 0 : lp[i] + normal(apart)); });
-  adv.fill([&](int64_t i) { return per_token ? unread(i, normal()) : normal(); });
+  for (Array* a : {&kl, &entropy, &penalty}) a->fill([&](int64_t i) { return unread(i, std::fabs(normal())); });
+  adv.fill([&](int64_t i) { return per_token && !ambiguous ? unread(i, normal()) : normal(); });
+  weights.fill([&](int64_t i) { return weight_per_token && !ambiguous ? unread(i, 0.5 + chance(0.5)) : 0.7; });
 
-  warpup::PolicyOptions o{0, below(4) / 10.0, below(4) / 10.0, 0, 0, 0, chance(0.5), below(4), 0.5 + below(9)};
-  if (with_ref) std::array{&o.kl_k1, &o.kl_k2, &o.kl_k3}[below(3)][0] = 0.1;
+  PolicyProblem problem{random_policy_options(with_ref, with_kl, with_entropy)};
+  warpup::PolicyOptions& o = problem.o;
+  if (is_packed && o.denominator == warpup::Denominator::elements) o.denominator = warpup::Denominator::given;
   Array divisor(DType::f32, {});
   divisor.set(0, o.denominator_value);
-  Array loss(dtype, {}), metrics(dtype, {warpup::kPolicyMetrics}), weight(dtype, {batch});
-  Array partials(dtype, {batch * warpup::policy_pieces(length), warpup::kPolicySums}), grad(dtype, shape);
   const auto optional = [](bool given, const Array& a) {
     return given ? warpup::OptionalView(a.view()) : std::nullopt;
   };
-  warpup::policy_loss(lp, old, adv, mask, optional(with_ref, ref),
-                      optional(o.denominator == 3 && given_tensor, divisor), o, loss, metrics, weight, partials);
+  const auto offsets_view = optional(is_packed, offsets);
+  Array loss(dtype, {}), metrics(dtype, {warpup::kPolicyMetrics}), state(dtype, {batch, warpup::kPolicyState});
+  Array partials(dtype, {warpup::policy_slots(lp, offsets_view), warpup::kPolicyScratch});
+  warpup::policy_loss(lp, old, adv, mask, optional(with_ref, ref), optional(with_weights, weights),
+                      optional(with_penalty, penalty), optional(with_kl, kl), optional(with_entropy, entropy),
+                      offsets_view, optional(o.denominator == warpup::Denominator::given && given_tensor, divisor), o,
+                      loss, metrics, state, partials);
 
-  // Plain loops. `size`: what a term is made of, `unclear`: tokens whose ratio is that near to a bound of the clip.
   const double eps = epsilon_of(dtype);
-  std::vector<double> count(batch), value(n), size(n), slope(n), slope_tolerance(n);
-  double tokens = 0, sequences = 0, low = 0, high = 0, unclear = 0, ratio = 0, ratio_max = 0, kl = 0, kl_size = 0;
-  double ref_kl = 0, ref_size = 0;
+  const bool spread = o.level == PolicyLevel::sequence || o.level == PolicyLevel::geometric;
+  std::vector<double> count(batch), sum(batch), sum_error(batch), shared(batch), shared_error(batch);
+  std::vector<PolicyToken> token(n), error(n);
+  const auto error_of_x = [&](int64_t i) { return 4 * eps * (1 + std::fabs(lp[i]) + std::fabs(lp[i] - old[i])); };
   for (int64_t i = 0; i < n; ++i) {
     if (masked(i)) continue;
-    const double x = lp[i] - old[i], r = std::exp(x), a = adv[per_token ? i : i / length];
-    const double held = std::min(std::max(r, 1 - o.clip_low), 1 + o.clip_high), pg = -std::min(r * a, held * a);
-    const bool below_low = r < 1 - o.clip_low && a < 0, above_high = r > 1 + o.clip_high && a > 0;
-    const double edge = std::min(std::fabs(r - 1 + o.clip_low), std::fabs(r - 1 - o.clip_high));
-    const bool on_edge = edge <= 64 * eps * (1 + r);
-    const double d = with_ref ? ref[i] - lp[i] : 0, e = std::exp(d);
-    const double term = -o.kl_k1 * d + o.kl_k2 * d * d / 2 + o.kl_k3 * (e - d - 1);
-    const double term_size = o.kl_k1 * std::fabs(d) + o.kl_k2 * d * d + o.kl_k3 * (e + std::fabs(d) + 1);
-    const double error = 8 + 2 * std::fabs(x);  // of r, in roundings; differences of log-probs round, too
-    value[i] = pg + term, size[i] = error * (r + 1) * std::fabs(a) + (8 + std::fabs(d)) * term_size;
-    slope[i] = (below_low || above_high ? 0 : -r * a) + o.kl_k1 - o.kl_k2 * d + o.kl_k3 * (1 - e);
-    slope_tolerance[i] = 8 * eps *
-                             (error * r * std::fabs(a) + o.kl_k1 + o.kl_k2 * (2 + std::fabs(d)) +
-                              (8 + std::fabs(d)) * o.kl_k3 * (1 + e)) +
-                         (on_edge ? r * std::fabs(a) : 0);
-    count[i / length] += 1, tokens += 1, low += below_low, high += above_high, unclear += on_edge;
-    ratio += r, ratio_max = std::max(ratio_max, r), kl += r - 1 - x, kl_size += error * (r + 1 + std::fabs(x));
-    ref_kl += term, ref_size += (8 + std::fabs(d)) * term_size;
+    const int64_t b = row_of[i];
+    const double term = problem.row_term(lp[i] - old[i], at(adv, per_token, i));
+    const bool weighs = with_weights && weight_per_token && !ambiguous && o.level == PolicyLevel::gamma;
+    const double log_weight = weighs ? std::log(weights[i]) : 0;
+    count[b] += 1, sum[b] += term + log_weight;
+    sum_error[b] += 2 * error_of_x(i) + 8 * eps * (std::fabs(term) + std::fabs(log_weight));
+  }
+  for (int64_t b = 0; b < batch; ++b) {
+    const bool weighs = with_weights && (!weight_per_token || ambiguous) && o.level == PolicyLevel::gamma;
+    if (weighs) sum[b] += std::log(weights[b]);
+    sum_error[b] = sum_error[b] * (1 + count[b] / 64) + 8 * eps;
+  }
+  double tokens = 0, sequences = 0, ratio = 0, ratio_error = 0, ratio_max = 0, approx = 0, approx_error = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (masked(i)) continue;
+    const int64_t b = row_of[i];
+    const double x = lp[i] - old[i], dx = error_of_x(i), a = at(adv, per_token, i);
+    problem.weight = with_weights ? at(weights, weight_per_token, i) : 1;
+    problem.penalty = with_penalty ? penalty[i] : 0, problem.given_kl = with_kl ? kl[i] : 0;
+    const auto q = [&](double side) {
+      const double v = o.level == PolicyLevel::token ? std::exp(x + side * dx)
+                                                     : problem.ratio(sum[b] + side * sum_error[b], count[b], a);
+      return v * (1 + side * 8 * eps);
+    };
+    const double d = with_ref ? ref[i] - lp[i] : 0;
+    const double dd = with_ref ? 4 * eps * (1 + std::fabs(lp[i]) + std::fabs(d)) : 0;
+    const PolicyToken middle = token[i] = problem.token(x, q(0), a, lp[i], d);
+    PolicyToken& e = error[i];
+    const double r = std::exp(x),
+                 kl_size = 0.1 * (std::exp(d) + std::fabs(d) + 1 + d * d) * (o.kl_corrected ? r + q(0) : 1);
+    e.loss = 16 * eps * std::fabs(middle.loss), e.slope = 16 * eps * (std::fabs(middle.slope) + problem.penalty);
+    e.kl = 16 * eps * (std::fabs(middle.kl) + kl_size), e.kl_slope = e.kl + 16 * eps * std::fabs(middle.kl_slope);
+    if (o.kl_corrected) e.slope += e.kl;
+    for (const double sx : {-1.0, 0.0, 1.0}) {
+      for (const double sq : {-1.0, 0.0, 1.0}) {
+        for (const double sd : {-1.0, 1.0}) {
+          const PolicyToken t = problem.token(x + sx * dx, q(sq), a, lp[i], d + sd * dd);
+          const auto widen = [&](double PolicyToken::* m) { e.*m = std::max(e.*m, 2 * std::fabs(t.*m - middle.*m)); };
+          for (const auto m : {&PolicyToken::loss, &PolicyToken::slope, &PolicyToken::kl, &PolicyToken::kl_slope,
+                               &PolicyToken::low, &PolicyToken::high, &PolicyToken::dual, &PolicyToken::open}) {
+            widen(m);
+          }
+        }
+      }
+    }
+    // Both at once, and the roundings of the formula beside them.
+    e.loss += 16 * eps * std::fabs(middle.loss), e.slope += 16 * eps * std::fabs(middle.slope);
+    e.kl += 16 * eps * kl_size, e.kl_slope += 16 * eps * kl_size;
+    tokens += 1, ratio += q(0), ratio_max = std::max(ratio_max, q(0));
+    ratio_error += std::fabs(q(1) - q(-1)) + 8 * eps * q(0) + 1e-37;  // float32 has no less
+    approx += r - 1 - x, approx_error += (8 + 2 * std::fabs(x)) * eps * (r + 1 + std::fabs(x)) + r * dx;
+    shared[b] += middle.slope, shared_error[b] += e.slope + eps * count[b] / 16 * std::fabs(middle.slope);
   }
   for (const double c : count) sequences += c > 0;
-  const double divided = std::array{tokens, sequences, double(n), o.denominator_value}[o.denominator];
-  double total = 0, total_size = 0;
+  const double divided = std::array{tokens, sequences, double(n), o.denominator_value}[int(o.denominator)];
+  const double summing = 8 * eps * (1 + double(length) / 64), m = tokens > 0 ? tokens : 1;
+  double total = 0, total_error = 0, want_metrics[8] = {tokens}, near[8] = {};
   std::vector<double> w(batch);
   for (int64_t b = 0; b < batch; ++b) {
     w[b] = count[b] > 0 ? 1 / (o.per_sequence ? divided * count[b] : divided) : 0;
+    if (count[b] > 0) shared[b] /= count[b], shared_error[b] /= count[b];
   }
   for (int64_t i = 0; i < n; ++i) {
-    if (!masked(i)) total += w[i / length] * value[i], total_size += w[i / length] * size[i];
+    if (masked(i)) continue;
+    const PolicyToken &t = token[i], &e = error[i];
+    const double bonus = with_entropy ? o.params.entropy * entropy[i] : 0;
+    total += w[row_of[i]] * (t.loss + t.kl + bonus);
+    total_error += w[row_of[i]] * (e.loss + e.kl + summing * (std::fabs(t.loss) + std::fabs(t.kl) + std::fabs(bonus)));
+    const double parts[] = {t.low, t.high, t.dual, 0, 0, 0, t.kl};
+    const double errors[] = {e.low, e.high, e.dual, 0, 0, 0, e.kl + summing * std::fabs(t.kl)};
+    for (int k = 0; k < 7; ++k) want_metrics[k + 1] += parts[k], near[k + 1] += errors[k];
   }
-  const double sum = 8 * eps * (1 + double(length) / 64), m = tokens > 0 ? tokens : 1;  // of a piece, in its own type
-  const double want_metrics[] = {tokens, low / m, high / m, ratio / m, ratio_max, kl / m, ref_kl / m};
-  const double near = 8 * eps * ratio_max * (8 + std::fabs(std::log(ratio_max + eps)));
-  const double near_metrics[] = {0,
-                                 (unclear + 8 * eps * tokens) / m,
-                                 (unclear + 8 * eps * tokens) / m,
-                                 sum * (near / eps + ratio) / m,
-                                 near,
-                                 sum * kl_size / m,
-                                 sum * ref_size / m};
-  expect_near(loss, [&](int64_t) { return total; }, [&](int64_t) { return sum * total_size; }, "policy_loss: loss");
+  for (const int k : {1, 2, 3, 7}) want_metrics[k] /= m, near[k] = near[k] / m + 8 * eps * std::fabs(want_metrics[k]);
+  want_metrics[4] = ratio / m, want_metrics[5] = ratio_max, want_metrics[6] = approx / m;
+  near[4] = (ratio_error + summing * ratio) / m, near[5] = ratio_error + 8 * eps * ratio_max;
+  near[6] = approx_error * (1 + double(length) / 64) / m;
+  expect_near(loss, [&](int64_t) { return total; }, [&](int64_t) { return 2 * total_error; }, "policy_loss: loss");
   expect_near(
-      metrics, [&](int64_t i) { return want_metrics[i]; }, [&](int64_t i) { return near_metrics[i]; },
-      "policy_loss: metrics");
-  expect_near(
-      weight, [&](int64_t b) { return w[b]; }, [&](int64_t b) { return 4 * eps * w[b]; }, "policy_loss: row_weight");
+      metrics, [&](int64_t k) { return want_metrics[k]; }, [&](int64_t k) { return near[k]; }, "policy_loss: metrics");
+  for (int64_t b = 0; b < batch; ++b) {
+    expect(std::fabs(state[4 * b] - w[b]) <= 4 * eps * w[b], "policy_loss: weight of a row");
+  }
 
-  Array g(dtype, {});
+  Array g(dtype, {}), grad(dtype, shape), grad_kl(dtype, shape), grad_entropy(dtype, shape);
   g.set(0, normal());
-  warpup::policy_loss_backward(lp, old, adv, mask, optional(with_ref, ref), o, weight, g, grad);
+  warpup::policy_loss_backward(lp, old, adv, mask, optional(with_ref, ref), optional(with_weights, weights),
+                               optional(with_penalty, penalty), optional(with_kl, kl), optional(with_entropy, entropy),
+                               offsets_view, o, state, g, grad, optional(with_kl, grad_kl),
+                               optional(with_entropy, grad_entropy));
+  const auto passes = [&](int64_t b) { return o.level != PolicyLevel::sequence_token || sum[b] <= 10 * count[b]; };
+  const auto of_ratio = [&](int64_t i) {
+    return spread ? shared[row_of[i]] * token[i].open : passes(row_of[i]) ? token[i].slope : 0.0;
+  };
   expect_near(
-      grad, [&](int64_t i) { return masked(i) ? 0 : g[0] * w[i / length] * slope[i]; },
+      grad, [&](int64_t i) { return masked(i) ? 0 : g[0] * w[row_of[i]] * (of_ratio(i) + token[i].kl_slope); },
       [&](int64_t i) {
-        return masked(i) ? 0 : std::fabs(g[0]) * w[i / length] * (slope_tolerance[i] + 8 * eps * std::fabs(slope[i]));
+        const int64_t b = row_of[i];
+        const double shared_part = shared_error[b] + std::fabs(shared[b]) * error[i].open;
+        const double slack = 8 * eps * (std::fabs(of_ratio(i)) + std::fabs(token[i].kl_slope));
+        return masked(i)
+                   ? 0
+                   : std::fabs(g[0]) * w[b] * ((spread ? shared_part : error[i].slope) + error[i].kl_slope + slack);
       },
       "policy_loss_backward");
+  if (with_entropy) {
+    expect_near(
+        grad_entropy, [&](int64_t i) { return masked(i) ? 0 : g[0] * w[row_of[i]] * o.params.entropy; },
+        [&](int64_t i) { return 8 * eps * std::fabs(g[0] * w[row_of[i]]); }, "policy_loss_backward: entropy");
+  }
 }
 
 }  // namespace fuzz
