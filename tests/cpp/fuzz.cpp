@@ -10,6 +10,7 @@
 #include "fuzz_advantage_tokens.h"
 #include "fuzz_logprob.h"
 #include "fuzz_logprob_policy.h"
+#include "fuzz_reflection.h"
 
 namespace warpup {
 
@@ -28,7 +29,8 @@ void parallel_for_impl(int64_t begin, int64_t end, int64_t grain, void (*body)(c
 namespace fuzz {
 
 constexpr void (*kOps[])() = {
-    token_logprob, policy_loss, group_plan, group_advantage, reverse_scan, role_advantage, masked_moments, tree_values,
+    token_logprob,  policy_loss,    group_plan,  group_advantage, reverse_scan,
+    role_advantage, masked_moments, tree_values, reflection,
 };
 
 }  // namespace fuzz
