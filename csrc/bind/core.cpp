@@ -7,6 +7,7 @@
 #include "bind/logprob.h"
 #include "bind/logprob_divergence.h"
 #include "bind/logprob_policy.h"
+#include "bind/reflection.h"
 #include "core/parallel.h"
 
 #ifdef _OPENMP
@@ -151,4 +152,23 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       "correction"_a = 1, "eps"_a = 1e-8, "out"_a, "partials"_a, "moments"_a);
   def("tree_values", &warpup::tree_values, "rewards"_a, "children"_a, "begin"_a, "end"_a, py::kw_only(), "values"_a,
       "settled"_a);
+
+  def(
+      "reflection_state_update_",
+      [](View state, View schedules, View sets, View markers, View tokens, View slots, Optional first, Optional count,
+         Optional prompt, Optional rollback) {
+        warpup::reflection_state_update({state, schedules, sets, {}}, markers, tokens, slots, first, count, prompt,
+                                        rollback);
+      },
+      "state"_a, "schedules"_a, "sets"_a, "markers"_a, "tokens"_a, "slots"_a, "first"_a = py::none(),
+      "count"_a = py::none(), "prompt"_a = py::none(), "rollback"_a = py::none());
+  def(
+      "apply_schedule_",
+      [](View logits, View state, View schedules, View sets, View knots, View slots, Optional back,
+         Optional temperature, double temperature_scalar, View delta) {
+        warpup::apply_schedule(logits, {state, schedules, sets, knots}, slots, back, temperature, temperature_scalar,
+                               delta);
+      },
+      "logits"_a, "state"_a, "schedules"_a, "sets"_a, "knots"_a, "slots"_a, "back"_a = py::none(),
+      "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "delta"_a);
 }

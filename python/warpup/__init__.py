@@ -1,7 +1,8 @@
 """warpup: fused operators and a lean trainer for two-stage post-training.
 
 The operators, and the objectives composed from them, are functions of this module; `warpup.advantage` has the published
-estimators by name, `warpup.train` the trainer, `warpup.data` puzzles and loaders.
+estimators by name, `warpup.reflection` the schedules on reflection tokens, `warpup.train` the trainer, `warpup.data`
+puzzles and loaders.
 """
 
 from warpup.losses import (
@@ -36,11 +37,18 @@ from warpup.ops.logprob_policy_masks import (
     sequence_mask,
     top_entropy_mask,
 )
+from warpup.ops.reflection import ReflectionTables, apply_schedule_, reflection_state_update_
+from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
 
 __all__ = [
     "GroupPlan",
     "GroupStats",
+    "ReflectionBatch",
+    "ReflectionSchedule",
+    "ReflectionTables",
+    "ReflectionTokens",
     "after_shared_prefix",
+    "apply_schedule_",
     "clip_cov_tokens",
     "coverage_loss",
     "coverage_weights",
@@ -56,6 +64,7 @@ __all__ = [
     "masked_whiten",
     "policy_loss",
     "preference_loss",
+    "reflection_state_update_",
     "replay_logprob",
     "reward_to_go",
     "role_advantage",

@@ -11,6 +11,7 @@
 #include "fuzz_logprob.h"
 #include "fuzz_logprob_divergence.h"
 #include "fuzz_logprob_policy.h"
+#include "fuzz_reflection.h"
 
 namespace warpup {
 
@@ -30,7 +31,7 @@ namespace fuzz {
 
 constexpr void (*kOps[])() = {
     token_logprob,   divergence,   topk_divergence, logarithms,     policy_loss, group_plan,
-    group_advantage, reverse_scan, role_advantage,  masked_moments, tree_values,
+    group_advantage, reverse_scan, role_advantage,  masked_moments, tree_values, reflection,
 };
 
 }  // namespace fuzz
