@@ -183,6 +183,10 @@ def verdict(found: list[Errors], naive: list[Errors] | None, products: torch.dty
         kind, error, limit = "relative", e.share, max(TOLERANCE[e.dtype], TOLERANCE[products])
         if naive and e.elements > 1:
             kind, error, limit = "largest", e.worst, 2 * naive[index].worst + e.slack
+        elif (
+            e.worst <= 8 * torch.finfo(e.dtype).eps
+        ):  # of a mean of what cancels, such as approx_kl, nothing else is left
+            continue
         if not error <= limit:
             return f"wrong: {kind} error {error:.2g} in result {index}, at most {limit:.2g} allowed"
     return None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
-from cases import OPS, agree, gradients_of, nudged
+from cases import OPS, agree, gradients_of, nudged, upcast
 from test_logprob import FLOATS, VOCABS, to
 from warpup import divergence, linear_divergence, topk_divergence
 from warpup.ops.logprob_divergence import DIVERGENCES, reference_divergence, reference_topk_divergence
@@ -32,12 +32,10 @@ def pair(twin, *shape, dtype=torch.float32):
 @st.composite
 def problems(draw):
     vocab = draw(st.one_of(VOCABS, st.sampled_from([4096, 5000])))
-    lead = draw(st.sampled_from([(), (1,), (3,), (2, 3), (2, 1, 2)]))
+    lead = draw(st.sampled_from([(), (1,), (7,), (2, 5), (2, 1, 4)]))
     dtype = draw(st.sampled_from(FLOATS))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    # Peaked rows of few tokens are left to test_huge and to the fuzzer's bound: the rule compares largest errors, of
-    # which some lucky elements give no fair sample.
-    scale = draw(st.sampled_from([0.1, 1.0, 10.0] if vocab > 30 else [0.1, 1.0]))
+    scale = draw(st.sampled_from([0.1, 1.0, 10.0]))
     count = math.prod(lead) * vocab
 
     def logits(layout):
@@ -67,10 +65,27 @@ def problems(draw):
     return inputs | {"kind": kind, "targets": targets, "beta": draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))}
 
 
+def check_bound(inputs):
+    """Against float64 within some roundings of the largest terms. (The contract's rule takes the largest error of a
+    plain formula, which a lucky one makes too small where there are few rows or tokens and much cancels.)"""
+    value, grad = CASE.run(inputs)
+    exact = upcast(inputs)
+    want_value, want_grad = CASE.run(exact, CASE.reference)
+    eps, t = torch.finfo(value.dtype).eps, inputs["temperature"]
+    t_min = t.min().item() if isinstance(t, torch.Tensor) and t.numel() else 0.5
+    logs = [(exact[k] / t_min).nan_to_num(neginf=0.0) for k in ("student_logits", "teacher_logits")]
+    size = sum(2 * x.abs().max() + math.log(x.shape[-1]) for x in logs)  # of -log p
+    terms = inputs["student_logits"].shape[-1] if inputs["kind"] == "binary" else 1
+    assert ((value.double() - want_value).abs() <= 16 * eps * terms * (1 + size)).all()
+    info = torch.finfo(grad.dtype)
+    tolerance = info.eps * (want_grad.abs() + info.tiny)
+    assert ((grad.double() - want_grad).abs() <= tolerance + 64 * eps * (1 + size) / t_min).all()
+
+
 @given(inputs=problems())
 @settings(max_examples=100)
 def test_shapes_strides_and_options(twin, inputs):
-    CASE.check(to(twin.device, inputs))
+    check_bound(to(twin.device, inputs))
 
 
 @each_kind

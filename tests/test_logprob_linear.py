@@ -44,7 +44,8 @@ def problems(draw):
 @given(x=problems())
 @settings(max_examples=60)
 def test_shapes_slices_and_options(twin, x):
-    CASE.check({k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()})
+    x = {k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
+    CASE.check(x, roundings=8)  # of a product of a few numbers, which the plain way may hit by luck
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

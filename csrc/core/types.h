@@ -11,7 +11,7 @@
 #include <cuda_fp16.h>
 #define WARPUP_HD __host__ __device__ __forceinline__
 #else
-#define WARPUP_HD inline
+#define WARPUP_HD inline __attribute__((always_inline))  // in a loop, what is not inlined is not vectorised
 #endif
 
 // One source, several instruction sets: the loader picks the widest clone that the CPU has.

@@ -15,6 +15,7 @@
 //          stats [rows, 6] = max and sum of the student and of the teacher, c, where the teacher's maximum is (swap);
 //          topk [rows, 3] = max, sum, sum pT. A sum of 0 for the student marks a row that counts for nothing.
 // Numerics products in float32 (float64 for float64); CPU sums of 256 in it (1024 for sum), these added up in float64.
+//          Where one token has nearly all of pS, the gradient's s - t - c cancels: it is off by |s - t| roundings.
 //          A masked row, whatever stands in it, and one where a side has no logit above -inf gives 0 and a zero
 //          gradient. A target or id outside [0, vocab) gives NaN on CUDA (no host sync); the binding rejects it on the
 //          CPU.

@@ -63,8 +63,7 @@ WARPUP_CLONES void sum_row(const T* __restrict x, int64_t n, acc_t<T> inv_t, Row
 }
 
 template <class T, Divergence kind>
-WARPUP_CLONES void add_terms(const T* x_s, const T* x_t, int64_t n, acc_t<T> inv_t, RowSoftmax<acc_t<T>> s,
-                             RowSoftmax<acc_t<T>> t, acc_t<T> beta, Sums* out) {
+WARPUP_CLONES void add_terms(const T* x_s, const T* x_t, int64_t n, DivergenceRow<acc_t<T>> row, Sums* out) {
   using Acc = acc_t<T>;
   Acc wide_s[kBlock], wide_t[kBlock];
   Sums sums;
@@ -77,7 +76,7 @@ WARPUP_CLONES void add_terms(const T* x_s, const T* x_t, int64_t n, acc_t<T> inv
       Acc value = 0, c = 0;
 #pragma omp simd reduction(+ : value, c)
       for (int64_t j = first; j < last; ++j) {
-        const auto term = divergence_term<kind>(s(a[j], inv_t), t(b[j], inv_t), beta);
+        const auto term = divergence_term<kind>(row, a[j], b[j]);
         value += term.value;
         c += term.c;
       }
@@ -90,8 +89,7 @@ WARPUP_CLONES void add_terms(const T* x_s, const T* x_t, int64_t n, acc_t<T> inv
 
 // to[j] = factor * slope; n <= kBlock
 template <class T, Divergence kind>
-WARPUP_CLONES void slopes(const T* x_s, const T* x_t, int64_t n, acc_t<T> inv_t, RowSoftmax<acc_t<T>> s,
-                          RowSoftmax<acc_t<T>> t, acc_t<T> c, acc_t<T> beta, acc_t<T> factor, T* to) {
+WARPUP_CLONES void slopes(const T* x_s, const T* x_t, int64_t n, DivergenceRow<acc_t<T>> row, acc_t<T> factor, T* to) {
   using Acc = acc_t<T>;
   Acc wide_s[kBlock], wide_t[kBlock], wide[kBlock];
   const Acc* a = widened(x_s, n, wide_s);
@@ -100,7 +98,7 @@ WARPUP_CLONES void slopes(const T* x_s, const T* x_t, int64_t n, acc_t<T> inv_t,
   if constexpr (sizeof(T) > 2) out = to;
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    out[j] = factor * divergence_slope<kind>(s(a[j], inv_t), t(b[j], inv_t), c, beta);
+    out[j] = factor * divergence_slope<kind>(row, a[j], b[j]);
   }
   if constexpr (sizeof(T) == 2) {
 #pragma omp simd
@@ -110,8 +108,7 @@ WARPUP_CLONES void slopes(const T* x_s, const T* x_t, int64_t n, acc_t<T> inv_t,
 
 // to[j] = p[j] * factor; n <= kBlock
 template <class T>
-WARPUP_CLONES void scaled_softmax(const T* x, int64_t n, acc_t<T> inv_t, RowSoftmax<acc_t<T>> s, acc_t<T> factor,
-                                  T* to) {
+WARPUP_CLONES void scaled_softmax(const T* x, int64_t n, acc_t<T> inv_t, RowSide<acc_t<T>> s, acc_t<T> factor, T* to) {
   using Acc = acc_t<T>;
   Acc wide[kBlock];
   const Acc* a = widened(x, n, wide);
@@ -137,9 +134,11 @@ bool masked(const Args& args, int64_t r) {
   return args.mask && args.mask[args.mask_rows.offset(r)] == 0;
 }
 
+// From the sum as it is kept for the backward, which then meets the same probabilities: what cancels there has to be
+// equal.
 template <class Acc>
-RowSoftmax<Acc> softmax_of(const RowSum<Acc>& row) {
-  return {row.max, static_cast<Acc>(row.sum), static_cast<Acc>(1 / row.sum), static_cast<Acc>(std::log(row.sum))};
+RowSide<Acc> side_of(const RowSum<Acc>& row) {
+  return row_side(row.max, static_cast<Acc>(row.sum));
 }
 
 inline int64_t grain_of(int64_t vocab) { return std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(vocab, 1)); }
@@ -179,16 +178,17 @@ void divergence_cpu(const DivergenceArgs<T>& args) {
       const T* x_s = args.student + args.student_rows.offset(r);
       const T* x_t = args.teacher + args.teacher_rows.offset(r);
       const Acc inv_t = static_cast<Acc>(inverse_temperature(args, r));
-      RowSoftmax<Acc> s, t;
+      DivergenceRow<Acc> row;
+      row.inv_t = inv_t, row.beta = beta;
       int64_t top = -1;  // the block of the teacher's maximum, then its place
       bool empty = masked(args, r);
       if (!empty && args.kind != Divergence::binary) {
-        RowSum<Acc> sums[2];
-        sum_row(x_s, args.vocab, inv_t, &sums[0]);
-        sum_row(x_t, args.vocab, inv_t, &sums[1]);
-        empty = sums[0].sum == 0 || sums[1].sum == 0;
-        s = softmax_of(sums[0]), t = softmax_of(sums[1]);
-        top = sums[1].block;
+        RowSum<Acc> s, t;
+        sum_row(x_s, args.vocab, inv_t, &s);
+        sum_row(x_t, args.vocab, inv_t, &t);
+        empty = s.sum == 0 || t.sum == 0;
+        row = divergence_row(side_of(s), side_of(t), inv_t, beta, Acc(0));
+        top = t.block;
       }
       Acc* stats = args.stats + kDivergenceStats * r;
       if (empty) {
@@ -197,24 +197,23 @@ void divergence_cpu(const DivergenceArgs<T>& args) {
         continue;
       }
       Sums sums;
-      dispatch_divergence(
-          args.kind, [&]<Divergence kind>() { add_terms<T, kind>(x_s, x_t, args.vocab, inv_t, s, t, beta, &sums); });
+      dispatch_divergence(args.kind, [&]<Divergence kind>() { add_terms<T, kind>(x_s, x_t, args.vocab, row, &sums); });
       if (args.targets) {
         const T* begin = x_t + top;
         const T* end = x_t + std::min(args.vocab, top + kBlock);
-        top = std::find_if(begin, end, [&t](T x) { return load(x) == t.max; }) - x_t;  // the end where there is NaN
+        top =
+            std::find_if(begin, end, [&row](T x) { return load(x) == row.t.max; }) - x_t;  // the end where there is NaN
         const int64_t y = args.targets[args.targets_rows.offset(r)];
         if (top < args.vocab && top != y) {
           const auto add = [&](int64_t at, int64_t teacher_at, int sign) {
-            const auto term =
-                divergence_term<Divergence::forward>(s(load(x_s[at]), inv_t), t(load(x_t[teacher_at]), inv_t), beta);
+            const auto term = divergence_term<Divergence::forward>(row, load(x_s[at]), load(x_t[teacher_at]));
             sums.value += sign * double(term.value), sums.c += sign * double(term.c);
           };
           add(top, top, -1), add(y, y, -1), add(top, y, 1), add(y, top, 1);
         }
       }
       args.value[r] = static_cast<Acc>(sums.value);
-      const Acc kept[] = {s.max, s.sum, t.max, t.sum, static_cast<Acc>(sums.c), static_cast<Acc>(top)};
+      const Acc kept[] = {row.s.max, row.s.sum, row.t.max, row.t.sum, static_cast<Acc>(sums.c), static_cast<Acc>(top)};
       std::copy(kept, kept + kDivergenceStats, stats);
     }
   });
@@ -234,20 +233,18 @@ void divergence_backward_cpu(const DivergenceBackwardArgs<T>& args) {
     }
     const T* x_s = f.student + f.student_rows.offset(r);
     const T* x_t = f.teacher + f.teacher_rows.offset(r);
-    const Acc inv_t = static_cast<Acc>(inverse_temperature(f, r)), factor = g * inv_t, c = stats[4];
-    const auto s = row_softmax(stats[0], stats[1]), t = row_softmax(stats[2], stats[3]);
+    const Acc inv_t = static_cast<Acc>(inverse_temperature(f, r)), factor = g * inv_t;
+    const auto row = divergence_row(row_side(stats[0], stats[1]), row_side(stats[2], stats[3]), inv_t, beta, stats[4]);
     const int64_t top = f.targets ? static_cast<int64_t>(stats[5]) : f.vocab;
     const bool swap = top < f.vocab;
     const int64_t y = swap ? f.targets[f.targets_rows.offset(r)] : 0;
     const auto swapped = [&](int64_t at, int64_t teacher_at) {
-      return store<T>(factor * divergence_slope<Divergence::forward>(s(load(x_s[at]), inv_t),
-                                                                     t(load(x_t[teacher_at]), inv_t), c, beta));
+      return store<T>(factor * divergence_slope<Divergence::forward>(row, load(x_s[at]), load(x_t[teacher_at])));
     };
     const T at_top = swap ? swapped(top, y) : T{}, at_y = swap ? swapped(y, top) : T{};  // dz may be x_s
     dispatch_divergence(f.kind, [&]<Divergence kind>() {
-      blocks([&](int64_t begin, int64_t len, T* to) {
-        slopes<T, kind>(x_s + begin, x_t + begin, len, inv_t, s, t, c, beta, factor, to);
-      });
+      blocks(
+          [&](int64_t begin, int64_t len, T* to) { slopes<T, kind>(x_s + begin, x_t + begin, len, row, factor, to); });
     });
     if (swap) dz[top] = at_top, dz[y] = at_y;
   });
@@ -265,13 +262,13 @@ void topk_divergence_cpu(const TopkDivergenceArgs<T>& args) {
       RowSum<Acc> sum;
       if (!masked(args, r)) sum_row(x, args.vocab, inv_t, &sum);
       const bool empty = sum.sum == 0;
-      const auto s = softmax_of(sum);
+      const auto s = side_of(sum);
       double value = 0, listed = 0;
       const int64_t* ids = args.ids + args.ids_rows.offset(r);
       const Acc* logp = args.logp + args.logp_rows.offset(r);
       for (int64_t k = 0; k < args.k && !empty; ++k) {
         if (logp[k] == -kInf<Acc>) continue;
-        const Acc log_s = s(load(x[ids[k]]), inv_t).log;
+        const Acc log_s = s(load(x[ids[k]]), inv_t).x - s.log;
         if (log_s == -kInf<Acc>) continue;
         const double p = std::exp(double(logp[k]));
         value += p * (double(logp[k]) - log_s), listed += p;
@@ -296,13 +293,13 @@ void topk_divergence_backward_cpu(const TopkDivergenceBackwardArgs<T>& args) {
     }
     const T* x = f.student + f.student_rows.offset(r);
     const Acc inv_t = static_cast<Acc>(inverse_temperature(f, r)), factor = g * inv_t, listed = stats[2];
-    const auto s = row_softmax(stats[0], stats[1]);
+    const auto s = row_side(stats[0], stats[1]);
     blocks([&](int64_t begin, int64_t len, T* to) { scaled_softmax(x + begin, len, inv_t, s, factor * listed, to); });
     const int64_t* ids = f.ids + f.ids_rows.offset(r);
     const Acc* logp = f.logp + f.logp_rows.offset(r);
     for (int64_t k = 0; k < f.k; ++k) {
       const auto token = s(load(x[ids[k]]), inv_t);
-      if (token.log == -kInf<Acc>) continue;
+      if (token.x == -kInf<Acc>) continue;
       double p = 0;  // of all entries with this id: a token listed twice counts twice
       for (int64_t i = 0; i < f.k; ++i) p += ids[i] == ids[k] ? std::exp(double(logp[i])) : 0;
       dz[ids[k]] = store<T>(factor * (token.p * listed - static_cast<Acc>(p)));

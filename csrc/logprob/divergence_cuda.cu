@@ -137,13 +137,14 @@ __global__ __launch_bounds__(kThreads) void divergence_kernel(const DivergenceAr
   const int64_t r = blockIdx.x, n = args.vocab;
   const T* x_s = args.student + args.student_rows.offset(r);
   const T* x_t = args.teacher + args.teacher_rows.offset(r);
-  const Acc inv_t = inverse_temperature(args, r), beta = static_cast<Acc>(args.beta);
-  RowSoftmax<Acc> s, t;
+  DivergenceRow<Acc> row;
+  const Acc inv_t = row.inv_t = inverse_temperature(args, r);
+  row.beta = static_cast<Acc>(args.beta);
   bool empty = masked(args, r);  // the same for the whole block, like all that decides below
   if (!empty && kind != Divergence::binary) {
     const auto sum_s = sum_row<kThreads>(x_s, n, inv_t), sum_t = sum_row<kThreads>(x_t, n, inv_t);
     empty = sum_s.sum == 0 || sum_t.sum == 0;
-    s = row_softmax(sum_s.max, sum_s.sum), t = row_softmax(sum_t.max, sum_t.sum);
+    row = divergence_row(row_side(sum_s.max, sum_s.sum), row_side(sum_t.max, sum_t.sum), inv_t, row.beta, Acc(0));
   }
   bool invalid = !(inv_t > 0);
   Swap<Acc> swap;
@@ -151,18 +152,18 @@ __global__ __launch_bounds__(kThreads) void divergence_kernel(const DivergenceAr
   if (!empty) {
     if (kind == Divergence::forward && args.targets) {
       int64_t top = n;
-      for (int64_t j = threadIdx.x; j < n && top == n; j += kThreads) top = load(x_t[j]) == t.max ? j : n;
+      for (int64_t j = threadIdx.x; j < n && top == n; j += kThreads) top = load(x_t[j]) == row.t.max ? j : n;
       swap.top = block_reduce<kThreads>(top, Least{});
       swap.y = args.targets[args.targets_rows.offset(r)];
       invalid = invalid || swap.y < 0 || swap.y >= n || swap.top == n;  // there is no maximum where there is NaN
-      if (!invalid) swap.at_top = t.max, swap.at_y = load(x_t[swap.y]);
+      if (!invalid) swap.at_top = row.t.max, swap.at_y = load(x_t[swap.y]);
     }
     walk_both<kUnroll<T>>(x_s, x_t, n, threadIdx.x, kThreads,
                           [&]<int N>(const Acc(&a)[N], const Acc(&b)[N], int64_t first) {
 #pragma unroll
                             for (int i = 0; i < N; ++i) {
                               const Acc z_t = kind == Divergence::forward ? swap(first + i, b[i]) : b[i];
-                              const auto term = divergence_term<kind>(s(a[i], inv_t), t(z_t, inv_t), beta);
+                              const auto term = divergence_term<kind>(row, a[i], z_t);
                               sums.value += term.value, sums.c += term.c;
                             }
                           });
@@ -172,10 +173,10 @@ __global__ __launch_bounds__(kThreads) void divergence_kernel(const DivergenceAr
   const Acc nan = kInf<Acc> - kInf<Acc>;
   Acc* stats = args.stats + kDivergenceStats * r;
   args.value[r] = empty ? Acc(0) : invalid ? nan : sums.value;
-  stats[0] = empty ? Acc(0) : s.max;
-  stats[1] = empty ? Acc(0) : invalid ? nan : s.sum;
-  stats[2] = empty ? Acc(0) : t.max;
-  stats[3] = empty ? Acc(0) : t.sum;
+  stats[0] = empty ? Acc(0) : row.s.max;
+  stats[1] = empty ? Acc(0) : invalid ? nan : row.s.sum;
+  stats[2] = empty ? Acc(0) : row.t.max;
+  stats[3] = empty ? Acc(0) : row.t.sum;
   stats[4] = sums.c;
   stats[5] = empty ? Acc(0) : static_cast<Acc>(swap.top);
 }
@@ -191,27 +192,33 @@ __global__ __launch_bounds__(kThreads) void divergence_backward_kernel(const Div
   const T* x_t = f.teacher + f.teacher_rows.offset(r);
   T* dz = args.grad_student + args.grad_student_rows.offset(r) + begin;
   const Acc* stats = f.stats + kDivergenceStats * r;
-  const auto s = row_softmax(stats[0], stats[1]), t = row_softmax(stats[2], stats[3]);
-  const Acc c = stats[4], g = args.grad_value[args.grad_value_rows.offset(r)];
-  const Acc inv_t = inverse_temperature(f, r), factor = g * inv_t, beta = static_cast<Acc>(f.beta);
-  const bool zero = s.sum == 0 || g == 0;
+  const Acc g = args.grad_value[args.grad_value_rows.offset(r)];
+  const Acc inv_t = inverse_temperature(f, r), factor = g * inv_t;
+  DivergenceRow<Acc> row;
+  row.inv_t = inv_t;
+  if constexpr (kind != Divergence::binary) {
+    row = divergence_row(row_side(stats[0], stats[1]), row_side(stats[2], stats[3]), inv_t, static_cast<Acc>(f.beta),
+                         stats[4]);
+  }
+  const bool zero = stats[1] == 0 || g == 0;
   Swap<Acc> swap;
-  if (kind == Divergence::forward && f.targets && !zero && s.sum == s.sum) {
+  if (kind == Divergence::forward && f.targets && !zero && stats[1] == stats[1]) {
     const int64_t top = static_cast<int64_t>(stats[5]), y = f.targets[f.targets_rows.offset(r)];
     swap = {top - begin, y - begin, load(x_t[top]), load(x_t[y])};
   }
   const bool aligned = ((reinterpret_cast<intptr_t>(x_s) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
-  walk_both<kUnroll<T>>(x_s, x_t + begin, n, threadIdx.x, kThreads,
-                        [&]<int N>(const Acc(&a)[N], const Acc(&b)[N], int64_t first) {
-                          Acc out[N];
+  constexpr int kVectors = kind == Divergence::binary ? 1 : kUnroll<T>;  // two sigmoids take many registers
+  walk_both<kVectors>(x_s, x_t + begin, n, threadIdx.x, kThreads,
+                      [&]<int N>(const Acc(&a)[N], const Acc(&b)[N], int64_t first) {
+                        Acc out[N];
 #pragma unroll
-                          for (int i = 0; i < N; ++i) {
-                            const Acc z_t = kind == Divergence::forward ? swap(first + i, b[i]) : b[i];
-                            const Acc slope = divergence_slope<kind>(s(a[i], inv_t), t(z_t, inv_t), c, beta);
-                            out[i] = zero ? Acc(0) : factor * slope;
-                          }
-                          put(dz + first, out, aligned);
-                        });
+                        for (int i = 0; i < N; ++i) {
+                          const Acc z_t = kind == Divergence::forward ? swap(first + i, b[i]) : b[i];
+                          const Acc slope = divergence_slope<kind>(row, a[i], z_t);
+                          out[i] = zero ? Acc(0) : factor * slope;
+                        }
+                        put(dz + first, out, aligned);
+                      });
 }
 
 // ---- topk_divergence ------------------------------------------------------------------------------------------------
@@ -227,11 +234,11 @@ __global__ __launch_bounds__(kThreads) void topk_divergence_kernel(const TopkDiv
   Softmax<Acc> sum{0, 0};
   if (!masked(args, r)) sum = sum_row<kThreads>(x, args.vocab, inv_t);
   const bool empty = sum.sum == 0;
-  const auto s = row_softmax(sum.max, sum.sum);
+  const auto s = row_side(sum.max, sum.sum);
   Sums<Acc> sums{0, 0};
   for (int64_t k = threadIdx.x; k < args.k && !empty; k += kThreads) {
     const bool inside = ids[k] >= 0 && ids[k] < args.vocab && inv_t > 0;
-    const Acc log_s = inside ? s(load(x[ids[k]]), inv_t).log : nan, log_t = logp[k];
+    const Acc log_s = inside ? s(load(x[ids[k]]), inv_t).x - s.log : nan, log_t = logp[k];
     if (log_t == -kInf<Acc> || log_s == -kInf<Acc>) continue;
     const Acc p = exp_neg(log_t);
     sums.value += p * (log_t - log_s), sums.c += inside ? p : nan;
@@ -253,7 +260,7 @@ __global__ __launch_bounds__(kThreads) void topk_divergence_backward_kernel(cons
   const T* x = f.student + f.student_rows.offset(r) + begin;
   T* dz = args.grad_student + args.grad_student_rows.offset(r) + begin;
   const Acc* stats = f.stats + kTopkStats * r;
-  const auto s = row_softmax(stats[0], stats[1]);
+  const auto s = row_side(stats[0], stats[1]);
   const Acc listed = stats[2], g = args.grad_value[args.grad_value_rows.offset(r)];
   const Acc inv_t = inverse_temperature(f, r), factor = g * inv_t;
   const bool zero = s.sum == 0 || g == 0;
@@ -272,7 +279,7 @@ __global__ __launch_bounds__(kThreads) void topk_divergence_backward_kernel(cons
     const int64_t j = ids[k] - begin;
     if (j < 0 || j >= n) continue;
     const auto token = s(load(x[j]), inv_t);
-    if (token.log == -kInf<Acc>) continue;
+    if (token.x == -kInf<Acc>) continue;
     Acc p = 0;  // of all entries with this id: a token listed twice counts twice, and both write the same
     for (int64_t i = 0; i < f.k; ++i) p += ids[i] == ids[k] ? exp_neg(logp[i]) : Acc(0);
     dz[j] = store<T>(factor * (token.p * listed - p));

@@ -1,18 +1,19 @@
-// The divergences between student S and teacher T, each once: one token's share of the sums, and the gradient, from pS,
-// s = log pS, pT, t = log pT and one constant c of the row. Shared by both twins. (p comes beside its logarithm since
-// exp((z - max) / T) / sum keeps digits that exp(log p) has lost to the rounding of log p.)
+// The divergences between student S and teacher T, each once: one token's share of the sums, and the gradient, from its
+// two logits and the constants of the row. Shared by both twins. With p the probability, s = log pS, t = log pT:
 //
-//   kind           sum of                       c                          d / d xS,  xS = zS / T
-//   forward        pT (t - s)                   0                          pS - pT
-//   reverse        pS (s - t)                   RKL                        pS (s - t - c)
-//   jeffreys       (pS - pT) (s - t)            RKL                        pS (s - t - c) + pS - pT
-//   jsd            b pT log(pT / m)             KL(pS || m)                a pS (log(pS / m) - c)    a = 1 - b
-//                  + a pS log(pS / m)
-//   symmetric_ce   -(pT s + pS t) / 2           sum pS t                   (pS (1 + c - t) - pT) / 2
-//   binary         Bernoulli KL of sigmoids     0                          sigmoid(s) - sigmoid(t);  s = xS, t = xT
+//   kind           sum of                           c                          d / d xS,  xS = zS / T
+//   forward        pT (t - s)                       0                          pS - pT
+//   reverse        pS (s - t)                       RKL                        pS (s - t - c)
+//   jeffreys       (pS - pT) (s - t)                RKL                        pS (s - t - c) + pS - pT
+//   jsd            b pT log(pT/m) + a pS log(pS/m)  KL(pS || m)                a pS (log(pS/m) - c)    a = 1 - b
+//   symmetric_ce   -(pT s + pS t) / 2               sum pS t                   (pS (1 + c - t) - pT) / 2
+//   binary         Bernoulli KL of sigmoids         0                          sigmoid(xS) - sigmoid(xT)
 //
-// m = b pT + a pS. A term that is infinite because the other side rules the token out (its logit is -inf) is left
-// out of the sum, and the probability so lost is part of c, which makes the gradient that of the sum as it stands.
+// m = b pT + a pS. A term that is infinite because the other side rules the token out (its logit is -inf) is left out
+// of the sum, and the probability so lost is part of c, which makes the gradient that of the sum as it stands.
+//
+// Digits: p is exp((z - max) / T) / sum, not the exp of a rounded log p; s - t takes the difference of the two rows'
+// log sums, rounded once, so that a small divergence is not what is left of large logarithms.
 #pragma once
 
 #include "core/math.h"
@@ -42,22 +43,34 @@ void dispatch_divergence(Divergence kind, const Body& body) {
 
 template <class Acc>
 struct TokenProb {
-  Acc p, log;
+  Acc p, x;  // x = (z - max) / T = log p + log sum
 };
 
-// What a row needs to turn its logits into probabilities: max z, sum exp((z - max) / T), and of it 1 / sum and log.
+// One side of a row: max z, sum exp((z - max) / T), and of that 1 / sum and log sum. As it stands, what `binary` takes.
 template <class Acc>
-struct RowSoftmax {
-  Acc max = 0, sum = 1, inverse = 1, log = 0;  // as it stands: p = exp(z / T), which `binary` does not look at
+struct RowSide {
+  Acc max = 0, sum = 1, inverse = 1, log = 0;
   WARPUP_HD TokenProb<Acc> operator()(Acc z, Acc inv_t) const {
     const Acc x = (z - max) * inv_t;
-    return {exp_neg(x) * inverse, x - log};
+    return {exp_neg(x) * inverse, x};
   }
 };
 
 template <class Acc>
-WARPUP_HD RowSoftmax<Acc> row_softmax(Acc max, Acc sum) {
+WARPUP_HD RowSide<Acc> row_side(Acc max, Acc sum) {
   return {max, sum, Acc(1) / sum, log_pos(sum)};
+}
+
+template <class Acc>
+struct DivergenceRow {
+  RowSide<Acc> s, t;
+  Acc log_ratio = 0;  // log(sum of S / sum of T)
+  Acc inv_t = 1, beta = 0, c = 0;
+};
+
+template <class Acc>
+WARPUP_HD DivergenceRow<Acc> divergence_row(RowSide<Acc> s, RowSide<Acc> t, Acc inv_t, Acc beta, Acc c) {
+  return {s, t, log_pos(s.sum / t.sum), inv_t, beta, c};
 }
 
 template <class Acc>
@@ -98,51 +111,54 @@ WARPUP_HD Acc sigmoid(Acc x) {
 }  // namespace detail
 
 template <Divergence kind, class Acc>
-WARPUP_HD DivergenceTerm<Acc> divergence_term(TokenProb<Acc> student, TokenProb<Acc> teacher, Acc beta) {
-  const Acc p_s = student.p, s = student.log, p_t = teacher.p, t = teacher.log;
-  const bool no_s = s == -kInf<Acc>, no_t = t == -kInf<Acc>;
+WARPUP_HD DivergenceTerm<Acc> divergence_term(const DivergenceRow<Acc>& row, Acc z_s, Acc z_t) {
+  const auto [p_s, x_s] = row.s(z_s, row.inv_t);
+  const auto [p_t, x_t] = row.t(z_t, row.inv_t);
+  const bool no_s = x_s == -kInf<Acc>, no_t = x_t == -kInf<Acc>;
+  const Acc d = no_s || no_t ? Acc(0) : (x_s - x_t) - row.log_ratio;
   if constexpr (kind == Divergence::forward) {
-    return {no_s || no_t ? Acc(0) : p_t * (t - s), no_s ? p_t : Acc(0)};
+    return {-p_t * d, no_s ? p_t : Acc(0)};
   } else if constexpr (kind == Divergence::reverse) {
-    const Acc value = no_s || no_t ? Acc(0) : p_s * (s - t);
-    return {value, no_t ? -p_s : value};
+    return {p_s * d, no_t ? -p_s : p_s * d};
   } else if constexpr (kind == Divergence::jeffreys) {
-    const Acc d = no_s || no_t ? Acc(0) : s - t;
     return {(p_s - p_t) * d, p_s * d + (no_s ? p_t : Acc(0)) - (no_t ? p_s : Acc(0))};
   } else if constexpr (kind == Divergence::jsd) {
-    const Acc m = detail::inverse_mixture(p_s, p_t, beta);
+    const Acc m = detail::inverse_mixture(p_s, p_t, row.beta);
     const Acc kl_s = p_s * detail::log_share(p_s, m), kl_t = p_t * detail::log_share(p_t, m);
-    return {beta * kl_t + (Acc(1) - beta) * kl_s, kl_s};
+    return {row.beta * kl_t + (Acc(1) - row.beta) * kl_s, kl_s};
   } else if constexpr (kind == Divergence::symmetric_ce) {
-    const Acc forward = no_s ? Acc(0) : p_t * s, reverse = no_t ? Acc(0) : p_s * t;
+    const Acc forward = no_s ? Acc(0) : p_t * (x_s - row.s.log), reverse = no_t ? Acc(0) : p_s * (x_t - row.t.log);
     return {Acc(-0.5) * (forward + reverse), reverse - (no_s ? p_t : Acc(0))};
   } else {
     // softplus(s) - softplus(t) - sigmoid(t) (s - t), mirrored so that t <= 0 and nothing large cancels.
-    const Acc t_neg = -detail::magnitude(t), s_neg = t > Acc(0) ? -s : s, e = exp_neg(t_neg);
+    const Acc t = -detail::magnitude(x_t), s = x_t > Acc(0) ? -x_s : x_s, e = exp_neg(t);
     const Acc q = e / (Acc(1) + e);
-    const Acc value = (s_neg > Acc(0) ? s_neg : Acc(0)) + log1p_unit(exp_neg(-detail::magnitude(s))) - log1p_unit(e) -
-                      (t_neg == -kInf<Acc> ? Acc(0) : q * (s_neg - t_neg));
+    const Acc value = (s > Acc(0) ? s : Acc(0)) + log1p_unit(exp_neg(-detail::magnitude(x_s))) - log1p_unit(e) -
+                      (t == -kInf<Acc> ? Acc(0) : q * (s - t));
     return {no_s ? Acc(0) : value, Acc(0)};
   }
 }
 
 template <Divergence kind, class Acc>
-WARPUP_HD Acc divergence_slope(TokenProb<Acc> student, TokenProb<Acc> teacher, Acc c, Acc beta) {
-  const Acc p_s = student.p, s = student.log, p_t = teacher.p, t = teacher.log;
-  const bool no_s = s == -kInf<Acc>, no_t = t == -kInf<Acc>;
+WARPUP_HD Acc divergence_slope(const DivergenceRow<Acc>& row, Acc z_s, Acc z_t) {
+  const auto [p_s, x_s] = row.s(z_s, row.inv_t);
+  const auto [p_t, x_t] = row.t(z_t, row.inv_t);
+  const bool no_s = x_s == -kInf<Acc>, no_t = x_t == -kInf<Acc>;
+  const Acc d = no_t ? Acc(-1) : no_s ? Acc(0) : (x_s - x_t) - row.log_ratio;
   if constexpr (kind == Divergence::binary) {
-    return no_s ? Acc(0) : detail::sigmoid(s) - detail::sigmoid(t);
+    return no_s ? Acc(0) : detail::sigmoid(x_s) - detail::sigmoid(x_t);
   } else if constexpr (kind == Divergence::forward) {
-    return p_s * (Acc(1) - c) - (no_s ? Acc(0) : p_t);
+    return p_s * (Acc(1) - row.c) - (no_s ? Acc(0) : p_t);
   } else if constexpr (kind == Divergence::reverse) {
-    return p_s * ((no_t ? Acc(-1) : no_s ? Acc(0) : s - t) - c);
+    return p_s * (d - row.c);
   } else if constexpr (kind == Divergence::jeffreys) {
-    const Acc d = no_t ? Acc(-1) : no_s ? Acc(0) : s - t;
-    return p_s * (d - c + Acc(1)) - (no_s ? Acc(0) : p_t);
+    return p_s * (d - row.c + Acc(1)) - (no_s ? Acc(0) : p_t);
   } else if constexpr (kind == Divergence::jsd) {
-    return (Acc(1) - beta) * p_s * (detail::log_share(p_s, detail::inverse_mixture(p_s, p_t, beta)) - c);
+    const Acc m = detail::inverse_mixture(p_s, p_t, row.beta);
+    return (Acc(1) - row.beta) * p_s * (detail::log_share(p_s, m) - row.c);
   } else {
-    return Acc(0.5) * (p_s * (Acc(1) + c - (no_t ? Acc(0) : t)) - (no_s ? Acc(0) : p_t));
+    const Acc t = no_t ? Acc(0) : x_t - row.t.log;
+    return Acc(0.5) * (p_s * (Acc(1) + row.c - t) - (no_s ? Acc(0) : p_t));
   }
 }
 

@@ -21,9 +21,8 @@ enum class PolicyFormula : int { clip, weighted, sapo, geometric };
 //   sequence_token  the same value, the gradient to the own token only, the mean held at 10: GSPO-token
 //   product         q = e^sum(x), without gradient: A-LoL
 //   geometric       q = e^mean(x clipped to [floor, ceiling] where that takes gradient away): GMPO
-//   gamma           q = e^(lambda + k log w - lambda w), log w = sum(clamp(x, +-20)) in [ln 1e-8, 20], without
-//   gradient:
-//                   VESPO; k and lambda by the sign of A
+//   gamma           q = e^(lambda + k log w - lambda w), log w = sum(clamp(x, +-20)) in [ln 1e-8, 20]: VESPO; without
+//                   gradient, k and lambda by the sign of A
 enum class PolicyLevel : int { one, token, sequence, sequence_token, product, geometric, gamma };
 
 // The ratio is one a row, and a sum over the row comes first.

@@ -60,9 +60,10 @@ def reference_divergence(
 
     if kind == "binary":
         x_s, x_t = zero(x_s, no_s), x_t.clamp_min(-1e4)  # 1e4: sigmoid = 0, without the NaN of 0 * inf
-        softplus_s, softplus_t = torch.nn.functional.softplus(x_s), torch.nn.functional.softplus(x_t)
-        inside = torch.sigmoid(x_t) * ((x_t - softplus_t) - (x_s - softplus_s))
-        value = zero(inside + torch.sigmoid(-x_t) * (softplus_s - softplus_t), no_s).sum(-1)
+        log_sigmoid = torch.nn.functional.logsigmoid  # softplus is cut off at 20
+        yes = torch.sigmoid(x_t) * (log_sigmoid(x_t) - log_sigmoid(x_s))
+        no = torch.sigmoid(-x_t) * (log_sigmoid(-x_t) - log_sigmoid(-x_s))
+        value = zero(yes + no, no_s).sum(-1)
     else:
         s, t = torch.log_softmax(x_s, -1), torch.log_softmax(x_t, -1)
         p_s, p_t, s, t = s.exp(), t.exp(), zero(s, no_s), zero(t, no_t)

@@ -41,9 +41,9 @@ def _(logp, old_logp, advantages, mask, ref_logp, weights, penalty, ref_kl, entr
 
 class PolicyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(logp, ref_kl, entropy, old_logp, advantages, mask, ref_logp, weights, penalty, cu_seqlens, *rest):
-        fixed = (old_logp, advantages, mask, ref_logp, weights, penalty)
-        return _ops.policy_loss(logp, *fixed, ref_kl, entropy, cu_seqlens, *rest)
+    def forward(*inputs):  # torch binds them to this signature at each call: with names that takes 8 us more
+        logp, ref_kl, entropy, *fixed, cu_seqlens, denominator, choices, numbers = inputs
+        return _ops.policy_loss(logp, *fixed, ref_kl, entropy, cu_seqlens, denominator, choices, numbers)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -113,10 +113,10 @@ def arguments_of(
         selected = kl_cov_tokens(logp_fixed, advantages, mask, cu_seqlens=cu_seqlens)
     penalty = None
     if kind == "clip_cov":
-        kept = (~selected).to(logp.dtype)
+        kept = (selected == 0).to(logp.dtype)
         weights = kept if weights is None else kept * per_token(weights, logp, cu_seqlens)
     elif kind == "kl_cov":
-        penalty = selected.to(logp.dtype) * constants_of(kind, constants)[0]
+        penalty = (selected != 0).to(logp.dtype) * constants_of(kind, constants)[0]
     fixed = (
         old_logp,
         advantages,
