@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from warpup import token_logprob
+from warpup import replay_logprob, token_logprob
 
 from .errors import TrainError
 
@@ -102,8 +102,11 @@ def micro_batches(
         todo = todo[size:]
 
 
-def completion_logprob(model, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+def completion_logprob(
+    model, batch: Batch, temperature: float = 1.0, *, delta: torch.Tensor | None = None, token_set=None
+) -> torch.Tensor:
     """Log-probs (B, T) float32 of the batch's targets under the model at a temperature; 0 where there is no target.
+    delta (B, T): what a schedule added to the logits of `token_set` at each target.
 
     Logits are made only from the first completion token on, where the model can leave out the rest.
     """
@@ -112,7 +115,11 @@ def completion_logprob(model, batch: Batch, temperature: float = 1.0) -> torch.T
     logits = model(input_ids=batch.inputs, attention_mask=batch.attention, use_cache=False, **keep).logits
     if not keep:
         logits = logits[:, first:]
-    logp = token_logprob(logits, batch.targets[:, first:], temperature=temperature)
+    targets = batch.targets[:, first:]
+    if delta is None:
+        logp = token_logprob(logits, targets, temperature=temperature)
+    else:
+        logp = replay_logprob(logits, targets, temperature=temperature, delta=delta[:, first:], token_set=token_set)
     return torch.nn.functional.pad(logp, (first, 0))
 
 

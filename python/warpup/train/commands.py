@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 import tyro
 
+from warpup.data import REFLECTION_WORDS
+from warpup.reflection.tokens import WORDS
+
+from .compare import compare, show
 from .config import TrainConfig, check_positive, load_config
 from .data import examples_of
 from .errors import TrainError
@@ -139,8 +143,15 @@ class EvalArguments:
     """Completions are cut off at this many tokens."""
     limit: int | None = None
     """Use the first so many examples only."""
+    schedule: tuple[str, ...] = ()
+    """Compare these decodings, such as `plain tip:alpha=3,beta=60 s1:times=1 cyclic:amplitude=3,period=60`, or
+    `compare`: these and a small grid of amplitude and period, made to the length of the plain traces."""
+    words: str = ""
+    """Reflection words of the schedules, separated by commas; default: the puzzles' own, or those of English traces."""
+    seeds: int = 3
+    """With --schedule: sample with so many seeds, for the spread."""
     seed: int = 0
-    """Seed of the sampling."""
+    """Seed of the sampling, or the first of them."""
     json: bool = False
     """Print JSON in place of a table."""
 
@@ -161,17 +172,35 @@ def eval(arguments: list[str]) -> None:
         raise TrainError("expected --samples >= 0, --temperature > 0, 0 < --top-p <= 1, --max-new-tokens >= 1")
     folder = newest_model(given.run)
     model, tokenizer = load_model(folder)
-    numbers = evaluate(
-        model,
-        tokenizer,
-        examples_of(held),
-        held.reward,
-        samples=given.samples,
-        temperature=given.temperature,
-        top_p=given.top_p,
-        max_new_tokens=given.max_new_tokens,
-        seed=given.seed,
-    ).numbers()
+    options = {
+        "samples": given.samples,
+        "temperature": given.temperature,
+        "top_p": given.top_p,
+        "max_new_tokens": given.max_new_tokens,
+    }
+    if given.schedule:
+        if given.samples < 1 or given.seeds < 1:
+            raise TrainError("--schedule compares samples: expected --samples and --seeds of at least 1")
+        words = given.words or ",".join(REFLECTION_WORDS if held.reward == VERIFIER else WORDS)
+        seeds = range(given.seed, given.seed + given.seeds)
+        with ProgressBar() as bar:
+            rows = compare(
+                model,
+                tokenizer,
+                examples_of(held),
+                held.reward,
+                given.schedule,
+                words.split(","),
+                seeds,
+                bar,
+                **options,
+            )
+        if given.json:
+            print(json.dumps(rows))
+        else:
+            show(rows, Path(given.run))
+        return
+    numbers = evaluate(model, tokenizer, examples_of(held), held.reward, seed=given.seed, **options).numbers()
     if given.json:
         print(json.dumps(numbers))
         return

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .batch import encode_prompt
+from .decoding import Decoding
 from .rewards import Scores, load_reward, score
 from .rollout import rollout
 
@@ -46,6 +47,7 @@ def evaluate(
     samples: int = 4,
     temperature: float = 0.7,
     top_p: float = 1.0,
+    decoding: Decoding | None = None,
     greedy: bool = True,
     max_new_tokens: int = 256,
     reflection_words: Sequence[str] = (),
@@ -62,7 +64,7 @@ def evaluate(
     function, training = load_reward(reward), model.training
     generator = torch.Generator(model.device).manual_seed(seed)
     model.eval()
-    options = {"max_new_tokens": max_new_tokens, "generator": generator, "rows": rows}
+    options = {"max_new_tokens": max_new_tokens, "generator": generator, "rows": rows, "decoding": decoding}
     try:
         sampled = _run(model, tokenizer, examples, function, samples, temperature, top_p, **options)
         likeliest = _run(model, tokenizer, examples, function, int(greedy), 0.0, 1.0, **options)

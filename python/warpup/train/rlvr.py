@@ -15,8 +15,9 @@ import torch
 from warpup import group_advantage, policy_loss
 from warpup.ops.logprob_policy import POLICY_KINDS
 
-from .batch import check_length, completion_logprob, encode_prompt, micro_batches
+from .batch import Batch, check_length, completion_logprob, encode_prompt, micro_batches
 from .data import Data, RewardName
+from .decoding import Decoding
 from .errors import TrainError
 from .evaluate import decode, mean
 from .optim import Schedule, adamw, learning_rate
@@ -43,6 +44,11 @@ class RLVR:
     """Completions are cut off at this many tokens."""
     temperature: float = 1.0
     """Sampling temperature."""
+    schedule: str = "plain"
+    """What the sampler adds to the logits of reflection tokens, as `warpup eval --schedule` names it; the loss replays
+    it."""
+    words: str = "wait,but,alternatively"
+    """The reflection words that a schedule acts on, separated by commas."""
     lr: float = 1e-6
     """Highest learning rate."""
     lr_warmup: int = 0
@@ -98,6 +104,11 @@ class RLVR:
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
         reference = copy.deepcopy(model).requires_grad_(False) if self.kl_coef else None
         options = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "max_new_tokens": self.max_new_tokens}
+        decoding = Decoding.parse(self.schedule, tokenizer, self.words.split(","))
+        if decoding.times:
+            raise TrainError("rlvr.schedule: s1 writes tokens that no sampler drew, their log-probs cannot be replayed")
+        if decoding.schedule:
+            options["decoding"] = decoding
         empty = 0
 
         def step(i: int) -> dict[str, Any]:
@@ -173,13 +184,15 @@ class RLVR:
         total: dict[str, float] = {}
         for batch in micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, run.model.device):
             mask = batch.mask
-            old = torch.zeros(mask.shape, device=mask.device)
-            old[mask] = torch.cat([rolls.logp[n, : rolls.lengths[n]] for n in batch.rows])
-            logp = completion_logprob(run.model, batch, self.temperature)
+            old = at_targets(batch, rolls.logp, rolls.lengths)
+            replay = {}
+            if rolls.delta is not None:
+                replay = {"delta": at_targets(batch, rolls.delta, rolls.lengths), "token_set": rolls.token_set}
+            logp = completion_logprob(run.model, batch, self.temperature, **replay)
             ref = None
             if reference is not None:
                 with torch.no_grad():
-                    ref = completion_logprob(reference, batch, self.temperature)
+                    ref = completion_logprob(reference, batch, self.temperature, **replay)
             loss, metrics = policy_loss(
                 logp,
                 old,
@@ -199,6 +212,14 @@ class RLVR:
                 before = total.get(name, 0.0)
                 total[name] = max(before, value) if name == "ratio_max" else before + value * share
         return total | {"grad_norm": run.apply(optimizer, total["loss"], lr, self.clip), "lr": lr, "tokens": tokens}
+
+
+def at_targets(batch: Batch, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """(B, T): the values (N, L) of the rollouts' tokens where the batch has these tokens as targets, else 0."""
+    mask = batch.mask
+    out = torch.zeros(mask.shape, device=mask.device)
+    out[mask] = torch.cat([values[n, : lengths[n]] for n in batch.rows])
+    return out
 
 
 def make_sampler(kind: str, examples: Sequence[dict], category: str, seed: int):

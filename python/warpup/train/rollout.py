@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 from warpup import token_logprob
 
 from .batch import arguments_of
+from .decoding import Decoding
 from .errors import TrainError
 
 
@@ -18,14 +19,17 @@ class Rollouts:
     """N completions, row i of prompt i // copies.
 
     tokens (N, L) int64, padded on the right; lengths (N,) int64, the end token counted; logp (N, L) float32, log-probs
-    of the tokens at the sampling temperature before any top-p cut, 0 in the padding; finished (N,) bool, False where
-    the length limit cut a row off.
+    of the tokens at the sampling temperature and under the schedule, before any top-p cut, 0 in the padding; finished
+    (N,) bool, False where the length limit cut a row off; delta (N, L) float32, what the schedule added to the
+    logits of its tokens, token_set (V,) bool; both None without one.
     """
 
     tokens: torch.Tensor
     lengths: torch.Tensor
     logp: torch.Tensor
     finished: torch.Tensor
+    delta: torch.Tensor | None = None
+    token_set: torch.Tensor | None = None
 
     def completion(self, row: int) -> list[int]:
         """Token ids of one completion, with its end token."""
@@ -43,10 +47,12 @@ def rollout(
     copies: int = 1,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    decoding: Decoding | None = None,
     generator: torch.Generator | None = None,
 ) -> Rollouts:
     """Sample `copies` completions of each prompt (token ids); temperature 0 takes the likeliest token.
 
+    `decoding` is what stands between logits and tokens, such as a reflection schedule.
     A prompt runs through the model once, whatever `copies` is. The caller sets the model's mode (eval, no dropout).
     Raises TrainError if the model's logits are NaN.
     """
@@ -77,13 +83,23 @@ def rollout(
     open_mask[:, :width] = mask
     done = torch.zeros(count, dtype=torch.bool, device=device)
 
+    following = decoding.follow([p for p in prompts for _ in range(copies)], device) if decoding else None
+    deltas = torch.zeros(count, max_new_tokens, device=device) if decoding and decoding.schedule else None
+
     for t in range(max_new_tokens):
         if logits.isnan().any():
             raise TrainError(
                 f"the model's logits are NaN at generated token {t}: its weights or its precision are broken"
             )
-        token = choose(logits, temperature, top_p, generator)
         going = ~done
+        if following:
+            logits = logits.contiguous()
+            delta = following.before(logits, alive, temperature or 1.0)
+            if deltas is not None:
+                deltas[alive[going], t] = delta[going]
+        token = choose(logits, temperature, top_p, generator)
+        if following:
+            token = following.after(token, alive)
         tokens[alive[going], t] = token[going]
         logp[alive[going], t] = token_logprob(logits, token, temperature=temperature or 1.0)[going]
         ended = going & (token == eos)
@@ -107,7 +123,8 @@ def rollout(
     finished = torch.ones(count, dtype=torch.bool, device=device)
     finished[alive[~done]] = False
     longest = int(lengths.max())
-    return Rollouts(tokens[:, :longest], lengths, logp[:, :longest], finished)
+    replay = () if deltas is None else (deltas[:, :longest], following.token_set(logits.shape[1]))
+    return Rollouts(tokens[:, :longest], lengths, logp[:, :longest], finished, *replay)
 
 
 def choose(logits: torch.Tensor, temperature: float, top_p: float, generator) -> torch.Tensor:

@@ -1,0 +1,110 @@
+"""What stands between a model's logits and the tokens that are drawn: a reflection schedule, or s1's budget forcing.
+
+`Decoding.parse` reads how the command line names them:
+    plain                             the model's own softmax
+    cyclic:amplitude=5,period=1200    CyclicReflex; also shift, and anchor (generation, think, reflection)
+    tip:alpha=3,beta=600              TIP, the thought-switch penalty
+    nowait                            the tokens are never drawn
+    s1:times=1                        the first ends of thinking become the first of the words
+    FILE.json                         a schedule as `ReflectionSchedule.to_json` writes it
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from warpup.reflection import (
+    BudgetForcing,
+    ReflectionBatch,
+    ReflectionSchedule,
+    ReflectionTokens,
+    cyclic_reflex,
+    no_wait,
+    thought_switch_penalty,
+)
+
+from .errors import TrainError
+
+PRESETS = {"cyclic": cyclic_reflex, "tip": thought_switch_penalty, "nowait": no_wait}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """schedule: on the logits, or none. times: ends of thinking that `wait` (a token id) replaces; `tokens` has the
+    markers."""
+
+    name: str = "plain"
+    schedule: ReflectionSchedule | None = None
+    tokens: ReflectionTokens | None = None
+    wait: int = -1
+    times: int = 0
+
+    @classmethod
+    def parse(cls, text: str, tokenizer, words: Sequence[str]) -> Decoding:
+        """Decoding of a name; `words` are the reflection words. Raises TrainError on what it does not know."""
+        kind, _, rest = text.partition(":")
+        try:
+            if kind.endswith(".json"):
+                return cls(text, ReflectionSchedule.from_json(Path(text).read_text()))
+            options = dict(item.split("=", 1) for item in rest.split(",") if item)
+            if kind == "plain" and not options:
+                return cls()
+            if kind not in PRESETS and kind != "s1":
+                raise ValueError(f"expected plain, {', '.join(PRESETS)}, s1 or a .json file")
+            tokens = ReflectionTokens.from_tokenizer(tokenizer, words)
+            if kind == "s1":
+                times = int(options.pop("times", 1))
+                if options:
+                    raise ValueError(f"s1 has no {', '.join(options)}")
+                return cls(text, None, tokens, tokenizer.convert_tokens_to_ids(words[0]), times)
+            known = inspect.signature(PRESETS[kind]).parameters.keys() | {"shift", "anchor", "phase"}
+            unknown = options.keys() - (known - {"tokens", "options"})
+            if unknown:
+                raise ValueError(f"{kind} has no {', '.join(sorted(unknown))}")
+            return cls(text, PRESETS[kind](tokens, **{k: _number(v) for k, v in options.items()}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainError(f"schedule {text!r}: {error}") from error
+
+    def follow(self, prompts: Sequence[Sequence[int]], device) -> Following:
+        return Following(self, prompts, device)
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+class Following:
+    """A decoding at work on the rows of one rollout, which are the slots of its tables."""
+
+    def __init__(self, decoding: Decoding, prompts: Sequence[Sequence[int]], device):
+        self.batch = ReflectionBatch(len(prompts), decoding.schedule, tokens=decoding.tokens, ring=2, device=device)
+        self.batch.begin(range(len(prompts)), prompts)
+        self.scheduled = decoding.schedule is not None
+        self.forcing = BudgetForcing(self.batch, decoding.wait, decoding.times) if decoding.times else None
+
+    def before(self, logits: Tensor, rows: Tensor, temperature: float) -> Tensor | None:
+        """Puts the schedule on the logits of these rows, in place; returns what it added (R,)."""
+        return self.batch.apply_(logits, rows, temperature=temperature) if self.scheduled else None
+
+    def after(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Takes the drawn tokens; returns those that stand in their place."""
+        if self.forcing:
+            tokens = self.forcing(tokens, rows)
+        self.batch.update(tokens, rows)
+        return tokens
+
+    def token_set(self, vocab: int) -> Tensor:
+        """(V,) bool: the tokens of the schedule, as `replay_logprob` takes them."""
+        ids = torch.tensor(self.batch.default.tokens.ids, device=self.batch.device)
+        return torch.zeros(vocab, dtype=torch.bool, device=self.batch.device).index_fill(0, ids, True)
