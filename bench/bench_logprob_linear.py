@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 
@@ -98,11 +98,26 @@ def loss_of(function):
     return lambda **inputs: function(**inputs)[0]
 
 
+@cache
+def liger():
+    """Liger-Kernel's chunked loss, whose gradients are made in the forward as well; a sequence at a time."""
+    try:
+        from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+    except ImportError:
+        return None
+    loss = LigerFusedLinearGRPOLoss(loss_type="bnpo", use_ref_model=False, beta=0.0)
+    return lambda hidden, weight, targets, old_logp, advantages, mask, kind: loss(
+        hidden, weight, targets, mask, advantages, old_per_token_logps=old_logp
+    )
+
+
 def linear_policy_loss(device, shape, dtype) -> Work:
     op, direction = OPS["linear_policy_loss"], "forward+backward"
     x = op.inputs(shape, dtype, device, 0, "plain")
     x = {k: v for k, v in x.items() if k != "bias"}
     functions = {"warpup": op.call, "eager": op.reference, "torch.compile": compiled(op.reference)}
+    if liger():
+        functions["Liger-Kernel"] = liger()
     candidates = {n: differentiable(loss_of(f), x, ("hidden", "weight"), direction) for n, f in functions.items()}
     candidates[PRODUCTS] = products(x, direction, 1)
     batch, length, width, vocab = shape
