@@ -70,6 +70,7 @@ class ReflectionBatch:
         self.tables.state[:, :, 3] = -1
         self.tables.state[:, 0, 3] = 0
         self._all = torch.arange(slots, device=device)
+        self.schedules: dict[int, ReflectionSchedule] = {}  # of each slot
         self._places: dict[tuple, int] = {}  # where an id set or a table of knots lies
         self._used = {"sets": 0, "knots": 0}
         self.set_schedule(range(slots), self.default)
@@ -85,7 +86,9 @@ class ReflectionBatch:
             raise ValueError(f"the schedule's markers {schedule.tokens.markers} are not the batch's {self.markers}")
         row = schedule.row(self._place("sets", schedule.tokens.ids), self._place("knots", schedule.table))
         rows = torch.tensor(row, dtype=torch.float64).to(self.device)
+        slots = slots.tolist() if isinstance(slots, Tensor) else list(slots)
         self.tables.schedules[self._index(slots)] = rows
+        self.schedules |= dict.fromkeys(slots, schedule)
 
     def _place(self, name: str, values: tuple) -> int:
         if not values:
