@@ -30,7 +30,7 @@ namespace fuzz {
 
 constexpr void (*kOps[])() = {
     token_logprob,  policy_loss,    group_plan,  group_advantage, reverse_scan,
-    role_advantage, masked_moments, tree_values, reflection,
+    role_advantage, masked_moments, tree_values, reflection,      reflection_sample,
 };
 
 }  // namespace fuzz
