@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from transformers import LogitsProcessorList
 
 from tiny import TOKENIZER, llama
@@ -187,15 +188,14 @@ def test_attach():
 
 def test_continuous_batching_generates_the_same():
     """transformers' own manager on the small model, against the loop by hand."""
-    configuration = pytest.importorskip("transformers").GenerationConfig(
+    configuration = transformers.GenerationConfig(
         max_new_tokens=20, do_sample=False, eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.pad_token_id
     )
-    model = llama().eval()
-    if not hasattr(model, "init_continuous_batching"):
-        pytest.skip("this transformers has no continuous batching")
-    manager = model.init_continuous_batching(generation_config=configuration)
-    if not hasattr(manager, "logit_processor"):
+    if not hasattr(transformers, "ContinuousBatchingConfig"):
         pytest.skip("an older protocol of continuous batching")
+    small = transformers.ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)  # else as large as memory allows
+    model = llama().eval()
+    manager = model.init_continuous_batching(configuration, small)
     attach(manager, ReflectionContinuousProcessor(SCHEDULE))
     manager.start()
     try:
