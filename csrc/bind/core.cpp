@@ -171,4 +171,15 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       },
       "logits"_a, "state"_a, "schedules"_a, "sets"_a, "knots"_a, "slots"_a, "back"_a = py::none(),
       "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "delta"_a);
+  def(
+      "sample_step",
+      [](View logits, Optional tuned, Optional base, View state, View schedules, View sets, View knots, View sampling,
+         View slots, Optional back, Optional seen, int64_t stream, Optional scratch, View token, View logp_raw,
+         View logp, View kept, View p_r, View delta, View temperature) {
+        warpup::sample_step(logits, tuned, base, {state, schedules, sets, knots}, sampling, slots, back, seen, stream,
+                            scratch, {token, logp_raw, logp, kept, p_r, delta, temperature});
+      },
+      "logits"_a, "tuned"_a = py::none(), "base"_a = py::none(), py::kw_only(), "state"_a, "schedules"_a, "sets"_a,
+      "knots"_a, "sampling"_a, "slots"_a, "back"_a = py::none(), "seen"_a = py::none(), "stream"_a = 0,
+      "scratch"_a = py::none(), "token"_a, "logp_raw"_a, "logp"_a, "kept"_a, "p_r"_a, "delta"_a, "temperature"_a);
 }

@@ -38,6 +38,7 @@ from warpup.ops.logprob_policy_masks import (
     top_entropy_mask,
 )
 from warpup.ops.reflection import ReflectionTables, apply_schedule_, reflection_state_update_
+from warpup.ops.reflection_sample import SampledStep, continuous_tokens, mark_seen, sample_step
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
 
 __all__ = [
@@ -47,9 +48,11 @@ __all__ = [
     "ReflectionSchedule",
     "ReflectionTables",
     "ReflectionTokens",
+    "SampledStep",
     "after_shared_prefix",
     "apply_schedule_",
     "clip_cov_tokens",
+    "continuous_tokens",
     "coverage_loss",
     "coverage_weights",
     "degree_loss",
@@ -61,6 +64,7 @@ __all__ = [
     "linear_divergence",
     "linear_logprob",
     "linear_policy_loss",
+    "mark_seen",
     "masked_whiten",
     "policy_loss",
     "preference_loss",
@@ -69,6 +73,7 @@ __all__ = [
     "reward_to_go",
     "role_advantage",
     "rollout_weights",
+    "sample_step",
     "segment_advantage",
     "segment_ids",
     "sequence_logprob",

@@ -30,8 +30,8 @@ void parallel_for_impl(int64_t begin, int64_t end, int64_t grain, void (*body)(c
 namespace fuzz {
 
 constexpr void (*kOps[])() = {
-    token_logprob,   divergence,   topk_divergence, logarithms,     policy_loss, group_plan,
-    group_advantage, reverse_scan, role_advantage,  masked_moments, tree_values, reflection,
+    token_logprob, divergence,     topk_divergence, logarithms,  policy_loss, group_plan,        group_advantage,
+    reverse_scan,  role_advantage, masked_moments,  tree_values, reflection,  reflection_sample,
 };
 
 }  // namespace fuzz

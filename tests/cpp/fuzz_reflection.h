@@ -1,6 +1,9 @@
 // The reflection family against a search through all tokens of a request.
 #pragma once
 
+#include <algorithm>
+#include <array>
+
 #include "bind/reflection.h"
 #include "fuzz.h"
 
@@ -185,6 +188,123 @@ inline void reflection() {
       z, [&](int64_t i) { return before[i] + (w.chosen(i % vocab) ? delta[i / vocab] : 0); },
       [&](int64_t i) { return epsilon_of(dtype) * (std::fabs(before[i]) + std::fabs(delta[i / vocab])); },
       "apply_schedule: logits");
+}
+
+// sample_step against sorting: tokens kept, masses, and that the token is one of the kept.
+inline void reflection_sample() {
+  ReflectionWorld w;
+  const DType dtype = floating(), acc = dtype == DType::f64 ? DType::f64 : DType::f32;
+  const int64_t rows = 1 + below(4), vocab = chance(0.1) ? 2040 + below(20) : 1 + below(60);
+  const double scale = std::array{0.0, 1.0, 20.0}[below(3)], impossible = chance(0.7) ? 0 : chance(0.2) ? 1 : 0.4;
+  Array z = random_layout(dtype, {rows, vocab}, true), tuned = random_layout(dtype, {rows, vocab}, true);
+  Array base = random_layout(dtype, {rows, vocab}, true), seen(DType::u8, {w.slots, vocab});
+  Array sampling(DType::f64, {w.slots, warpup::kSampling}), slots(DType::i64, {rows}), back(DType::i64, {rows});
+  z.fill([&](int64_t) { return chance(impossible) ? -kInf : normal(scale); });
+  tuned.fill([](int64_t) { return normal(); }), base.fill([](int64_t) { return normal(); });
+  seen.fill([](int64_t) { return below(4); });
+  slots.fill([&](int64_t) { return below(w.slots + 1) - 1; }), back.fill([](int64_t) { return 0; });
+  sampling.fill([&](int64_t i) -> double {
+    switch (i % warpup::kSampling) {
+      case 0:
+      case 1:
+      case 2:
+        return chance(0.1) ? 0 : 0.25 * (1 + below(8));
+      case 3:
+        return chance(0.5) ? 0 : double(below(vocab + 3));
+      case 4:
+        return chance(0.5) ? 1 : below(101) / 100.0;
+      case 5:
+        return chance(0.7) ? 0 : below(101) / 100.0;
+      case 6:
+        return chance(0.5) ? 1 : 1 + below(8) / 8.0;
+      case 7:
+        return chance(0.5) ? 0 : normal();
+      case 8:
+        return double(below(int64_t(1) << 53));
+      default:
+        return 0.5;
+    }
+  });
+  const bool combined = chance(0.4), penalised = chance(0.4);
+  using Optional = warpup::OptionalView;
+  const auto given = [](bool wanted, const Array& a) { return wanted ? Optional(a.view()) : std::nullopt; };
+  Array token(DType::i64, {rows}), raw(acc, {rows}), logp(acc, {rows}), kept(acc, {rows}), p_r(acc, {rows});
+  Array delta(DType::f32, {rows}), temperature(DType::f32, {rows});
+  warpup::sample_step(z, given(combined, tuned), given(combined, base), w.views(), sampling, slots,
+                      Optional(back.view()), given(penalised, seen), below(3), std::nullopt,
+                      {token, raw, logp, kept, p_r, delta, temperature});
+
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t slot = int64_t(slots[r]);
+    if (slot < 0) {
+      expect(token[r] == -1 && logp[r] == 0, "sample_step: a row of nobody");
+      continue;
+    }
+    const auto s = [&](int column) { return sampling[slot * warpup::kSampling + column]; };
+    const double t = temperature[r];
+    expect(t == s(0) && std::fabs(delta[r] - w.delta(slot, 0, t)) < 1e-4, "sample_step: schedule");
+    std::vector<double> x(vocab);
+    double raw_max = -kInf, max = -kInf;
+    for (int64_t j = 0; j < vocab; ++j) {
+      const int64_t i = r * vocab + j;
+      x[j] = z[i] + (combined ? s(9) * (tuned[i] - base[i]) : 0);
+      raw_max = std::max(raw_max, x[j]);
+    }
+    if (raw_max == -kInf) {
+      expect(token[r] == 0 && raw[r] == 0 && logp[r] == 0, "sample_step: an impossible row");
+      continue;
+    }
+    const int64_t y = int64_t(token[r]);
+    double raw_sum = 0;
+    for (double v : x) raw_sum += std::exp(v - raw_max);
+    const double want_raw = x[y] - raw_max - std::log(raw_sum);
+    for (int64_t j = 0; j < vocab; ++j) {
+      if (w.chosen(j)) x[j] += delta[r];
+      const int seen_as = penalised ? int(seen[slot * vocab + j]) : 0;
+      if (seen_as) x[j] = x[j] > 0 ? x[j] / s(6) : x[j] * s(6);
+      if (seen_as & 2) x[j] -= s(7);
+      max = std::max(max, x[j]);
+    }
+    const double tolerance = 64 * epsilon_of(acc) * (1 + std::fabs(max - x[y]) + std::fabs(raw_max) + std::fabs(max)) /
+                             std::min(t > 0 ? t : 1, 1.0);
+    expect(std::fabs(raw[r] - want_raw) <= tolerance, "sample_step: logp_raw");
+    if (t == 0) {
+      expect(x[y] >= max - tolerance && logp[r] == 0 && kept[r] == 1, "sample_step: greedy");
+      continue;
+    }
+    std::vector<double> sorted = x;
+    std::sort(sorted.rbegin(), sorted.rend());
+    double least = std::numeric_limits<double>::lowest();
+    if (s(3) > 0 && s(3) < vocab) least = std::max(least, sorted[int64_t(s(3)) - 1]);
+    const auto mass_from = [&](double from) {
+      double mass = 0;
+      for (double v : x) mass += v >= from ? std::exp((v - max) / t) : 0;
+      return mass;
+    };
+    bool close = false;  // to a boundary, where rounding decides
+    const double all = mass_from(std::numeric_limits<double>::lowest()), before = mass_from(least);
+    if (s(4) < 1) {
+      double above = 0;
+      for (int64_t i = 0; i < vocab && sorted[i] >= least; ++i) {
+        close = close || std::fabs(above / before - s(4)) < 1e-5;
+        if (i > 0 && above >= s(4) * before && sorted[i] < sorted[i - 1]) {
+          least = std::max(least, sorted[i - 1]);
+          break;
+        }
+        above += std::exp((sorted[i] - max) / t);
+      }
+    }
+    if (s(5) > 0) {
+      const double relative = max + t * std::log(s(5));
+      for (double v : x) close = close || std::fabs(v - relative) < 1e-4;
+      least = std::max(least, relative);
+    }
+    if (close && s(5) < 1) continue;
+    const double mass = mass_from(least);
+    expect(x[y] >= least - tolerance, "sample_step: the token was cut");
+    expect(std::fabs(kept[r] - mass / all) <= 16 * tolerance, "sample_step: kept");
+    expect(std::fabs(logp[r] - ((x[y] - max) / t - std::log(mass))) <= 16 * tolerance, "sample_step: logp");
+  }
 }
 
 }  // namespace fuzz

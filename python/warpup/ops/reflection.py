@@ -34,6 +34,7 @@ class ReflectionTables(NamedTuple):
     sets: Tensor  # (M,) int32: the token sets, each sorted
     knots: Tensor  # (N, 2) float64: (t, delta) of the table waves
     markers: Tensor  # (4, 2, 9) int32: begin and end of thinking, of code
+    sampling: Tensor  # (S, 16) float64: how each request samples, the columns `reflection_sample.SAMPLING`
 
 
 # ---- reference ------------------------------------------------------------------------------------------------------
@@ -201,7 +202,7 @@ def reflection_state_update_(
 
     Source: the definition; phases as in CyclicReflex and GRPO-ATS.
     """
-    state, schedules, sets, _, markers = tables
+    state, schedules, sets, _, markers, _ = tables
     _ops.reflection_state_update_(state, schedules, sets, markers, tokens, slots, first, count, prompt, rollback)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from warpup.ops.reflection import (
     apply_schedule_,
     reflection_state_update_,
 )
+from warpup.ops.reflection_sample import SAMPLING, SampledStep, sample_step, sampling_row
 from warpup.reflection.schedule import ReflectionSchedule
 from warpup.reflection.tokens import ReflectionTokens
 
@@ -66,13 +67,16 @@ class ReflectionBatch:
             torch.zeros(ids, dtype=torch.int32, device=device),
             torch.zeros(knots, 2, dtype=torch.float64, device=device),
             torch.tensor([marker_row(m) for m in self.markers], dtype=torch.int32, device=device),
+            torch.zeros(slots, len(SAMPLING), dtype=torch.float64, device=device),
         )
         self.tables.state[:, :, 3] = -1
         self.tables.state[:, 0, 3] = 0
         self._all = torch.arange(slots, device=device)
+        self.schedules: dict[int, ReflectionSchedule] = {}  # of each slot
         self._places: dict[tuple, int] = {}  # where an id set or a table of knots lies
         self._used = {"sets": 0, "knots": 0}
         self.set_schedule(range(slots), self.default)
+        self.set_sampling(range(slots))
 
     @property
     def ring(self) -> int:
@@ -85,7 +89,9 @@ class ReflectionBatch:
             raise ValueError(f"the schedule's markers {schedule.tokens.markers} are not the batch's {self.markers}")
         row = schedule.row(self._place("sets", schedule.tokens.ids), self._place("knots", schedule.table))
         rows = torch.tensor(row, dtype=torch.float64).to(self.device)
+        slots = slots.tolist() if isinstance(slots, Tensor) else list(slots)
         self.tables.schedules[self._index(slots)] = rows
+        self.schedules |= dict.fromkeys(slots, schedule)
 
     def _place(self, name: str, values: tuple) -> int:
         if not values:
@@ -151,6 +157,16 @@ class ReflectionBatch:
         """`apply_schedule_` on (B, V) logits; slots default to 0..B-1. Returns delta (B,)."""
         slots = self._all[: len(logits)] if slots is None else slots
         return apply_schedule_(logits, self.tables, slots, back=back, temperature=temperature)
+
+    def set_sampling(self, slots: Sequence[int], temperature: float | Mapping[str, float] = 1.0, **options) -> None:
+        """How these slots sample; the options are those of `sampling_row`, the defaults plain sampling at T = 1."""
+        row = torch.tensor(sampling_row(temperature, **options), dtype=torch.float64).to(self.device)
+        self.tables.sampling[self._index(slots)] = row
+
+    def sample(self, logits: Tensor, slots: Tensor | None = None, **options) -> SampledStep:
+        """`sample_step` on (B, V) logits, which stay as they are; `update` takes what comes of it."""
+        slots = self._all[: len(logits)] if slots is None else slots
+        return sample_step(logits, self.tables, slots, **options)
 
     def standing(self, slots: Tensor | None = None) -> Standing:
         """Where requests stand, read on the device."""

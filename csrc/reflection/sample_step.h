@@ -1,0 +1,64 @@
+// sample_step: from raw logits to the next token of each request in one operator.
+//
+//   z0 = x + beta (tuned - base)                                     emulated fine-tuning, where the two are given
+//   z1 = z0 + delta [j in R]                                         the request's schedule (schedule.h)
+//   z  = z1 / rho or z1 rho (z1 > 0 or not) where seen, - presence where generated
+//   x  = (z - max z) / T, T by phase;  S = sum e^x                   T = 0: the argmax, and nothing below
+//   kept: z >= the k-th largest; of these, mass above z < p times their mass; x >= log(min_p)        ties stay together
+//   token = argmax over kept of e^x / E,  E exponential by (seed, position, stream, token): a draw from softmax(x |
+//   kept) logp_raw = log softmax(z0)[token]   logp = x - log(S of kept)   kept = S of kept / S   p_r = sum over R of
+//   softmax(z0 / T)
+//
+// The k-th largest and the nucleus need no sort: their threshold is found by halving an interval of values, a counting
+// pass each, until one element or none lies between its ends; both twins take the same steps.
+//
+// Layout   logits, tuned, base [rows, vocab], unit stride along vocab; state, schedules, sets, knots, slots, back as in
+//          schedule.h; sampling [slots] Sampling; seen [slots, vocab] bytes, bit 0: in the prompt, bit 1: generated;
+//          outputs one value a row; scratch [rows, vocab] (CUDA only). A row of slot -1 gives token -1 and zeros.
+// Numerics exp and products in float32 (float64 for float64), sums of masses in double on the CPU and the GPU alike.
+//          -inf is never kept; a row without a finite logit gives token 0 and zeros; NaN gives token 0 and NaN.
+//          T = 0: the lowest index of equals, logp = 0, kept = 1, p_r whether the token is in R: a point mass.
+// Bytes    rows * vocab * sizeof(T) read once; the row stays in cache (CPU: its own copy; GPU: scratch) for the
+// filters,
+//          some 15 passes for each of top-k and top-p; without a filter two passes.
+#pragma once
+
+#include "reflection/schedule.h"
+
+namespace warpup {
+
+// How one request samples; a row of a float64 tensor.
+struct Sampling {
+  double think, answer, code;   // temperatures by phase
+  double top_k, top_p, min_p;   // 0, 1, 0: off
+  double repetition, presence;  // 1, 0: off
+  double seed;                  // an integer in [0, 2^53)
+  double beta;                  // of the emulated fine-tuning
+  double spare[6];
+};
+inline constexpr int kSampling = 16;
+static_assert(sizeof(Sampling) == kSampling * sizeof(double));
+
+template <class T>
+struct SampleStepArgs {
+  using Acc = acc_t<T>;
+  Tables tables;
+  const Sampling* sampling;
+  int64_t rows, vocab;
+  const T *logits, *tuned, *base;  // the last two or null
+  int64_t stride, tuned_stride, base_stride;
+  const int64_t *slots, *back;  // back or null
+  const uint8_t* seen;          // or null
+  int64_t stream;
+  Acc* scratch;  // null on the CPU
+  int64_t* token;
+  Acc *logp_raw, *logp, *kept, *p_r;
+  float *delta, *temperature;
+};
+
+template <class T>
+void sample_step_cpu(const SampleStepArgs<T>& args);
+template <class T>
+void sample_step_cuda(const SampleStepArgs<T>& args, void* stream);
+
+}  // namespace warpup

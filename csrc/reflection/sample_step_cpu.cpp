@@ -1,0 +1,254 @@
+// One row at a time in a copy that stays in the core's cache: every further pass reads that.
+#include <algorithm>
+#include <vector>
+
+#include "core/parallel.h"
+#include "reflection/sample_step_math.h"
+
+namespace warpup {
+namespace {
+
+constexpr int64_t kBlock = 2048;
+constexpr int64_t kRun = 1024;  // added up in Acc: longer sums lose digits
+
+}  // namespace
+
+template <class T>
+WARPUP_CLONES void widen_logits(const T* __restrict x, int64_t n, acc_t<T>* __restrict z) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) z[j] = load(x[j]);
+}
+
+template <class T>
+WARPUP_CLONES void add_difference(const T* __restrict tuned, const T* __restrict base, int64_t n, acc_t<T> beta,
+                                  acc_t<T>* __restrict z) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) z[j] += beta * (load(tuned[j]) - load(base[j]));
+}
+
+template <class Acc>
+WARPUP_CLONES void penalise_row(const RowPlan<Acc>& plan, int64_t n, Acc* __restrict z) {
+  const Acc by = plan.repetition, inverse = 1 / by, presence = plan.presence;
+  const uint8_t* seen = plan.seen;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const Acc scaled = z[j] > 0 ? z[j] * inverse : z[j] * by;
+    const Acc less = seen[j] & 2 ? presence : Acc(0);
+    z[j] = (seen[j] ? scaled : z[j]) - less;
+  }
+}
+
+template <class Acc>
+WARPUP_CLONES void row_max(const Acc* __restrict z, int64_t n, Acc* __restrict out) {
+  Acc high = -kInf<Acc>;
+#pragma omp simd reduction(max : high)
+  for (int64_t j = 0; j < n; ++j) high = z[j] > high ? z[j] : high;
+  *out = high;
+}
+
+// Sum of e^x of the elements >= least (and of NaN), and how many.
+template <class Acc>
+WARPUP_CLONES void mass_from(const Acc* __restrict z, int64_t n, Acc least, Acc max, Acc inv_t,
+                             Weight* __restrict out) {
+  double mass = 0;
+  int64_t count = 0;
+  for (int64_t first = 0; first < n; first += kRun) {
+    const int64_t last = n - first < kRun ? n : first + kRun;
+    Acc sum = 0;
+    int32_t some = 0;
+#pragma omp simd reduction(+ : sum, some)
+    for (int64_t j = first; j < last; ++j) {
+      const bool below = z[j] < least;
+      const Acc e = exp_neg((z[j] - max) * inv_t);
+      sum += below ? Acc(0) : e;
+      some += !below;
+    }
+    mass += sum, count += some;
+  }
+  *out = {mass, count};
+}
+
+template <class Acc>
+WARPUP_CLONES void count_from(const Acc* __restrict z, int64_t n, Acc least, int64_t* __restrict out) {
+  int64_t count = 0;
+  for (int64_t first = 0; first < n; first += 1 << 20) {
+    const int64_t last = n - first < (1 << 20) ? n : first + (1 << 20);
+    int32_t some = 0;
+#pragma omp simd reduction(+ : some)
+    for (int64_t j = first; j < last; ++j) some += z[j] >= least;
+    count += some;
+  }
+  *out = count;
+}
+
+template <class Acc, bool kListed>
+WARPUP_CLONES void race_block(const Acc* __restrict z, const int32_t* __restrict ids, int64_t begin, int64_t n, Acc max,
+                              Acc inv_t, RandomKey key, Acc* __restrict speed) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const uint32_t token = kListed ? uint32_t(ids[j]) : uint32_t(begin + j);
+    speed[j] = race((z[j] - max) * inv_t, key, token);
+  }
+}
+
+namespace {
+
+// A row's candidates: all of z, or those that a filter left, by rising id.
+template <class Acc>
+struct Candidates {
+  const Acc* z;
+  const int32_t* ids;  // null: 0, 1, ...
+  int64_t n;
+};
+
+template <class Acc>
+class Row {
+ public:
+  explicit Row(int64_t vocab) : z(vocab), listed_(vocab), ids_(vocab) {}
+  std::vector<Acc> z;
+
+  // Those of `from` that are >= least.
+  Candidates<Acc> list(const Candidates<Acc>& from, Acc least) {
+    int64_t n = 0;
+    for (int64_t j = 0; j < from.n; ++j) {  // in place where `from` is a list already: n <= j
+      const Acc value = from.z[j];
+      const int32_t id = from.ids ? from.ids[j] : int32_t(j);
+      listed_[n] = value, ids_[n] = id;
+      n += value >= least;
+    }
+    return {listed_.data(), ids_.data(), n};
+  }
+
+ private:
+  std::vector<Acc> listed_;
+  std::vector<int32_t> ids_;
+};
+
+template <class Acc>
+int64_t fastest(const Candidates<Acc>& from, Acc max, Acc inv_t, RandomKey key) {
+  alignas(64) Acc speed[kBlock];
+  Acc best = -1;
+  int64_t winner = 0;
+  for (int64_t begin = 0; begin < from.n; begin += kBlock) {
+    const int64_t n = std::min(kBlock, from.n - begin);
+    if (from.ids) {
+      race_block<Acc, true>(from.z + begin, from.ids + begin, begin, n, max, inv_t, key, speed);
+    } else {
+      race_block<Acc, false>(from.z + begin, nullptr, begin, n, max, inv_t, key, speed);
+    }
+    Acc high;
+    row_max(speed, n, &high);
+    if (!(high > best)) continue;
+    best = high;
+    const int64_t j = begin + (std::find(speed, speed + n, high) - speed);
+    winner = from.ids ? from.ids[j] : j;
+  }
+  return winner;
+}
+
+template <class T>
+void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
+  using Acc = acc_t<T>;
+  const RowPlan<Acc> plan = plan_of(args, r);
+  if (!plan.drawn) return finish_nothing(args, r);
+  const int64_t v = args.vocab;
+  Acc* z = row.z.data();
+  Acc raw_max = -kInf<Acc>;
+  for (int64_t begin = 0; begin < v; begin += kBlock) {
+    const int64_t n = std::min(kBlock, v - begin);
+    widen_logits(args.logits + r * args.stride + begin, n, z + begin);
+    if (args.tuned) {
+      add_difference(args.tuned + r * args.tuned_stride + begin, args.base + r * args.base_stride + begin, n, plan.beta,
+                     z + begin);
+    }
+    Acc high;
+    row_max(z + begin, n, &high);
+    raw_max = std::max(raw_max, high);
+  }
+  const Acc shift = raw_max == -kInf<Acc> ? Acc(0) : raw_max;  // NaN has no maximum, and has to show
+  Weight raw, cold;                                            // at T = 1, at T
+  mass_from(z, v, -kInf<Acc>, shift, Acc(1), &raw);
+  if (!(raw.mass > 0)) return finish_without_draw(args, r, plan, raw.mass != raw.mass);
+  cold = raw;
+  if (plan.inv_t != 1) mass_from(z, v, -kInf<Acc>, raw_max, plan.inv_t, &cold);
+
+  double in_set = 0;
+  for (int64_t i = 0; i < plan.set_size; ++i) {
+    const int32_t id = plan.set[i];
+    if (id < 0 || id >= v) continue;
+    in_set += exp_neg((z[id] - raw_max) * plan.inv_t);
+    if (plan.delta != 0) z[id] += plan.delta;
+  }
+  if (plan.penalised()) penalise_row(plan, v, z);
+  const auto raw_of = [&](int64_t id) {
+    Acc z0 = load(args.logits[r * args.stride + id]);
+    if (args.tuned) {
+      z0 += plan.beta * (load(args.tuned[r * args.tuned_stride + id]) - load(args.base[r * args.base_stride + id]));
+    }
+    return z0;
+  };
+  Acc max = raw_max;
+  Weight all = cold;
+  if (plan.delta != 0 || plan.penalised()) {
+    row_max(z, v, &max);
+    if (max == -kInf<Acc>) return finish_without_draw(args, r, plan, false);
+    mass_from(z, v, -kInf<Acc>, max, plan.inv_t, &all);
+  }
+  if (plan.greedy) {
+    const int64_t token = std::find(z, z + v, max) - z;
+    return finish_sample(args, r, plan, token, raw_of(token), raw_max, raw.mass, Acc(0), 1, 1, 0);
+  }
+
+  Candidates<Acc> left{z, nullptr, v};
+  Weight some = all;
+  Acc least = std::numeric_limits<Acc>::lowest();
+  if (plan.top_k) {
+    const auto count = [&](Acc from) {
+      Weight w{0, 0};
+      count_from(left.z, left.n, from, &w.count);
+      return w;
+    };
+    least = threshold(max, plan.temperature, double(plan.top_k), count, [](Weight w) { return double(w.count); });
+    left = row.list(left, least);
+    mass_from(left.z, left.n, least, max, plan.inv_t, &some);
+  }
+  if (plan.top_p < 1) {
+    // Elements below this make up less than half of 1 - p all together: they are out whatever the threshold is.
+    const double share = 0.5 * (1 - plan.top_p) * some.mass / double(std::max<int64_t>(left.n, 1));
+    const Acc certain = share > 0 ? max + plan.temperature * Acc(std::log(share)) : least;
+    left = row.list(left, std::max(least, certain));
+    const auto mass = [&](Acc from) {
+      Weight w;
+      mass_from(left.z, left.n, from, max, plan.inv_t, &w);
+      return w;
+    };
+    least = threshold(max, plan.temperature, plan.top_p * some.mass, mass, [](Weight w) { return w.mass; });
+    left = row.list(left, least);
+  }
+  if (plan.min_x > -kInf<Acc>) left = row.list(left, max + plan.min_x * plan.temperature);
+  if (left.ids) mass_from(left.z, left.n, std::numeric_limits<Acc>::lowest(), max, plan.inv_t, &some);
+
+  const int64_t token = fastest(left, max, plan.inv_t, plan.key);
+  finish_sample(args, r, plan, token, raw_of(token), raw_max, raw.mass, (z[token] - max) * plan.inv_t, all.mass,
+                some.mass, in_set / cold.mass);
+}
+
+}  // namespace
+
+template <class T>
+void sample_step_cpu(const SampleStepArgs<T>& args) {
+  const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(args.vocab, 1));
+  parallel_for(0, args.rows, grain, [&](int64_t first, int64_t last) {
+    Row<acc_t<T>> row(args.vocab);
+    for (int64_t r = first; r < last; ++r) sample_row(args, r, row);
+  });
+}
+
+#define INSTANTIATE(T) template void sample_step_cpu<T>(const SampleStepArgs<T>& args);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(bfloat16)
+INSTANTIATE(float16)
+#undef INSTANTIATE
+
+}  // namespace warpup
