@@ -67,9 +67,14 @@ def test_kept_set_is_that_of_sorting(twin, vocab, dtype, top_k, top_p, min_p, te
 
 
 @pytest.mark.parametrize("vocab", [1, 2047, 2048, 5003])
-def test_blocks(twin, vocab):
-    """Rows over several blocks of both twins."""
-    batch = batch_of(4, twin.device, top_k=vocab // 3, top_p=0.9)
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 600, "top_p": 0.9}, {"top_k": 50, "top_p": 0.9, "min_p": 0.01}, {"top_k": 512}, {"top_p": 0.8},
+     {"top_p": 0.99, "temperature": 9.0}, {"top_k": 3, "temperature": 0.01}],
+)  # fmt: skip
+def test_blocks(twin, vocab, options):
+    """Rows over several blocks of both twins; few tokens left and many, which the CUDA twin handles apart."""
+    batch = batch_of(4, twin.device, **options)
     logits = normal(4, vocab).to(twin.device)
     got, want = batch.sample(logits), reference_sample_step(logits.double(), batch.tables, torch.arange(4))
     assert got.token.tolist() == want.token.tolist()

@@ -18,9 +18,9 @@
 // Numerics exp and products in float32 (float64 for float64), sums of masses in double on the CPU and the GPU alike.
 //          -inf is never kept; a row without a finite logit gives token 0 and zeros; NaN gives token 0 and NaN.
 //          T = 0: the lowest index of equals, logp = 0, kept = 1, p_r whether the token is in R: a point mass.
-// Bytes    rows * vocab * sizeof(T) read once; the row stays in cache (CPU: its own copy; GPU: scratch) for the
-// filters,
-//          some 15 passes for each of top-k and top-p; without a filter two passes.
+// Bytes    rows * vocab * sizeof(T) read once; the row stays in cache (CPU: its own copy; GPU: scratch) for further
+// passes:
+//          two without a filter, some 15 more to find a threshold, on the GPU over the few that a first bound leaves.
 #pragma once
 
 #include "reflection/schedule.h"

@@ -46,7 +46,21 @@ WARPUP_CLONES void row_max(const Acc* __restrict z, int64_t n, Acc* __restrict o
   *out = high;
 }
 
-// Sum of e^x of the elements >= least (and of NaN), and how many.
+// Sum of e^x.
+template <class Acc>
+WARPUP_CLONES void mass_of(const Acc* __restrict z, int64_t n, Acc max, Acc inv_t, double* __restrict out) {
+  double mass = 0;
+  for (int64_t first = 0; first < n; first += kRun) {
+    const int64_t last = n - first < kRun ? n : first + kRun;
+    Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = first; j < last; ++j) sum += exp_neg((z[j] - max) * inv_t);
+    mass += sum;
+  }
+  *out = mass;
+}
+
+// The same of the elements >= least alone, and how many they are.
 template <class Acc>
 WARPUP_CLONES void mass_from(const Acc* __restrict z, int64_t n, Acc least, Acc max, Acc inv_t,
                              Weight* __restrict out) {
@@ -58,10 +72,9 @@ WARPUP_CLONES void mass_from(const Acc* __restrict z, int64_t n, Acc least, Acc 
     int32_t some = 0;
 #pragma omp simd reduction(+ : sum, some)
     for (int64_t j = first; j < last; ++j) {
-      const bool below = z[j] < least;
       const Acc e = exp_neg((z[j] - max) * inv_t);
-      sum += below ? Acc(0) : e;
-      some += !below;
+      sum += z[j] >= least ? e : Acc(0);
+      some += z[j] >= least;
     }
     mass += sum, count += some;
   }
@@ -166,11 +179,11 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
     raw_max = std::max(raw_max, high);
   }
   const Acc shift = raw_max == -kInf<Acc> ? Acc(0) : raw_max;  // NaN has no maximum, and has to show
-  Weight raw, cold;                                            // at T = 1, at T
-  mass_from(z, v, -kInf<Acc>, shift, Acc(1), &raw);
-  if (!(raw.mass > 0)) return finish_without_draw(args, r, plan, raw.mass != raw.mass);
+  double raw, cold;                                            // at T = 1, at T
+  mass_of(z, v, shift, Acc(1), &raw);
+  if (!(raw > 0)) return finish_without_draw(args, r, plan, raw != raw);
   cold = raw;
-  if (plan.inv_t != 1) mass_from(z, v, -kInf<Acc>, raw_max, plan.inv_t, &cold);
+  if (plan.inv_t != 1) mass_of(z, v, raw_max, plan.inv_t, &cold);
 
   double in_set = 0;
   for (int64_t i = 0; i < plan.set_size; ++i) {
@@ -188,19 +201,19 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
     return z0;
   };
   Acc max = raw_max;
-  Weight all = cold;
+  double all = cold;
   if (plan.delta != 0 || plan.penalised()) {
     row_max(z, v, &max);
     if (max == -kInf<Acc>) return finish_without_draw(args, r, plan, false);
-    mass_from(z, v, -kInf<Acc>, max, plan.inv_t, &all);
+    mass_of(z, v, max, plan.inv_t, &all);
   }
   if (plan.greedy) {
     const int64_t token = std::find(z, z + v, max) - z;
-    return finish_sample(args, r, plan, token, raw_of(token), raw_max, raw.mass, Acc(0), 1, 1, 0);
+    return finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, Acc(0), 1, 1, 0);
   }
 
   Candidates<Acc> left{z, nullptr, v};
-  Weight some = all;
+  double some = all;
   Acc least = std::numeric_limits<Acc>::lowest();
   if (plan.top_k) {
     const auto count = [&](Acc from) {
@@ -210,11 +223,11 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
     };
     least = threshold(max, plan.temperature, double(plan.top_k), count, [](Weight w) { return double(w.count); });
     left = row.list(left, least);
-    mass_from(left.z, left.n, least, max, plan.inv_t, &some);
+    mass_of(left.z, left.n, max, plan.inv_t, &some);
   }
   if (plan.top_p < 1) {
     // Elements below this make up less than half of 1 - p all together: they are out whatever the threshold is.
-    const double share = 0.5 * (1 - plan.top_p) * some.mass / double(std::max<int64_t>(left.n, 1));
+    const double share = 0.5 * (1 - plan.top_p) * some / double(std::max<int64_t>(left.n, 1));
     const Acc certain = share > 0 ? max + plan.temperature * Acc(std::log(share)) : least;
     left = row.list(left, std::max(least, certain));
     const auto mass = [&](Acc from) {
@@ -222,15 +235,15 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
       mass_from(left.z, left.n, from, max, plan.inv_t, &w);
       return w;
     };
-    least = threshold(max, plan.temperature, plan.top_p * some.mass, mass, [](Weight w) { return w.mass; });
+    least = threshold(max, plan.temperature, plan.top_p * some, mass, [](Weight w) { return w.mass; });
     left = row.list(left, least);
   }
   if (plan.min_x > -kInf<Acc>) left = row.list(left, max + plan.min_x * plan.temperature);
-  if (left.ids) mass_from(left.z, left.n, std::numeric_limits<Acc>::lowest(), max, plan.inv_t, &some);
+  if (left.ids) mass_of(left.z, left.n, max, plan.inv_t, &some);
 
   const int64_t token = fastest(left, max, plan.inv_t, plan.key);
-  finish_sample(args, r, plan, token, raw_of(token), raw_max, raw.mass, (z[token] - max) * plan.inv_t, all.mass,
-                some.mass, in_set / cold.mass);
+  finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, (z[token] - max) * plan.inv_t, all, some,
+                in_set / cold);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 namespace warpup {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 512, kListed = 2048;
 
 template <class Acc>
 struct Sums {  // of e^(z - max), of e^((z - max) / T)
@@ -27,9 +27,28 @@ struct Best {
   int32_t token;
 };
 
-// The sums over the block's row, of values that at(j) gives; the same for all threads.
+// The sum over the threads before this one; all threads must arrive.
+__device__ __forceinline__ int32_t block_exclusive_sum(int32_t value, int32_t* total) {
+  __shared__ int32_t warps[kThreads / 32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int32_t sum = value;
+#pragma unroll
+  for (int by = 1; by < 32; by *= 2) {
+    const int32_t before = __shfl_up_sync(kFullWarp, sum, by);
+    if (lane >= by) sum += before;
+  }
+  if (lane == 31) warps[warp] = sum;
+  __syncthreads();
+  int32_t earlier = 0, all = 0;
+  for (int w = 0; w < kThreads / 32; ++w) earlier += w < warp ? warps[w] : 0, all += warps[w];
+  *total = all;
+  return earlier + sum - value;
+}
+
+// The sums over the block's row, of values that at(j) gives; the same for all threads, but for the thread's own
+// maximum.
 template <class Acc, class At>
-__device__ Sums<Acc> block_sums(int64_t n, Acc inv_t, At at) {
+__device__ Sums<Acc> block_sums(int64_t n, Acc inv_t, Acc* thread_max, At at) {
   Sums<Acc> mine{-kInf<Acc>, 0, 0};
   for (int64_t j = threadIdx.x; j < n; j += kThreads) {
     const Acc z = at(j);
@@ -38,6 +57,7 @@ __device__ Sums<Acc> block_sums(int64_t n, Acc inv_t, At at) {
     const Acc d = z - mine.max, e = exp_neg(d);
     mine.one += e, mine.cold += inv_t == 1 ? e : exp_neg(d * inv_t);
   }
+  *thread_max = mine.max;
   return block_reduce<kThreads>(mine, [inv_t](Sums<Acc> a, Sums<Acc> b) {
     const Acc max = a.max > b.max ? a.max : b.max;
     a = a.under(max, inv_t), b = b.under(max, inv_t);
@@ -46,10 +66,12 @@ __device__ Sums<Acc> block_sums(int64_t n, Acc inv_t, At at) {
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void sample_step_kernel(const SampleStepArgs<T> args) {
+__global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleStepArgs<T> args) {
   using Acc = acc_t<T>;
   const int64_t r = blockIdx.x, v = args.vocab;
-  const RowPlan<Acc> plan = plan_of(args, r);
+  __shared__ RowPlan<Acc> plan;  // as are the sums below, which only the last lines read: registers are short
+  if (threadIdx.x == 0) plan = plan_of(args, r);
+  __syncthreads();
   if (!plan.drawn) {
     if (threadIdx.x == 0) finish_nothing(args, r);
     return;
@@ -62,7 +84,8 @@ __global__ __launch_bounds__(kThreads) void sample_step_kernel(const SampleStepA
     }
     return z0;
   };
-  const Sums<Acc> raw = block_sums(v, plan.inv_t, [&](int64_t j) { return z[j] = raw_of(j); });
+  Acc thread_max;
+  const Sums<Acc> raw = block_sums(v, plan.inv_t, &thread_max, [&](int64_t j) { return z[j] = raw_of(j); });
   if (!(raw.one > 0)) {
     if (threadIdx.x == 0) finish_without_draw(args, r, plan, raw.one != raw.one);
     return;
@@ -78,14 +101,18 @@ __global__ __launch_bounds__(kThreads) void sample_step_kernel(const SampleStepA
   }
   const auto sum = [](double a, double b) { return a + b; };
   in_set = block_reduce<kThreads>(in_set, sum);
+  __shared__ double raw_sum, p_r;
+  __shared__ Acc raw_max;
+  if (threadIdx.x == 0) raw_max = raw.max, raw_sum = raw.one, p_r = in_set / raw.cold;
 
   Acc max = raw.max;
   double all = raw.cold;
   if (plan.delta != 0 || plan.penalised()) {
     const bool penalised = plan.penalised();
     __syncthreads();
-    const Sums<Acc> now = block_sums(
-        v, plan.inv_t, [&](int64_t j) { return penalised ? z[j] = plan.penalise(z[j], plan.seen[j]) : z[j]; });
+    const Sums<Acc> now = block_sums(v, plan.inv_t, &thread_max, [&](int64_t j) {
+      return penalised ? z[j] = plan.penalise(z[j], plan.seen[j]) : z[j];
+    });
     max = now.max, all = now.cold;
     if (max == -kInf<Acc>) {
       if (threadIdx.x == 0) finish_without_draw(args, r, plan, false);
@@ -94,50 +121,85 @@ __global__ __launch_bounds__(kThreads) void sample_step_kernel(const SampleStepA
     __syncthreads();
   }
 
-  Acc least = std::numeric_limits<Acc>::lowest();
+  // Few tokens are left by most filters. With a bound that no threshold lies below they go into shared memory, and the
+  // passes of the search stay there: of top-k the k-th largest of the threads' maxima, of top-p what is too small even
+  // for all of it together to matter.
+  __shared__ Acc listed[kListed];
+  __shared__ int32_t ids[kListed];
+  constexpr Acc kLowest = std::numeric_limits<Acc>::lowest();
+  const bool filtered = !plan.greedy && (plan.top_k || plan.top_p < 1);
+  Acc bound = kLowest;
+  if (filtered && plan.top_k && plan.top_k <= kThreads) {
+    const auto count = [&](Acc from) {
+      return Weight{0, block_reduce<kThreads>(int32_t(thread_max >= from), [](int a, int b) { return a + b; })};
+    };
+    bound = threshold(max, plan.temperature, double(plan.top_k), count, [](Weight w) { return double(w.count); });
+  } else if (filtered && !plan.top_k) {
+    const double share = 0.5 * (1 - plan.top_p) * all / double(v);
+    bound = share > 0 ? max + plan.temperature * Acc(log(share)) : kLowest;
+  }
+  int64_t n = v;
+  bool in_list = false;
+  if (bound > kLowest) {
+    int32_t mine = 0;
+    for (int64_t j = threadIdx.x; j < v; j += kThreads) mine += z[j] >= bound;
+    int32_t total;
+    int32_t at = block_exclusive_sum(mine, &total);
+    in_list = total <= kListed;
+    if (in_list) {
+      n = total;
+      for (int64_t j = threadIdx.x; mine > 0 && j < v; j += kThreads) {
+        if (z[j] >= bound) listed[at] = z[j], ids[at++] = int32_t(j);
+      }
+      __syncthreads();
+    }
+  }
+  const Acc* left = in_list ? listed : z;
+
+  Acc least = kLowest;
   const auto weigh = [&](Acc from, bool with_mass) {
     Weight w{0, 0};
-    for (int64_t j = threadIdx.x; j < v; j += kThreads) {
-      if (z[j] < from) continue;
+    for (int64_t j = threadIdx.x; j < n; j += kThreads) {
+      if (left[j] < from) continue;
       ++w.count;
-      if (with_mass) w.mass += exp_neg((z[j] - max) * plan.inv_t);
+      if (with_mass) w.mass += exp_neg((left[j] - max) * plan.inv_t);
     }
     return block_reduce<kThreads>(w, [](Weight a, Weight b) { return Weight{a.mass + b.mass, a.count + b.count}; });
   };
   double some = all;
-  if (!plan.greedy) {
-    if (plan.top_k) {
-      least = threshold(
-          max, plan.temperature, double(plan.top_k), [&](Acc from) { return weigh(from, false); },
-          [](Weight w) { return double(w.count); });
-      some = weigh(least, true).mass;
-    }
-    if (plan.top_p < 1) {
-      const Acc nucleus = threshold(
-          max, plan.temperature, plan.top_p * some, [&](Acc from) { return weigh(from, true); },
-          [](Weight w) { return w.mass; });
-      least = nucleus > least ? nucleus : least;
-    }
+#pragma unroll 1  // one search in the code for both filters: two take more registers than there are
+  for (int stage = 0; stage < 2 && filtered; ++stage) {
+    const bool nucleus = stage == 1;
+    if (nucleus ? plan.top_p >= 1 : plan.top_k == 0) continue;
+    const Acc floor = least;
+    const Acc found = threshold(
+        max, plan.temperature, nucleus ? plan.top_p * some : double(plan.top_k),
+        [&](Acc from) { return weigh(from > floor ? from : floor, nucleus); },
+        [nucleus](Weight w) { return nucleus ? w.mass : double(w.count); });
+    least = found > floor ? found : floor;
+    some = weigh(least, true).mass;
+  }
+  if (!plan.greedy && plan.min_x > -kInf<Acc>) {
     const Acc relative = max + plan.min_x * plan.temperature;
     least = relative > least ? relative : least;
-    if (plan.top_k || plan.top_p < 1 || plan.min_x > -kInf<Acc>) some = weigh(least, true).mass;
+    some = weigh(least, true).mass;
   }
 
   Best<Acc> best{-1, 0x7fffffff};
   const auto better = [](Best<Acc> a, Best<Acc> b) {
     return b.speed > a.speed || (b.speed == a.speed && b.token < a.token) ? b : a;
   };
-  for (int64_t j = threadIdx.x; j < v; j += kThreads) {
-    if (z[j] < least) continue;
-    const Acc speed =
-        plan.greedy ? (z[j] == max ? Acc(1) : Acc(0)) : race((z[j] - max) * plan.inv_t, plan.key, uint32_t(j));
-    best = better(best, {speed, int32_t(j)});
+  for (int64_t j = threadIdx.x; j < n; j += kThreads) {
+    if (left[j] < least) continue;
+    const int32_t token = in_list ? ids[j] : int32_t(j);
+    const Acc greedy = left[j] == max ? Acc(1) : Acc(0);
+    const Acc speed = plan.greedy ? greedy : race((left[j] - max) * plan.inv_t, plan.key, uint32_t(token));
+    best = better(best, {speed, token});
   }
   best = block_reduce<kThreads>(best, better);
   if (threadIdx.x == 0) {
     const int64_t token = best.token == 0x7fffffff ? 0 : best.token;
-    finish_sample(args, r, plan, token, raw_of(token), raw.max, raw.one, (z[token] - max) * plan.inv_t, all, some,
-                  in_set / raw.cold);
+    finish_sample(args, r, plan, token, raw_of(token), raw_max, raw_sum, (z[token] - max) * plan.inv_t, all, some, p_r);
   }
 }
 
