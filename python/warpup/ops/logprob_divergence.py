@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from warpup._native import load_ops
+from warpup.ops.logprob import accumulator
 
 _ops = load_ops(
     "divergence", "divergence_backward", "divergence_backward_", "topk_divergence", "topk_divergence_backward"
 )
 DIVERGENCES = ("forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "logit_swap", "binary")
-
-
-def accumulator(logits: Tensor) -> torch.dtype:
-    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def per_row(temperature: float | Tensor, rows: torch.Size) -> tuple[Tensor | None, float]:

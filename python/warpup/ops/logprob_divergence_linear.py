@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpup.ops.logprob_divergence import _ops, accumulator, per_row, reference_divergence
+from warpup.ops.logprob import accumulator
+from warpup.ops.logprob_divergence import _ops, per_row, reference_divergence
+from warpup.ops.logprob_linear import add_product
 
 # Of one chunk's logits, each side: on the CPU both fit the last-level cache of a server, on a GPU the GEMMs are large
 # enough to fill it.
@@ -83,18 +85,8 @@ def _backward(
         if for_hidden:
             torch.mm(gradient, weight, out=grad_hidden[at])
         if for_weight:
-            _add_product(total, gradient.t(), hidden[at])
+            add_product(total, gradient.t(), hidden[at])
     return grad_hidden, total if total.dtype == weight.dtype else total.to(weight.dtype)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, where total may be wider: chunks must not add up in 16 bits."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        total.add_(torch.mm(a, b, out_dtype=total.dtype))
-    else:
-        total.add_(torch.mm(a, b))
 
 
 @_backward.register_fake

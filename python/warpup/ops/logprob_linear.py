@@ -82,6 +82,15 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype.itemsize == 2 else torch.mm(a, b)
 
 
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, where total is in the accumulator's type; some rows at a time, so that no second total exists."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+        return
+    for part, rows in zip(total.split(4096), a.split(4096), strict=True):
+        part += product(rows, b)
+
+
 @torch.no_grad()
 def _backward(hidden, weight, bias, *rest):
     *given, chunk, stats, entropy, sum_p2, g, h, q, s, needs = rest
@@ -95,10 +104,8 @@ def _backward(hidden, weight, bias, *rest):
     for begin, end, part in slices(given, vocab, chunk):
         z = slice_logits(hidden, weight, bias, begin, end, buffer)
         _ops.token_logprob_backward_(z, *part, stats, entropy, sum_p2, g, h, q, s, begin, vocab)
-        if need_hidden and z.dtype == grad_hidden.dtype:
-            grad_hidden.addmm_(z, weight[begin:end])
-        elif need_hidden:
-            grad_hidden += product(z, weight[begin:end])
+        if need_hidden:
+            add_product(grad_hidden, z, weight[begin:end])
         if need_weight:
             torch.mm(z.t(), hidden, out=grad_weight[begin:end])
         if need_bias:

@@ -16,10 +16,10 @@ from warpup.ops.logprob import IGNORE_INDEX, Under, accumulator, under
 from warpup.ops.logprob_linear import (
     CHUNK_BYTES,
     UNDER,
+    add_product,
     check_linear,
     library,
     linear_logprob,
-    product,
     reference_linear_logprob,
     slice_logits,
 )
@@ -35,15 +35,6 @@ library.define(
     "-> (Tensor logp, Tensor entropy, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
 )
 _ops = load_ops("linear_policy_gradients")
-
-
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, where total is in the accumulator's type; some rows at a time, so that no second total exists."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-        return
-    for part, rows in zip(total.split(4096), a.split(4096), strict=True):
-        part += product(rows, b)
 
 
 @torch.no_grad()
