@@ -45,7 +45,7 @@ def problems(draw):
 @settings(max_examples=60)
 def test_shapes_slices_and_options(twin, x):
     x = {k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
-    CASE.check(x, roundings=8)  # of a product of a few numbers, which the plain way may hit by luck
+    CASE.check(x, roundings=64)  # of a product, which the library adds up in another order for another shape
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
