@@ -109,6 +109,26 @@ def test_train_sample_eval(project, capsys):
     assert "-2" in out  # the verifier's: an untrained model has no format
 
 
+def test_eval_compares_decodings(project, capsys):
+    names = ("s1", "cyclic:amplitude=4,period=6,phase=any")
+    flags = ("--data", "test.jsonl", "--samples", 2, "--seeds", 2, "--max-new-tokens", 8, "--words", "wait,back")
+    code, out, _ = call(capsys, "eval", "start", *flags, "--schedule", *names)
+    assert code == 0
+    assert all(name in out for name in ("plain", "s1", "cyclic:amplitude=4", "best beside plain"))
+    rows = json.loads((project / "start" / "schedules.json").read_text())
+    assert [row["decoding"] for row in rows] == ["plain", *names]
+    assert all(row["length"][0] > 0 for row in rows)
+    assert (project / "start" / "schedules.png").read_bytes().startswith(b"\x89PNG")
+
+    code, out, _ = call(capsys, "eval", "start", *flags, "--schedule", "compare", "--json")
+    compared = json.loads(out[out.index("[") :])
+    assert (code, len(compared)) == (0, 12)  # plain, TIP, s1, nine waves
+    assert "expected plain, cyclic" in error(capsys, "eval", "start", *flags, "--schedule", "zigzag")
+    assert "expected --samples and --seeds" in error(
+        capsys, "eval", "start", "--data", "test.jsonl", "--samples", 0, "--schedule", "plain"
+    )
+
+
 def test_train_from_flags_and_yaml(project, capsys):
     (project / "run.yaml").write_text(
         "model: start\nout: other\nwarmup: {data: train.jsonl, steps: 1, betas: [0.8, 0.9]}\n"
