@@ -16,7 +16,7 @@ SHAPES = {"cpu": (64, 151936), "cuda": (64, 151936), "quick": (4, 1000)}
 GENERATED = {"cpu": 8192, "cuda": 8192, "quick": 50}
 TOKENS = ReflectionTokens(tuple(range(5, 900, 60)), (1,), (2,))
 SCHEDULE = ReflectionSchedule("triangle", 5.0, 1200, tokens=TOKENS)
-PASS, CLOSURE = "one pass over the logits (max)", "a Python processor a request"
+PASS, DENSE, CLOSURE = "one pass, read (max)", "one pass, in place (mul_)", "a Python processor a request"
 CHAIN = "transformers' processors, softmax, multinomial"
 FILTERS = {
     "T=.7 top-k 50 top-p .95": {"temperature": 0.7, "top_k": 50, "top_p": 0.95},
@@ -70,7 +70,7 @@ def apply_schedule(device, shape, generated) -> Work:
     outputs = [[7] * (generated - r) for r in range(rows)]
     batch = ReflectionBatch(rows, SCHEDULE, device=device)
     batch.begin(range(rows), [[1]] * rows, outputs)
-    mine, theirs, process = before.clone(), before.clone(), closure(SCHEDULE)
+    mine, theirs, dense, process = before.clone(), before.clone(), before.clone(), closure(SCHEDULE)
 
     def python():
         for tokens, row in zip(outputs, theirs, strict=True):
@@ -86,6 +86,7 @@ def apply_schedule(device, shape, generated) -> Work:
         {
             "warpup": Candidate(lambda: batch.apply_(mine), result=added(mine)),
             PASS: Candidate(lambda: torch.amax(before, -1), result=None),
+            DENSE: Candidate(lambda: dense.mul_(1.0), result=None),
             CLOSURE: Candidate(python, result=added(theirs)),
         },
         bytes=rows * entry,

@@ -4,10 +4,10 @@
 //   z1 = z0 + delta [j in R]                                         the request's schedule (schedule.h)
 //   z  = z1 / rho or z1 rho (z1 > 0 or not) where seen, - presence where generated
 //   x  = (z - max z) / T, T by phase;  S = sum e^x                   T = 0: the argmax, and nothing below
-//   kept: z >= the k-th largest; of these, mass above z < p times their mass; x >= log(min_p)        ties stay together
-//   token = argmax over kept of e^x / E,  E exponential by (seed, position, stream, token): a draw from softmax(x |
-//   kept) logp_raw = log softmax(z0)[token]   logp = x - log(S of kept)   kept = S of kept / S   p_r = sum over R of
-//   softmax(z0 / T)
+//   kept: z >= the k-th largest; of these, mass above z < p times their mass; x >= log(min_p)   ties stay together
+//   token = argmax over kept of e^x / E      E exponential by (seed, position, stream, token): a draw of softmax
+//   logp_raw = log softmax(z0)[token]        logp = x - log(S of kept)
+//   kept = S of kept / S                     p_r = sum over R of softmax(z0 / T)
 //
 // The k-th largest and the nucleus need no sort: their threshold is found by halving an interval of values, a counting
 // pass each, until one element or none lies between its ends; both twins take the same steps.
@@ -18,9 +18,8 @@
 // Numerics exp and products in float32 (float64 for float64), sums of masses in double on the CPU and the GPU alike.
 //          -inf is never kept; a row without a finite logit gives token 0 and zeros; NaN gives token 0 and NaN.
 //          T = 0: the lowest index of equals, logp = 0, kept = 1, p_r whether the token is in R: a point mass.
-// Bytes    rows * vocab * sizeof(T) read once; the row stays in cache (CPU: its own copy; GPU: scratch) for further
-// passes:
-//          two without a filter, some 15 more to find a threshold, on the GPU over the few that a first bound leaves.
+// Bytes    rows * vocab * sizeof(T) read once; the row stays in cache (CPU: its own copy; GPU: scratch) for two more
+//          passes, and some 15 to find a threshold, on the GPU over the few that a first bound leaves.
 #pragma once
 
 #include "reflection/schedule.h"

@@ -1,25 +1,22 @@
 // reflection_state_update: follows each request's decoding token by token, in device tables indexed by slot.
 // apply_schedule: adds a schedule's delta to the logits of its tokens, in place.
 //
-//   token     markers (think, its end, code, its end; several tokens long) advance by Knuth-Morris-Pratt; phase, start
-//   of
-//             the thought, last reflection token follow
+//   token     markers (think, its end, code, its end; several tokens long) advance by Knuth-Morris-Pratt; phase,
+//             start of the thought and last reflection token follow
 //   t = generated - anchor (+ offset where the anchor is the request's own start),  u = t + shift C
 //   triangle  delta = A |4 ((u - C/4) mod C) / C - 2| - A        0 -> A at C/4 -> 0 -> -A at 3C/4 -> 0   (CyclicReflex)
 //   cosine    delta = A cos(2 pi (u - C/4) / C)                  the same turning points
 //   constant  delta = A                                          table: linear between knots (u, delta), held beyond
 //   z[j] += delta for j in R, where the phase is one of the schedule's and begin <= t < end;  unit nat: delta T
 //
-// State    [slots, 1 + ring, kFields] int32: row 0 = (tokens seen n, prompt tokens, lost, oldest n kept), then the last
-// `ring` states, that
-//          after n tokens in row 1 + n % ring. So a rejected draft of up to ring - 1 tokens is undone by a decrement,
-//          and a row of logits behind a draft finds the state `back` tokens ago.
-// Layout   tokens [rows, width] strided, of row r the `count` from `first` on; prompt[r] >= 0 begins slot anew with so
-// many
-//          prompt tokens, -1 goes on; rollback[r] tokens are dropped first; a row of slot -1 does nothing. A slot comes
-//          up once a call. schedules [slots] Schedule; sets: sorted distinct ids, one list behind another; knots
-//          likewise. markers [4, 2, kMarker + 1] int32: ids (-1 behind the last), then the longest border of each
-//          prefix.
+// State    [slots, 1 + ring, kFields] int32: row 0 = (n tokens seen, prompt tokens, lost, oldest n kept), then the
+//          last `ring` states, that after n tokens in row 1 + n % ring. So a rejected draft of up to ring - 1 tokens is
+//          undone by a decrement, and a row of logits behind a draft finds the state `back` tokens ago.
+// Layout   tokens [rows, width] strided, of row r the `count` from `first` on; prompt[r] >= 0 begins the slot anew with
+//          so many prompt tokens, -1 goes on; rollback[r] tokens are dropped first; a row of slot -1 does nothing. A
+//          slot comes up once a call. schedules [slots] Schedule; sets: sorted distinct ids, one list behind another,
+//          knots likewise. markers [4, 2, kMarker + 1] int32: ids (-1 behind the last), then the longest border of
+//          each prefix.
 // Phases   the prompt's last marker counts; a generation without one thinks until it says that it ends.
 // Numerics delta in double, handed out and added in float32. A delta of 0 writes nothing; ids outside the vocabulary
 //          neither. A rollback past the ring loses the slot: off until begun anew (the binding rejects it on the CPU).
