@@ -98,6 +98,22 @@ def test_weight_made_of_others(twin):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("lengths", [(5,), (1, 4), (2, 0, 3), (0, 5), (5, 0)])
+def test_packed_sequences(twin, lengths):
+    """Each row scores the next id of its own sequence: as every sequence by itself."""
+    x = CASE.make("small", torch.float64, twin.device)
+    ids, cu = x["targets"], torch.tensor([0, *lengths], device=twin.device).cumsum(0)
+    packed = linear_logprob(x["hidden"], x["weight"], ids, cu_seqlens=cu.int())
+    want = torch.zeros_like(packed)
+    for begin, end in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True):
+        if end - begin > 1:
+            rows = slice(begin, end - 1)
+            want[rows] = linear_logprob(x["hidden"][rows], x["weight"], ids[begin + 1 : end])
+    torch.testing.assert_close(packed, want)
+    empty = linear_logprob(x["hidden"][:0], x["weight"], ids[:0], cu_seqlens=cu[:1])
+    assert empty.shape == (0,)
+
+
 def test_no_logits_matrix():
     """The largest tensor that forward and backward make is one slice, whatever V is (but the weight's gradient)."""
     rows, width, vocab, chunk = 64, 8, 5000, 100
@@ -132,6 +148,7 @@ def test_no_logits_matrix():
         ({"bias": torch.zeros(6)}, r"bias must have shape \(7,\), got \(6,\)"),
         ({"targets": torch.zeros(3, dtype=torch.int64)}, r"targets must have shape \(2,\), got \(3,\)"),
         ({"targets": torch.tensor([0, 7])}, r"targets\[1\] = 7 is outside \[0, 7\)"),
+        ({"cu_seqlens": torch.zeros(2, 2)}, r"with cu_seqlens \(S \+ 1,\) targets must be \(N,\), got \(2, 2\)"),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"delta": 1.0}, "delta needs token_set"),

@@ -166,8 +166,18 @@ class LinearLogprob(torch.autograd.Function):
         return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *rest)
 
 
-def reference_linear_logprob(hidden, weight, targets, *, bias=None, chunk=None, **options):
+def next_tokens(ids: Tensor, cu_seqlens: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """The targets of packed sequences: each row's the next id of its sequence, of a sequence's last row none.
+
+    ids (N,) int64; cu_seqlens (S + 1,) from 0 to N, sequence i is rows [cu_seqlens[i], cu_seqlens[i + 1])."""
+    shifted = torch.cat([ids[1:], ids.new_full((min(1, len(ids)),), ignore_index)])
+    starts = torch.zeros(len(ids) + 1, dtype=torch.bool, device=ids.device).index_fill(0, cu_seqlens.long(), True)
+    return shifted.masked_fill(starts[1:], ignore_index)
+
+
+def reference_linear_logprob(hidden, weight, targets, *, bias=None, chunk=None, cu_seqlens=None, **options):
     """`linear_logprob` in plain torch: all logits, then `reference_token_logprob`."""
+    targets = targets if cu_seqlens is None else next_tokens(targets, cu_seqlens)
     return reference_token_logprob(torch.nn.functional.linear(hidden, weight, bias), targets, **options)
 
 
@@ -185,6 +195,7 @@ def linear_logprob(
     token_set: Sequence[int] | Tensor | None = None,
     kept_mask: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
+    cu_seqlens: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """`token_logprob(hidden @ weight.T + bias, targets)`, and its replay of a sampler, without the logits.
@@ -196,11 +207,12 @@ def linear_logprob(
         hidden: (..., H) float32, bfloat16, float16 or float64.
         weight: (V, H), of the same dtype: an output layer's weight, tied or not; frozen (no gradient, and no work for
             one), or composed, as with LoRA.
-        targets: (...,) int64 in [0, V), or `ignore_index`. Packed sequences are rows like all others: shift the targets
-            within each sequence first.
+        targets: (...,) int64 in [0, V), or `ignore_index`; beside `cu_seqlens` the packed ids (N,) themselves.
         bias: (V,), of the same dtype.
         temperature, entropy, lse, sum_p2, ignore_index: as in `token_logprob`.
         delta, token_set, kept_mask: as in `replay_logprob`.
+        cu_seqlens: (S + 1,) int32 or int64 from 0 to N, of packed sequences: each row is scored for the next id of its
+            sequence, and the last row of a sequence, which has none, gives zeros.
         chunk: columns of the vocabulary in a slice; None: as many as make 32 MiB of logits on a CPU, 512 on a GPU.
 
     Returns:
@@ -212,6 +224,13 @@ def linear_logprob(
         ValueError: a shape, dtype or device does not fit, and as `token_logprob` and `replay_logprob`.
     """
     check_linear("linear_logprob", hidden, weight, bias, targets)
+    if cu_seqlens is not None:
+        if targets.dim() != 1 or cu_seqlens.dim() != 1:
+            raise ValueError(
+                f"linear_logprob: with cu_seqlens (S + 1,) targets must be (N,), got {tuple(cu_seqlens.shape)} and "
+                f"{tuple(targets.shape)}"
+            )
+        targets = next_tokens(targets, cu_seqlens, ignore_index)
     vocab, rows = weight.shape[0], targets.numel()
     given = under("linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask).flat()
     if chunk is not None and chunk < 1:
