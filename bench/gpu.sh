@@ -95,7 +95,7 @@ else
 fi
 
 # ---- streams, graphs, launches; then speed --------------------------------------------------------------------------
-step gpu_checks 90 "$python" bench/gpu_checks.py --device $device --json "$out/gpu_checks.json"
+step gpu_checks 120 "$python" bench/gpu_checks.py --device $device --json "$out/gpu_checks.json"
 cases='^(token_logprob|((?! (forward|backward) (bf16|fp32) ).)*$)'  # of the other ops both ways at once only
 step bench 240 "$python" bench/run.py --device $device "${quick[@]}" -k "$cases" --budget 1 --stop-after 150 \
   --json "$out/bench.json"
