@@ -26,7 +26,7 @@ LOGPROB_WRONG = [
     ({"temperature": -1.0}, "temperature must be above 0, got -1"),
     ({"temperature": math.nan}, "temperature must be above 0, got nan"),
     ({"temperature": torch.tensor([1.0, 0.0])}, "temperature must be above 0, got 0 in row 1"),
-    ({"temperature": torch.ones(3)}, r"temperature must have shape \(2\), got \(3\)"),
+    ({"temperature": torch.ones(3)}, r"temperature must have shape \(2,\), got \(3,\)"),
     ({"temperature": torch.ones(2, dtype=torch.float64)}, "temperature must be float32, got float64"),
     ({"logits": torch.zeros(2, 3, 2, 3)[:, :, 0].transpose(0, 1).unsqueeze(0).expand(2, 3, 2, 3),
       "targets": torch.zeros(2, 3, 2, dtype=torch.int64)}, r"leading dimensions of logits .* call .contiguous\(\)"),

@@ -153,9 +153,19 @@ def test_no_logits_matrix():
             "weight must be torch.float32 on cpu like hidden, got torch",
         ),
         ({"bias": torch.zeros(6)}, r"bias must have shape \(7,\), got \(6,\)"),
-        ({"targets": torch.zeros(3, dtype=torch.int64)}, r"targets must have shape \(2,\), got \(3,\)"),
+        (
+            {"targets": torch.zeros(3, dtype=torch.int64)},
+            r"targets must be int64 of shape \(2,\), got torch.int64 of shape \(3,\)",
+        ),
         ({"targets": torch.tensor([0, 7])}, r"targets\[1\] = 7 is outside \[0, 7\)"),
-        ({"cu_seqlens": torch.zeros(2, 2)}, r"with cu_seqlens \(S \+ 1,\) targets must be \(N,\), got \(2, 2\)"),
+        ({"cu_seqlens": torch.zeros(2, 2)}, r"with cu_seqlens, \(S \+ 1,\) integers on cpu, targets must be \(N,\)"),
+        ({"cu_seqlens": torch.tensor([0, 1])}, r"cu_seqlens must rise from 0 to 2, got \[0, 1\]"),
+        ({"cu_seqlens": torch.tensor([-1, 2])}, r"cu_seqlens must rise from 0 to 2, got \[-1, 2\]"),
+        ({"targets": torch.zeros(2, dtype=torch.int32)}, "targets must be int64 of shape"),
+        ({"delta": 1.0, "token_set": torch.tensor([-1])}, r"token_set must hold ids in \[0, 7\), got \[-1\]"),
+        ({"delta": 1.0, "token_set": torch.tensor([1.0])}, "token_set must be ids, or a 1-d int64 tensor"),
+        ({"temperature": torch.ones(2, 1)}, r"temperature must have shape \(2,\), got \(2, 1\)"),
+        ({"kept_mask": torch.ones(7, 2, dtype=torch.bool)}, r"kept_mask must have shape \(2, 7\), got \(7, 2\)"),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"delta": 1.0}, "delta needs token_set"),
@@ -256,3 +266,44 @@ def test_offsets_beyond_32_bits(twin, dtype):
     assert torch.equal(got[1], want[1])
     (grad,) = torch.autograd.grad(got, logits, gradients_of(got))
     assert torch.equal(grad, want[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_logits_masked_with_the_least_float(twin, dtype):
+    """As trainers mask where they fear infinities: nothing of it is left, and no 0 * inf either."""
+    logits = torch.full((2, 4096), torch.finfo(dtype).min, dtype=dtype, device=twin.device)
+    logits[:, 7], logits[:, 9] = 10, 9
+    for temperature in (1.0, 0.5):
+        x = {"logits": logits, "targets": torch.tensor([7, 9], device=twin.device), "temperature": temperature}
+        CASE_TOKEN.check({**x, "entropy": True, "lse": True, "sum_p2": True})
+
+
+def test_a_target_outside_the_mask_has_no_gradient(twin):
+    logits = torch.randn(1, 6, dtype=torch.float64, device=twin.device)
+    kept = torch.tensor([[True, True, False, True, True, True]], device=twin.device)
+    x = {"logits": logits, "targets": torch.tensor([2], device=twin.device), "kept_mask": kept}
+    (grad,) = CASE_TOKEN.run({**x, "delta": 0.0, "token_set": [0]})[1:]
+    assert grad[0, 2] == 0
+    assert grad[0, 0] != 0
+
+
+def test_expanded_logits_have_no_room_for_gradients(twin):
+    logits = torch.randn(1, 6, device=twin.device, requires_grad=True)
+    targets = torch.arange(4, device=twin.device)
+    loss = token_logprob(logits.expand(4, 6), targets, inplace_backward=True).sum()
+    with pytest.raises(ValueError, match="leave inplace_backward off"):
+        loss.backward()
+    (got,) = torch.autograd.grad(token_logprob(logits.expand(4, 6), targets).sum(), logits)
+    (want,) = torch.autograd.grad(token_logprob(logits.repeat(4, 1), targets).sum(), logits)
+    torch.testing.assert_close(got, want)
+
+
+def test_autocast():
+    """A float32 head beside 16-bit hidden states, as mixed precision has it."""
+    x = CASE.make("small")
+    operands = {k: x[k].requires_grad_() for k in ("hidden", "weight")}
+    with torch.autocast("cpu", torch.bfloat16):
+        logp = linear_logprob(**operands, targets=x["targets"])
+        want = token_logprob(torch.nn.functional.linear(*operands.values()), x["targets"])
+    torch.testing.assert_close(logp, want)
+    assert all(g.dtype == torch.float32 for g in torch.autograd.grad(logp.sum(), list(operands.values())))

@@ -79,6 +79,33 @@ def test_scaled_loss_and_nothing_in_the_mask(twin):
     assert all((g == 0).all() for g in grads)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
+@pytest.mark.parametrize("kind", ["grpo", "gspo"])
+def test_no_tokens(twin, shape, kind):
+    x = CASE.inputs((*shape, 4, 7), torch.float32, twin.device, 0, "plain")
+    loss, grads, _ = loss_and_gradients({**x, "kind": kind})
+    assert loss == 0
+    assert all((g == 0).all() for g in grads)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "gspo"])
+def test_sampled_log_probs_in_16_bits(twin, kind):
+    x = CASE.make("small", torch.bfloat16, twin.device) | {"kind": kind}
+    low = {k: x[k].to(torch.bfloat16) for k in ("old_logp", "advantages")}
+    got, want = linear_policy_loss(**x | low)[0], linear_policy_loss(**x | {k: v.float() for k, v in low.items()})[0]
+    assert torch.equal(got, want)
+
+
+def test_float16_takes_the_loss_scale(twin):
+    """Gradients far below float16's least number come through, scaled, as a GradScaler needs them."""
+    x = CASE.make("small", torch.float16, twin.device)
+    hidden = x["hidden"].requires_grad_()
+    (got,) = torch.autograd.grad(linear_policy_loss(**x, normalizer=1e8)[0] * 2.0**16, hidden)
+    (want,) = torch.autograd.grad(linear_policy_loss(**x, normalizer=1e8 / 2**16)[0], hidden)
+    torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-6)
+    assert got.abs().max() > 1e-5
+
+
 def test_one_backward_only():
     x = CASE.make("small", torch.float64)
     loss, _ = linear_policy_loss(**{**x, "hidden": x["hidden"].requires_grad_()})
@@ -90,7 +117,8 @@ def test_one_backward_only():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hidden": torch.zeros(15, 19)}, r"targets must have shape \(15,\)"),
+        ({"hidden": torch.zeros(15, 19)}, r"targets must be int64 of shape \(15,\)"),
+        ({"chunk": -5}, "chunk must be at least 1, got -5"),
         ({"hidden": torch.zeros(3, 5, 18)}, r"hidden must be \(..., H\) and weight \(V, H\)"),
         ({"mask": torch.zeros(3, 4)}, r"mask must have shape \(3, 5\), got \(3, 4\)"),
         ({"old_logp": torch.zeros(3)}, r"old_logp must have shape \(3, 5\), got \(3,\)"),

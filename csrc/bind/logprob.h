@@ -145,6 +145,13 @@ inline void token_logprob_backward(const View& logits, const View& targets, cons
     args.forward.sum_p2 = detail::row_output<Acc>(op, "sum_p2", sum_p2, logits);
     const Argument out(op, "grad_logits", grad_logits);
     out.dtype({logits.dtype}).on(logits.device).shape_like(logits, logits.dims).unit_stride_last();
+    for (int d = 0; d < logits.dims - 1; ++d) {
+      if (grad_logits.sizes[d] > 1 && grad_logits.strides[d] == 0) {
+        fail(
+            op,
+            ": rows of an expanded tensor share their memory, each needs its own gradient; leave inplace_backward off");
+      }
+    }
     args.grad_logits = data<T>(grad_logits);
     args.grad_logits_rows = out.rows(logits.dims - 1);
     WARPUP_RUN(token_logprob_backward, T, logits.device, args);

@@ -143,7 +143,7 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
         continue;
       }
       const int64_t y = f.targets[f.targets_rows.offset(r)] - f.vocab_begin;
-      const bool here = y >= 0 && y < f.vocab;
+      const bool here = y >= 0 && y < f.vocab && is_kept(f, r, y);
       const Acc target = here ? replayed(f, r, y) : Acc(0);  // before the gradient is written over it
       for (int64_t begin = 0; begin < f.vocab; begin += kBlock) {
         const int64_t n = std::min(kBlock, f.vocab - begin);

@@ -84,7 +84,8 @@ __global__ __launch_bounds__(kThreads) void token_logprob_backward_kernel(const 
   const int64_t n = f.vocab - begin < piece ? f.vocab - begin : piece;
   const T* x = f.logits + f.logits_rows.offset(r) + begin;
   T* dz = args.grad_logits + args.grad_logits_rows.offset(r) + begin;
-  const int64_t y = f.targets[f.targets_rows.offset(r)] - f.vocab_begin - begin;
+  int64_t y = f.targets[f.targets_rows.offset(r)] - f.vocab_begin - begin;
+  if (kReplay && y >= 0 && y < n && !is_kept(f, r, begin + y)) y = -1;
   const RowGradient<Acc> row = row_gradient(args, r);
   const bool aligned = ((reinterpret_cast<intptr_t>(x) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
 

@@ -17,7 +17,9 @@ struct Softmax {
   WARPUP_HD Softmax under(Acc new_max, Acc inv_t) const {
     if (max == new_max || sum == 0) return {new_max, sum, shifted, squares};
     const Sum moved = (Sum(max) - Sum(new_max)) * inv_t, scale = exp_neg(moved);
-    return {new_max, sum * scale, scale * (shifted + moved * sum), squares * scale * scale};
+    // So far below that nothing is left (logits masked with the least float): moved * sum may be -inf, its product 0.
+    const Sum kept = scale == 0 ? Sum(0) : scale * (shifted + moved * sum);
+    return {new_max, sum * scale, kept, squares * scale * scale};
   }
 };
 
@@ -39,10 +41,16 @@ WARPUP_HD acc_t<T> delta_of(const TokenLogprobArgs<T>& args, int64_t r) {
   return static_cast<acc_t<T>>(args.delta ? args.delta[args.delta_rows.offset(r)] : args.delta_scalar);
 }
 
+// Whether column j of the slice can be drawn: what a mask leaves out has no gradient either.
+template <class T>
+WARPUP_HD bool is_kept(const TokenLogprobArgs<T>& args, int64_t r, int64_t j) {
+  return !args.kept || args.kept[args.kept_rows.offset(r) + j];
+}
+
 // z' at column j of the slice.
 template <class T>
 WARPUP_HD acc_t<T> replayed(const TokenLogprobArgs<T>& args, int64_t r, int64_t j) {
-  if (args.kept && !args.kept[args.kept_rows.offset(r) + j]) return -kInf<acc_t<T>>;
+  if (!is_kept(args, r, j)) return -kInf<acc_t<T>>;
   const acc_t<T> z = load(args.logits[args.logits_rows.offset(r) + j]);
   return args.boosted && args.boosted[j] ? z + delta_of(args, r) : z;
 }

@@ -59,26 +59,43 @@ def under(
 ) -> Under:
     """The raw ops' arguments from the public functions'."""
 
-    def per_row(value):
+    def per_row(name, value):
         if not isinstance(value, Tensor):
             return None, float(value)
-        return (value.expand(targets.shape) if value.numel() == 1 else value), 0.0
+        value = value.expand(targets.shape) if value.numel() == 1 else value
+        if value.shape != targets.shape:
+            raise ValueError(f"{op}: {name} must have shape {tuple(targets.shape)}, got {tuple(value.shape)}")
+        return value, 0.0
 
-    t, t_scalar = per_row(temperature)
-    d, d_scalar = per_row(delta)
+    t, t_scalar = per_row("temperature", temperature)
+    d, d_scalar = per_row("delta", delta)
     boosted = None
     if token_set is not None:
-        if isinstance(token_set, Tensor) and token_set.dtype == torch.bool:
-            boosted = token_set
-        else:
-            if not isinstance(token_set, Tensor):
-                if not all(0 <= token < vocab for token in token_set):
-                    raise ValueError(f"{op}: token_set must hold ids in [0, {vocab}), got {list(token_set)}")
-                token_set = torch.tensor(token_set, dtype=torch.int64, device=targets.device)
-            boosted = torch.zeros(vocab, dtype=torch.bool, device=targets.device).index_fill(0, token_set, True)
+        boosted = token_mask(op, vocab, token_set, targets.device)
     elif d is not None or d_scalar != 0:
         raise ValueError(f"{op}: delta needs token_set, the tokens it is added to")
+    if kept_mask is not None and kept_mask.shape != (*targets.shape, vocab):
+        raise ValueError(f"{op}: kept_mask must have shape {(*targets.shape, vocab)}, got {tuple(kept_mask.shape)}")
     return Under(targets, t, t_scalar, ignore_index, boosted, d, d_scalar, kept_mask)
+
+
+def token_mask(op: str, vocab: int, token_set: Sequence[int] | Tensor, device: torch.device) -> Tensor:
+    """(V,) bool of ids, or the mask itself. On a GPU, where checking would synchronise, ids outside are dropped."""
+    if isinstance(token_set, Tensor) and token_set.dtype == torch.bool:
+        return token_set
+    ids = (
+        token_set if isinstance(token_set, Tensor) else torch.tensor(list(token_set), dtype=torch.int64, device=device)
+    )
+    if ids.dim() != 1 or ids.dtype not in (torch.int64, torch.int32) or ids.device != device:
+        raise ValueError(
+            f"{op}: token_set must be ids, or a 1-d int64 tensor on {device}, got {ids.dtype} of shape "
+            f"{tuple(ids.shape)} on {ids.device}"
+        )
+    outside = (ids < 0) | (ids >= vocab)
+    if not (ids.is_cuda or torch.compiler.is_compiling()) and outside.any():
+        raise ValueError(f"{op}: token_set must hold ids in [0, {vocab}), got {ids.tolist()}")
+    spare = torch.zeros(vocab + 1, dtype=torch.bool, device=device)
+    return spare.index_fill(0, ids.long().masked_fill(outside, vocab), True)[:vocab]
 
 
 def accumulator(logits: Tensor) -> torch.dtype:
@@ -104,7 +121,7 @@ def reference_token_logprob(
     x = logits.to(accumulator(logits))
     if given.boosted is not None:
         shift = given.delta.unsqueeze(-1).to(x.dtype) if given.delta is not None else given.delta_scalar
-        x = x + given.boosted * shift
+        x = torch.where(given.boosted, x + shift, x)
     if kept_mask is not None:
         x = x.masked_fill(~kept_mask, -torch.inf)
     x = x / (given.temperature.to(x.dtype).unsqueeze(-1) if given.temperature is not None else given.temperature_scalar)

@@ -40,7 +40,7 @@ def columns(hidden: Tensor, vocab: int, chunk: int) -> int:
     if chunk:
         return min(chunk, vocab)
     fit = CHUNK_BYTES[hidden.device.type] // (max(hidden.shape[0], 1) * hidden.element_size())
-    parts = -(-vocab // max(fit, 1024))
+    parts = max(1, -(-vocab // max(fit, 1024)))
     return min(vocab, -(-vocab // parts) + 63 & ~63)
 
 
@@ -169,7 +169,17 @@ class LinearLogprob(torch.autograd.Function):
 def next_tokens(ids: Tensor, cu_seqlens: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """The targets of packed sequences: each row's the next id of its sequence, of a sequence's last row none.
 
-    ids (N,) int64; cu_seqlens (S + 1,) from 0 to N, sequence i is rows [cu_seqlens[i], cu_seqlens[i + 1])."""
+    ids (N,) int64; cu_seqlens (S + 1,) from 0 to N, sequence i is rows [cu_seqlens[i], cu_seqlens[i + 1]). Raises
+    ValueError on others, but on a GPU, where checking would synchronise."""
+    if ids.dim() != 1 or cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.device != ids.device:
+        raise ValueError(
+            f"linear_logprob: with cu_seqlens, (S + 1,) integers on {ids.device}, targets must be (N,), got "
+            f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype} on {cu_seqlens.device} and {tuple(ids.shape)}"
+        )
+    if not (ids.is_cuda or torch.compiler.is_compiling()):
+        cu = cu_seqlens.tolist()
+        if not cu or cu[0] != 0 or cu[-1] != len(ids) or cu != sorted(cu):
+            raise ValueError(f"linear_logprob: cu_seqlens must rise from 0 to {len(ids)}, got {cu}")
     shifted = torch.cat([ids[1:], ids.new_full((min(1, len(ids)),), ignore_index)])
     starts = torch.zeros(len(ids) + 1, dtype=torch.bool, device=ids.device).index_fill(0, cu_seqlens.long(), True)
     return shifted.masked_fill(starts[1:], ignore_index)
@@ -177,7 +187,8 @@ def next_tokens(ids: Tensor, cu_seqlens: Tensor, ignore_index: int = IGNORE_INDE
 
 def reference_linear_logprob(hidden, weight, targets, *, bias=None, chunk=None, cu_seqlens=None, **options):
     """`linear_logprob` in plain torch: all logits, then `reference_token_logprob`."""
-    targets = targets if cu_seqlens is None else next_tokens(targets, cu_seqlens)
+    if cu_seqlens is not None:
+        targets = next_tokens(targets, cu_seqlens, options.get("ignore_index", IGNORE_INDEX))
     return reference_token_logprob(torch.nn.functional.linear(hidden, weight, bias), targets, **options)
 
 
@@ -204,7 +215,7 @@ def linear_logprob(
     and gradients: one slice of the logits, and for 16-bit inputs the gradient of `hidden` in float32.
 
     Args:
-        hidden: (..., H) float32, bfloat16, float16 or float64.
+        hidden: (..., H) float32, bfloat16, float16 or float64; under autocast all three are cast to its type.
         weight: (V, H), of the same dtype: an output layer's weight, tied or not; frozen (no gradient, and no work for
             one), or composed, as with LoRA.
         targets: (...,) int64 in [0, V), or `ignore_index`; beside `cu_seqlens` the packed ids (N,) themselves.
@@ -223,13 +234,9 @@ def linear_logprob(
     Raises:
         ValueError: a shape, dtype or device does not fit, and as `token_logprob` and `replay_logprob`.
     """
+    hidden, weight, bias = autocast(hidden, weight, bias)
     check_linear("linear_logprob", hidden, weight, bias, targets)
     if cu_seqlens is not None:
-        if targets.dim() != 1 or cu_seqlens.dim() != 1:
-            raise ValueError(
-                f"linear_logprob: with cu_seqlens (S + 1,) targets must be (N,), got {tuple(cu_seqlens.shape)} and "
-                f"{tuple(targets.shape)}"
-            )
         targets = next_tokens(targets, cu_seqlens, ignore_index)
     vocab, rows = weight.shape[0], targets.numel()
     given = under("linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask).flat()
@@ -245,14 +252,25 @@ def linear_logprob(
     return tuple(r.view(targets.shape) for r in found) if any(wanted) else found.view(targets.shape)
 
 
+def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The operands in autocast's type where that is on, as `torch.nn.functional.linear` takes them."""
+    kind = operands[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return operands
+    return tuple(None if t is None else t.to(torch.get_autocast_dtype(kind)) for t in operands)
+
+
 def check_linear(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> None:
     """Raises ValueError, before any product is made, if the operands do not fit each other."""
     if hidden.dim() < 1 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"{op}: hidden must be (..., H) and weight (V, H), got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
-    if targets.shape != hidden.shape[:-1]:
-        raise ValueError(f"{op}: targets must have shape {tuple(hidden.shape[:-1])}, got {tuple(targets.shape)}")
+    if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"{op}: targets must be int64 of shape {tuple(hidden.shape[:-1])}, got {targets.dtype} of shape "
+            f"{tuple(targets.shape)}"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{op}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     if hidden.device.type not in CHUNK_BYTES:

@@ -17,6 +17,7 @@ from warpup.ops.logprob_linear import (
     CHUNK_BYTES,
     UNDER,
     add_product,
+    autocast,
     check_linear,
     library,
     linear_logprob,
@@ -47,7 +48,8 @@ def _gradients(hidden, weight, bias, *rest):
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = weight.new_zeros(weight.shape if need_weight else 0, dtype=acc)
     grad_bias = weight.new_zeros(vocab if need_bias else 0, dtype=acc)
-    chunk = min(rows, chunk or max(128, 2 * CHUNK_BYTES[hidden.device.type] // (vocab * hidden.element_size())))
+    fit = 2 * CHUNK_BYTES[hidden.device.type] // max(1, vocab * hidden.element_size())
+    chunk = max(1, min(rows, chunk or max(128, fit)))
     buffer = hidden.new_empty(chunk * vocab)
     for begin in range(0, rows, chunk):
         at = slice(begin, begin + chunk)
@@ -55,6 +57,10 @@ def _gradients(hidden, weight, bias, *rest):
         z = slice_logits(x, weight, bias, 0, vocab, buffer)
         found, h, _, _, stats = _ops.token_logprob(z, *part, bool(coef), False, False)
         logp[at] = found
+        if coef:
+            entropy[at] = h
+        if not any(needs):
+            continue
         tokens = [None if t is None else t[at].unsqueeze(0) for t in fixed]
         arguments = (found.unsqueeze(0), *tokens, None, None, None)
         _, _, row_state = _ops.policy_loss(*arguments, None, choices, numbers)
@@ -62,7 +68,6 @@ def _gradients(hidden, weight, bias, *rest):
         g = _ops.policy_loss_backward(*arguments, choices, numbers, row_state, one)[0].squeeze(0) * token_weight[at]
         grad_entropy = None
         if coef:
-            entropy[at] = h
             grad_entropy = -coef * token_weight[at]
         saved = (stats, h if coef else None, None, g, grad_entropy, None, None)
         _ops.token_logprob_backward_(z, *part, *saved, 0, vocab)
@@ -149,7 +154,8 @@ def linear_policy_loss(
     """`policy_loss(token_logprob(hidden @ weight.T + bias, targets), ...)` without the logits, gradients included.
 
     A kind whose ratio is a token's makes the logits once: three GEMMs, as many as with all logits in memory. The others
-    (and `clip_cov` and `kl_cov` without `selected`, and kl="full") go through `linear_logprob`: four.
+    (and `clip_cov` and `kl_cov` without `selected`, and kl="full") go through `linear_logprob`: four. So does float16,
+    whose gradients need the loss's scale before they are rounded, while here they are made in the forward.
 
     Args:
         hidden: (B, T, H) float32, bfloat16, float16 or float64.
@@ -157,7 +163,8 @@ def linear_policy_loss(
         targets: (B, T) int64 in [0, V) where the mask is true; anything elsewhere.
         old_logp, advantages, mask, kind, normalizer, options: as in `policy_loss` (padded form).
         entropy_coef: weight of the entropy bonus; the entropy is taken from the same logits.
-        chunk: rows of logits alive at once; None: as many as make 64 MiB on a CPU, 1024 on a GPU, 128 at least.
+        chunk: rows of logits alive at once, where they are made once; None: as many as make 64 MiB on a CPU, 1024 on a
+            GPU, 128 at least.
 
     Returns:
         `(loss, metrics)`, as `policy_loss`. One backward only: it scales gradients that are there already.
@@ -166,6 +173,7 @@ def linear_policy_loss(
         ValueError: as `linear_logprob` and `policy_loss`.
     """
     op = "linear_policy_loss"
+    hidden, weight, bias = autocast(hidden, weight, bias)
     check_linear(op, hidden, weight, bias, targets)
     if hidden.dim() != 3:
         raise ValueError(f"{op}: hidden must be (B, T, H), got {tuple(hidden.shape)}")
@@ -178,19 +186,24 @@ def linear_policy_loss(
             raise ValueError(f"{op}: {name} must have shape {tuple(targets.shape)}, got {tuple(tensor.shape)}")
     if kind not in POLICY_KINDS:
         raise ValueError(f"{op}: kind must be one of {tuple(POLICY_KINDS)}, got {kind!r}")
-    if "cu_seqlens" in options or "entropy" in options:
+    if options.pop("cu_seqlens", None) is not None or options.pop("entropy", None) is not None:
         raise ValueError(f"{op}: takes padded sequences, and makes the entropy itself")
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"{op}: chunk must be at least 1, got {chunk}")
+    acc = accumulator(hidden)
+    old_logp, advantages = (t.detach().to(acc) for t in (old_logp, advantages))
+    if options.get("ref_logp") is not None:
+        options["ref_logp"] = options["ref_logp"].detach().to(acc)
     on = mask != 0
     targets = targets.masked_fill(~on, IGNORE_INDEX)
     selects = kind in ("clip_cov", "kl_cov") and options.get("selected") is None
-    if POLICY_KINDS[kind].level not in ("one", "token") or selects or options.get("kl") == "full":
+    in_one_go = POLICY_KINDS[kind].level in ("one", "token") and hidden.dtype != torch.float16
+    if not in_one_go or selects or options.get("kl") == "full":
         found = linear_logprob(hidden, weight, targets, bias=bias, temperature=temperature, entropy=bool(entropy_coef))
         logp, entropy = found if entropy_coef else (found, None)
         options |= {"entropy": entropy, "entropy_coef": entropy_coef} if entropy_coef else {}
         return policy_loss(logp, old_logp, advantages, mask, kind=kind, normalizer=normalizer, **options)
 
-    acc = accumulator(hidden)
-    old_logp, advantages = (t.detach().to(acc) for t in (old_logp, advantages))
     fixed, _, (_, _, choices, numbers) = arguments_of(
         old_logp, old_logp, advantages, mask, kind=kind, normalizer=1.0, **options
     )

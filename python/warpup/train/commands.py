@@ -13,6 +13,7 @@ from warpup.reflection.tokens import WORDS
 from .compare import compare, show
 from .config import TrainConfig, check_positive, load_config
 from .data import examples_of
+from .decoding import split_words
 from .errors import TrainError
 from .evaluate import evaluate
 from .log import ProgressBar
@@ -190,7 +191,7 @@ def eval(arguments: list[str]) -> None:
                 examples_of(held),
                 held.reward,
                 given.schedule,
-                words.split(","),
+                split_words(words),
                 seeds,
                 bar,
                 **options,

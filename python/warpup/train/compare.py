@@ -20,7 +20,7 @@ COLUMNS = {"avg": "sampled %", "greedy": "greedy %", "length": "tokens", "reflec
 def names_of(asked: Sequence[str]) -> Iterator[str | None]:
     """The decodings that were asked for, plain first; None where the grid stands, which needs plain's trace length."""
     yield "plain"
-    yield from (None if name == GRID else name for name in asked if name != "plain")
+    yield from (None if name == GRID else name for name in dict.fromkeys(asked) if name != "plain")
 
 
 def grid(length: float) -> list[str]:

@@ -32,6 +32,7 @@ from warpup.reflection import (
 from .errors import TrainError
 
 PRESETS = {"cyclic": cyclic_reflex, "tip": thought_switch_penalty, "nowait": no_wait}
+MORE = {"cyclic": {"shift", "anchor", "phase"}, "tip": {"phase"}, "nowait": set()}  # fields that a preset leaves open
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ class Decoding:
             tokens = ReflectionTokens.from_tokenizer(tokenizer, words)
             if kind == "s1":
                 times = int(options.pop("times", 1))
-                if options:
-                    raise ValueError(f"s1 has no {', '.join(options)}")
-                return cls(text, None, tokens, tokenizer.convert_tokens_to_ids(words[0]), times)
-            known = inspect.signature(PRESETS[kind]).parameters.keys() | {"shift", "anchor", "phase"}
+                if options or times < 1:
+                    raise ValueError(f"s1 has no {', '.join(options)}" if options else "times: expected at least 1")
+                wait = ReflectionTokens.from_tokenizer(tokenizer, words[:1]).ids
+                exact = tokenizer.get_vocab().get(words[0])
+                return cls(text, None, tokens, wait[0] if exact is None else exact, times)
+            known = inspect.signature(PRESETS[kind]).parameters.keys() | MORE[kind]
             unknown = options.keys() - (known - {"tokens", "options"})
             if unknown:
                 raise ValueError(f"{kind} has no {', '.join(sorted(unknown))}")
@@ -73,6 +76,11 @@ class Decoding:
 
     def follow(self, prompts: Sequence[Sequence[int]], device) -> Following:
         return Following(self, prompts, device)
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a list with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _number(text: str) -> float | int | str:

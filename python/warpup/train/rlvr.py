@@ -17,7 +17,7 @@ from warpup.ops.logprob_policy import POLICY_KINDS
 
 from .batch import Batch, check_length, completion_logprob, encode_prompt, micro_batches
 from .data import Data, RewardName
-from .decoding import Decoding
+from .decoding import Decoding, split_words
 from .errors import TrainError
 from .evaluate import decode, mean
 from .optim import Schedule, adamw, learning_rate
@@ -104,7 +104,7 @@ class RLVR:
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
         reference = copy.deepcopy(model).requires_grad_(False) if self.kl_coef else None
         options = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "max_new_tokens": self.max_new_tokens}
-        decoding = Decoding.parse(self.schedule, tokenizer, self.words.split(","))
+        decoding = Decoding.parse(self.schedule, tokenizer, split_words(self.words))
         if decoding.times:
             raise TrainError("rlvr.schedule: s1 writes tokens that no sampler drew, their log-probs cannot be replayed")
         if decoding.schedule:

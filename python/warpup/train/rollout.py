@@ -93,7 +93,7 @@ def rollout(
             )
         going = ~done
         if following:
-            logits = logits.contiguous()
+            logits = logits.float().contiguous()  # where the loss adds the schedule, too
             delta = following.before(logits, alive, temperature or 1.0)
             if deltas is not None:
                 deltas[alive[going], t] = delta[going]
