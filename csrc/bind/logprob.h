@@ -145,7 +145,7 @@ inline void token_logprob_backward(const View& logits, const View& targets, cons
     args.forward.sum_p2 = detail::row_output<Acc>(op, "sum_p2", sum_p2, logits);
     const Argument out(op, "grad_logits", grad_logits);
     out.dtype({logits.dtype}).on(logits.device).shape_like(logits, logits.dims).unit_stride_last();
-    for (int d = 0; d < logits.dims - 1; ++d) {
+    for (int d = 0; d < logits.dims - 1 && grad_logits.numel() > 0; ++d) {
       if (grad_logits.sizes[d] > 1 && grad_logits.strides[d] == 0) {
         fail(
             op,

@@ -138,7 +138,8 @@ inline void token_logprob() {
     const int64_t r = i / vocab;
     const double p = want_p[i], gr = has_g ? g[r] : 0, hr = has_h ? h[r] : 0;
     const double qr = has_q ? q[r] : 0, sr = has_s ? s[r] : 0;
-    const double at_target = counts[r] && i % vocab == int64_t(y[r]) ? gr : 0;
+    const bool drawable = !keeps || kept[i] != 0;  // a target that the mask leaves out has no gradient
+    const double at_target = counts[r] && drawable && i % vocab == int64_t(y[r]) ? gr : 0;
     want[i] = (at_target + p * (qr - gr + 2 * sr * (p - want_p2[r])) -
                (p > 0 ? hr * p * (std::log(p) + want_entropy[r]) : 0)) /
               temperature_of(r);
