@@ -608,3 +608,15 @@ def test_wrong_linear(change, message):
     good |= {"teacher_hidden": torch.zeros(2, 6), "teacher_weight": torch.zeros(3, 6)}
     with pytest.raises(ValueError, match=message):
         linear_divergence(**{**good, **change})
+
+
+def test_linear_divergence_under_autocast():
+    """float32 heads beside 16-bit hidden states, as mixed precision has them."""
+    generator = torch.Generator().manual_seed(0)
+    s, w, t, u = (torch.randn(n, 8, generator=generator) for n in (5, 50, 5, 50))
+    w.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = linear_divergence(s.bfloat16(), w, t, u)
+        want = divergence(torch.nn.functional.linear(s, w), torch.nn.functional.linear(t, u))
+    torch.testing.assert_close(got, want)
+    assert torch.autograd.grad(got.sum(), w)[0].dtype == torch.float32

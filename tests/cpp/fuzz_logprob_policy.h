@@ -244,7 +244,7 @@ inline void policy_loss() {
   }
   for (const int k : {1, 2, 3, 7}) want_metrics[k] /= m, near[k] = near[k] / m + 8 * eps * std::fabs(want_metrics[k]);
   want_metrics[4] = ratio / m, want_metrics[5] = ratio_max, want_metrics[6] = approx / m;
-  near[4] = (ratio_error + summing * ratio) / m, near[5] = ratio_error + 8 * eps * ratio_max;
+  near[4] = 2 * (ratio_error + summing * ratio) / m, near[5] = ratio_error + 8 * eps * ratio_max;
   near[6] = approx_error * (1 + double(length) / 64) / m;
   expect_near(loss, [&](int64_t) { return total; }, [&](int64_t) { return 2 * total_error; }, "policy_loss: loss");
   expect_near(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from warpup.ops.logprob import accumulator
 from warpup.ops.logprob_divergence import _ops, per_row, reference_divergence
-from warpup.ops.logprob_linear import add_product
+from warpup.ops.logprob_linear import add_product, autocast
 
 # Of one chunk's logits, each side: on the CPU both fit the last-level cache of a server, on a GPU the GEMMs are large
 # enough to fill it.
@@ -157,6 +157,9 @@ def linear_divergence(
     of gradients, and the float32 sum over chunks.
     """
     op, lead = "linear_divergence", student_hidden.shape[:-1]
+    student_hidden, student_weight, teacher_hidden, teacher_weight = autocast(
+        student_hidden, student_weight, teacher_hidden, teacher_weight
+    )
     for name, x in (
         ("student_weight", student_weight), ("teacher_hidden", teacher_hidden), ("teacher_weight", teacher_weight)
     ):  # fmt: skip
