@@ -5,7 +5,7 @@ collectives serve other trainers as well.
 """
 
 from warpup.parallel.collectives import Gathering, sparse_all_gather, sparse_reduce_scatter
-from warpup.parallel.experts import ShardedExperts
+from warpup.parallel.experts import ShardedExperts, overlap
 from warpup.parallel.placement import (
     Placement,
     calibrate,
@@ -28,6 +28,7 @@ __all__ = [
     "load_experts",
     "materialize",
     "move_shards",
+    "overlap",
     "overlap_budget",
     "rebalance",
     "save_experts",

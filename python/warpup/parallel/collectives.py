@@ -35,6 +35,23 @@ def exchange(rows: Tensor, send: Sequence[int], receive: Sequence[int], group=No
     return out, dist.all_to_all_single(out, rows.contiguous(), list(receive), list(send), group, async_op)
 
 
+class Exchange(torch.autograd.Function):
+    """`exchange` of tokens, `apply(rows, send, receive, group)`; its backward sends their gradients back."""
+
+    @staticmethod
+    def forward(rows, send, receive, group):
+        return exchange(rows, send, receive, group)[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, *ctx.there, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx, grad):
+        send, receive = ctx.there
+        return Exchange.apply(grad, receive, send, ctx.group), None, None, None
+
+
 class Gathering:
     """A sparse all-gather under way. What it sends is read until `wait` returns."""
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from warpup.ops.moe import moe_plan
 from warpup.ops.moe_experts import moe_experts
-from warpup.parallel.collectives import Gathering, exchange, rank_and_size, sparse_reduce_scatter
+from warpup.parallel.collectives import Exchange, rank_and_size
+from warpup.parallel.copies import Copies
 from warpup.parallel.placement import (
     Placement,
     calibrate,
@@ -20,7 +23,6 @@ from warpup.parallel.placement import (
     materialize,
     overlap_budget,
     owned,
-    without_copies,
 )
 
 WINDOW = 5  # iterations whose load foretells the next
@@ -95,6 +97,9 @@ class ShardedExperts(nn.Module):
         self.options = {"activation": activation, "placement": placement}
         self.loads: deque[Tensor] = deque(maxlen=WINDOW)  # (E,) each: tokens per expert of all ranks
         self.prefetched: Copies | None = None
+        self.latest: Copies | None = None  # of the last forward
+        self.before: Sequence[ShardedExperts] = ()  # see `overlap`; no list, which would make them submodules
+        self.after: Sequence[ShardedExperts] = ()
         self.plan()  # tells wrong owners, slots, top
         shapes = (2 * intermediate, hidden), (hidden, intermediate)
         n = len(self.shard)
@@ -130,10 +135,16 @@ class ShardedExperts(nn.Module):
         """Begin to fetch the copies of the next forward, planned from the last iterations; call it before the attention
         in front of this layer, on all ranks."""
         if self.prefetched is None:
-            self.prefetched = Copies(self, self.plan())
+            self.prefetched = self.fetch(self.plan())
+
+    def fetch(self, placement: Placement) -> Copies:
+        return Copies([self.w_gate_up, self.w_down], placement, self.group, self.scale, self.keep)
 
     def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
-        """x (T, H), weights and indices (T, k) with -1 for a dropped copy, T of this rank; (T, H) as `moe_experts`."""
+        """x (T, H), weights and indices (T, k) with -1 for a dropped copy, T of this rank; (T, H) as `moe_experts`.
+
+        It synchronises with the host once, for the counts: they decide who sends how much to whom.
+        """
         if x.dim() != 2 or x.shape[1] != self.w_down.shape[1] or x.dtype != self.w_down.dtype:
             raise ValueError(
                 f"x must be (T, {self.w_down.shape[1]}) in {self.w_down.dtype}, got {tuple(x.shape)} in {x.dtype}"
@@ -145,51 +156,37 @@ class ShardedExperts(nn.Module):
             )
         counts, permutation = self.count(indices)
         copies = self.copies(counts)
-        w_gate_up, w_down = _Materialize.apply(copies, self.w_gate_up, self.w_down)
+        copies.ahead = [layer.latest for layer in self.before if layer.latest]
+        w_gate_up, w_down = copies.weights()
         split = dispatch(counts, copies.placement, self.nodes)
-        slot = torch.full((len(self.owner),), -1)
+        leaving, send, arriving, receive = travellers(split, permutation, self.rank)
+        slot = torch.full((len(self.owner) + 1,), -1)  # the last is that of a dropped copy, expert -1
         slot[copies.experts] = torch.arange(len(copies.experts))
         slot = slot.to(x.device)
-        local = torch.where(indices >= 0, slot[indices.clamp_min(0)], -1)
-        moved = (split * ~torch.eye(self.ranks, dtype=torch.bool).unsqueeze(1)).sum(1)  # (R, R): tokens from, to
-        if not moved.any():  # on all ranks or on none
-            y = moe_experts(x, weights, local, w_gate_up, w_down, **self.options)
-            y = _Release.apply(y, copies)
-        else:
-            y = self.forward_with_moves(x, weights, local, permutation, copies, w_gate_up, w_down, split, moved, slot)
+        here = slot[indices]
+        if not moves_of(split).any():  # on all ranks or on none
+            y = copies.release(moe_experts(x, weights, here, w_gate_up, w_down, **self.options))
+        else:  # the tokens of others are computed behind this rank's own, in the same call
+            pad, wide = (0, indices.shape[1] - 1), torch.promote_types(torch.float32, x.dtype)
+            token, theirs = leaving // indices.shape[1], slot[arriving.to(x.device)].unsqueeze(1)
+            y = moe_experts(
+                torch.cat([x, Exchange.apply(x[token], send, receive, self.group)]),
+                torch.cat([weights, F.pad(torch.ones_like(theirs, dtype=weights.dtype), pad)]),
+                torch.cat([here, F.pad(theirs, pad, value=-1)]),
+                w_gate_up,
+                w_down,
+                **self.options,
+            )
+            y, theirs = copies.release(y).split([len(x), len(theirs)])
+            back = Exchange.apply(theirs, receive, send, self.group)
+            back = back.to(wide) * weights.flatten()[leaving].to(wide).unsqueeze(1)
+            y = y.to(wide).index_put((token,), back, accumulate=True).to(x.dtype)
         if self.training and torch.is_grad_enabled():
             self.loads.append(counts.sum(0))
+        self.latest = copies
+        for layer in self.after:
+            layer.prefetch()
         return y
-
-    def forward_with_moves(self, x, weights, local, permutation, copies, w_gate_up, w_down, split, moved, slot):
-        """The same where some tokens go to other ranks: they are computed behind this rank's own in one call."""
-        k, me = local.shape[1], self.rank
-        send, receive = moved[me].tolist(), moved[:, me].tolist()
-        ranks = torch.arange(self.ranks)
-        # Copies by expert, then by the rank they go to; of those that leave, by rank, then by expert.
-        to = ranks.repeat(len(self.owner)).repeat_interleave(split[me].flatten()).to(x.device)
-        leaving = (to != me).nonzero().flatten()
-        leaving = permutation[leaving[to[leaving].argsort(stable=True)]]
-        token = leaving // k
-
-        coming = _Exchange.apply(x[token], send, receive, self.group)
-        experts = torch.arange(len(self.owner)).repeat(self.ranks)
-        from_others = (split[:, :, me] * (ranks != me).unsqueeze(1)).flatten()
-        theirs = slot[experts.repeat_interleave(from_others).to(x.device)]
-        pad = (0, k - 1)
-        y = moe_experts(
-            torch.cat([x, coming]),
-            torch.cat([weights, nn.functional.pad(weights.new_ones(len(theirs), 1), pad)]),
-            torch.cat([local, nn.functional.pad(theirs.unsqueeze(1), pad, value=-1)]),
-            w_gate_up,
-            w_down,
-            **self.options,
-        )
-        y = _Release.apply(y, copies)
-        back = _Exchange.apply(y[len(x) :], receive, send, self.group)
-        wide = torch.promote_types(torch.float32, y.dtype)
-        back = back.to(wide) * weights.flatten()[leaving].unsqueeze(1)
-        return y[: len(x)].to(wide).index_put((token,), back, accumulate=True).to(y.dtype)
 
     def count(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of every rank for every expert, (R, E) on the CPU, and this rank's copies sorted by expert."""
@@ -204,8 +201,7 @@ class ShardedExperts(nn.Module):
         """The copies for these tokens: prefetched ones, corrected if that pays, or those of the best plan."""
         copies, self.prefetched = self.prefetched, None
         if copies is None:
-            return Copies(self, materialize(counts.sum(0), self.owner, self.nodes, **self.room))
-        copies.check_unchanged()
+            return self.fetch(materialize(counts.sum(0), self.owner, self.nodes, **self.room))
         if self.costs is None:
             return copies
         row, expert = self.costs
@@ -221,116 +217,43 @@ class ShardedExperts(nn.Module):
         return {"owner": self.owner, "loads": list(self.loads)}
 
     def set_extra_state(self, state: dict) -> None:
-        if not torch.equal(state["owner"], self.owner):
+        if not torch.equal(state["owner"].cpu(), self.owner):
             raise ValueError("the state was saved with other owners: move_shards first, or use load_experts")
         self.loads = deque(state["loads"], maxlen=WINDOW)
 
 
-class Copies:
-    """The weights that a rank computes with, a buffer per parameter: fetched, freed after the forward, fetched again.
+def overlap(layers: Sequence[ShardedExperts]) -> None:
+    """Have layers, given in the order of the forward, fetch ahead: each begins to fetch the next one's copies after its
+    forward, and those of the one before at the start of its backward. All ranks then run all of them in this order."""
+    for one, other in pairwise(layers):
+        one.after, other.before = (other,), (one,)
 
-    The buffers keep their place in the autograd graph while their memory is given back: storage is resized, as in FSDP.
+
+def moves_of(split: Tensor) -> Tensor:
+    """(R, E, R): `dispatch` without the tokens that stay."""
+    moves = split.clone()
+    moves.diagonal(dim1=0, dim2=2).zero_()
+    return moves
+
+
+def travellers(split: Tensor, permutation: Tensor, rank: int) -> tuple[Tensor, list[int], Tensor, list[int]]:
+    """Who goes where by `split`: the copies of tokens that leave, in order of sending, how many to each rank; the
+    experts that those which come want, in order of arrival, how many from each rank.
+
+    permutation: this rank's copies sorted by expert. What goes from one rank to another is sorted by expert.
     """
-
-    def __init__(self, layer: ShardedExperts, placement: Placement, buffers: list[Tensor] | None = None):
-        self.layer, self.placement = layer, placement
-        self.experts = placement.layout(layer.rank)
-        self.parameters = [layer.w_gate_up, layer.w_down]
-        self.shards = [p.detach() for p in self.parameters]
-        self.versions = [p._version for p in self.parameters]
-        self.under_way: list[Gathering] = []
-        # A rank without experts computes with one of zeros that no token takes: its graph is that of the others.
-        rows = max(1, len(self.experts))
-        self.buffers = buffers or [s.new_zeros(rows, *s.shape[1:]) for s in self.shards]
-        self.bytes = [b.untyped_storage().nbytes() for b in self.buffers]
-        if buffers is None:
-            self.gather()
-
-    def gather(self) -> None:
-        pairs = zip(self.shards, self.buffers, strict=True)
-        self.under_way = [Gathering(s, self.placement, self.layer.group, out=b) for s, b in pairs]
-
-    def check_unchanged(self) -> None:
-        if [p._version for p in self.parameters] != self.versions:
-            raise RuntimeError("the experts' parameters were modified in place after their copies were fetched")
-
-    def wait(self) -> list[Tensor]:
-        while self.under_way:
-            self.under_way.pop(0).wait()
-        return self.buffers
-
-    def free(self) -> None:
-        for buffer in self.buffers:
-            buffer.untyped_storage().resize_(0)
-
-    def refill(self) -> None:
-        self.check_unchanged()
-        for buffer, size in zip(self.buffers, self.bytes, strict=True):
-            buffer.untyped_storage().resize_(size)
-            buffer[len(self.experts) :].zero_()
-        self.gather()
-        self.wait()
-
-    def changed_to(self, placement: Placement) -> Copies:
-        """Another placement of the same shards, of which only what is missing is fetched."""
-        self.wait()
-        layer = self.layer
-        missing = without_copies(self.placement.owner, layer.ranks)
-        missing.held.logical_or_(placement.held & ~self.placement.held)
-        fetched, wanted = missing.layout(layer.rank), placement.layout(layer.rank)
-        buffers = []
-        for shard, old in zip(self.shards, self.buffers, strict=True):
-            new = Gathering(shard, missing, layer.group).wait()
-            at = dict(zip(self.experts, old, strict=False)) | dict(zip(fetched, new, strict=True))
-            buffers.append(torch.stack([at[e] for e in wanted]) if wanted else old[:1].zero_())
-        return Copies(layer, placement, buffers)
-
-
-class _Materialize(torch.autograd.Function):
-    """The buffers of `copies` as functions of the shards; the backward sums the gradients of all copies."""
-
-    @staticmethod
-    def forward(ctx, copies, *shards):
-        ctx.copies = copies
-        return tuple(buffer.data for buffer in copies.wait())  # their versions are not those of the buffers
-
-    @staticmethod
-    def backward(ctx, *grads):
-        copies = ctx.copies
-        if not copies.layer.keep:
-            copies.free()
-        n, layer = len(copies.experts), copies.layer
-        return None, *(sparse_reduce_scatter(g[:n], copies.placement, layer.group, scale=layer.scale) for g in grads)
-
-
-class _Release(torch.autograd.Function):
-    """Frees the copies behind the experts' forward, and fetches them again before their backward."""
-
-    @staticmethod
-    def forward(ctx, y, copies):
-        ctx.copies = copies
-        if not copies.layer.keep:
-            copies.free()
-        return y.data  # no view: the caller may write to it
-
-    @staticmethod
-    def backward(ctx, grad):
-        if not ctx.copies.layer.keep:
-            ctx.copies.refill()
-        return grad, None
-
-
-class _Exchange(torch.autograd.Function):
-    """Tokens to other ranks, their gradients back."""
-
-    @staticmethod
-    def forward(ctx, rows, send, receive, group):
-        ctx.way_back = receive, send, group
-        return exchange(rows, send, receive, group)[0]
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _Exchange.apply(grad, *ctx.way_back), None, None, None
+    ranks, experts, _ = split.shape
+    to = torch.arange(ranks).repeat(experts).repeat_interleave(split[rank].flatten())
+    away = (to != rank).nonzero().flatten()
+    away = away[to[away].argsort(stable=True)]
+    moves = moves_of(split)
+    arriving = torch.arange(experts).repeat(ranks).repeat_interleave(moves[:, :, rank].flatten())
+    return (
+        permutation[away.to(permutation.device)],
+        moves[rank].sum(0).tolist(),
+        arriving,
+        moves[:, :, rank].sum(1).tolist(),
+    )
 
 
 def same_on_all_ranks(facts: dict, group: dist.ProcessGroup | None) -> None:

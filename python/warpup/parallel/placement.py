@@ -9,6 +9,7 @@ E experts, R ranks. `nodes` gives the node of each rank. A load is a number of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -68,16 +69,19 @@ def materialize(load: Tensor, owner: Tensor, nodes: Sequence[int], *, slots: int
     ranks = _check(load, owner, nodes)
     if slots < 0 or top < 0:
         raise ValueError(f"slots and top must be at least 0, got {slots} and {top}")
+    if not (load >= 0).all():
+        raise ValueError(f"load must be at least 0, got {load.tolist()}")
     loads = load.tolist()
     hot = [e for e in _by_load(loads) if loads[e] > 0][:top]
     placement = without_copies(owner, ranks)
     if len(hot) <= slots:
         placement.held[hot] = True
         return placement
-    free, left, waiting = [slots] * ranks, slots * ranks, sum(loads[e] for e in hot)
+    free, left = [slots] * ranks, slots * ranks
+    waiting = list(accumulate(loads[e] for e in reversed(hot)))  # the load of those not yet placed
     for e in hot:
         holders = {int(owner[e])}
-        for _ in range(int(-(-left * loads[e] // waiting))):  # rounded up: the hottest gets the odd slot
+        for _ in range(int(-(-left * loads[e] // waiting.pop()))):  # rounded up: the hottest gets the odd slot
             able = [r for r in range(ranks) if free[r] and r not in holders]
             if not able:
                 break
@@ -86,7 +90,6 @@ def materialize(load: Tensor, owner: Tensor, nodes: Sequence[int], *, slots: int
             holders.add(rank)
             free[rank] -= 1
             left -= 1
-        waiting -= loads[e]
         placement.held[e, list(holders)] = True
     return placement
 

@@ -81,6 +81,7 @@ def rebalance(layers: Sequence[ShardedExperts], optimizer: torch.optim.Optimizer
     if any(len(m.owner) != len(first.owner) or m.group is not first.group or not m.loads for m in layers):
         raise ValueError("layers must have the same number of experts and the same group, and have run in training")
     loads = torch.stack([torch.stack(list(m.loads)).sum(0) for m in layers])
+    # Experts that all ranks get copies of may be kept anywhere.
     owners = heterogeneous_shards(loads, first.nodes, top=min(first.room["top"], first.room["slots"]))
     changed = [(m, o) for m, o in zip(layers, owners, strict=True) if not torch.equal(m.owner, o)]
     for module, owner in changed:
