@@ -56,7 +56,8 @@ def wire():
 
     def counted(output, input, output_split_sizes=None, input_split_sizes=None, group=None, async_op=False):
         own = input_split_sizes[dist.get_rank(group)]
-        sent.append((sum(input_split_sizes) - own) * input[:1].numel() if len(input) else 0)
+        if input.is_floating_point():  # not the tokens per expert
+            sent.append((sum(input_split_sizes) - own) * input[:1].numel() if len(input) else 0)
         assert sum(input_split_sizes) == len(input)
         assert sum(output_split_sizes) == len(output)
         return real(output, input, output_split_sizes, input_split_sizes, group, async_op)

@@ -125,12 +125,14 @@ class _ReduceScatter(torch.autograd.Function):
         if copied.any():
             receive = [len(i) for i in rows]
             parts = list(exchange(grads[len(mine) :], send, receive, group)[0].split(receive))
-        parts[rank], rows[rank] = grads[: len(mine)], torch.arange(len(mine), device=grads.device)
-        wide = torch.float64 if grads.dtype == torch.float64 else torch.float32
-        total = grads.new_zeros(len(mine), *grads.shape[1:], dtype=wide)
+        out = grads[: len(mine)] * scale  # which is all there is to it for an expert without copies
+        shared = copied[mine].any(1).nonzero().flatten().to(grads.device)
+        parts[rank], rows[rank] = grads[shared], shared
+        wide = torch.promote_types(grads.dtype, torch.float32)
+        total = grads.new_zeros(len(shared), *grads.shape[1:], dtype=wide)
         for index, part in zip(rows, parts, strict=True):
-            total[index] += part
-        return total.mul_(scale).to(grads.dtype)
+            total.index_add_(0, torch.searchsorted(shared, index), part.to(wide))  # no index twice: deterministic
+        return out.index_copy_(0, shared, total.mul_(scale).to(out.dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output):

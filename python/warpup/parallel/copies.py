@@ -33,13 +33,15 @@ class Copies:
         self.under_way: list[Gathering] = []
         # A rank without experts computes with one of zeros that no token takes: its graph is that of the others.
         rows = max(1, len(self.experts))
-        self.buffers = buffers or [s.new_zeros(rows, *s.shape[1:]) for s in self.shards]
+        self.buffers = buffers or [s.new_empty(rows, *s.shape[1:]) for s in self.shards]
         self.sizes = [b.untyped_storage().nbytes() for b in self.buffers]
         self.freed = False
         if buffers is None:
             self.gather()
 
     def gather(self) -> None:
+        for buffer in self.buffers:
+            buffer[len(self.experts) :].zero_()
         pairs = zip(self.shards, self.buffers, strict=True)
         self.under_way = [Gathering(s, self.placement, self.group, out=b) for s, b in pairs]
 
@@ -68,7 +70,6 @@ class Copies:
         self.freed = False
         for buffer, size in zip(self.buffers, self.sizes, strict=True):
             buffer.untyped_storage().resize_(size)
-            buffer[len(self.experts) :].zero_()
         self.gather()
 
     def check_unchanged(self) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from warpup.ops.moe import moe_plan
 from warpup.ops.moe_experts import moe_experts
-from warpup.parallel.collectives import Exchange, rank_and_size
+from warpup.parallel.collectives import Exchange, exchange, rank_and_size
 from warpup.parallel.copies import Copies
 from warpup.parallel.placement import (
     Placement,
@@ -191,11 +191,9 @@ class ShardedExperts(nn.Module):
     def count(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of every rank for every expert, (R, E) on the CPU, and this rank's copies sorted by expert."""
         plan = moe_plan(indices, len(self.owner))
-        if self.ranks == 1:
-            return plan.counts.unsqueeze(0).cpu(), plan.permutation
-        counts = plan.counts.new_empty(self.ranks * len(self.owner))
-        dist.all_gather_into_tensor(counts, plan.counts, self.group)
-        return counts.view(self.ranks, -1).cpu(), plan.permutation
+        to_each = [1] * self.ranks
+        counts, _ = exchange(plan.counts.repeat(self.ranks, 1), to_each, to_each, self.group)
+        return counts.cpu(), plan.permutation
 
     def copies(self, counts: Tensor) -> Copies:
         """The copies for these tokens: prefetched ones, corrected if that pays, or those of the best plan."""
