@@ -303,6 +303,7 @@ def check_trains_to_the_weights_of_one_process(rank, world, folder):
         {"slots": E},
         {"slots": 2, "nodes": [r // 2 for r in range(world)]},
         {"slots": 1, "owner": torch.full((E,), world - 1)},  # all other ranks own nothing
+        {"slots": 0, "owner": torch.full((E,), world - 1)},  # and hold nothing
         {"slots": 2, "owner": torch.arange(E) % max(1, world - 1), "top": 2},  # the last rank owns nothing
     ]
     for dtype, kind in ((torch.float64, "adam"), (torch.float32, "sgd")):
@@ -346,8 +347,9 @@ def check_trains_the_same_while_experts_move(rank, world, folder):
 def check_gradients_of_tokens_and_weights(rank, world, folder):
     """Against one process, in float64: x, the routing weights, the experts; dropped tokens; a rank without tokens."""
     dtype = torch.float64
-    for slots, first in ((0, 0), (1, 3), (2, 1)):
-        layer = ShardedExperts(H, I, E, slots=slots, dtype=dtype, gradients="sum")
+    last = torch.full((E,), world - 1)
+    for slots, first, owner in ((0, 0, None), (1, 3, None), (2, 1, None), (0, 0, last), (1, 0, last)):
+        layer = ShardedExperts(H, I, E, slots=slots, dtype=dtype, gradients="sum", owner=owner)
         whole, sizes = Whole(dtype, 0), [first + 3 * r for r in range(world)]
         generator = torch.Generator().manual_seed(slots)
         x = torch.randn(sum(sizes), H, generator=generator, dtype=dtype)
