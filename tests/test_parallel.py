@@ -79,6 +79,7 @@ def test_one_process_is_moe_experts():
     weights, indices = torch.full((7, 2), 0.5), torch.arange(14).view(7, 2) % checks.E
     want, got = whole(x, weights, indices), layer(x, weights, indices)
     assert torch.equal(got, want)
+    assert torch.equal(torch.compile(layer, backend="eager")(x, weights, indices), want)
     got.square().sum().backward(), want.square().sum().backward()
     assert torch.equal(layer.w_gate_up.grad, whole.w_gate_up.grad)
     assert torch.equal(layer.w_down.grad, whole.w_down.grad)

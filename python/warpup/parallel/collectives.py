@@ -57,7 +57,8 @@ class Gathering:
 
     def __init__(self, shard: Tensor, placement: Placement, group=None, out: Tensor | None = None):
         rank, size = rank_and_size(group)
-        copied = _copied("shard", shard, placement, size, len(mine := placement.shard(rank)))
+        copied, mine = _copied(placement, size), placement.shard(rank)
+        _check("shard", shard, len(mine))
         ids = [copied[mine, r].nonzero().flatten() for r in range(size)]
         receive = _received(copied, placement, rank, size)
         shape = (len(mine) + sum(receive), *shard.shape[1:])
@@ -117,9 +118,8 @@ class _ReduceScatter(torch.autograd.Function):
     @staticmethod
     def forward(grads, placement, group, scale):
         rank, size = rank_and_size(group)
-        held = len(placement.layout(rank)) if placement.held.shape[1] == size else -1
-        copied = _copied("grads", grads, placement, size, held)
-        mine = placement.shard(rank)
+        copied, mine = _copied(placement, size), placement.shard(rank)
+        _check("grads", grads, len(placement.layout(rank)))
         send, parts = _received(copied, placement, rank, size), [grads[:0]] * size
         rows = [copied[mine, r].nonzero().flatten().to(grads.device) for r in range(size)]
         if copied.any():
@@ -148,12 +148,15 @@ def _received(copied: Tensor, placement: Placement, rank: int, size: int) -> lis
     return torch.bincount(placement.owner[copied[:, rank]], minlength=size).tolist()
 
 
-def _copied(name: str, rows: Tensor, placement: Placement, size: int, expected: int) -> Tensor:
-    """The copies of a placement that fits the group and `rows`."""
+def _copied(placement: Placement, size: int) -> Tensor:
+    """The copies of a placement that fits the group."""
     if placement.held.shape != (len(placement.owner), size):
         raise ValueError(
             f"placement.held must be (E, R) = {(len(placement.owner), size)}, got {tuple(placement.held.shape)}"
         )
-    if rows.dim() == 0 or rows.shape[0] != expected or not rows.is_floating_point():
-        raise ValueError(f"{name} must hold {expected} experts in floating point, got {rows.dtype} {tuple(rows.shape)}")
     return placement.copied()
+
+
+def _check(name: str, rows: Tensor, expected: int) -> None:
+    if rows.dim() == 0 or len(rows) != expected or not rows.is_floating_point():
+        raise ValueError(f"{name} must hold {expected} experts in floating point, got {rows.dtype} {tuple(rows.shape)}")

@@ -47,6 +47,7 @@ class ShardedExperts(nn.Module):
     Raises ValueError on every rank if the ranks were given different arguments.
 
     Parameters: w_gate_up (n_owned, 2 I, H), w_down (n_owned, H, I), the experts `owned(owner, rank)` in this order.
+    Memory of a rank: its shard, and while the layer computes n_owned + slots experts in one buffer.
     The group's ranks must run the same forwards and backwards in the same order, with T = 0 where one has no tokens.
     With FSDP2, give the parameters to `fully_shard(..., ignored_params=...)`; DDP must ignore them too.
     """
@@ -97,7 +98,7 @@ class ShardedExperts(nn.Module):
         self.options = {"activation": activation, "placement": placement}
         self.loads: deque[Tensor] = deque(maxlen=WINDOW)  # (E,) each: tokens per expert of all ranks
         self.prefetched: Copies | None = None
-        self.latest: Copies | None = None  # of the last forward
+        self.latest: Copies | None = None  # of the last forward, if a backward may follow
         self.before: Sequence[ShardedExperts] = ()  # see `overlap`; no list, which would make them submodules
         self.after: Sequence[ShardedExperts] = ()
         self.plan()  # tells wrong owners, slots, top
@@ -122,9 +123,8 @@ class ShardedExperts(nn.Module):
 
     def plan(self) -> Placement:
         """The placement that the last iterations' loads ask for."""
-        if not self.loads:
-            return materialize(torch.zeros(len(self.owner)), self.owner, self.nodes, **self.room)
-        return materialize(torch.stack(list(self.loads)).sum(0), self.owner, self.nodes, **self.room)
+        load = sum(self.loads, torch.zeros(len(self.owner), dtype=torch.int64))
+        return materialize(load, self.owner, self.nodes, **self.room)
 
     def overlap_budget(self, seconds: float, bandwidth: float) -> int:
         """`top` for copies that hide behind `seconds` of other work at `bandwidth` bytes/s."""
@@ -140,10 +140,12 @@ class ShardedExperts(nn.Module):
     def fetch(self, placement: Placement) -> Copies:
         return Copies([self.w_gate_up, self.w_down], placement, self.group, self.scale, self.keep)
 
+    @torch.compiler.disable
     def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
         """x (T, H), weights and indices (T, k) with -1 for a dropped copy, T of this rank; (T, H) as `moe_experts`.
 
-        It synchronises with the host once, for the counts: they decide who sends how much to whom.
+        It synchronises with the host once, for the counts: they decide who sends how much to whom. So it is a graph
+        break to `torch.compile`.
         """
         if x.dim() != 2 or x.shape[1] != self.w_down.shape[1] or x.dtype != self.w_down.dtype:
             raise ValueError(
@@ -183,7 +185,7 @@ class ShardedExperts(nn.Module):
             y = y.to(wide).index_put((token,), back, accumulate=True).to(x.dtype)
         if self.training and torch.is_grad_enabled():
             self.loads.append(counts.sum(0))
-        self.latest = copies
+        self.latest = copies if torch.is_grad_enabled() else None
         for layer in self.after:
             layer.prefetch()
         return y

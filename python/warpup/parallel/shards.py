@@ -24,7 +24,7 @@ def move_shards(module: ShardedExperts, optimizer: torch.optim.Optimizer | None,
     """Give the experts of `module` to `new_owner` (E,): parameters, and the optimizer's state of them.
 
     The parameters stay the same objects with other rows; their gradients are dropped, so call it after the step. State
-    of a parameter's shape moves with it, a scalar (the step) stays. All ranks of the group call it. Raises ValueError
+    with a row per expert moves with it, a scalar (the step) stays. All ranks of the group call it. Raises ValueError
     on every rank if the owners, or the kinds of state, differ between ranks or do not fit.
     """
     new_owner = new_owner.cpu().long()
@@ -37,10 +37,10 @@ def move_shards(module: ShardedExperts, optimizer: torch.optim.Optimizer | None,
             f"new_owner must be ({len(module.owner)},) ranks below {module.ranks}, got {new_owner.tolist()}"
         )
     if "other" in (kind for each in kinds for kind in each.values()):
-        raise ValueError(f"optimizer state must be a scalar or have the shape of its parameter, got {kinds}")
+        raise ValueError(f"optimizer state must be scalars, or hold a row per expert, got {kinds}")
     if module.prefetched is not None:
         module.prefetched.wait()
-        module.prefetched = None
+    module.prefetched = module.latest = None
     for parameter, state, kind in zip(parameters, states, kinds, strict=True):
         parameter.grad = None
         for key in sorted(state):
@@ -54,7 +54,7 @@ def kind_of(value, parameter: Tensor) -> str:
     """How a piece of optimizer state follows its parameter."""
     if not isinstance(value, Tensor) or value.dim() == 0:
         return "scalar"
-    return "rows" if value.shape == parameter.shape else "other"
+    return "rows" if value.dim() == parameter.dim() and len(value) == len(parameter) else "other"
 
 
 def moved(rows: Tensor, module: ShardedExperts, new_owner: Tensor) -> Tensor:
@@ -110,9 +110,11 @@ def save_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
             weight = getattr(module, parameter)
             state = optimizer.state.get(weight, {}) if optimizer else {}
             for key, value in {"": weight.detach(), **state}.items():
+                if value is None:
+                    continue
                 end = f"{parameter}.{key}" if key else parameter
                 if (kind := kind_of(value, weight)) == "other":
-                    raise ValueError(f"optimizer state {key} must be a scalar or have the shape of its parameter")
+                    raise ValueError(f"optimizer state {key} must be a scalar or hold a row per expert")
                 if kind == "scalar":
                     tensors[f"{name}{end}"] = torch.as_tensor(value).clone()
                 else:
@@ -155,8 +157,9 @@ def load_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
         for parameter in PARAMETERS:
             weight, state = getattr(module, parameter), {}
             for end in ("", *(f".{key}" for key in keys(f"{name}0.{parameter}."))):
-                rows = [read(f"{name}{e}.{parameter}{end}", weight.shape[1:]) for e in module.shard]
-                rows = torch.stack(rows or [read(f"{name}0.{parameter}{end}", weight.shape[1:])])[: len(rows)]
+                shape = None if end else weight.shape[1:]
+                rows = [read(f"{name}{e}.{parameter}{end}", shape) for e in module.shard]
+                rows = torch.stack(rows or [read(f"{name}0.{parameter}{end}", shape)])[: len(rows)]
                 state[end.removeprefix(".")] = rows.to(weight.device)
             state |= {key: read(f"{name}{parameter}.{key}") for key in keys(f"{name}{parameter}.")}
             loaded.append((weight, state))
