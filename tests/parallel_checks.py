@@ -344,6 +344,35 @@ def check_trains_the_same_while_experts_move(rank, world, folder):
     assert any(not torch.equal(placements[0], p) for p in placements)
 
 
+def check_optimizer_state_moves_by_expert(rank, world, folder):
+    """Adafactor's has a row per expert but not the parameter's shape; what has neither is refused on all ranks."""
+    layer = ShardedExperts(H, I, E, slots=1)
+    optimizer = torch.optim.Adafactor(layer.parameters())
+    x, indices = tokens_of(world, 0, torch.float32)[rank], torch.arange(T * K).view(T, K) % E
+    layer(x, torch.ones(T, K), indices).square().sum().backward()
+    optimizer.step()
+
+    def by_expert():
+        state = optimizer.state[layer.w_down]
+        mine = {
+            e: [layer.w_down[i].detach(), state["row_var"][i], state["col_var"][i]] for i, e in enumerate(layer.shard)
+        }
+        found = [None] * world
+        dist.all_gather_object(found, mine)
+        return {e: v for part in found for e, v in part.items()}
+
+    before = by_expert()
+    move_shards(layer, optimizer, (E - 1 - torch.arange(E)) // 2 % world)
+    after = by_expert()
+    assert len(before) == len(after) == E
+    assert all(torch.equal(a, b) for e in before for a, b in zip(before[e], after[e], strict=True))
+    optimizer.state[layer.w_down]["odd"] = torch.zeros(2)
+    with pytest.raises(ValueError, match="a row per expert"):
+        move_shards(layer, optimizer, layer.owner.flip(0))
+    with pytest.raises(ValueError, match="a row per expert"):
+        save_experts(folder / "odd", layer, optimizer)
+
+
 def check_gradients_of_tokens_and_weights(rank, world, folder):
     """Against one process, in float64: x, the routing weights, the experts; dropped tokens; a rank without tokens."""
     dtype = torch.float64

@@ -180,9 +180,10 @@ def dispatch(counts: Tensor, placement: Placement, nodes: Sequence[int]) -> Tens
     among = able.sum(-1, keepdim=True)
     # The odd tokens go round from a start that differs by source and expert, so that no holder gets all of them.
     start = source.view(-1, 1, 1) + torch.arange(len(placement.owner)).view(-1, 1)
-    turn = (able.cumsum(-1) - 1 - start) % among
+    turn = able.cumsum(-1, dtype=torch.int32) - (1 + start % among).int()
+    turn = torch.where(turn < 0, turn + among.int(), turn)
     counts = counts.unsqueeze(-1)
-    return able * (counts // among + (turn < counts % among))
+    return able * (counts // among + (turn < (counts % among).int()))
 
 
 def _by_load(loads: Sequence[float]) -> list[int]:
