@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 
 from warpup.ops.moe_experts import moe_experts
 from warpup.parallel import (
@@ -274,9 +275,9 @@ def sharded(dtype, layers=1, **options):
     )
 
 
-def step_sharded(model, optimizer, rank, world, step, dtype, average=True):
+def step_sharded(model, optimizer, rank, world, step, dtype, average=True, run=None):
     optimizer.zero_grad()
-    loss_of(model, tokens_of(world, step, dtype)[rank]).backward()
+    loss_of(run or model, tokens_of(world, step, dtype)[rank]).backward()
     if average:
         for block in model:
             dist.all_reduce(block.router.weight.grad)
@@ -458,6 +459,33 @@ def check_composes_with_fsdp2(rank, world, folder):
         for block in model:
             move_shards(block.experts, optimizer, (block.experts.owner + 1) % world)
     same(model, whole, dtype)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner, reentrant):
+        super().__init__()
+        self.inner, self.reentrant = inner, reentrant
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=self.reentrant)
+
+
+def check_composes_with_activation_checkpointing(rank, world, folder):
+    dtype = torch.float64
+    whole = trained_whole(world, 4, dtype, "adam", layers=3)
+    for reentrant in (False, True):
+        for ahead in (False, True):
+            model = sharded(dtype, layers=3, slots=2, costs=(1.0, 0.5) if ahead else None)
+            if ahead:
+                overlap([block.experts for block in model])
+            optimizer = optimizer_of("adam", model.parameters())
+            run = nn.Sequential(model[0], Checkpointed(model[1:], reentrant))
+            for step in range(4):
+                if ahead:
+                    model[0].experts.prefetch()
+                step_sharded(model, optimizer, rank, world, step, dtype, run=run)
+            same(model, whole, dtype)
+            assert len(model[1].experts.loads) == 4
 
 
 # ---- Checkpoints ----------------------------------------------------------------------------------------------------

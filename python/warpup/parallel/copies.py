@@ -12,6 +12,11 @@ from warpup.parallel.collectives import Gathering, rank_and_size, sparse_reduce_
 from warpup.parallel.placement import Placement, without_copies
 
 
+def in_backward() -> bool:
+    """Whether a backward is under way: a forward is then the second one of activation checkpointing. As FSDP2 asks."""
+    return torch._C._current_graph_task_id() != -1
+
+
 class Copies:
     """The experts of `placement.layout(rank)`, a buffer per parameter; begins to fetch them when made.
 
@@ -52,6 +57,8 @@ class Copies:
     def weights(self) -> tuple[Tensor, ...]:
         """The buffers, in the layout of the placement, with the parameters behind them."""
         self.check_unchanged()
+        # Where saved tensors go through hooks (activation checkpointing) it is those that drop them and fetch again.
+        self.keep |= torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
         return _Materialize.apply(self, *self.parameters)
 
     def release(self, y: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from warpup.ops.moe import moe_plan
 from warpup.ops.moe_experts import moe_experts
 from warpup.parallel.collectives import Exchange, exchange, rank_and_size
-from warpup.parallel.copies import Copies
+from warpup.parallel.copies import Copies, in_backward
 from warpup.parallel.placement import (
     Placement,
     calibrate,
@@ -47,7 +47,8 @@ class ShardedExperts(nn.Module):
     Raises ValueError on every rank if the ranks were given different arguments.
 
     Parameters: w_gate_up (n_owned, 2 I, H), w_down (n_owned, H, I), the experts `owned(owner, rank)` in this order.
-    Memory of a rank: its shard, and while the layer computes n_owned + slots experts in one buffer.
+    Memory of a rank: its shard, and while the layer computes n_owned + slots experts in one buffer. Under activation
+    checkpointing the second forward fetches them again instead of the backward.
     The group's ranks must run the same forwards and backwards in the same order, with T = 0 where one has no tokens.
     With FSDP2, give the parameters to `fully_shard(..., ignored_params=...)`; DDP must ignore them too.
     """
@@ -98,6 +99,7 @@ class ShardedExperts(nn.Module):
         self.options = {"activation": activation, "placement": placement}
         self.loads: deque[Tensor] = deque(maxlen=WINDOW)  # (E,) each: tokens per expert of all ranks
         self.prefetched: Copies | None = None
+        self.foretold: Placement | None = None  # of the last forward, if its copies were prefetched
         self.latest: Copies | None = None  # of the last forward, if a backward may follow
         self.before: Sequence[ShardedExperts] = ()  # see `overlap`; no list, which would make them submodules
         self.after: Sequence[ShardedExperts] = ()
@@ -159,35 +161,35 @@ class ShardedExperts(nn.Module):
         counts, permutation = self.count(indices)
         copies = self.copies(counts)
         copies.ahead = [layer.latest for layer in self.before if layer.latest]
-        w_gate_up, w_down = copies.weights()
-        split = dispatch(counts, copies.placement, self.nodes)
-        leaving, send, arriving, receive = travellers(split, permutation, self.rank)
         slot = torch.full((len(self.owner) + 1,), -1)  # the last is that of a dropped copy, expert -1
         slot[copies.experts] = torch.arange(len(copies.experts))
         slot = slot.to(x.device)
         here = slot[indices]
-        if not moves_of(split).any():  # on all ranks or on none
-            y = copies.release(moe_experts(x, weights, here, w_gate_up, w_down, **self.options))
+        if copies.placement.held.t()[counts > 0].all():  # on all ranks or on none
+            y = copies.release(moe_experts(x, weights, here, *copies.weights(), **self.options))
         else:  # the tokens of others are computed behind this rank's own, in the same call
+            split = dispatch(counts, copies.placement, self.nodes)
+            leaving, send, arriving, receive = travellers(split, permutation, self.rank)
             pad, wide = (0, indices.shape[1] - 1), torch.promote_types(torch.float32, x.dtype)
             token, theirs = leaving // indices.shape[1], slot[arriving.to(x.device)].unsqueeze(1)
+            coming = Exchange.apply(x[token], send, receive, self.group)  # while the copies come as well
             y = moe_experts(
-                torch.cat([x, Exchange.apply(x[token], send, receive, self.group)]),
+                torch.cat([x, coming]),
                 torch.cat([weights, F.pad(torch.ones_like(theirs, dtype=weights.dtype), pad)]),
                 torch.cat([here, F.pad(theirs, pad, value=-1)]),
-                w_gate_up,
-                w_down,
+                *copies.weights(),
                 **self.options,
             )
             y, theirs = copies.release(y).split([len(x), len(theirs)])
             back = Exchange.apply(theirs, receive, send, self.group)
             back = back.to(wide) * weights.flatten()[leaving].to(wide).unsqueeze(1)
             y = y.to(wide).index_put((token,), back, accumulate=True).to(x.dtype)
-        if self.training and torch.is_grad_enabled():
-            self.loads.append(counts.sum(0))
         self.latest = copies if torch.is_grad_enabled() else None
-        for layer in self.after:
-            layer.prefetch()
+        if not in_backward():
+            if self.training:
+                self.loads.append(counts.sum(0))
+            for layer in self.after:
+                layer.prefetch()
         return y
 
     def count(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,16 +201,19 @@ class ShardedExperts(nn.Module):
 
     def copies(self, counts: Tensor) -> Copies:
         """The copies for these tokens: prefetched ones, corrected if that pays, or those of the best plan."""
-        copies, self.prefetched = self.prefetched, None
+        if in_backward() and self.foretold:  # the forward again: the same placement
+            return self.fetch(self.foretold)
+        copies, self.prefetched, self.foretold = self.prefetched, None, None
         if copies is None:
             return self.fetch(materialize(counts.sum(0), self.owner, self.nodes, **self.room))
-        if self.costs is None:
-            return copies
-        row, expert = self.costs
-        placement = calibrate(
-            copies.placement, counts, self.nodes, **self.room, seconds_per_row=row, seconds_per_expert=expert
-        )
-        return copies if placement is copies.placement else copies.changed_to(placement)
+        if self.costs:
+            row, expert = self.costs
+            placement = calibrate(
+                copies.placement, counts, self.nodes, **self.room, seconds_per_row=row, seconds_per_expert=expert
+            )
+            copies = copies if placement is copies.placement else copies.changed_to(placement)
+        self.foretold = copies.placement
+        return copies
 
     def extra_repr(self) -> str:
         return f"experts={len(self.owner)}, owned={len(self.shard)}, rank={self.rank}/{self.ranks}, {self.room}"
@@ -229,13 +234,6 @@ def overlap(layers: Sequence[ShardedExperts]) -> None:
         one.after, other.before = (other,), (one,)
 
 
-def moves_of(split: Tensor) -> Tensor:
-    """(R, E, R): `dispatch` without the tokens that stay."""
-    moves = split.clone()
-    moves.diagonal(dim1=0, dim2=2).zero_()
-    return moves
-
-
 def travellers(split: Tensor, permutation: Tensor, rank: int) -> tuple[Tensor, list[int], Tensor, list[int]]:
     """Who goes where by `split`: the copies of tokens that leave, in order of sending, how many to each rank; the
     experts that those which come want, in order of arrival, how many from each rank.
@@ -246,14 +244,11 @@ def travellers(split: Tensor, permutation: Tensor, rank: int) -> tuple[Tensor, l
     to = torch.arange(ranks).repeat(experts).repeat_interleave(split[rank].flatten())
     away = (to != rank).nonzero().flatten()
     away = away[to[away].argsort(stable=True)]
-    moves = moves_of(split)
-    arriving = torch.arange(experts).repeat(ranks).repeat_interleave(moves[:, :, rank].flatten())
-    return (
-        permutation[away.to(permutation.device)],
-        moves[rank].sum(0).tolist(),
-        arriving,
-        moves[:, :, rank].sum(1).tolist(),
-    )
+    coming = split[:, :, rank].clone()
+    coming[rank] = 0
+    arriving = torch.arange(experts).repeat(ranks).repeat_interleave(coming.flatten())
+    send = torch.bincount(to[away], minlength=ranks).tolist()
+    return permutation[away.to(permutation.device)], send, arriving, coming.sum(1).tolist()
 
 
 def same_on_all_ranks(facts: dict, group: dist.ProcessGroup | None) -> None:
