@@ -38,8 +38,13 @@ MoeGluArgs<T> moe_glu_args(const char* op, const View& h, const std::string& act
     check_permutation(op, *permutation, weights->sizes[0]);
   }
   if (a) Argument(op, "a", *a).dtype({h.dtype}).on(h.device).shape({rows, width}).contiguous();
-  return {rows,   width, glu_kind(op, activation), data<const T>(h), data<const acc_t<T>>(weights),
-          data<const int64_t>(permutation), data<T>(a)};
+  return {rows,
+          width,
+          glu_kind(op, activation),
+          data<const T>(h),
+          data<const acc_t<T>>(weights),
+          data<const int64_t>(permutation),
+          data<T>(a)};
 }
 
 }  // namespace detail
@@ -60,8 +65,8 @@ inline void moe_glu_backward(const View& h, const OptionalView& weights, const O
                              const OptionalView& a, const OptionalView& grad_weights) {
   const char* op = "moe_glu_backward";
   dispatch_floating(op, "h", h.dtype, [&]<class T>() {
-    MoeGluBackwardArgs<T> args{detail::moe_glu_args<T>(op, h, activation, weights, permutation, a), data<const T>(grad_a),
-                               data<T>(grad_h), data<acc_t<T>>(grad_weights)};
+    MoeGluBackwardArgs<T> args{detail::moe_glu_args<T>(op, h, activation, weights, permutation, a),
+                               data<const T>(grad_a), data<T>(grad_h), data<acc_t<T>>(grad_weights)};
     const int64_t rows = args.forward.rows, width = args.forward.width;
     Argument(op, "grad_a", grad_a).dtype({h.dtype}).on(h.device).shape({rows, width}).contiguous();
     Argument(op, "grad_h", grad_h).dtype({h.dtype}).on(h.device).shape({rows, 2 * width}).contiguous();

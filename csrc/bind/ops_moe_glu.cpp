@@ -1,5 +1,8 @@
-// torch ops of moe_glu: allocate the results, call the entry.
+// torch ops of moe_glu and grouped_product: allocate the results, call the entry.
+#include <algorithm>
+
 #include "bind/moe_glu.h"
+#include "bind/moe_product.h"
 #include "bind/torch.h"
 
 namespace warpup {
@@ -24,6 +27,18 @@ std::tuple<Tensor, Tensor> moe_glu_backward_op(const Tensor& h, const OptionalTe
   return {grad_h, a};
 }
 
+#ifndef WARPUP_HOST_CUDA  // has a CPU twin only
+Tensor grouped_product_op(const Tensor& a, const Tensor& b, const Tensor& offsets, const OptionalTensor& a_rows,
+                          const OptionalTensor& b_rows) {
+  const View v = view(a), w = view(b);
+  const int64_t columns = w.dims > 0 ? w.sizes[w.dims - 1] : 0, groups = std::max<int64_t>(offsets.numel() - 1, 0);
+  const int64_t width = v.dims > 1 ? v.sizes[1] : 0, rows = a_rows ? a_rows->numel() : v.sizes[0];
+  Tensor out = w.dims == 2 ? empty({groups, width, columns}, v.dtype, a) : empty({rows, columns}, v.dtype, a);
+  grouped_product(v, w, view(offsets), view(a_rows), view(b_rows), view(out));
+  return out;
+}
+#endif
+
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("moe_glu", TORCH_BOX(&moe_glu_op));
   m.impl("moe_glu_backward", TORCH_BOX(&moe_glu_backward_op));
@@ -37,7 +52,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
   m.def(
       "moe_glu_backward(Tensor h, Tensor? weights, Tensor? permutation, Tensor grad_a, str activation, bool need_a, "
       "Tensor(a!)? grad_weights) -> (Tensor grad_h, Tensor a)");
+#ifndef WARPUP_HOST_CUDA
+  m.def("grouped_product(Tensor a, Tensor b, Tensor offsets, Tensor? a_rows, Tensor? b_rows) -> Tensor");
+#endif
 }
 
-STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CPU, m) { warpup::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CPU, m) {
+  warpup::implement(m);
+#ifndef WARPUP_HOST_CUDA
+  m.impl("grouped_product", TORCH_BOX(&warpup::grouped_product_op));
+#endif
+}
 STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CUDA, m) { warpup::implement(m); }

@@ -11,7 +11,8 @@
 //
 // The backward gives `a` again, because the forward's caller keeps h and not a.
 //
-// Layout   h [rows, 2 width]: g before u, of swiglu_oai in turns (g_0, u_0, g_1, ...); a and da [rows, width]; weights and
+// Layout   h [rows, 2 width]: g before u, of swiglu_oai in turns (g_0, u_0, g_1, ...); a and da [rows, width]; weights
+// and
 //          dw one a copy, permutation one a row; all contiguous. A row with permutation -1 holds no copy: its results
 //          are 0, and no dw is written for it.
 // Numerics float32 (float64 for float64); each result is rounded once.

@@ -7,7 +7,7 @@
 namespace warpup {
 namespace {
 
-constexpr int64_t kBlock = 1024;                // elements in L1 at once, as the loops take them
+constexpr int64_t kBlock = 1024;              // elements in L1 at once, as the loops take them
 constexpr int64_t kGrain = int64_t(1) << 15;  // elements worth a thread
 
 }  // namespace

@@ -23,7 +23,8 @@ WARPUP_HD Acc logistic(Acc x) {
 // (1 + erf(x / sqrt 2)) / 2, in float32 by Abramowitz and Stegun 7.1.26 with an error of 1e-7.
 WARPUP_HD float normal_cdf(float x) {
   const float z = 0.70710678f * (x < 0 ? -x : x), t = 1 / (1 + 0.3275911f * z);
-  const float p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+  const float p =
+      t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
   const float tail = 0.5f * p * exp_neg(-z * z);
   return x < 0 ? tail : 1 - tail;
 }

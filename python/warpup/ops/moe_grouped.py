@@ -1,6 +1,7 @@
 """Products grouped by expert: rows sorted by expert, and a matrix for each expert.
 
-On a CPU one library product an expert, each into its slice of one result; on a GPU torch's grouped product where the
+On a CPU one library product an expert, each into its slice of one result, and for the layouts of bfloat16 at which the
+library is slow a kernel of our own (csrc/moe/grouped_product.h); on a GPU torch's grouped product where the
 hardware has one, else the Triton kernels of `moe_triton.py`. Rows may be taken from where they lie, unsorted: what an
 expert needs of them is gathered when it is its turn, so that the sorted copies never exist as a whole.
 """
@@ -18,7 +19,7 @@ from warpup.ops.logprob_linear import autocast
 library = torch.library.Library("warpup", "FRAGMENT")
 library.define("grouped_mm(Tensor x, Tensor w, Tensor offsets) -> Tensor")
 library.define("grouped_mm_weight(Tensor dy, Tensor x, Tensor offsets) -> Tensor")
-_ops = load_ops("grouped_mm", "grouped_mm_weight")
+_ops = load_ops("grouped_mm", "grouped_mm_weight", "grouped_product")
 
 
 def reference_grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
@@ -42,6 +43,8 @@ def products(x: Tensor, w: Tensor, offsets: Tensor, rows: Tensor | None = None) 
         from warpup.ops import moe_triton
 
         return moe_triton.products(x, w, offsets, rows)
+    if x.dtype == torch.bfloat16 and turned(w):
+        return torch.ops.warpup.grouped_product(unit_stride(x), w.mT, offsets, rows, None)
     out = x.new_empty((x if rows is None else rows).shape[0], w.shape[1])
     for (a, b), m in zip(pairwise(offsets.tolist()), w, strict=True):
         if a < b:
@@ -61,6 +64,8 @@ def weight_products(
         from warpup.ops import moe_triton
 
         return moe_triton.weight_products(dy, x, offsets, dy_rows, x_rows)
+    if dy.dtype == torch.bfloat16:
+        return torch.ops.warpup.grouped_product(unit_stride(dy), unit_stride(x), offsets, dy_rows, x_rows)
     out = dy.new_empty(offsets.shape[0] - 1, dy.shape[1], x.shape[1])
     for (a, b), m in zip(pairwise(offsets.tolist()), out, strict=True):
         if a == b:
@@ -71,6 +76,10 @@ def weight_products(
         )
         torch.mm(mine.t(), other, out=m)
     return out
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def turned(w: Tensor) -> bool:
@@ -102,6 +111,13 @@ def _weight(dy, x, offsets):
 
 library.impl("grouped_mm", _forward, "CompositeExplicitAutograd")
 library.impl("grouped_mm_weight", _weight, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("warpup::grouped_product")
+def _(a, b, offsets, a_rows, b_rows):
+    if b.dim() == 2:
+        return a.new_empty(offsets.shape[0] - 1, a.shape[1], b.shape[1])
+    return a.new_empty((a if a_rows is None else a_rows).shape[0], b.shape[-1])
 
 
 @torch.library.register_fake("warpup::grouped_mm")

@@ -1,0 +1,219 @@
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "core/parallel.h"
+#include "core/stream_store.h"
+#include "moe/grouped_product.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define WARPUP_DOT_PRODUCTS __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
+#endif
+
+namespace warpup {
+namespace {
+
+constexpr int kRows = 6, kColumns = 64;        // of a tile: 24 of 32 registers hold sums
+constexpr int64_t kPacked = int64_t(1) << 17;  // pairs of b that stay in half of an L2 while a goes by
+
+// Rows of b whose next 64 columns are fetched while a tile is computed: b comes from memory, in pieces of two lines.
+struct Ahead {
+  const bfloat16* const* rows = nullptr;
+  int64_t count = 0, column = 0;
+};
+
+// A tile out[6][64] of sums over pairs, a [pairs][6] and b [pairs][64], each entry two neighbours along the sum.
+using Tile = void (*)(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out, int64_t stride, bool stream,
+                      Ahead ahead);
+
+}  // namespace
+
+WARPUP_CLONES void portable_sums(const uint32_t* __restrict a, const uint32_t* __restrict b, int64_t pairs,
+                                 float* __restrict sums) {
+  std::fill_n(sums, kRows * kColumns, 0.0f);
+  for (int64_t p = 0; p < pairs; ++p) {
+    for (int i = 0; i < kRows; ++i) {
+      const uint32_t pair = a[p * kRows + i];
+      const float low = std::bit_cast<float>(pair << 16), high = std::bit_cast<float>(pair & 0xffff0000u);
+#pragma omp simd
+      for (int j = 0; j < kColumns; ++j) {
+        const uint32_t other = b[p * kColumns + j];
+        sums[i * kColumns + j] +=
+            low * std::bit_cast<float>(other << 16) + high * std::bit_cast<float>(other & 0xffff0000u);
+      }
+    }
+  }
+}
+
+WARPUP_CLONES void pack_pairs(const bfloat16* __restrict low, const bfloat16* __restrict high, int64_t n,
+                              uint32_t* __restrict to) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) to[j] = uint32_t(low[j].bits) | uint32_t(high[j].bits) << 16;
+}
+
+namespace {
+
+void portable_tile(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out, int64_t stride, bool, Ahead) {
+  float sums[kRows * kColumns];
+  portable_sums(a, b, pairs, sums);
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) out[i * stride + j] = store<bfloat16>(sums[i * kColumns + j]);
+  }
+}
+
+#ifdef WARPUP_DOT_PRODUCTS
+WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out,
+                                          int64_t stride, bool stream, Ahead ahead) {
+  __m512 sums[kRows][4];
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[i][j] = _mm512_setzero_ps();
+  }
+  for (int64_t p = 0; p < pairs; ++p) {
+    if (p < ahead.count) {
+      _mm_prefetch(reinterpret_cast<const char*>(ahead.rows[p] + ahead.column), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(ahead.rows[p] + ahead.column + kColumns / 2), _MM_HINT_T1);
+    }
+    __m512bh other[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) other[j] = (__m512bh)_mm512_loadu_si512(b + p * kColumns + 16 * j);
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; ++i) {
+      const __m512bh mine = (__m512bh)_mm512_set1_epi32(static_cast<int>(a[p * kRows + i]));
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], mine, other[j]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m512i line = (__m512i)_mm512_cvtne2ps_pbh(sums[i][2 * j + 1], sums[i][2 * j]);
+      bfloat16* to = out + i * stride + 32 * j;
+      stream ? _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line) : _mm512_storeu_si512(to, line);
+    }
+  }
+}
+#endif
+
+Tile widest_tile() {
+#ifdef WARPUP_DOT_PRODUCTS
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl")) return dot_product_tile;
+#endif
+  return portable_tile;
+}
+
+// One group: out [m, columns] = sum over `depth` of a and b.
+struct Group {
+  int64_t m, depth;
+  std::vector<const bfloat16*> a, b;  // rows: a's m and b's depth; weights: depth of each
+  bfloat16* out;
+  int64_t pairs() const { return (depth + 1) / 2; }
+};
+
+Group group_of(const GroupedProductArgs& args, int64_t e) {
+  const int64_t begin = args.offsets[e], rows = args.offsets[e + 1] - begin;
+  Group g{args.weights ? args.width : rows, args.weights ? rows : args.width, {}, {}, nullptr};
+  const auto row = [begin](const bfloat16* base, int64_t stride, const int64_t* at, int64_t r) {
+    return base + (at ? at[begin + r] : begin + r) * stride;
+  };
+  for (int64_t r = 0; r < rows; ++r) g.a.push_back(row(args.a, args.a_stride, args.a_rows, r));
+  for (int64_t r = 0; r < g.depth; ++r) {
+    g.b.push_back(args.weights ? row(args.b, args.b_stride, args.b_rows, r)
+                               : args.b + e * args.b_group + r * args.b_stride);
+  }
+  g.out = args.out + (args.weights ? e * args.width : begin) * args.columns;
+  return g;
+}
+
+// a as [m / 6][pairs][6]; what is past the end is 0.
+void pack_a(const GroupedProductArgs& args, const Group& g, uint32_t* to) {
+  const auto at = [&](int64_t m, int64_t d) -> uint32_t {
+    return m < g.m && d < g.depth ? (args.weights ? g.a[d][m] : g.a[m][d]).bits : 0;
+  };
+  for (int64_t m = 0; m < g.m; m += kRows) {
+    for (int64_t p = 0; p < g.pairs(); ++p) {
+      for (int i = 0; i < kRows; ++i) *to++ = at(m + i, 2 * p) | at(m + i, 2 * p + 1) << 16;
+    }
+  }
+}
+
+// Columns [first, first + n) of b as [pairs][64].
+void pack_b(const Group& g, int64_t first, int64_t n, uint32_t* to) {
+  static constexpr bfloat16 kZeros[kColumns] = {};
+  for (int64_t p = 0; p < g.pairs(); ++p, to += kColumns) {
+    pack_pairs(g.b[2 * p] + first, 2 * p + 1 < g.depth ? g.b[2 * p + 1] + first : kZeros, n, to);
+    std::fill(to + n, to + kColumns, 0u);
+  }
+}
+
+// Column tiles [first, last) of a group whose a is packed.
+void tiles_of(const GroupedProductArgs& args, const Group& g, const uint32_t* a, int64_t first, int64_t last,
+              bool stream, Tile tile, std::vector<uint32_t>& b) {
+  const int64_t pairs = g.pairs(), size = pairs * kColumns;
+  const int64_t together = std::max<int64_t>(1, kPacked / std::max<int64_t>(size, 1));
+  for (int64_t begin = first; begin < last; begin += together) {
+    const int64_t end = std::min(last, begin + together);
+    b.resize((end - begin) * size);
+    const auto columns = [&](int64_t t) { return std::min<int64_t>(kColumns, args.columns - t * kColumns); };
+    for (int64_t t = begin; t < end; ++t) pack_b(g, t * kColumns, columns(t), b.data() + (t - begin) * size);
+    for (int64_t m = 0; m < g.m; m += kRows) {
+      for (int64_t t = begin; t < end; ++t) {
+        bfloat16* out = g.out + m * args.columns + t * kColumns;
+        const uint32_t *mine = a + m * pairs, *other = b.data() + (t - begin) * size;
+        const int64_t rows = std::min<int64_t>(kRows, g.m - m), n = columns(t);
+        Ahead ahead;
+        if (together == 1 && t + 1 < last) {  // else b is small
+          const int64_t from = g.depth * m / g.m, to = g.depth * std::min(m + kRows, g.m) / g.m;
+          ahead = {g.b.data() + from, to - from, (t + 1) * kColumns};
+        }
+        if (rows == kRows && n == kColumns) {
+          tile(mine, other, pairs, out, args.columns, stream, ahead);
+          continue;
+        }
+        bfloat16 edge[kRows * kColumns];
+        tile(mine, other, pairs, edge, kColumns, false, ahead);
+        for (int64_t i = 0; i < rows; ++i) std::memcpy(out + i * args.columns, edge + i * kColumns, n * sizeof(*out));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void grouped_product_cpu(const GroupedProductArgs& args) {
+  const int64_t tiles = (args.columns + kColumns - 1) / kColumns;
+  if (args.width == 0 && args.weights) return;
+  // Work is cut by what a tile costs: its sums, and for weights its stores, which weigh as much as 16 rows.
+  std::vector<int64_t> cost(args.groups), start(args.groups + 1);
+  for (int64_t e = 0; e < args.groups; ++e) {
+    cost[e] = args.offsets[e + 1] - args.offsets[e] + (args.weights ? 16 : 0);
+    start[e + 1] = start[e] + cost[e] * tiles;
+  }
+  const int64_t bytes = args.groups * args.width * args.columns * int64_t(sizeof(bfloat16));
+  const bool stream =
+      args.weights && bytes >= kStreamed && args.columns % 32 == 0 && reinterpret_cast<uintptr_t>(args.out) % 64 == 0;
+  const Tile tile = widest_tile();
+  const int64_t grain = std::max<int64_t>(1, (int64_t(1) << 16) / (args.width * kColumns + 1));
+  parallel_for(0, start.back(), grain, [&](int64_t first, int64_t last) {
+    std::vector<uint32_t> a, b;
+    for (int64_t e = 0; e < args.groups; ++e) {
+      if (cost[e] == 0) continue;
+      const auto cut = [&](int64_t at) {  // tiles that begin before `at`
+        return std::clamp<int64_t>((at - start[e] + cost[e] - 1) / cost[e], 0, tiles);
+      };
+      const int64_t begin = first <= start[e] ? 0 : cut(first), end = last <= start[e] ? 0 : cut(last);
+      if (begin >= end) continue;
+      const Group g = group_of(args, e);
+      a.resize((g.m + kRows - 1) / kRows * kRows * g.pairs());
+      pack_a(args, g, a.data());
+      tiles_of(args, g, a.data(), begin, end, stream, tile, b);
+    }
+    if (stream) stream_fence();
+  });
+}
+
+}  // namespace warpup
