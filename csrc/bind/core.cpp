@@ -7,6 +7,8 @@
 #include "bind/logprob.h"
 #include "bind/logprob_divergence.h"
 #include "bind/logprob_policy.h"
+#include "bind/moe_glu.h"
+#include "bind/moe_product.h"
 #include "bind/reflection.h"
 #include "core/parallel.h"
 
@@ -146,6 +148,14 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       py::kw_only(), "gamma"_a, "decay"_a, "cut"_a = false, "x"_a, "returns"_a = py::none());
   def("role_advantage", &warpup::role_advantage, "rewards"_a, "roles"_a, "baseline_state"_a, py::kw_only(),
       "decay"_a = 0.95, "advantages"_a, "new_state"_a);
+  def("moe_glu", &warpup::moe_glu, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(), py::kw_only(),
+      "activation"_a = "silu", "a"_a);
+  def("moe_glu_backward", &warpup::moe_glu_backward, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(),
+      py::kw_only(), "grad_a"_a, "activation"_a = "silu", "grad_h"_a, "a"_a = py::none(),
+      "grad_weights"_a = py::none());
+  def("grouped_product", &warpup::grouped_product, "a"_a, "b"_a, "offsets"_a, "a_rows"_a = py::none(),
+      "b_rows"_a = py::none(), py::kw_only(), "out"_a);
+
   def("masked_moments", &warpup::masked_moments, "x"_a, "mask"_a = py::none(), py::kw_only(), "skip_nan"_a = false,
       "correction"_a = 1, "partials"_a, "moments"_a);
   def("masked_whiten", &warpup::masked_whiten, "x"_a, "mask"_a = py::none(), py::kw_only(), "shift_mean"_a = true,

@@ -22,7 +22,7 @@ inline void grouped_product(const View& a, const View& b, const View& offsets, c
   const int64_t rows = a_rows ? a_rows->sizes[0] : a.sizes[0];
   const int64_t* bounds = data<const int64_t>(offsets);
   for (int64_t e = 0; e < groups; ++e) {
-    if (bounds[e] < 0 || bounds[e + 1] < bounds[e] || bounds[e + 1] > rows) {
+    if (bounds[0] != 0 || bounds[e + 1] < bounds[e] || bounds[e + 1] > rows) {
       fail(op, ": offsets must rise from 0 to at most ", rows, ", got ", bounds[e], " and then ", bounds[e + 1]);
     }
   }
@@ -45,9 +45,9 @@ inline void grouped_product(const View& a, const View& b, const View& offsets, c
   } else {
     Argument(op, "out", out).dtype({DType::bf16}).on(a.device).shape({rows, columns}).contiguous();
   }
-  grouped_product_cpu({weights, groups, width, columns, data<const bfloat16>(a), data<const bfloat16>(b), a.strides[0],
-                       b.strides[b.dims - 2], weights ? 0 : b.strides[0], bounds, data<const int64_t>(a_rows),
-                       data<const int64_t>(b_rows), data<bfloat16>(out)});
+  grouped_product_cpu({weights, rows, groups, width, columns, data<const bfloat16>(a), data<const bfloat16>(b),
+                       a.strides[0], b.strides[b.dims - 2], weights ? 0 : b.strides[0], bounds,
+                       data<const int64_t>(a_rows), data<const int64_t>(b_rows), data<bfloat16>(out)});
 }
 #endif
 

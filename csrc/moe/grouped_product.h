@@ -5,7 +5,7 @@
 //
 // Layout   a [., width] and, for weights, b [., columns] with rows of unit stride; row s is at a_rows[s] (b_rows[s]) if
 //          given, else at s. For rows b is [groups, width, columns], out [S, columns]; rows of out that are in no group
-//          are not written. For weights out is [groups, width, columns]; of an empty group it is 0.
+//          are 0. For weights out is [groups, width, columns]; of an empty group it is 0.
 // Numerics products summed in float32, two at a time, and rounded once; where the CPU has AVX512-BF16 numbers below
 //          1e-38 count as 0.
 // Method   CPU only. b's rows are packed in pairs, 64 columns side by side, a's in pairs, 6 side by side; a tile of 6
@@ -21,7 +21,7 @@ namespace warpup {
 
 struct GroupedProductArgs {
   bool weights;
-  int64_t groups, width, columns;
+  int64_t rows, groups, width, columns;
   const bfloat16 *a, *b;
   int64_t a_stride, b_stride, b_group;
   const int64_t *offsets, *a_rows, *b_rows;  // the last two may be null

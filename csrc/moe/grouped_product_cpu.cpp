@@ -187,6 +187,10 @@ void tiles_of(const GroupedProductArgs& args, const Group& g, const uint32_t* a,
 void grouped_product_cpu(const GroupedProductArgs& args) {
   const int64_t tiles = (args.columns + kColumns - 1) / kColumns;
   if (args.width == 0 && args.weights) return;
+  if (!args.weights) {
+    const int64_t end = args.offsets[args.groups];
+    std::fill_n(args.out + end * args.columns, (args.rows - end) * args.columns, bfloat16{});
+  }
   // Work is cut by what a tile costs: its sums, and for weights its stores, which weigh as much as 16 rows.
   std::vector<int64_t> cost(args.groups), start(args.groups + 1);
   for (int64_t e = 0; e < args.groups; ++e) {

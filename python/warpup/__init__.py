@@ -37,6 +37,8 @@ from warpup.ops.logprob_policy_masks import (
     sequence_mask,
     top_entropy_mask,
 )
+from warpup.ops.moe_experts import moe_experts
+from warpup.ops.moe_grouped import grouped_mm
 from warpup.ops.reflection import ReflectionTables, apply_schedule_, reflection_state_update_
 from warpup.ops.reflection_sample import SampledStep, continuous_tokens, mark_seen, sample_step
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
@@ -60,12 +62,14 @@ __all__ = [
     "gae",
     "group_advantage",
     "group_plan",
+    "grouped_mm",
     "kl_cov_tokens",
     "linear_divergence",
     "linear_logprob",
     "linear_policy_loss",
     "mark_seen",
     "masked_whiten",
+    "moe_experts",
     "policy_loss",
     "preference_loss",
     "reflection_state_update_",

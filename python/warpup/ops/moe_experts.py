@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from warpup._native import load_ops
 from warpup.ops.logprob import accumulator
 from warpup.ops.logprob_linear import autocast
 from warpup.ops.moe import MoEPlan, moe_combine, moe_gather, moe_plan
+from warpup.ops.moe_glu import ACTIVATIONS, reference_glu
 from warpup.ops.moe_grouped import (
     check_like,
     check_offsets,
@@ -24,7 +24,6 @@ from warpup.ops.moe_grouped import (
     weight_products,
 )
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "swiglu_oai")
 PLACEMENTS = ("combine", "activation", "down")
 
 library = torch.library.Library("warpup", "FRAGMENT")
@@ -37,42 +36,17 @@ library.define(
     f"moe_experts_backward(Tensor grad, {LAYER}, Tensor h, Tensor o, bool[] needs) -> (Tensor grad_x, "
     "Tensor grad_weights, Tensor grad_gate_up, Tensor grad_down, Tensor grad_b_gate_up, Tensor grad_b_down)"
 )
-_ops = load_ops("moe_glu", "moe_glu_backward", "moe_experts", "moe_experts_backward")
-
-
-# ---- Activation -----------------------------------------------------------------------------------------------------
-
-
-def reference_glu(h: Tensor, activation: str) -> Tensor:
-    if activation == "swiglu_oai":
-        gate, up = h[..., ::2].clamp(max=7.0), h[..., 1::2].clamp(-7.0, 7.0)
-        return gate * torch.sigmoid(1.702 * gate) * (up + 1)
-    gate, up = h.chunk(2, -1)
-    act = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda g: F.gelu(g, approximate="tanh"), "relu": F.relu}
-    return act[activation](gate) * up
-
-
-@torch.library.register_fake("warpup::moe_glu")
-def _(h, weights, permutation, activation):
-    return h.new_empty(h.shape[0], h.shape[1] // 2)
-
-
-@torch.library.register_fake("warpup::moe_glu_backward")
-def _(h, weights, permutation, grad_a, activation, need_a, grad_weights):
-    return torch.empty_like(h), grad_a.new_empty(grad_a.shape if need_a else 0)
-
-
-# ---- The layer ------------------------------------------------------------------------------------------------------
+_ops = load_ops("moe_experts", "moe_experts_backward")  # and the kernels that they are made of
 
 
 def reference_moe_experts(
     x, weights, indices, w_gate_up, w_down, *, b_gate_up=None, b_down=None, activation="silu", placement="combine"
 ):
     """`moe_experts` in plain torch."""
-    plan, k = moe_plan(indices, w_gate_up.shape[0]), indices.shape[1]
+    plan = moe_plan(indices, w_gate_up.shape[0])
     row = weights.to(x.dtype).reshape(-1)[plan.permutation.clamp_min(0)].unsqueeze(1)
     row = torch.where(plan.permutation.unsqueeze(1) < 0, 0, row)
-    a = reference_glu(linear(moe_gather(x, plan), w_gate_up, b_gate_up, plan.offsets), activation)
+    a = reference_glu(linear(moe_gather(x, plan), w_gate_up, b_gate_up, plan.offsets), activation=activation)
     if placement != "activation":
         return moe_combine(linear(a, w_down, b_down, plan.offsets), weights, plan)
     o = reference_grouped_mm(a * row, w_down, plan.offsets)
@@ -104,9 +78,7 @@ def row_weights(weights: Tensor, permutation: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _forward(
-    x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, placement
-):
+def _forward(x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, placement):
     tokens = permutation // inverse.shape[1]
     h = products(x, w_gate_up, offsets, tokens)
     add_bias_(h, b_gate_up, offsets)
@@ -130,12 +102,12 @@ def _backward(
     h, o, needs,
 ):  # fmt: skip
     need_x, need_weights, need_gate_up, need_down, need_b_gate_up, need_b_down = needs
-    none, plan = x.new_empty(0), MoEPlan(offsets, offsets, permutation, inverse)
+    plan = MoEPlan(offsets, offsets, permutation, inverse)
     tokens = permutation // inverse.shape[1]
-    grad_weights = grad_x = grad_gate_up = grad_down = grad_b_gate_up = grad_b_down = none
+    grad_x, grad_weights, grad_gate_up, grad_down, grad_b_gate_up, grad_b_down = (x.new_empty(0) for _ in needs)
     if placement == "combine":  # the weight is on d_o, the rows of the experts' gradient
         d_o, dw = combine_backward(grad, weights, o, plan)
-        grad_weights = dw if need_weights else none
+        grad_weights = dw if need_weights else grad_weights
         source, rows, on_a, ones = d_o, None, (None, None), x.new_ones(len(tokens), 1)
     else:  # the weight is on the activation; source is the gradient as it came
         source, rows, on_a = grad, tokens, (weights.flatten(), permutation)
@@ -220,9 +192,7 @@ class MoEExperts(torch.autograd.Function):
             return (None,) * 11
         *tensors, h, o = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:6])
-        found = torch.ops.warpup.moe_experts_backward(
-            grad, *tensors, ctx.activation, ctx.placement, h, o, needs
-        )
+        found = torch.ops.warpup.moe_experts_backward(grad, *tensors, ctx.activation, ctx.placement, h, o, needs)
         return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *(None,) * 5)
 
 
@@ -239,34 +209,35 @@ def moe_experts(
     placement: str = "combine",
     plan: MoEPlan | None = None,
 ) -> Tensor:
-    """The experts of a dropless mixture: `out[t] = sum_j weights[t, j] FFN_e(x[t])`, e = indices[t, j], where `FFN_e(x) =
-    w_down[e] (act(gate) up) + b_down[e]` and `(gate, up) = w_gate_up[e] x + b_gate_up[e]`.
+    """The experts of a dropless mixture: `out[t] = sum_j weights[t, j] FFN_e(x[t])` with e = indices[t, j].
+
+    `FFN_e(x) = w_down[e] (act(gate) up) + b_down[e]`, `(gate, up) = w_gate_up[e] x + b_gate_up[e]`.
 
     Args:
         x: (T, H) float32, bfloat16, float16 or float64; under autocast x, w_* and b_* are cast to its type.
         weights: (T, k), of a floating dtype.
         indices: (T, k) int64 in [0, E), or -1: that copy is dropped. An expert may come twice in a row.
-        w_gate_up: (E, 2 I, H) of x's dtype, the gate's rows first (of swiglu_oai in turns); w_down: (E, H, I). Transposed
-            views are taken as they are, their gradients have their layout.
+        w_gate_up: (E, 2 I, H) of x's dtype, the gate's rows first (of swiglu_oai in turns).
+        w_down: (E, H, I). Transposed views of either are taken as they are, their gradients have their layout.
         b_gate_up, b_down: (E, 2 I) and (E, H).
-        activation: silu, gelu, gelu_tanh, relu; or swiglu_oai, gpt-oss's: gate sigmoid(1.702 gate) (1 + up), clamped at 7.
+        activation: silu, gelu, gelu_tanh, relu; or swiglu_oai, gpt-oss's, of `glu`.
         placement: where the weight goes, which decides what is rounded and what is kept. "combine": on the experts'
             outputs, which are kept; "down": there, too, but in the backward the weight's gradient is found before the
             down projection, and they are not kept; "activation": on act(gate) up.
         plan: `moe_plan(indices, E)`, where it is there already.
 
     Returns:
-        (T, H) of x's dtype; a token all of whose copies are dropped gets 0. Gradients reach x, weights, w_* and b_*, and
+        (T, H) of x's dtype; a token all of whose copies are dropped gets 0. Gradients reach x, weights, w_* and b_*;
         no work is done for one that is not needed.
 
-    Memory: kept for the backward beside the arguments, T k (2 I) elements, with "combine" T k (2 I + H), and the plan, 16
-        bytes a copy. While it runs, the forward takes T k (I + H) elements more, the backward T k (4 I) or T k (2 I + H).
+    Memory: kept for the backward beside the arguments are T k (2 I) elements, with "combine" T k (2 I + H), and the
+        plan, 16 bytes a copy. While it runs, the forward holds T k (I + H) elements more, the backward T k (3 I + H),
+        with "combine" T k (3 I + 2 H), beside its results.
 
     Raises:
         ValueError: a shape, dtype, device or name does not fit, or (CPU only) an index is out of range.
 
-    Source: dropless experts of MegaBlocks (arXiv 2211.15841); gradients of the weights without the experts' outputs as in
-        SonicMoE (arXiv 2512.14080).
+    Source: dropless experts of MegaBlocks; the weights' gradient without the experts' outputs, as in SonicMoE.
     """
     x, w_gate_up, w_down, b_gate_up, b_down = autocast(x, w_gate_up, w_down, b_gate_up, b_down)
     check_layer(x, weights, indices, w_gate_up, w_down, b_gate_up, b_down, activation, placement)
@@ -299,10 +270,14 @@ def check_layer(x, weights, indices, w_gate_up, w_down, b_gate_up, b_down, activ
             f"{tuple(weights.shape)}"
         )
     width = x.shape[1]
-    if w_down.dim() != 3 or w_gate_up.shape != (w_down.shape[0], 2 * w_down.shape[-1], width) or w_down.shape[1] != width:
+    if (
+        w_down.dim() != 3
+        or w_gate_up.shape != (w_down.shape[0], 2 * w_down.shape[-1], width)
+        or w_down.shape[1] != width
+    ):
         raise ValueError(
-            f"{op}: w_gate_up must be (E, 2 I, H) and w_down (E, H, I) with H = {width}, got {tuple(w_gate_up.shape)} and "
-            f"{tuple(w_down.shape)}"
+            f"{op}: w_gate_up must be (E, 2 I, H) and w_down (E, H, I) with H = {width}, got "
+            f"{tuple(w_gate_up.shape)} and {tuple(w_down.shape)}"
         )
     for name, bias, w in (("b_gate_up", b_gate_up, w_gate_up), ("b_down", b_down, w_down)):
         if bias is not None and bias.shape != w.shape[:2]:

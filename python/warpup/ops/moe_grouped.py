@@ -35,7 +35,7 @@ def library_groups(x: Tensor, *strides: int) -> bool:
 
 
 def products(x: Tensor, w: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:
-    """(S, N): row s of expert e is x[s] @ w[e].T, or x[rows[s]] @ w[e].T. Rows from offsets[E] on hold anything."""
+    """(S, N): row s of expert e is x[s] @ w[e].T, or x[rows[s]] @ w[e].T. On a GPU rows past the last hold anything."""
     if not x.is_cpu:
         if library_groups(x, x.shape[1], w.shape[1]):
             x = x if rows is None else x.index_select(0, rows.clamp_min(0))
@@ -46,7 +46,9 @@ def products(x: Tensor, w: Tensor, offsets: Tensor, rows: Tensor | None = None) 
     if x.dtype == torch.bfloat16 and turned(w):
         return torch.ops.warpup.grouped_product(unit_stride(x), w.mT, offsets, rows, None)
     out = x.new_empty((x if rows is None else rows).shape[0], w.shape[1])
-    for (a, b), m in zip(pairwise(offsets.tolist()), w, strict=True):
+    bounds = offsets.tolist()
+    out[bounds[-1] :].zero_()
+    for (a, b), m in zip(pairwise(bounds), w, strict=True):
         if a < b:
             torch.mm(x[a:b] if rows is None else x.index_select(0, rows[a:b]), m.t(), out=out[a:b])
     return out
@@ -97,9 +99,7 @@ def weight_gradient(w: Tensor, dy: Tensor, x: Tensor, offsets: Tensor, dy_rows=N
 @torch.no_grad()
 def _forward(x, w, offsets):
     out = products(x, w, offsets)
-    if x.is_cpu:
-        out[int(offsets[-1]) :].zero_()
-    else:
+    if not x.is_cpu:
         out.masked_fill_((torch.arange(out.shape[0], device=x.device) >= offsets[-1]).unsqueeze(1), 0)
     return out
 
@@ -155,12 +155,12 @@ class GroupedMM(torch.autograd.Function):
 
 
 def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
-    """Rows sorted by expert, each times its expert's matrix: `out[s] = w[e] @ x[s]` for s in [offsets[e], offsets[e + 1]).
+    """Rows sorted by expert, each times its expert's matrix: `out[s] = w[e] @ x[s]`, s in [offsets[e], offsets[e + 1]).
 
     Args:
         x: (S, K) float32, bfloat16, float16 or float64; under autocast both are cast to its type.
-        w: (E, N, K), of the same dtype: a `torch.nn.Linear` weight an expert. A transposed view of (E, K, N) is taken as
-            it is, and its gradient has its layout.
+        w: (E, N, K), of the same dtype: a `torch.nn.Linear` weight an expert. A transposed view of (E, K, N) is taken
+            as it is, and its gradient has its layout.
         offsets: (E + 1,) int64, not descending, from 0 to at most S, as in `MoEPlan`. An expert may have no row.
 
     Returns:
