@@ -17,6 +17,7 @@ from warpup.ops.moe_glu import ACTIVATIONS, reference_glu
 from warpup.ops.moe_grouped import (
     check_like,
     check_offsets,
+    expert_of,
     products,
     reference_grouped_mm,
     turned,
@@ -58,12 +59,6 @@ def reference_moe_experts(
 def linear(x, w, b, offsets):
     y = reference_grouped_mm(x, w, offsets)
     return y if b is None else y + b[expert_of(offsets, y.shape[0])]
-
-
-def expert_of(offsets: Tensor, rows: int) -> Tensor:
-    """(S,) each row's expert; of rows that hold no copy, the last one."""
-    at = torch.arange(rows, device=offsets.device)
-    return torch.searchsorted(offsets[1:], at, right=True).clamp_max(offsets.shape[0] - 2)
 
 
 def add_bias_(y: Tensor, bias: Tensor | None, offsets: Tensor, scale: Tensor | None = None) -> None:

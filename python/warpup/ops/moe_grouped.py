@@ -28,6 +28,12 @@ def reference_grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
     return torch.cat([*parts, x.new_zeros(x.shape[0] - int(offsets[-1]), w.shape[1])])
 
 
+def expert_of(offsets: Tensor, rows: int) -> Tensor:
+    """(S,) each row's expert; of rows that hold no copy, the last one."""
+    at = torch.arange(rows, device=offsets.device)
+    return torch.searchsorted(offsets[1:], at, right=True).clamp_max(offsets.shape[0] - 2)
+
+
 def library_groups(x: Tensor, *strides: int) -> bool:
     """Whether torch's grouped product has kernels for these operands that do not wait for the host."""
     aligned = x.dtype == torch.bfloat16 and all(stride % 8 == 0 for stride in strides)
