@@ -24,9 +24,16 @@ struct Ahead {
   int64_t count = 0, column = 0;
 };
 
-// A tile out[6][64] of sums over pairs, a [pairs][6] and b [pairs][64], each entry two neighbours along the sum.
-using Tile = void (*)(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out, int64_t stride, bool stream,
-                      Ahead ahead);
+// What is written for the CPU's widest instructions.
+struct Kernels {
+  // Columns [first, first + 64) of `depth` rows as [pairs][64], each entry two neighbours along the sum.
+  void (*pack)(const bfloat16* const* rows, int64_t depth, int64_t first, uint32_t* to);
+  // A tile out[6][64] of sums over pairs, a [pairs][6] and b [pairs][64].
+  void (*tile)(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out, int64_t stride, bool stream,
+               Ahead ahead);
+};
+
+constexpr bfloat16 kZeros[kColumns] = {};
 
 }  // namespace
 
@@ -63,7 +70,28 @@ void portable_tile(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16
   }
 }
 
+void portable_pack(const bfloat16* const* rows, int64_t depth, int64_t first, uint32_t* to) {
+  for (int64_t r = 0; r < depth; r += 2, to += kColumns) {
+    pack_pairs(rows[r] + first, r + 1 < depth ? rows[r + 1] + first : kZeros, kColumns, to);
+  }
+}
+
 #ifdef WARPUP_DOT_PRODUCTS
+WARPUP_DOT_PRODUCTS void dot_product_pack(const bfloat16* const* rows, int64_t depth, int64_t first, uint32_t* to) {
+  alignas(64) uint16_t interleaved[64];
+  for (int i = 0; i < 64; ++i) interleaved[i] = static_cast<uint16_t>(i / 2 + 32 * (i % 2));
+  const __m512i low_half = _mm512_load_si512(interleaved), high_half = _mm512_load_si512(interleaved + 32);
+  for (int64_t r = 0; r < depth; r += 2, to += kColumns) {
+    const bfloat16 *low = rows[r] + first, *high = r + 1 < depth ? rows[r + 1] + first : kZeros;
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const __m512i a = _mm512_loadu_si512(low + 32 * j), b = _mm512_loadu_si512(high + 32 * j);
+      _mm512_storeu_si512(to + 32 * j, _mm512_permutex2var_epi16(a, low_half, b));
+      _mm512_storeu_si512(to + 32 * j + 16, _mm512_permutex2var_epi16(a, high_half, b));
+    }
+  }
+}
+
 WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out,
                                           int64_t stride, bool stream, Ahead ahead) {
   __m512 sums[kRows][4];
@@ -72,10 +100,14 @@ WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, 
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sums[i][j] = _mm512_setzero_ps();
   }
+  const int64_t step = std::max<int64_t>(1, pairs / std::max<int64_t>(ahead.count, 1));
+  int64_t due = 0, fetched = 0;
   for (int64_t p = 0; p < pairs; ++p) {
-    if (p < ahead.count) {
-      _mm_prefetch(reinterpret_cast<const char*>(ahead.rows[p] + ahead.column), _MM_HINT_T1);
-      _mm_prefetch(reinterpret_cast<const char*>(ahead.rows[p] + ahead.column + kColumns / 2), _MM_HINT_T1);
+    if (p == due && fetched < ahead.count) {
+      const bfloat16* next = ahead.rows[fetched++] + ahead.column;
+      _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
+      _mm_prefetch(reinterpret_cast<const char*>(next + kColumns / 2), _MM_HINT_T1);
+      due += step;
     }
     __m512bh other[4];
 #pragma GCC unroll 4
@@ -99,11 +131,13 @@ WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, 
 }
 #endif
 
-Tile widest_tile() {
+Kernels widest() {
 #ifdef WARPUP_DOT_PRODUCTS
-  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl")) return dot_product_tile;
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl")) {
+    return {dot_product_pack, dot_product_tile};
+  }
 #endif
-  return portable_tile;
+  return {portable_pack, portable_tile};
 }
 
 // One group: out [m, columns] = sum over `depth` of a and b.
@@ -135,31 +169,40 @@ void pack_a(const GroupedProductArgs& args, const Group& g, uint32_t* to) {
     return m < g.m && d < g.depth ? (args.weights ? g.a[d][m] : g.a[m][d]).bits : 0;
   };
   for (int64_t m = 0; m < g.m; m += kRows) {
-    for (int64_t p = 0; p < g.pairs(); ++p) {
-      for (int i = 0; i < kRows; ++i) *to++ = at(m + i, 2 * p) | at(m + i, 2 * p + 1) << 16;
+    const int64_t whole = m + kRows <= g.m ? g.depth / 2 : 0;
+    for (int64_t p = 0; p < whole; ++p, to += kRows) {
+      if (args.weights) {
+        const bfloat16 *low = g.a[2 * p] + m, *high = g.a[2 * p + 1] + m;
+        for (int i = 0; i < kRows; ++i) to[i] = uint32_t(low[i].bits) | uint32_t(high[i].bits) << 16;
+      } else {
+        for (int i = 0; i < kRows; ++i) std::memcpy(to + i, g.a[m + i] + 2 * p, sizeof(*to));
+      }
+    }
+    for (int64_t p = whole; p < g.pairs(); ++p, to += kRows) {
+      for (int i = 0; i < kRows; ++i) to[i] = at(m + i, 2 * p) | at(m + i, 2 * p + 1) << 16;
     }
   }
 }
 
 // Columns [first, first + n) of b as [pairs][64].
-void pack_b(const Group& g, int64_t first, int64_t n, uint32_t* to) {
-  static constexpr bfloat16 kZeros[kColumns] = {};
-  for (int64_t p = 0; p < g.pairs(); ++p, to += kColumns) {
-    pack_pairs(g.b[2 * p] + first, 2 * p + 1 < g.depth ? g.b[2 * p + 1] + first : kZeros, n, to);
+void pack_b(const Kernels& kernels, const Group& g, int64_t first, int64_t n, uint32_t* to) {
+  if (n == kColumns) return kernels.pack(g.b.data(), g.depth, first, to);
+  for (int64_t r = 0; r < g.depth; r += 2, to += kColumns) {
+    pack_pairs(g.b[r] + first, r + 1 < g.depth ? g.b[r + 1] + first : kZeros, n, to);
     std::fill(to + n, to + kColumns, 0u);
   }
 }
 
 // Column tiles [first, last) of a group whose a is packed.
 void tiles_of(const GroupedProductArgs& args, const Group& g, const uint32_t* a, int64_t first, int64_t last,
-              bool stream, Tile tile, std::vector<uint32_t>& b) {
+              bool stream, const Kernels& kernels, std::vector<uint32_t>& b) {
   const int64_t pairs = g.pairs(), size = pairs * kColumns;
   const int64_t together = std::max<int64_t>(1, kPacked / std::max<int64_t>(size, 1));
   for (int64_t begin = first; begin < last; begin += together) {
     const int64_t end = std::min(last, begin + together);
     b.resize((end - begin) * size);
     const auto columns = [&](int64_t t) { return std::min<int64_t>(kColumns, args.columns - t * kColumns); };
-    for (int64_t t = begin; t < end; ++t) pack_b(g, t * kColumns, columns(t), b.data() + (t - begin) * size);
+    for (int64_t t = begin; t < end; ++t) pack_b(kernels, g, t * kColumns, columns(t), b.data() + (t - begin) * size);
     for (int64_t m = 0; m < g.m; m += kRows) {
       for (int64_t t = begin; t < end; ++t) {
         bfloat16* out = g.out + m * args.columns + t * kColumns;
@@ -171,11 +214,11 @@ void tiles_of(const GroupedProductArgs& args, const Group& g, const uint32_t* a,
           ahead = {g.b.data() + from, to - from, (t + 1) * kColumns};
         }
         if (rows == kRows && n == kColumns) {
-          tile(mine, other, pairs, out, args.columns, stream, ahead);
+          kernels.tile(mine, other, pairs, out, args.columns, stream, ahead);
           continue;
         }
         bfloat16 edge[kRows * kColumns];
-        tile(mine, other, pairs, edge, kColumns, false, ahead);
+        kernels.tile(mine, other, pairs, edge, kColumns, false, ahead);
         for (int64_t i = 0; i < rows; ++i) std::memcpy(out + i * args.columns, edge + i * kColumns, n * sizeof(*out));
       }
     }
@@ -200,7 +243,7 @@ void grouped_product_cpu(const GroupedProductArgs& args) {
   const int64_t bytes = args.groups * args.width * args.columns * int64_t(sizeof(bfloat16));
   const bool stream =
       args.weights && bytes >= kStreamed && args.columns % 32 == 0 && reinterpret_cast<uintptr_t>(args.out) % 64 == 0;
-  const Tile tile = widest_tile();
+  const Kernels kernels = widest();
   const int64_t grain = std::max<int64_t>(1, (int64_t(1) << 16) / (args.width * kColumns + 1));
   parallel_for(0, start.back(), grain, [&](int64_t first, int64_t last) {
     std::vector<uint32_t> a, b;
@@ -214,7 +257,7 @@ void grouped_product_cpu(const GroupedProductArgs& args) {
       const Group g = group_of(args, e);
       a.resize((g.m + kRows - 1) / kRows * kRows * g.pairs());
       pack_a(args, g, a.data());
-      tiles_of(args, g, a.data(), begin, end, stream, tile, b);
+      tiles_of(args, g, a.data(), begin, end, stream, kernels, b);
     }
     if (stream) stream_fence();
   });
