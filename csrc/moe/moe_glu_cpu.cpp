@@ -46,7 +46,7 @@ WARPUP_CLONES void narrow_row(const acc_t<T>* __restrict x, int64_t n, T* __rest
 template <class Acc, GluKind kKind>
 WARPUP_CLONES void glu_block(const Acc* __restrict g, const Acc* __restrict u, int64_t n, Acc w, Acc* __restrict a) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) a[j] = w * gate_factor<kKind>(g[j]).value * up_factor<kKind>(u[j]).value;
+  for (int64_t j = 0; j < n; ++j) a[j] = w * (gate_factor<kKind>(g[j]).value * up_factor<kKind>(u[j]).value);
 }
 
 // g and u become their gradients, d becomes w f U; what is added to *dot is sum d f U.

@@ -27,7 +27,7 @@ __global__ __launch_bounds__(kThreads) void glu_kernel(const MoeGluArgs<T> args)
     T out{};
     if (copy >= 0) {
       const acc_t<T> g = load(args.h[gate_at<turns>(args, s, j)]), u = load(args.h[up_at<turns>(args, s, j)]);
-      out = store<T>(w * gate_factor<kKind>(g).value * up_factor<kKind>(u).value);
+      out = store<T>(w * (gate_factor<kKind>(g).value * up_factor<kKind>(u).value));
     }
     args.a[s * args.width + j] = out;
   }

@@ -40,14 +40,15 @@ WARPUP_HD Factor<Acc> gate_factor(Acc g) {
     return {g * cdf, cdf + g * Acc(0.39894228040143268) * exp_neg(Acc(-0.5) * g * g)};
   } else if constexpr (kKind == GluKind::gelu_tanh) {
     constexpr Acc c = Acc(1.5957691216057308), cubic = Acc(0.044715);  // (1 + tanh y) / 2 = s(2 y)
-    const Acc s = logistic(c * g * (1 + cubic * g * g));
-    return {g * s, s + g * s * (1 - s) * c * (1 + 3 * cubic * g * g)};
+    const Acc square = g * g > Acc(1e4) ? Acc(1e4) : g * g;  // where s is 0 or 1, and a product with it not NaN
+    const Acc s = logistic(c * g * (1 + cubic * square));
+    return {g * s, s + g * s * (1 - s) * c * (1 + 3 * cubic * square)};
   } else if constexpr (kKind == GluKind::relu) {
     return {g < 0 ? Acc(0) : g, g > 0 ? Acc(1) : Acc(0)};
   } else {
     constexpr Acc alpha = Acc(1.702), limit = Acc(7);
     const Acc x = g > limit ? limit : g, s = logistic(alpha * x);
-    return {x * s, g > limit ? Acc(0) : s * (1 + alpha * x * (1 - s))};
+    return {x * s, g > limit ? Acc(0) : s + x * s * (1 - s) * alpha};
   }
 }
 
