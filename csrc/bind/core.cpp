@@ -7,6 +7,7 @@
 #include "bind/logprob.h"
 #include "bind/logprob_divergence.h"
 #include "bind/logprob_policy.h"
+#include "bind/moe.h"
 #include "bind/moe_glu.h"
 #include "bind/moe_product.h"
 #include "bind/reflection.h"
@@ -162,6 +163,12 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       "correction"_a = 1, "eps"_a = 1e-8, "out"_a, "partials"_a, "moments"_a);
   def("tree_values", &warpup::tree_values, "rewards"_a, "children"_a, "begin"_a, "end"_a, py::kw_only(), "values"_a,
       "settled"_a);
+
+  def("moe_plan", &warpup::moe_plan, "indices"_a, py::kw_only(), "block"_a = 1, "counts"_a, "offsets"_a,
+      "permutation"_a, "inverse"_a, "chunks"_a);
+  def("moe_gather", &warpup::moe_gather, "x"_a, "permutation"_a, "inverse"_a, "weights"_a = py::none(),
+      "y"_a = py::none(), py::kw_only(), "out"_a, "grad_weights"_a = py::none());
+  def("moe_combine", &warpup::moe_combine, "y"_a, "weights"_a = py::none(), "inverse"_a, py::kw_only(), "out"_a);
 
   def(
       "reflection_state_update_",

@@ -37,6 +37,7 @@ from warpup.ops.logprob_policy_masks import (
     sequence_mask,
     top_entropy_mask,
 )
+from warpup.ops.moe import MoEPlan, moe_combine, moe_gather, moe_plan
 from warpup.ops.moe_experts import moe_experts
 from warpup.ops.moe_grouped import grouped_mm
 from warpup.ops.reflection import ReflectionTables, apply_schedule_, reflection_state_update_
@@ -46,6 +47,7 @@ from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTok
 __all__ = [
     "GroupPlan",
     "GroupStats",
+    "MoEPlan",
     "ReflectionBatch",
     "ReflectionSchedule",
     "ReflectionTables",
@@ -69,7 +71,10 @@ __all__ = [
     "linear_policy_loss",
     "mark_seen",
     "masked_whiten",
+    "moe_combine",
     "moe_experts",
+    "moe_gather",
+    "moe_plan",
     "policy_loss",
     "preference_loss",
     "reflection_state_update_",

@@ -21,6 +21,7 @@ from warpup.ops.moe_grouped import (
     products,
     reference_grouped_mm,
     turned,
+    unit_stride,
     weight_gradient,
     weight_products,
 )
@@ -37,7 +38,7 @@ library.define(
     f"moe_experts_backward(Tensor grad, {LAYER}, Tensor h, Tensor o, bool[] needs) -> (Tensor grad_x, "
     "Tensor grad_weights, Tensor grad_gate_up, Tensor grad_down, Tensor grad_b_gate_up, Tensor grad_b_down)"
 )
-_ops = load_ops("moe_experts", "moe_experts_backward")  # and the kernels that they are made of
+_ops = load_ops("moe_experts", "moe_experts_backward")  # the kernels that they are made of are looked up there, too
 
 
 def reference_moe_experts(
@@ -74,7 +75,7 @@ def row_weights(weights: Tensor, permutation: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _forward(x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, placement):
-    tokens = permutation // inverse.shape[1]
+    tokens = permutation // max(inverse.shape[1], 1)
     h = products(x, w_gate_up, offsets, tokens)
     add_bias_(h, b_gate_up, offsets)
     if placement == "activation":
@@ -84,10 +85,10 @@ def _forward(x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutat
     o = products(a, w_down, offsets)
     if placement == "activation":
         add_bias_(o, b_down, offsets, None if b_down is None else row_weights(weights, permutation))
-        weights = torch.ones_like(weights)
+        weights = None  # it is in o
     else:
         add_bias_(o, b_down, offsets)
-    out = moe_combine(o, weights, MoEPlan(offsets, offsets, permutation, inverse))
+    out = _ops.moe_combine(o, weights, inverse)
     return out, h, o if placement == "combine" else o.new_empty(0)
 
 
@@ -97,11 +98,11 @@ def _backward(
     h, o, needs,
 ):  # fmt: skip
     need_x, need_weights, need_gate_up, need_down, need_b_gate_up, need_b_down = needs
-    plan = MoEPlan(offsets, offsets, permutation, inverse)
-    tokens = permutation // inverse.shape[1]
+    tokens = permutation // max(inverse.shape[1], 1)
     grad_x, grad_weights, grad_gate_up, grad_down, grad_b_gate_up, grad_b_down = (x.new_empty(0) for _ in needs)
     if placement == "combine":  # the weight is on d_o, the rows of the experts' gradient
-        d_o, dw = combine_backward(grad, weights, o, plan)
+        grad = unit_stride(grad)
+        d_o, dw = _ops.moe_combine_backward(grad, o, weights, permutation, inverse)
         grad_weights = dw if need_weights else grad_weights
         source, rows, on_a, ones = d_o, None, (None, None), x.new_ones(len(tokens), 1)
     else:  # the weight is on the activation; source is the gradient as it came
@@ -129,18 +130,8 @@ def _backward(
     if need_b_gate_up:
         grad_b_gate_up = weight_products(d_h, torch.ones_like(d_h[:, :1]), offsets).squeeze(-1)
     if need_x:
-        grad_x = moe_combine(products(d_h, w_gate_up.mT, offsets), torch.ones_like(weights), plan)
+        grad_x = _ops.moe_combine(products(d_h, w_gate_up.mT, offsets), None, inverse)
     return grad_x, grad_weights, grad_gate_up, grad_down, grad_b_gate_up, grad_b_down
-
-
-def combine_backward(grad, weights, o, plan):
-    k = plan.inverse.shape[1]
-    acc = accumulator(grad)
-    g = grad.to(acc).index_select(0, plan.permutation.clamp_min(0) // k)
-    d_o = (g * row_weights(weights, plan.permutation).unsqueeze(1)).to(o.dtype)
-    dots = (g * o).sum(-1)
-    dw = torch.where(plan.inverse < 0, 0, dots[plan.inverse.clamp_min(0)])
-    return d_o, dw.to(weights.dtype)
 
 
 library.impl("moe_experts", _forward, "CompositeExplicitAutograd")
