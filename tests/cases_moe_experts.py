@@ -48,8 +48,9 @@ def grouped_mm_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     dy, made = ops.grouped_mm(x["x"], x["w"], x["offsets"]), []
     if x["x"].is_cpu and x["x"].dtype == torch.bfloat16:
         made = [
-            ("grouped_product", (dy, x["w"].contiguous(), x["offsets"], None, None)),
-            ("grouped_product", (dy, x["x"], x["offsets"], None, None)),
+            ("grouped_product", (dy, x["w"].contiguous(), x["offsets"], None, None, False)),
+            ("grouped_product", (x["x"], x["w"].contiguous(), x["offsets"], None, None, True)),
+            ("grouped_product", (dy, x["x"], x["offsets"], None, None, False)),
         ]
     return [
         ("grouped_mm", (x["x"], x["w"], x["offsets"])),

@@ -155,7 +155,7 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       py::kw_only(), "grad_a"_a, "activation"_a = "silu", "grad_h"_a, "a"_a = py::none(),
       "grad_weights"_a = py::none());
   def("grouped_product", &warpup::grouped_product, "a"_a, "b"_a, "offsets"_a, "a_rows"_a = py::none(),
-      "b_rows"_a = py::none(), py::kw_only(), "out"_a);
+      "b_rows"_a = py::none(), py::kw_only(), "turned"_a = false, "out"_a);
 
   def("masked_moments", &warpup::masked_moments, "x"_a, "mask"_a = py::none(), py::kw_only(), "skip_nan"_a = false,
       "correction"_a = 1, "partials"_a, "moments"_a);

@@ -9,16 +9,17 @@ namespace warpup {
 #ifndef WARPUP_HOST_CUDA  // has a CPU twin only
 // offsets: (groups + 1,); see moe/grouped_product.h.
 inline void grouped_product(const View& a, const View& b, const View& offsets, const OptionalView& a_rows,
-                            const OptionalView& b_rows, const View& out) {
+                            const OptionalView& b_rows, bool turned, const View& out) {
   const char* op = "grouped_product";
   Argument(op, "a", a).dtype({DType::bf16}).dims(2).unit_stride_last();
   if (a.device.cuda) fail(op, ": on a GPU, use the library's grouped product");
   const bool weights = b.dims == 2;
   Argument(op, "b", b).dtype({DType::bf16}).on(a.device).dims(weights ? 2 : 3).unit_stride_last();
   Argument(op, "offsets", offsets).dtype({DType::i64}).on(a.device).dims(1).contiguous();
-  const int64_t groups = offsets.sizes[0] - 1, width = a.sizes[1], columns = b.sizes[b.dims - 1];
+  const int64_t groups = offsets.sizes[0] - 1, width = a.sizes[1], columns = b.sizes[turned ? 1 : b.dims - 1];
   if (groups < 0) fail(op, ": offsets must have groups + 1 entries, got none");
-  if (!weights) Argument(op, "b", b).shape({groups, width, columns});
+  if (weights && turned) fail(op, ": turned is for b of 3 dimensions, got shape ", shape_of(b));
+  if (!weights) Argument(op, "b", b).shape({groups, turned ? columns : width, turned ? width : columns});
   const int64_t rows = a_rows ? a_rows->sizes[0] : a.sizes[0];
   const int64_t* bounds = data<const int64_t>(offsets);
   for (int64_t e = 0; e < groups; ++e) {
@@ -45,7 +46,7 @@ inline void grouped_product(const View& a, const View& b, const View& offsets, c
   } else {
     Argument(op, "out", out).dtype({DType::bf16}).on(a.device).shape({rows, columns}).contiguous();
   }
-  grouped_product_cpu({weights, rows, groups, width, columns, data<const bfloat16>(a), data<const bfloat16>(b),
+  grouped_product_cpu({weights, turned, rows, groups, width, columns, data<const bfloat16>(a), data<const bfloat16>(b),
                        a.strides[0], b.strides[b.dims - 2], weights ? 0 : b.strides[0], bounds,
                        data<const int64_t>(a_rows), data<const int64_t>(b_rows), data<bfloat16>(out)});
 }

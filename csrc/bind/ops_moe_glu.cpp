@@ -29,12 +29,13 @@ std::tuple<Tensor, Tensor> moe_glu_backward_op(const Tensor& h, const OptionalTe
 
 #ifndef WARPUP_HOST_CUDA  // has a CPU twin only
 Tensor grouped_product_op(const Tensor& a, const Tensor& b, const Tensor& offsets, const OptionalTensor& a_rows,
-                          const OptionalTensor& b_rows) {
+                          const OptionalTensor& b_rows, bool turned) {
   const View v = view(a), w = view(b);
-  const int64_t columns = w.dims > 0 ? w.sizes[w.dims - 1] : 0, groups = std::max<int64_t>(offsets.numel() - 1, 0);
+  const int64_t columns = w.dims > 1 ? w.sizes[turned ? 1 : w.dims - 1] : 0,
+                groups = std::max<int64_t>(offsets.numel() - 1, 0);
   const int64_t width = v.dims > 1 ? v.sizes[1] : 0, rows = a_rows ? a_rows->numel() : v.sizes[0];
   Tensor out = w.dims == 2 ? empty({groups, width, columns}, v.dtype, a) : empty({rows, columns}, v.dtype, a);
-  grouped_product(v, w, view(offsets), view(a_rows), view(b_rows), view(out));
+  grouped_product(v, w, view(offsets), view(a_rows), view(b_rows), turned, view(out));
   return out;
 }
 #endif
@@ -53,7 +54,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
       "moe_glu_backward(Tensor h, Tensor? weights, Tensor? permutation, Tensor grad_a, str activation, bool need_a, "
       "Tensor(a!)? grad_weights) -> (Tensor grad_h, Tensor a)");
 #ifndef WARPUP_HOST_CUDA
-  m.def("grouped_product(Tensor a, Tensor b, Tensor offsets, Tensor? a_rows, Tensor? b_rows) -> Tensor");
+  m.def("grouped_product(Tensor a, Tensor b, Tensor offsets, Tensor? a_rows, Tensor? b_rows, bool turned) -> Tensor");
 #endif
 }
 

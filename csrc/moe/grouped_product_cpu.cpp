@@ -18,16 +18,21 @@ namespace {
 constexpr int kRows = 6, kColumns = 64;        // of a tile: 24 of 32 registers hold sums
 constexpr int64_t kPacked = int64_t(1) << 17;  // pairs of b that stay in half of an L2 while a goes by
 
-// Rows of b whose next 64 columns are fetched while a tile is computed: b comes from memory, in pieces of two lines.
+// Pieces of 64 elements of b, two lines, that are fetched while a tile is computed, for the tiles after it.
 struct Ahead {
-  const bfloat16* const* rows = nullptr;
-  int64_t count = 0, column = 0;
+  int64_t count = 0;
+  const bfloat16* const* rows = nullptr;  // at `column` of each; null: they follow each other from `base`
+  int64_t column = 0;
+  const bfloat16* base = nullptr;
+  const bfloat16* piece(int64_t i) const { return rows ? rows[i] + column : base + i * kColumns; }
 };
 
 // What is written for the CPU's widest instructions.
 struct Kernels {
   // Columns [first, first + 64) of `depth` rows as [pairs][64], each entry two neighbours along the sum.
   void (*pack)(const bfloat16* const* rows, int64_t depth, int64_t first, uint32_t* to);
+  // The same of `depth` elements of n <= 64 rows, which are the columns; what is past the end is 0.
+  void (*pack_turned)(const bfloat16* const* rows, int64_t n, int64_t depth, uint32_t* to);
   // A tile out[6][64] of sums over pairs, a [pairs][6] and b [pairs][64].
   void (*tile)(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out, int64_t stride, bool stream,
                Ahead ahead);
@@ -76,6 +81,13 @@ void portable_pack(const bfloat16* const* rows, int64_t depth, int64_t first, ui
   }
 }
 
+void portable_pack_turned(const bfloat16* const* rows, int64_t n, int64_t depth, uint32_t* to) {
+  std::fill_n(to, (depth + 1) / 2 * kColumns, 0u);
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t d = 0; d < depth; ++d) to[d / 2 * kColumns + j] |= uint32_t(rows[j][d].bits) << 16 * (d % 2);
+  }
+}
+
 #ifdef WARPUP_DOT_PRODUCTS
 WARPUP_DOT_PRODUCTS void dot_product_pack(const bfloat16* const* rows, int64_t depth, int64_t first, uint32_t* to) {
   alignas(64) uint16_t interleaved[64];
@@ -92,6 +104,48 @@ WARPUP_DOT_PRODUCTS void dot_product_pack(const bfloat16* const* rows, int64_t d
   }
 }
 
+// r[i][j] to r[j][i].
+WARPUP_DOT_PRODUCTS inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {  // then r[i + c] has column 4 l + c of rows i to i + 3 in quarter l
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]), r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {  // even quarters, odd quarters
+    t[c] = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), t[4 + c] = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
+    t[8 + c] = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
+    t[12 + c] = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    r[c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0x88), r[8 + c] = _mm512_shuffle_i32x4(t[c], t[8 + c], 0xdd);
+    r[4 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0x88);
+    r[12 + c] = _mm512_shuffle_i32x4(t[4 + c], t[12 + c], 0xdd);
+  }
+}
+
+WARPUP_DOT_PRODUCTS void dot_product_pack_turned(const bfloat16* const* rows, int64_t n, int64_t depth, uint32_t* to) {
+  for (int64_t j = 0; j < kColumns; j += 16) {
+    for (int64_t d = 0; d < depth; d += 32) {
+      const __mmask32 some = depth - d >= 32 ? ~__mmask32(0) : (__mmask32(1) << (depth - d)) - 1;
+      __m512i block[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        block[i] = j + i < n ? _mm512_maskz_loadu_epi16(some, rows[j + i] + d) : _mm512_setzero_si512();
+      }
+      transpose(block);
+      const int64_t pairs = std::min<int64_t>(16, (depth - d + 1) / 2);
+      for (int64_t p = 0; p < pairs; ++p) _mm512_storeu_si512(to + (d / 2 + p) * kColumns + j, block[p]);
+    }
+  }
+}
+
 WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out,
                                           int64_t stride, bool stream, Ahead ahead) {
   __m512 sums[kRows][4];
@@ -104,7 +158,7 @@ WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, 
   int64_t due = 0, fetched = 0;
   for (int64_t p = 0; p < pairs; ++p) {
     if (p == due && fetched < ahead.count) {
-      const bfloat16* next = ahead.rows[fetched++] + ahead.column;
+      const bfloat16* next = ahead.piece(fetched++);
       _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
       _mm_prefetch(reinterpret_cast<const char*>(next + kColumns / 2), _MM_HINT_T1);
       due += step;
@@ -134,16 +188,16 @@ WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, 
 Kernels widest() {
 #ifdef WARPUP_DOT_PRODUCTS
   if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl")) {
-    return {dot_product_pack, dot_product_tile};
+    return {dot_product_pack, dot_product_pack_turned, dot_product_tile};
   }
 #endif
-  return {portable_pack, portable_tile};
+  return {portable_pack, portable_pack_turned, portable_tile};
 }
 
 // One group: out [m, columns] = sum over `depth` of a and b.
 struct Group {
   int64_t m, depth;
-  std::vector<const bfloat16*> a, b;  // rows: a's m and b's depth; weights: depth of each
+  std::vector<const bfloat16*> a, b;  // rows: a's m and b's depth (turned: columns); weights: depth of each
   bfloat16* out;
   int64_t pairs() const { return (depth + 1) / 2; }
 };
@@ -155,7 +209,7 @@ Group group_of(const GroupedProductArgs& args, int64_t e) {
     return base + (at ? at[begin + r] : begin + r) * stride;
   };
   for (int64_t r = 0; r < rows; ++r) g.a.push_back(row(args.a, args.a_stride, args.a_rows, r));
-  for (int64_t r = 0; r < g.depth; ++r) {
+  for (int64_t r = 0; r < (args.turned ? args.columns : g.depth); ++r) {
     g.b.push_back(args.weights ? row(args.b, args.b_stride, args.b_rows, r)
                                : args.b + e * args.b_group + r * args.b_stride);
   }
@@ -185,12 +239,24 @@ void pack_a(const GroupedProductArgs& args, const Group& g, uint32_t* to) {
 }
 
 // Columns [first, first + n) of b as [pairs][64].
-void pack_b(const Kernels& kernels, const Group& g, int64_t first, int64_t n, uint32_t* to) {
+void pack_b(const Kernels& kernels, bool turned, const Group& g, int64_t first, int64_t n, uint32_t* to) {
+  if (turned) return kernels.pack_turned(g.b.data() + first, n, g.depth, to);
   if (n == kColumns) return kernels.pack(g.b.data(), g.depth, first, to);
   for (int64_t r = 0; r < g.depth; r += 2, to += kColumns) {
     pack_pairs(g.b[r] + first, r + 1 < g.depth ? g.b[r + 1] + first : kZeros, n, to);
     std::fill(to + n, to + kColumns, 0u);
   }
+}
+
+// What of columns [first, first + n) of b to fetch while rows [m, m + 6) are computed.
+Ahead ahead_of(const GroupedProductArgs& args, const Group& g, int64_t first, int64_t n, int64_t m) {
+  const auto share = [&](int64_t all, int64_t at) { return all * std::min(at, g.m) / g.m; };
+  if (!args.turned) {
+    const int64_t from = share(g.depth, m);
+    return {share(g.depth, m + kRows) - from, g.b.data() + from, first};
+  }
+  const int64_t pieces = args.b_stride == g.depth ? n * g.depth / kColumns : 0, from = share(pieces, m);
+  return {share(pieces, m + kRows) - from, nullptr, 0, g.b[first] + from * kColumns};
 }
 
 // Column tiles [first, last) of a group whose a is packed.
@@ -202,17 +268,15 @@ void tiles_of(const GroupedProductArgs& args, const Group& g, const uint32_t* a,
     const int64_t end = std::min(last, begin + together);
     b.resize((end - begin) * size);
     const auto columns = [&](int64_t t) { return std::min<int64_t>(kColumns, args.columns - t * kColumns); };
-    for (int64_t t = begin; t < end; ++t) pack_b(kernels, g, t * kColumns, columns(t), b.data() + (t - begin) * size);
+    for (int64_t t = begin; t < end; ++t)
+      pack_b(kernels, args.turned, g, t * kColumns, columns(t), b.data() + (t - begin) * size);
     for (int64_t m = 0; m < g.m; m += kRows) {
       for (int64_t t = begin; t < end; ++t) {
         bfloat16* out = g.out + m * args.columns + t * kColumns;
         const uint32_t *mine = a + m * pairs, *other = b.data() + (t - begin) * size;
         const int64_t rows = std::min<int64_t>(kRows, g.m - m), n = columns(t);
-        Ahead ahead;
-        if (together == 1 && t + 1 < last) {  // else b is small
-          const int64_t from = g.depth * m / g.m, to = g.depth * std::min(m + kRows, g.m) / g.m;
-          ahead = {g.b.data() + from, to - from, (t + 1) * kColumns};
-        }
+        const bool fetch = together == 1 && t + 1 < last;  // else b is small
+        const Ahead ahead = fetch ? ahead_of(args, g, (t + 1) * kColumns, columns(t + 1), m) : Ahead{};
         if (rows == kRows && n == kColumns) {
           kernels.tile(mine, other, pairs, out, args.columns, stream, ahead);
           continue;
@@ -234,10 +298,11 @@ void grouped_product_cpu(const GroupedProductArgs& args) {
     const int64_t end = args.offsets[args.groups];
     std::fill_n(args.out + end * args.columns, (args.rows - end) * args.columns, bfloat16{});
   }
-  // Work is cut by what a tile costs: its sums, and for weights its stores, which weigh as much as 16 rows.
+  // Work is cut by what a tile costs: its sums, and packing b or storing the result, which weigh as much as 16 rows.
   std::vector<int64_t> cost(args.groups), start(args.groups + 1);
   for (int64_t e = 0; e < args.groups; ++e) {
-    cost[e] = args.offsets[e + 1] - args.offsets[e] + (args.weights ? 16 : 0);
+    const int64_t rows = args.offsets[e + 1] - args.offsets[e];
+    cost[e] = rows > 0 || args.weights ? rows + 16 : 0;
     start[e + 1] = start[e] + cost[e] * tiles;
   }
   const int64_t bytes = args.groups * args.width * args.columns * int64_t(sizeof(bfloat16));

@@ -71,7 +71,7 @@ inline void moe_glu() {
 }
 
 inline void grouped_product() {
-  const bool weights = chance(0.5);
+  const bool weights = chance(0.4), turned = !weights && chance(0.5);
   const int64_t groups = below(5), width = below(chance(0.3) ? 140 : 20), columns = below(chance(0.3) ? 200 : 70);
   const int64_t beyond = below(3), sources = 1 + below(6);
   std::vector<int64_t> bounds{0};
@@ -84,12 +84,12 @@ inline void grouped_product() {
   a_rows.fill(source), b_rows.fill(source);
   Array a = random_layout(DType::bf16, {a_moved ? sources : rows, width}, true);
   Array b = weights ? random_layout(DType::bf16, {b_moved ? sources : rows, columns}, true)
-                    : random_layout(DType::bf16, {groups, width, columns}, true);
+                    : random_layout(DType::bf16, {groups, turned ? columns : width, turned ? width : columns}, true);
   const auto small = [](int64_t) { return double(below(17) - 8) / 4; };  // their products and sums are exact
   a.fill(small), b.fill(small);
   Array out = weights ? Array(DType::bf16, {groups, width, columns}) : Array(DType::bf16, {rows, columns});
   const auto given = [](bool is, const Array& x) { return is ? warpup::OptionalView(x.view()) : std::nullopt; };
-  warpup::grouped_product(a, b, offsets, given(a_moved, a_rows), given(b_moved, b_rows), out);
+  warpup::grouped_product(a, b, offsets, given(a_moved, a_rows), given(b_moved, b_rows), turned, out);
   std::vector<double> want(out.size());
   for (int64_t e = 0; e < groups; ++e) {
     for (int64_t s = bounds[e]; s < bounds[e + 1]; ++s) {
@@ -99,7 +99,8 @@ inline void grouped_product() {
           if (weights) {
             want[(e * width + i) * columns + j] += a[at_a * width + i] * b[at_b * columns + j];
           } else {
-            want[s * columns + j] += a[at_a * width + i] * b[(e * width + i) * columns + j];
+            const int64_t at = turned ? (e * columns + j) * width + i : (e * width + i) * columns + j;
+            want[s * columns + j] += a[at_a * width + i] * b[at];
           }
         }
       }
@@ -107,7 +108,9 @@ inline void grouped_product() {
   }
   expect_near(
       out, [&](int64_t i) { return want[i]; }, [&](int64_t i) { return epsilon_of(DType::bf16) * std::fabs(want[i]); },
-      std::string("grouped_product ") + (weights ? "weights" : "rows"));
+      std::string("grouped_product ") + (weights  ? "weights"
+                                         : turned ? "turned"
+                                                  : "rows"));
 }
 
 }  // namespace fuzz

@@ -1,7 +1,7 @@
 """Products grouped by expert: rows sorted by expert, and a matrix for each expert.
 
-On a CPU one library product an expert, each into its slice of one result, and for the layouts of bfloat16 at which the
-library is slow a kernel of our own (csrc/moe/grouped_product.h); on a GPU torch's grouped product where the
+On a CPU in bfloat16 a kernel of our own, for experts with few rows (csrc/moe/grouped_product.h), else one library
+product an expert, each into its slice of one result; on a GPU torch's grouped product where the
 hardware has one, else the Triton kernels of `moe_triton.py`. Rows may be taken from where they lie, unsorted: what an
 expert needs of them is gathered when it is its turn, so that the sorted copies never exist as a whole.
 """
@@ -49,8 +49,9 @@ def products(x: Tensor, w: Tensor, offsets: Tensor, rows: Tensor | None = None) 
         from warpup.ops import moe_triton
 
         return moe_triton.products(x, w, offsets, rows)
-    if x.dtype == torch.bfloat16 and turned(w):
-        return torch.ops.warpup.grouped_product(unit_stride(x), w.mT, offsets, rows, None)
+    if x.dtype == torch.bfloat16:
+        b = w.mT if turned(w) else unit_stride(w)
+        return torch.ops.warpup.grouped_product(unit_stride(x), b, offsets, rows, None, not turned(w))
     out = x.new_empty((x if rows is None else rows).shape[0], w.shape[1])
     bounds = offsets.tolist()
     out[bounds[-1] :].zero_()
@@ -73,7 +74,7 @@ def weight_products(
 
         return moe_triton.weight_products(dy, x, offsets, dy_rows, x_rows)
     if dy.dtype == torch.bfloat16:
-        return torch.ops.warpup.grouped_product(unit_stride(dy), unit_stride(x), offsets, dy_rows, x_rows)
+        return torch.ops.warpup.grouped_product(unit_stride(dy), unit_stride(x), offsets, dy_rows, x_rows, False)
     out = dy.new_empty(offsets.shape[0] - 1, dy.shape[1], x.shape[1])
     for (a, b), m in zip(pairwise(offsets.tolist()), out, strict=True):
         if a == b:
@@ -120,10 +121,10 @@ library.impl("grouped_mm_weight", _weight, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("warpup::grouped_product")
-def _(a, b, offsets, a_rows, b_rows):
+def _(a, b, offsets, a_rows, b_rows, turned):
     if b.dim() == 2:
         return a.new_empty(offsets.shape[0] - 1, a.shape[1], b.shape[1])
-    return a.new_empty((a if a_rows is None else a_rows).shape[0], b.shape[-1])
+    return a.new_empty((a if a_rows is None else a_rows).shape[0], b.shape[1 if turned else 2])
 
 
 @torch.library.register_fake("warpup::grouped_mm")
