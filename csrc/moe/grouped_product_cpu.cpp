@@ -18,24 +18,31 @@ namespace {
 constexpr int kRows = 6, kColumns = 64;        // of a tile: 24 of 32 registers hold sums
 constexpr int64_t kPacked = int64_t(1) << 17;  // pairs of b that stay in half of an L2 while a goes by
 
+constexpr int64_t kDepth = 128;  // pairs of a sum at once: of b, 64 columns of them stay in an L1
+
 // Pieces of 64 elements of b, two lines, that are fetched while a tile is computed, for the tiles after it.
 struct Ahead {
-  int64_t count = 0;
-  const bfloat16* const* rows = nullptr;  // at `column` of each; null: they follow each other from `base`
+  int64_t count = 0, begin = 0, each = 1;  // pieces of a row
+  const bfloat16* const* rows = nullptr;
   int64_t column = 0;
-  const bfloat16* base = nullptr;
-  const bfloat16* piece(int64_t i) const { return rows ? rows[i] + column : base + i * kColumns; }
+  const bfloat16* piece(int64_t i) const { return rows[(begin + i) / each] + column + (begin + i) % each * kColumns; }
+};
+
+// Sums that go on from a former part of their depth, or to the next: [6][64]; null: from 0, or to out.
+struct Parts {
+  const float* from = nullptr;
+  float* to = nullptr;
 };
 
 // What is written for the CPU's widest instructions.
 struct Kernels {
   // Columns [first, first + 64) of `depth` rows as [pairs][64], each entry two neighbours along the sum.
   void (*pack)(const bfloat16* const* rows, int64_t depth, int64_t first, uint32_t* to);
-  // The same of `depth` elements of n <= 64 rows, which are the columns; what is past the end is 0.
-  void (*pack_turned)(const bfloat16* const* rows, int64_t n, int64_t depth, uint32_t* to);
+  // The same of elements [first, first + depth) of n <= 64 rows, which are the columns; past the end is 0.
+  void (*pack_turned)(const bfloat16* const* rows, int64_t n, int64_t first, int64_t depth, uint32_t* to);
   // A tile out[6][64] of sums over pairs, a [pairs][6] and b [pairs][64].
-  void (*tile)(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out, int64_t stride, bool stream,
-               Ahead ahead);
+  void (*tile)(const uint32_t* a, const uint32_t* b, int64_t pairs, const Parts& parts, bfloat16* out, int64_t stride,
+               bool stream, const Ahead& ahead);
 };
 
 constexpr bfloat16 kZeros[kColumns] = {};
@@ -44,7 +51,6 @@ constexpr bfloat16 kZeros[kColumns] = {};
 
 WARPUP_CLONES void portable_sums(const uint32_t* __restrict a, const uint32_t* __restrict b, int64_t pairs,
                                  float* __restrict sums) {
-  std::fill_n(sums, kRows * kColumns, 0.0f);
   for (int64_t p = 0; p < pairs; ++p) {
     for (int i = 0; i < kRows; ++i) {
       const uint32_t pair = a[p * kRows + i];
@@ -67,9 +73,15 @@ WARPUP_CLONES void pack_pairs(const bfloat16* __restrict low, const bfloat16* __
 
 namespace {
 
-void portable_tile(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out, int64_t stride, bool, Ahead) {
-  float sums[kRows * kColumns];
+void portable_tile(const uint32_t* a, const uint32_t* b, int64_t pairs, const Parts& parts, bfloat16* out,
+                   int64_t stride, bool, const Ahead&) {
+  float sums[kRows * kColumns] = {};
+  if (parts.from) std::copy_n(parts.from, kRows * kColumns, sums);
   portable_sums(a, b, pairs, sums);
+  if (parts.to) {
+    std::copy_n(sums, kRows * kColumns, parts.to);
+    return;
+  }
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kColumns; ++j) out[i * stride + j] = store<bfloat16>(sums[i * kColumns + j]);
   }
@@ -81,10 +93,10 @@ void portable_pack(const bfloat16* const* rows, int64_t depth, int64_t first, ui
   }
 }
 
-void portable_pack_turned(const bfloat16* const* rows, int64_t n, int64_t depth, uint32_t* to) {
+void portable_pack_turned(const bfloat16* const* rows, int64_t n, int64_t first, int64_t depth, uint32_t* to) {
   std::fill_n(to, (depth + 1) / 2 * kColumns, 0u);
   for (int64_t j = 0; j < n; ++j) {
-    for (int64_t d = 0; d < depth; ++d) to[d / 2 * kColumns + j] |= uint32_t(rows[j][d].bits) << 16 * (d % 2);
+    for (int64_t d = 0; d < depth; ++d) to[d / 2 * kColumns + j] |= uint32_t(rows[j][first + d].bits) << 16 * (d % 2);
   }
 }
 
@@ -130,14 +142,15 @@ WARPUP_DOT_PRODUCTS inline void transpose(__m512i (&r)[16]) {
   }
 }
 
-WARPUP_DOT_PRODUCTS void dot_product_pack_turned(const bfloat16* const* rows, int64_t n, int64_t depth, uint32_t* to) {
+WARPUP_DOT_PRODUCTS void dot_product_pack_turned(const bfloat16* const* rows, int64_t n, int64_t first, int64_t depth,
+                                                 uint32_t* to) {
   for (int64_t j = 0; j < kColumns; j += 16) {
     for (int64_t d = 0; d < depth; d += 32) {
       const __mmask32 some = depth - d >= 32 ? ~__mmask32(0) : (__mmask32(1) << (depth - d)) - 1;
       __m512i block[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
-        block[i] = j + i < n ? _mm512_maskz_loadu_epi16(some, rows[j + i] + d) : _mm512_setzero_si512();
+        block[i] = j + i < n ? _mm512_maskz_loadu_epi16(some, rows[j + i] + first + d) : _mm512_setzero_si512();
       }
       transpose(block);
       const int64_t pairs = std::min<int64_t>(16, (depth - d + 1) / 2);
@@ -146,13 +159,15 @@ WARPUP_DOT_PRODUCTS void dot_product_pack_turned(const bfloat16* const* rows, in
   }
 }
 
-WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, int64_t pairs, bfloat16* out,
-                                          int64_t stride, bool stream, Ahead ahead) {
+WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, int64_t pairs, const Parts& parts,
+                                          bfloat16* out, int64_t stride, bool stream, const Ahead& ahead) {
   __m512 sums[kRows][4];
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sums[i][j] = _mm512_setzero_ps();
+    for (int j = 0; j < 4; ++j) {
+      sums[i][j] = parts.from ? _mm512_loadu_ps(parts.from + i * kColumns + 16 * j) : _mm512_setzero_ps();
+    }
   }
   const int64_t step = std::max<int64_t>(1, pairs / std::max<int64_t>(ahead.count, 1));
   int64_t due = 0, fetched = 0;
@@ -172,6 +187,14 @@ WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, 
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], mine, other[j]);
     }
+  }
+  if (parts.to) {
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) _mm512_storeu_ps(parts.to + i * kColumns + 16 * j, sums[i][j]);
+    }
+    return;
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
@@ -238,52 +261,71 @@ void pack_a(const GroupedProductArgs& args, const Group& g, uint32_t* to) {
   }
 }
 
-// Columns [first, first + n) of b as [pairs][64].
-void pack_b(const Kernels& kernels, bool turned, const Group& g, int64_t first, int64_t n, uint32_t* to) {
-  if (turned) return kernels.pack_turned(g.b.data() + first, n, g.depth, to);
-  if (n == kColumns) return kernels.pack(g.b.data(), g.depth, first, to);
-  for (int64_t r = 0; r < g.depth; r += 2, to += kColumns) {
-    pack_pairs(g.b[r] + first, r + 1 < g.depth ? g.b[r + 1] + first : kZeros, n, to);
+// Columns [first, first + n) of b, `depth` elements of the sum from `from` on, as [pairs][64].
+void pack_b(const Kernels& kernels, bool turned, const Group& g, int64_t first, int64_t n, int64_t from, int64_t depth,
+            uint32_t* to) {
+  if (turned) return kernels.pack_turned(g.b.data() + first, n, from, depth, to);
+  const bfloat16* const* rows = g.b.data() + from;
+  if (n == kColumns) return kernels.pack(rows, depth, first, to);
+  for (int64_t r = 0; r < depth; r += 2, to += kColumns) {
+    pack_pairs(rows[r] + first, r + 1 < depth ? rows[r + 1] + first : kZeros, n, to);
     std::fill(to + n, to + kColumns, 0u);
   }
 }
 
-// What of columns [first, first + n) of b to fetch while rows [m, m + 6) are computed.
-Ahead ahead_of(const GroupedProductArgs& args, const Group& g, int64_t first, int64_t n, int64_t m) {
-  const auto share = [&](int64_t all, int64_t at) { return all * std::min(at, g.m) / g.m; };
-  if (!args.turned) {
-    const int64_t from = share(g.depth, m);
-    return {share(g.depth, m + kRows) - from, g.b.data() + from, first};
-  }
-  const int64_t pieces = args.b_stride == g.depth ? n * g.depth / kColumns : 0, from = share(pieces, m);
-  return {share(pieces, m + kRows) - from, nullptr, 0, g.b[first] + from * kColumns};
-}
+struct Buffers {
+  std::vector<uint32_t> a, b;
+  std::vector<float> sums;
+};
 
 // Column tiles [first, last) of a group whose a is packed.
-void tiles_of(const GroupedProductArgs& args, const Group& g, const uint32_t* a, int64_t first, int64_t last,
-              bool stream, const Kernels& kernels, std::vector<uint32_t>& b) {
-  const int64_t pairs = g.pairs(), size = pairs * kColumns;
-  const int64_t together = std::max<int64_t>(1, kPacked / std::max<int64_t>(size, 1));
+void tiles_of(const GroupedProductArgs& args, const Group& g, int64_t first, int64_t last, bool stream,
+              const Kernels& kernels, Buffers& buffers) {
+  const int64_t blocks = std::max<int64_t>(1, (g.pairs() + kDepth - 1) / kDepth);
+  const int64_t size = std::min(g.pairs(), kDepth) * kColumns;
+  const int64_t together = blocks > 1 ? 1 : std::max<int64_t>(1, kPacked / std::max<int64_t>(size, 1));
+  if (blocks > 1) buffers.sums.resize((g.m + kRows) * kColumns);
+  buffers.b.resize(together * size);
+  const auto columns = [&](int64_t t) { return std::min<int64_t>(kColumns, args.columns - t * kColumns); };
+  const auto depth_of = [&](int64_t block) { return std::min(2 * kDepth, g.depth - block * 2 * kDepth); };
+  // What of a block to fetch while rows [m, m + 6) are computed with the one before.
+  const auto ahead_of = [&](int64_t t, int64_t block, int64_t m) -> Ahead {
+    if (block == blocks) t += 1, block = 0;
+    if (blocks == 1 || t == last) return {};  // b is small, or at its end
+    const int64_t depth = depth_of(block), each = args.turned ? depth / kColumns : 1;
+    const int64_t all = args.turned ? columns(t) * each : depth, begin = all * m / g.m;
+    const int64_t count = all * std::min(m + kRows, g.m) / g.m - begin;
+    if (args.turned) return {count, begin, each, g.b.data() + t * kColumns, block * 2 * kDepth};
+    return {count, begin, 1, g.b.data() + block * 2 * kDepth, t * kColumns};
+  };
   for (int64_t begin = first; begin < last; begin += together) {
     const int64_t end = std::min(last, begin + together);
-    b.resize((end - begin) * size);
-    const auto columns = [&](int64_t t) { return std::min<int64_t>(kColumns, args.columns - t * kColumns); };
-    for (int64_t t = begin; t < end; ++t)
-      pack_b(kernels, args.turned, g, t * kColumns, columns(t), b.data() + (t - begin) * size);
-    for (int64_t m = 0; m < g.m; m += kRows) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t depth = depth_of(block), pairs = (depth + 1) / 2;
       for (int64_t t = begin; t < end; ++t) {
-        bfloat16* out = g.out + m * args.columns + t * kColumns;
-        const uint32_t *mine = a + m * pairs, *other = b.data() + (t - begin) * size;
-        const int64_t rows = std::min<int64_t>(kRows, g.m - m), n = columns(t);
-        const bool fetch = together == 1 && t + 1 < last;  // else b is small
-        const Ahead ahead = fetch ? ahead_of(args, g, (t + 1) * kColumns, columns(t + 1), m) : Ahead{};
-        if (rows == kRows && n == kColumns) {
-          kernels.tile(mine, other, pairs, out, args.columns, stream, ahead);
-          continue;
+        pack_b(kernels, args.turned, g, t * kColumns, columns(t), block * 2 * kDepth, depth,
+               buffers.b.data() + (t - begin) * size);
+      }
+      for (int64_t m = 0; m < g.m; m += kRows) {
+        const uint32_t* a = buffers.a.data() + m * g.pairs() + block * kDepth * kRows;
+        float* sums = blocks > 1 ? buffers.sums.data() + m * kColumns : nullptr;
+        const Parts parts{block > 0 ? sums : nullptr, block + 1 < blocks ? sums : nullptr};
+        for (int64_t t = begin; t < end; ++t) {
+          bfloat16* out = g.out + m * args.columns + t * kColumns;
+          const uint32_t* b = buffers.b.data() + (t - begin) * size;
+          const int64_t rows = std::min<int64_t>(kRows, g.m - m), n = columns(t);
+          const Ahead ahead = ahead_of(t, block + 1, m);
+          if (rows == kRows && n == kColumns) {
+            kernels.tile(a, b, pairs, parts, out, args.columns, stream, ahead);
+            continue;
+          }
+          bfloat16 edge[kRows * kColumns];
+          kernels.tile(a, b, pairs, parts, edge, kColumns, false, ahead);
+          if (parts.to) continue;
+          for (int64_t i = 0; i < rows; ++i) {
+            std::memcpy(out + i * args.columns, edge + i * kColumns, n * sizeof(*out));
+          }
         }
-        bfloat16 edge[kRows * kColumns];
-        kernels.tile(mine, other, pairs, edge, kColumns, false, ahead);
-        for (int64_t i = 0; i < rows; ++i) std::memcpy(out + i * args.columns, edge + i * kColumns, n * sizeof(*out));
       }
     }
   }
@@ -311,7 +353,7 @@ void grouped_product_cpu(const GroupedProductArgs& args) {
   const Kernels kernels = widest();
   const int64_t grain = std::max<int64_t>(1, (int64_t(1) << 16) / (args.width * kColumns + 1));
   parallel_for(0, start.back(), grain, [&](int64_t first, int64_t last) {
-    std::vector<uint32_t> a, b;
+    Buffers buffers;
     for (int64_t e = 0; e < args.groups; ++e) {
       if (cost[e] == 0) continue;
       const auto cut = [&](int64_t at) {  // tiles that begin before `at`
@@ -320,9 +362,9 @@ void grouped_product_cpu(const GroupedProductArgs& args) {
       const int64_t begin = first <= start[e] ? 0 : cut(first), end = last <= start[e] ? 0 : cut(last);
       if (begin >= end) continue;
       const Group g = group_of(args, e);
-      a.resize((g.m + kRows - 1) / kRows * kRows * g.pairs());
-      pack_a(args, g, a.data());
-      tiles_of(args, g, a.data(), begin, end, stream, kernels, b);
+      buffers.a.resize((g.m + kRows - 1) / kRows * kRows * g.pairs());
+      pack_a(args, g, buffers.a.data());
+      tiles_of(args, g, begin, end, stream, kernels, buffers);
     }
     if (stream) stream_fence();
   });
