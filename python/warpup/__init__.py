@@ -38,6 +38,7 @@ from warpup.ops.logprob_policy_masks import (
     top_entropy_mask,
 )
 from warpup.ops.moe import MoEPlan, moe_combine, moe_gather, moe_plan
+from warpup.ops.moe_route import MoERoute, moe_balance_loss, moe_device_balance_loss, moe_route, moe_update_bias
 from warpup.ops.reflection import ReflectionTables, apply_schedule_, reflection_state_update_
 from warpup.ops.reflection_sample import SampledStep, continuous_tokens, mark_seen, sample_step
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
@@ -46,6 +47,7 @@ __all__ = [
     "GroupPlan",
     "GroupStats",
     "MoEPlan",
+    "MoERoute",
     "ReflectionBatch",
     "ReflectionSchedule",
     "ReflectionTables",
@@ -68,9 +70,13 @@ __all__ = [
     "linear_policy_loss",
     "mark_seen",
     "masked_whiten",
+    "moe_balance_loss",
     "moe_combine",
+    "moe_device_balance_loss",
     "moe_gather",
     "moe_plan",
+    "moe_route",
+    "moe_update_bias",
     "policy_loss",
     "preference_loss",
     "reflection_state_update_",
