@@ -52,11 +52,27 @@ def test_balance_losses():
     assert m.balance_loss(device=0.2, devices=3).item() == pytest.approx(0.2 * on_device.item(), rel=1e-5)
     z = (x.float() @ m.router.float().t()).logsumexp(-1).square().mean()
     assert m.balance_loss(z=0.1).item() == pytest.approx(0.1 * z.item(), rel=1e-5)
-    with pytest.raises(ValueError, match="devices must divide the 6 experts, got 4"):
+    with pytest.raises(ValueError, match="divide 6 experts, got 4"):
         m.balance_loss(device=1.0, devices=4)
     m.balance_loss(expert=1.0).backward()
     assert m.router.grad.abs().sum() > 0
     assert m.w_down.grad is None
+
+
+def test_sequences_and_masked_tokens():
+    m, x = made(num_shared=0), torch.randn(3, 8, H, dtype=torch.float64)
+    mask = torch.rand(3, 8) < 0.7
+    out = m(x, token_mask=mask, sequences=8)
+    assert m.last_route.counts.shape == (3, E)
+    assert m.load().sum().item() == pytest.approx(1)
+    assert not out[~mask].any()
+    torch.testing.assert_close(out[mask], m(x)[mask])
+    alone = []
+    for i in range(3):
+        m(x[i], token_mask=mask[i])
+        alone.append(m.balance_loss(expert=1.0))
+    m(x, token_mask=mask, sequences=8)
+    torch.testing.assert_close(m.balance_loss(expert=1.0), torch.stack(alone).mean())
 
 
 def test_the_expert_loss_evens_the_load():

@@ -26,10 +26,10 @@ struct MoeGatherArgs {
   int64_t x_stride;
   const int64_t *permutation, *inverse;
   const Acc* weights;  // or null: 1
-  const T* y;          // or null: no grad_weights
+  const T* y;          // read for grad_weights
   int64_t y_stride;
   T* out;
-  Acc* grad_weights;  // written where y is given
+  Acc* grad_weights;  // or null
 };
 
 template <class T>

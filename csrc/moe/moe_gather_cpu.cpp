@@ -62,9 +62,9 @@ void moe_gather_cpu(const MoeGatherArgs<T>& args) {
       for (int64_t copy = t * args.k; copy < (t + 1) * args.k; ++copy) {
         const int64_t row = args.inverse[copy];
         const bool held = row >= 0 && row < args.rows;
-        if (args.y) args.grad_weights[copy] = 0;
+        if (args.grad_weights) args.grad_weights[copy] = 0;
         if (!held) continue;
-        if (args.y) row_dot(x, args.y + row * args.y_stride, width, args.grad_weights + copy);
+        if (args.grad_weights) row_dot(x, args.y + row * args.y_stride, width, args.grad_weights + copy);
         T* to = args.out + row * width;
         if (!args.weights) {
           put(to, x, width);

@@ -46,23 +46,23 @@ __global__ __launch_bounds__(32 * kWarps) void moe_gather_kernel(const MoeGather
   Acc dot = 0;
   if (held) {
     const T* x = args.x + item / args.k * args.x_stride;
-    const T* y = args.y ? args.y + row * args.y_stride : nullptr;
+    const T* y = args.y + row * args.y_stride;
     T* out = args.out + row * args.width;
     const Acc w = args.weights ? args.weights[item] : Acc(1);
 #pragma unroll 2
     for (int64_t i = lane * N; i < args.width; i += 32 * N) {
       Acc values[N], others[N];
       read<T, N>(x + i, values);
-      if (y) read<T, N>(y + i, others);
+      if (args.grad_weights) read<T, N>(y + i, others);
 #pragma unroll
       for (int n = 0; n < N; ++n) {
-        if (y) dot += values[n] * others[n];
+        if (args.grad_weights) dot += values[n] * others[n];
         values[n] *= w;
       }
       write<T, N>(out + i, values);
     }
   }
-  if (!args.y) return;
+  if (!args.grad_weights) return;
   dot = warp_reduce(dot, [](Acc a, Acc b) { return a + b; });
   if (lane == 0) args.grad_weights[item] = dot;
 }

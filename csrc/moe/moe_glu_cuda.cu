@@ -41,6 +41,7 @@ __global__ __launch_bounds__(kThreads) void glu_backward_kernel(const MoeGluBack
   const int64_t s = blockIdx.x, copy = copy_of(f, s);
   const Acc w = copy < 0 ? Acc(0) : weight_of(f, copy);
   Acc dot = 0;
+#pragma unroll 1
   for (int64_t j = threadIdx.x; j < f.width; j += kThreads) {
     const int64_t at_g = gate_at<turns>(f, s, j), at_u = up_at<turns>(f, s, j), at_a = s * f.width + j;
     T dg{}, du{}, a{};

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from warpup.ops.moe_experts import moe_experts
 from warpup.ops.moe_glu import glu
-from warpup.ops.moe_route import Route, moe_route
+from warpup.ops.moe_route import MoERoute, moe_balance_loss, moe_device_balance_loss, moe_route, moe_update_bias
 
 
 class DeepSeekMoE(nn.Module):
@@ -26,7 +26,7 @@ class DeepSeekMoE(nn.Module):
     Source: DeepSeekMoE (arXiv 2401.06066); the correction, DeepSeek-V3 (arXiv 2412.19437).
     """
 
-    last_route: Route | None = None
+    last_route: MoERoute | None = None
 
     def __init__(
         self,
@@ -70,14 +70,22 @@ class DeepSeekMoE(nn.Module):
         for p in self.parameters():
             nn.init.normal_(p, std=p.shape[-1] ** -0.5)
 
-    def forward(self, x: Tensor, *, replay_indices: Tensor | None = None, token_mask: Tensor | None = None) -> Tensor:
-        """x (..., H) -> (..., H). `replay_indices` (..., k): the experts are these, their weights those of the live
-        router. `token_mask` (...) bool: tokens that count in the balance losses; all get an output."""
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        replay_indices: Tensor | None = None,
+        token_mask: Tensor | None = None,
+        sequences: int | Tensor | None = None,
+    ) -> Tensor:
+        """x (..., H) -> (..., H). As in `moe_route`: `replay_indices` (..., k), experts to take; `token_mask` (...),
+        tokens that are routed, others get the shared experts alone; `sequences`, whose loads balance each by itself."""
         rows = x.reshape(-1, x.shape[-1])
         route = moe_route(
             nn.functional.linear(rows.float(), self.router.float()), self.k, bias=self.correction, **self.routing,
             replay_indices=None if replay_indices is None else replay_indices.reshape(-1, self.k),
             token_mask=None if token_mask is None else token_mask.reshape(-1),
+            sequences=sequences,
         )  # fmt: skip
         self.last_route = route
         out = moe_experts(
@@ -91,37 +99,27 @@ class DeepSeekMoE(nn.Module):
 
     def load(self) -> Tensor:
         """(E,) each expert's share of the last forward's copies, 1 / E where they are even."""
-        counts = self._route().counts
+        counts = self._route().counts.reshape(-1, self.router.shape[0]).sum(0)
         return counts / counts.sum().clamp_min(1)
 
     def balance_loss(
-        self, expert: float = 0.0, device: float = 0.0, z: float = 0.0, *, devices: int | None = None
+        self, expert: float = 0.0, device: float = 0.0, z: float = 0.0, *, devices: int | None = None, group=None
     ) -> Tensor:
-        """`expert sum_e f_e P_e + device sum_d f'_d P'_d + z mean(logsumexp^2)` of the last forward.
-
-        f_e: E times the expert's share of the copies. P_e: its mean score. Experts lie on `devices` in order, as many
-        each; f'_d is the mean of f on one, P'_d the sum of P. 1 where the load is even and the scores sum to 1. Only P
-        carries a gradient.
-        """
+        """Of the last forward, `expert moe_balance_loss + device moe_device_balance_loss + z z_loss`, the second with
+        the experts in equal parts on `devices`; counts are summed over `group`."""
         route = self._route()
-        share = self.load() * len(route.counts)
-        loss = z * route.z_loss + expert * (share * route.mean_score).sum()
+        loss = z * route.z_loss + expert * moe_balance_loss(route, group=group)
         if device:
-            if not devices or len(share) % devices:
-                raise ValueError(f"balance_loss: devices must divide the {len(share)} experts, got {devices}")
-            loss = loss + device * (share.view(devices, -1).mean(1) * route.mean_score.view(devices, -1).sum(1)).sum()
+            loss = loss + device * moe_device_balance_loss(route, devices or 0, group=group)
         return loss
 
-    @torch.no_grad()
-    def update_correction(self, rate: float = 1e-3, counts: Tensor | None = None) -> None:
-        """Moves the selection's bias by `rate` towards experts below the mean load of the last forward, or of `counts`
-        (E,), which may be summed over ranks and micro-batches."""
+    def update_correction(self, rate: float = 1e-3, counts: Tensor | None = None, *, group=None) -> None:
+        """`moe_update_bias` of the selection's bias, by the last forward's counts or those of a whole step."""
         if self.correction is None:
             raise ValueError("update_correction: the module was made without correction=True")
-        counts = (self._route().counts if counts is None else counts).float()
-        self.correction += rate * (counts.mean() - counts).sign()
+        moe_update_bias(self.correction, self._route().counts if counts is None else counts, rate, group=group)
 
-    def _route(self) -> Route:
+    def _route(self) -> MoERoute:
         if self.last_route is None:
             raise RuntimeError("DeepSeekMoE: nothing was routed yet; call the module first")
         return self.last_route

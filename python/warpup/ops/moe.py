@@ -100,10 +100,9 @@ def moe_plan(indices: Tensor, num_experts: int, *, block: int | None = None) -> 
 
 def reference_moe_gather(x: Tensor, plan: MoEPlan) -> Tensor:
     """`moe_gather` by an index; its backward accumulates."""
-    held = (plan.permutation >= 0).unsqueeze(1)
-    if not x.shape[0]:
-        return x.new_zeros(len(plan.permutation), x.shape[1])
-    return torch.where(held, x[plan.permutation.clamp_min(0) // max(plan.inverse.shape[1], 1)], 0)
+    tokens, k = plan.inverse.shape
+    zero = x.new_zeros(1, x.shape[1])
+    return torch.cat([x, zero])[torch.where(plan.permutation >= 0, plan.permutation // max(k, 1), tokens)]
 
 
 @torch.library.register_fake("warpup::moe_gather")
@@ -151,10 +150,9 @@ def moe_gather(x: Tensor, plan: MoEPlan) -> Tensor:
 
 def reference_moe_combine(y: Tensor, weights: Tensor, plan: MoEPlan) -> Tensor:
     """`moe_combine` by an index and a sum."""
-    held = (plan.inverse >= 0).unsqueeze(-1)
-    wide = accumulator(y)
-    rows = y.to(wide)[plan.inverse.clamp_min(0)] if y.shape[0] else y.new_zeros(*plan.inverse.shape, y.shape[1])
-    return (weights.to(wide).unsqueeze(-1) * torch.where(held, rows, 0)).sum(1).to(y.dtype)
+    held, wide = plan.inverse >= 0, accumulator(y)
+    rows = torch.cat([y, y.new_zeros(1, y.shape[1])])[torch.where(held, plan.inverse, len(y))]
+    return (torch.where(held, weights, 0).to(wide).unsqueeze(-1) * rows.to(wide)).sum(1).to(y.dtype)
 
 
 @torch.library.register_fake("warpup::moe_combine")
