@@ -8,6 +8,8 @@ import cases_advantage_tokens
 import cases_logprob
 import cases_logprob_divergence
 import cases_logprob_policy
+import cases_moe
+import cases_moe_experts
 import cases_reflection
 from case import Case, Inputs, agree, gradients_of, leaves, name_of, nudged, upcast
 
@@ -19,6 +21,8 @@ CASES = [
     *cases_logprob_policy.CASES,
     *cases_advantage.CASES,
     *cases_advantage_tokens.CASES,
+    *cases_moe_experts.CASES,
     *cases_reflection.CASES,
+    *cases_moe.CASES,
 ]
 OPS = {case.op: case for case in CASES}

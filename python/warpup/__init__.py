@@ -37,6 +37,10 @@ from warpup.ops.logprob_policy_masks import (
     sequence_mask,
     top_entropy_mask,
 )
+from warpup.ops.moe import MoEPlan, moe_combine, moe_gather, moe_plan
+from warpup.ops.moe_experts import moe_experts
+from warpup.ops.moe_grouped import grouped_mm
+from warpup.ops.moe_route import MoERoute, moe_balance_loss, moe_device_balance_loss, moe_route, moe_update_bias
 from warpup.ops.reflection import ReflectionTables, apply_schedule_, reflection_state_update_
 from warpup.ops.reflection_sample import SampledStep, continuous_tokens, mark_seen, sample_step
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
@@ -44,6 +48,8 @@ from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTok
 __all__ = [
     "GroupPlan",
     "GroupStats",
+    "MoEPlan",
+    "MoERoute",
     "ReflectionBatch",
     "ReflectionSchedule",
     "ReflectionTables",
@@ -60,12 +66,21 @@ __all__ = [
     "gae",
     "group_advantage",
     "group_plan",
+    "grouped_mm",
     "kl_cov_tokens",
     "linear_divergence",
     "linear_logprob",
     "linear_policy_loss",
     "mark_seen",
     "masked_whiten",
+    "moe_balance_loss",
+    "moe_combine",
+    "moe_device_balance_loss",
+    "moe_experts",
+    "moe_gather",
+    "moe_plan",
+    "moe_route",
+    "moe_update_bias",
     "policy_loss",
     "preference_loss",
     "reflection_state_update_",

@@ -1,10 +1,12 @@
-"""Reflection schedules under transformers' `generate` and its continuous batching.
+"""Reflection schedules under transformers' `generate` and its continuous batching; experts by `transformers_moe`.
 
 processor = ReflectionLogitsProcessor(schedule)
 model.generate(..., logits_processor=LogitsProcessorList([processor]))
 """
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ try:  # newer than the oldest transformers that warpup runs on
     from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 except ImportError:
     ContinuousBatchingLogitsProcessor = object
+if find_spec("transformers.integrations.moe"):  # likewise: registers experts_implementation="warpup"
+    import warpup.integrations.transformers_moe  # noqa: F401
 
 
 class ReflectionLogitsProcessor(LogitsProcessor):

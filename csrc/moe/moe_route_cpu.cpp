@@ -1,0 +1,349 @@
+#include <algorithm>
+
+#include "core/parallel.h"
+#include "moe/moe_route.h"
+#include "moe/moe_route_math.h"
+
+namespace warpup {
+namespace {
+
+constexpr int64_t kRun = 16;  // keys with a maximum of their own: one vector
+
+template <class Acc>
+struct RouteRow {
+  alignas(64) Acc z[kMaxExperts], s[kMaxExperts], key[kMaxExperts], p[kMaxExperts];
+};
+
+}  // namespace
+
+template <class T>
+WARPUP_CLONES void route_widen(const T* __restrict x, int64_t n, acc_t<T>* __restrict z) {
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) z[e] = load(x[e]);
+}
+
+template <class T>
+WARPUP_CLONES void route_narrow(const acc_t<T>* __restrict from, int64_t n, T* __restrict to) {
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) to[e] = store<T>(from[e]);
+}
+
+// p = softmax z (0 without a logit above -inf), and (max, log of the sum).
+template <class Acc>
+WARPUP_CLONES void route_softmax(const Acc* __restrict z, int64_t n, Acc* __restrict p, Acc* __restrict stats) {
+  Acc max = -kInf<Acc>, sum = 0;
+#pragma omp simd reduction(max : max)
+  for (int64_t e = 0; e < n; ++e) max = z[e] > max ? z[e] : max;
+  const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t e = 0; e < n; ++e) sum += p[e] = exp_neg(z[e] - shift);
+  const Acc share = sum == 0 ? Acc(0) : 1 / sum;
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) p[e] *= share;
+  stats[0] = max, stats[1] = sum == 0 ? kInf<Acc> : log_pos(sum);
+}
+
+template <class Acc>
+WARPUP_CLONES void route_probabilities(const Acc* __restrict z, int64_t n, Acc max, Acc log_sum, Acc* __restrict p) {
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) p[e] = exp_neg(z[e] - max - log_sum);
+}
+
+template <RouteScore kScore, class Acc>
+WARPUP_CLONES void route_scores(const Acc* __restrict z, int64_t n, Acc* __restrict s, Acc* __restrict total) {
+  Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t e = 0; e < n; ++e) sum += s[e] = route_score<kScore>(z[e]);
+  *total = sum;
+}
+
+// What is chosen by: NaN becomes -inf, so that NaN may mark what cannot be chosen, such as the padding to whole runs.
+template <class Acc>
+WARPUP_CLONES void route_keys(const Acc* __restrict x, const Acc* bias, int64_t n, Acc* __restrict key) {
+  if (bias) {
+#pragma omp simd
+    for (int64_t e = 0; e < n; ++e) key[e] = x[e] + bias[e];
+  } else {
+#pragma omp simd
+    for (int64_t e = 0; e < n; ++e) key[e] = x[e];
+  }
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) key[e] = key[e] == key[e] ? key[e] : -kInf<Acc>;
+  for (int64_t e = n; e % kRun != 0; ++e) key[e] = kInf<Acc> - kInf<Acc>;
+}
+
+// The places of the k largest keys, falling, of equal ones the first; these keys become NaN. There are k that are none.
+template <class Acc>
+WARPUP_CLONES void route_select(Acc* __restrict key, int64_t n, int64_t k, int64_t* __restrict chosen) {
+  alignas(64) Acc high[kMaxExperts / kRun];
+  const int64_t runs = (n + kRun - 1) / kRun;
+  const auto run_maximum = [&](int64_t r) __attribute__((always_inline)) {
+    Acc max = -kInf<Acc>;
+#pragma omp simd reduction(max : max)
+    for (int64_t i = 0; i < kRun; ++i) max = key[r * kRun + i] > max ? key[r * kRun + i] : max;
+    high[r] = max;
+  };
+  for (int64_t r = 0; r < runs; ++r) run_maximum(r);
+  for (int64_t j = 0; j < k; ++j) {
+    Acc best = -kInf<Acc>;
+#pragma omp simd reduction(max : best)
+    for (int64_t r = 0; r < runs; ++r) best = high[r] > best ? high[r] : best;
+    int64_t r = 0;
+    while (best > -kInf<Acc> && high[r] != best) ++r;  // a run of NaN only has the maximum -inf as well
+    int64_t e = r * kRun;
+    while (key[e] != best) ++e;
+    chosen[j] = e;
+    key[e] = kInf<Acc> - kInf<Acc>;
+    run_maximum(e / kRun);
+  }
+}
+
+template <class Acc>
+WARPUP_CLONES void route_dot(const Acc* __restrict x, const Acc* __restrict y, int64_t n, Acc* __restrict out) {
+  Acc sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t e = 0; e < n; ++e) sum += x[e] * y[e];
+  *out = sum;
+}
+
+template <class Acc>
+WARPUP_CLONES void softmax_gradient(const Acc* __restrict p, const Acc* __restrict g, int64_t n, Acc base,
+                                    Acc* __restrict dz) {
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) dz[e] = p[e] * (g[e] + base);
+}
+
+template <RouteScore kScore, class Acc>
+WARPUP_CLONES void score_gradient(const Acc* __restrict z, const Acc* __restrict s, const Acc* __restrict g, int64_t n,
+                                  Acc mean, Acc share, Acc* __restrict dz) {
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) dz[e] = route_slope<kScore>(z[e], s[e]) * (g[e] - mean) * share;
+}
+
+template <class Acc>
+WARPUP_CLONES void add_scaled_row(const Acc* __restrict x, int64_t n, Acc factor, Acc* __restrict to) {
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) to[e] += factor * x[e];
+}
+
+namespace {
+
+template <class Acc>
+Acc scores(RouteScore kind, const Acc* z, int64_t n, Acc* s) {
+  Acc total;
+  kind == RouteScore::sigmoid ? route_scores<RouteScore::sigmoid>(z, n, s, &total)
+                              : route_scores<RouteScore::sqrt_softplus>(z, n, s, &total);
+  return score_total(total);
+}
+
+// Marks what lies in groups that are not kept.
+template <class T>
+void keep_groups(const MoeRouteArgs<T>& args, acc_t<T>* key) {
+  using Acc = acc_t<T>;
+  const int64_t size = args.experts / args.groups;
+  alignas(64) Acc group[kMaxExperts], best[kMaxGroups];
+  int64_t chosen[kMaxExperts];
+  for (int64_t g = 0; g < args.groups; ++g) {
+    route_keys<Acc>(key + g * size, nullptr, size, group);
+    route_select(group, size, args.group_top, chosen);
+    group[0] = 0;
+    for (int64_t j = 0; j < args.group_top; ++j) group[0] += key[g * size + chosen[j]];
+    best[g] = group[0];
+  }
+  route_keys<Acc>(best, nullptr, args.groups, best);
+  route_select(best, args.groups, args.kept_groups, chosen);
+  for (int64_t g = 0; g < args.groups; ++g) {
+    const bool kept = std::find(chosen, chosen + args.kept_groups, g) != chosen + args.kept_groups;
+    if (!kept) std::fill_n(key + g * size, size, kInf<Acc> - kInf<Acc>);
+  }
+}
+
+template <class T>
+acc_t<T> highest_chosen(const MoeRouteArgs<T>& args, const int64_t* chosen, const acc_t<T>* z) {
+  acc_t<T> high = -kInf<acc_t<T>>;
+  for (int64_t j = 0; j < args.k; ++j) {
+    if (chosen[j] >= 0) high = std::max(high, z[chosen[j]]);
+  }
+  return high;
+}
+
+// Adds token t to its slot.
+template <class T>
+void route_token(const MoeRouteArgs<T>& args, int64_t t, RouteRow<acc_t<T>>& row, acc_t<T>* sums, int64_t* counts) {
+  using Acc = acc_t<T>;
+  const int64_t n = args.experts, k = args.k;
+  Acc *weights = args.weights + t * k, *stats = args.stats + 2 * t;
+  int64_t* chosen = args.indices + t * k;
+  route_widen(args.logits + t * args.stride, n, row.z);
+  route_softmax(row.z, n, row.p, stats);
+  if (!counted(args, t)) stats[1] = kInf<Acc>;
+  if (stats[1] == kInf<Acc>) {
+    std::fill_n(weights, k, Acc(0));
+    std::fill_n(chosen, k, -1);
+    return;
+  }
+  const bool softmax = args.score == RouteScore::softmax;
+  const Acc total = softmax ? Acc(1) : scores(args.score, row.z, n, row.s);
+  const Acc* s = softmax ? row.p : row.s;
+  if (args.replay) {
+    std::copy_n(args.replay + t * k, k, chosen);
+  } else {
+    route_keys(args.over_chosen || (!args.bias && !args.groups) ? row.z : s, args.bias, n, row.key);
+    if (args.groups) keep_groups(args, row.key);
+    route_select(row.key, n, k, chosen);
+  }
+  const Acc high = args.over_chosen ? highest_chosen(args, chosen, row.z) : Acc(0);
+  Acc sum = args.over_chosen ? Acc(0) : Acc(args.epsilon);
+  for (int64_t j = 0; j < k; ++j) {
+    const int64_t e = chosen[j];
+    weights[j] = e < 0 ? Acc(0) : args.over_chosen ? exp_neg(row.z[e] - high) : s[e];
+    sum += weights[j];
+    if (e >= 0) ++counts[e];
+  }
+  Acc factor = static_cast<Acc>(args.scale);
+  if (args.over_chosen || args.renormalize) factor /= sum;
+  for (int64_t j = 0; j < k; ++j) weights[j] = chosen[j] < 0 ? Acc(0) : weights[j] * factor;
+  add_scaled_row(s, n, 1 / total, sums);
+  const Acc lse = stats[0] + stats[1];
+  sums[n] += lse * lse;
+  ++counts[n];
+}
+
+}  // namespace
+
+template <class T>
+void moe_route_cpu(const MoeRouteArgs<T>& args) {
+  using Acc = acc_t<T>;
+  const int64_t chunk = RouteChunks::size(args.tokens), columns = args.experts + 1;
+  parallel_for(0, RouteChunks::count(args.tokens), 1, [&](int64_t first, int64_t last) {
+    RouteRow<Acc> row;
+    for (int64_t c = first; c < last; ++c) {
+      const int64_t end = std::min(args.tokens, (c + 1) * chunk);
+      for (int64_t t = c * chunk, b = sequence_of(args, t); t < end; ++b) {
+        Acc* sums = args.slot_scores + (c + b) * columns;
+        int64_t* counts = args.slot_counts + (c + b) * columns;
+        std::fill_n(sums, columns, Acc(0));
+        std::fill_n(counts, columns, 0);
+        for (const int64_t stop = std::min(end, route_bound(args, b + 1)); t < stop; ++t) {
+          route_token(args, t, row, sums, counts);
+        }
+      }
+    }
+  });
+  double squares = 0;
+  args.lengths[args.sequences] = 0;
+  for (int64_t b = 0; b < args.sequences; ++b) {
+    double sums[kMaxExperts + 1] = {};
+    int64_t first, last, counts[kMaxExperts + 1] = {};
+    slots_of(args, b, chunk, &first, &last);
+    for (int64_t slot = first; slot < last; ++slot) {
+      for (int64_t e = 0; e < columns; ++e) {
+        sums[e] += args.slot_scores[slot * columns + e];
+        counts[e] += args.slot_counts[slot * columns + e];
+      }
+    }
+    const int64_t length = counts[args.experts];
+    for (int64_t e = 0; e < args.experts; ++e) {
+      args.counts[b * args.experts + e] = counts[e];
+      args.mean_score[b * args.experts + e] = static_cast<Acc>(sums[e] / std::max<int64_t>(length, 1));
+    }
+    squares += sums[args.experts];
+    args.lengths[b] = length;
+    args.lengths[args.sequences] += length;
+  }
+  *args.z_loss = static_cast<Acc>(squares / std::max<int64_t>(args.lengths[args.sequences], 1));
+}
+
+namespace {
+
+// dz of token t in row.key; `mean_gradient` is G, `z_factor` c / lse.
+template <class T>
+void route_token_gradient(const MoeRouteBackwardArgs<T>& args, int64_t t, const acc_t<T>* mean_gradient,
+                          acc_t<T> z_factor, RouteRow<acc_t<T>>& row) {
+  using Acc = acc_t<T>;
+  const MoeRouteArgs<T>& f = args.forward;
+  const int64_t n = f.experts, k = f.k, *chosen = f.indices + t * k;
+  const bool softmax = f.score == RouteScore::softmax;
+  const Acc max = f.stats[2 * t], log_sum = f.stats[2 * t + 1], pull = z_factor * (max + log_sum);
+  route_widen(f.logits + t * f.stride, n, row.z);
+  if (softmax || z_factor != 0) route_probabilities(row.z, n, max, log_sum, row.p);
+  const Acc total = softmax ? Acc(1) : scores(f.score, row.z, n, row.s);
+  const Acc* s = softmax ? row.p : row.s;
+
+  const Acc* g = args.grad_weights ? args.grad_weights + t * k : nullptr;
+  const Acc high = f.over_chosen ? highest_chosen(f, chosen, row.z) : Acc(0), scale = static_cast<Acc>(f.scale);
+  const auto value = [&](int64_t e) { return f.over_chosen ? exp_neg(row.z[e] - high) : s[e]; };
+  Acc sum = 1, weighted = 0;
+  if (g && (f.over_chosen || f.renormalize)) {
+    sum = f.over_chosen ? Acc(0) : Acc(f.epsilon);
+    for (int64_t j = 0; j < k; ++j) {
+      if (chosen[j] >= 0) sum += value(chosen[j]), weighted += g[j] * value(chosen[j]);
+    }
+  }
+  // What the chosen ones get, each for itself; through a softmax over all experts, the others less.
+  const auto each_chosen = [&](const auto& body) {
+    for (int64_t j = 0; g && j < k; ++j) {
+      if (chosen[j] >= 0) body(chosen[j], route_value_gradient(g[j], weighted, sum, scale));
+    }
+  };
+
+  Acc mean;
+  route_dot(mean_gradient, s, n, &mean);
+  Acc* dz = row.key;
+  if (softmax) {
+    Acc base = pull - mean;
+    if (!f.over_chosen) each_chosen([&](int64_t e, Acc dv) { base -= dv * s[e]; });
+    softmax_gradient(row.p, mean_gradient, n, base, dz);
+    each_chosen([&](int64_t e, Acc dv) { dz[e] += dv * value(e); });
+    return;
+  }
+  const auto slope = [&](int64_t e) {
+    return f.score == RouteScore::sigmoid ? route_slope<RouteScore::sigmoid>(row.z[e], s[e])
+                                          : route_slope<RouteScore::sqrt_softplus>(row.z[e], s[e]);
+  };
+  const auto rest = f.score == RouteScore::sigmoid ? score_gradient<RouteScore::sigmoid, Acc>
+                                                   : score_gradient<RouteScore::sqrt_softplus, Acc>;
+  rest(row.z, s, mean_gradient, n, mean / total, 1 / total, dz);
+  if (pull != 0) add_scaled_row(row.p, n, pull, dz);
+  each_chosen([&](int64_t e, Acc dv) { dz[e] += dv * slope(e); });
+}
+
+}  // namespace
+
+template <class T>
+void moe_route_backward_cpu(const MoeRouteBackwardArgs<T>& args) {
+  using Acc = acc_t<T>;
+  const MoeRouteArgs<T>& f = args.forward;
+  const int64_t n = f.experts;
+  const Acc z_factor = args.grad_z_loss ? 2 * *args.grad_z_loss / std::max<int64_t>(f.lengths[f.sequences], 1) : Acc(0);
+  parallel_for(0, f.tokens, 16, [&](int64_t first, int64_t last) {
+    RouteRow<Acc> row;
+    alignas(64) Acc mean_gradient[kMaxExperts] = {};
+    int64_t sequence = -1;
+    for (int64_t t = first; t < last; ++t) {
+      T* out = args.grad_logits + t * n;
+      if (f.stats[2 * t + 1] == kInf<Acc>) {
+        std::fill_n(out, n, T{});
+        continue;
+      }
+      if (const int64_t b = args.grad_mean_score ? sequence_of(f, t) : -1; b != sequence) {
+        std::fill_n(mean_gradient, n, Acc(0));
+        add_scaled_row(args.grad_mean_score + b * n, n, Acc(1) / f.lengths[b], mean_gradient);
+        sequence = b;
+      }
+      route_token_gradient(args, t, mean_gradient, z_factor, row);
+      route_narrow(row.key, n, out);
+    }
+  });
+}
+
+#define INSTANTIATE(T)                                         \
+  template void moe_route_cpu<T>(const MoeRouteArgs<T>& args); \
+  template void moe_route_backward_cpu<T>(const MoeRouteBackwardArgs<T>& args);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(bfloat16)
+INSTANTIATE(float16)
+#undef INSTANTIATE
+
+}  // namespace warpup

@@ -1,0 +1,401 @@
+// Forward: a warp a chunk of tokens, an expert in 32 a lane, all in registers; then the chunks' sums. Backward: a warp
+// a token.
+#include <algorithm>
+
+#include "core/launch.cuh"
+#include "core/reduce.cuh"
+#include "moe/moe_route.h"
+#include "moe/moe_route_math.h"
+
+namespace warpup {
+namespace {
+
+constexpr int kWarps = 8, kColumns = 128;
+
+template <class Acc>
+struct Candidate {
+  Acc key;
+  int at, unused;  // a whole number of words whatever Acc is
+  // The larger key, of equal ones the first; at < 0: none.
+  __device__ __forceinline__ Candidate better(const Candidate& o) const {
+    if (at < 0 || o.at < 0) return at < 0 ? o : *this;
+    return key > o.key || (key == o.key && at < o.at) ? *this : o;
+  }
+};
+
+template <class Acc>
+__device__ __forceinline__ Candidate<Acc> best_of_warp(Candidate<Acc> mine) {
+  return warp_reduce(mine, [](const Candidate<Acc>& a, const Candidate<Acc>& b) { return a.better(b); });
+}
+
+template <class Acc>
+__device__ __forceinline__ Acc warp_sum(Acc x) {
+  return warp_reduce(x, [](Acc a, Acc b) { return a + b; });
+}
+
+template <class Acc>
+__device__ __forceinline__ Acc warp_max(Acc x) {
+  return warp_reduce(x, [](Acc a, Acc b) { return b > a ? b : a; });
+}
+
+template <class Acc>
+__device__ __forceinline__ Acc score_of(RouteScore kind, Acc z) {
+  return kind == RouteScore::sigmoid ? route_score<RouteScore::sigmoid>(z) : route_score<RouteScore::sqrt_softplus>(z);
+}
+
+template <class Acc>
+__device__ __forceinline__ Acc slope_of(RouteScore kind, Acc z, Acc s) {
+  return kind == RouteScore::sigmoid ? route_slope<RouteScore::sigmoid>(z, s)
+                                     : route_slope<RouteScore::sqrt_softplus>(z, s);
+}
+
+// Experts lane, lane + 32, ... of a row; the rest -inf.
+template <class T, int N>
+struct Row {
+  using Acc = acc_t<T>;
+  const T* x;
+  Acc z[N];
+  __device__ __forceinline__ Row(const MoeRouteArgs<T>& args, int64_t t) : x(args.logits + t * args.stride) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const int e = threadIdx.x % 32 + 32 * i;
+      z[i] = e < args.experts ? load(x[e]) : -kInf<Acc>;
+    }
+  }
+};
+
+// The best of the keys whose bit in `open` is set.
+template <class Acc, int N>
+__device__ __forceinline__ Candidate<Acc> best_open(const Acc (&key)[N], unsigned open) {
+  Candidate<Acc> mine{-kInf<Acc>, -1, 0};
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (open >> i & 1u) mine = mine.better({key[i], static_cast<int>(threadIdx.x % 32 + 32 * i), 0});
+  }
+  return best_of_warp(mine);
+}
+
+// Clears the bit of an expert in the lane that has it.
+__device__ __forceinline__ void close(unsigned& open, int e) {
+  if (e >= 0 && e % 32 == static_cast<int>(threadIdx.x % 32)) open &= ~(1u << e / 32);
+}
+
+// `open` without the experts of groups that are not kept. Lane g holds group g.
+template <class T, int N>
+__device__ __forceinline__ unsigned keep_groups(const MoeRouteArgs<T>& args, const acc_t<T> (&key)[N], unsigned open) {
+  using Acc = acc_t<T>;
+  const int lane = threadIdx.x % 32, size = static_cast<int>(args.experts / args.groups);
+  Acc mine = 0;
+  for (int g = 0; g < args.groups; ++g) {
+    unsigned left = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if ((lane + 32 * i) / size == g) left |= open & 1u << i;
+    }
+    Acc sum = 0;
+    for (int j = 0; j < args.group_top; ++j) {
+      const Candidate<Acc> best = best_open(key, left);
+      close(left, best.at);
+      sum += best.key;
+    }
+    if (lane == g) mine = sum == sum ? sum : -kInf<Acc>;
+  }
+  unsigned kept = 0;
+  for (int j = 0; j < args.kept_groups; ++j) {
+    const bool free = lane < args.groups && !(kept >> lane & 1u);
+    kept |= 1u << best_of_warp(Candidate<Acc>{mine, free ? lane : -1, 0}).at;
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int e = lane + 32 * i;
+    if (e < args.experts && !(kept >> e / size & 1u)) open &= ~(1u << i);
+  }
+  return open;
+}
+
+// What a chosen expert weighs before it is divided, and the divisor: each lane has a share of the k.
+template <class T>
+struct Chosen {
+  using Acc = acc_t<T>;
+  const MoeRouteArgs<T>& args;
+  const T* x;
+  const int64_t* at;
+  Acc max, log_sum, high = 0;
+
+  __device__ __forceinline__ Chosen(const MoeRouteArgs<T>& a, int64_t t, Acc max, Acc log_sum)
+      : args(a), x(a.logits + t * a.stride), at(a.indices + t * a.k), max(max), log_sum(log_sum) {
+    if (!a.over_chosen) return;
+    high = -kInf<Acc>;
+    for (int64_t j = threadIdx.x % 32; j < a.k; j += 32) {
+      if (at[j] >= 0) high = load(x[at[j]]) > high ? load(x[at[j]]) : high;
+    }
+    high = warp_max(high);
+  }
+  __device__ __forceinline__ Acc z(int64_t j) const { return load(x[at[j]]); }
+  __device__ __forceinline__ Acc value(int64_t j) const {
+    if (args.over_chosen) return exp_neg(z(j) - high);
+    if (args.score == RouteScore::softmax) return exp_neg(z(j) - max - log_sum);
+    return score_of(args.score, z(j));
+  }
+  __device__ __forceinline__ bool divided() const { return args.over_chosen || args.renormalize; }
+  __device__ __forceinline__ Acc divisor(Acc lane_sum) const {
+    return warp_sum(lane_sum) + (args.over_chosen ? Acc(0) : Acc(args.epsilon));
+  }
+};
+
+// Token t: its weights and indices, and its share in the sums of its slot.
+template <class T, int N>
+__device__ __forceinline__ void route_token(const MoeRouteArgs<T>& args, int64_t t, acc_t<T> (&sums)[N],
+                                            int (&counts)[N], acc_t<T>& squares, int& length) {
+  using Acc = acc_t<T>;
+  const int lane = threadIdx.x % 32;
+  Row<T, N> row(args, t);
+  Acc max = -kInf<Acc>, sum = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) max = row.z[i] > max ? row.z[i] : max;
+  max = warp_max(max);
+  const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
+#pragma unroll
+  for (int i = 0; i < N; ++i) sum += exp_neg(row.z[i] - shift);
+  sum = warp_sum(sum);
+  const Acc log_sum = sum == 0 || !counted(args, t) ? kInf<Acc> : log_pos(sum);
+  if (lane == 0) args.stats[2 * t] = max, args.stats[2 * t + 1] = log_sum;
+  int64_t* indices = args.indices + t * args.k;
+  Acc* weights = args.weights + t * args.k;
+  if (log_sum == kInf<Acc>) {  // the same for the whole warp
+    for (int64_t j = lane; j < args.k; j += 32) weights[j] = 0, indices[j] = -1;
+    return;
+  }
+
+  const bool softmax = args.score == RouteScore::softmax;
+  const auto score = [&](int i) {
+    return softmax ? exp_neg(row.z[i] - max - log_sum) : score_of(args.score, row.z[i]);
+  };
+  Acc s[N], total = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    s[i] = lane + 32 * i < args.experts ? score(i) : Acc(0);
+    total += s[i];
+  }
+  total = softmax ? Acc(1) : score_total(warp_sum(total));
+#pragma unroll
+  for (int i = 0; i < N; ++i) sums[i] += s[i] / total;
+  squares += (max + log_sum) * (max + log_sum);
+  ++length;
+
+  if (args.replay) {
+    for (int64_t j = lane; j < args.k; j += 32) {
+      const int64_t e = args.replay[t * args.k + j];
+      indices[j] = e >= 0 && e < args.experts ? e : -1;
+    }
+  } else {
+    const bool by_logit = args.over_chosen || (!args.bias && !args.groups);
+    unsigned open = 0;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const int e = lane + 32 * i;
+      if (by_logit) s[i] = row.z[i];
+      if (args.bias && e < args.experts) s[i] += args.bias[e];
+      if (s[i] != s[i]) s[i] = -kInf<Acc>;
+      if (e < args.experts) open |= 1u << i;
+    }
+    if (args.groups) open = keep_groups(args, s, open);
+    for (int64_t j = 0; j < args.k; ++j) {
+      const int e = best_open(s, open).at;
+      close(open, e);
+      if (lane == 0) indices[j] = e;
+    }
+  }
+  __syncwarp();  // the indices are read by all lanes
+
+  const Chosen<T> chosen(args, t, max, log_sum);
+  Acc values = 0;
+  for (int64_t j = lane; j < args.k; j += 32) {
+    if (indices[j] >= 0) values += chosen.value(j);
+  }
+  const Acc divisor = chosen.divisor(values), scale = static_cast<Acc>(args.scale);
+  const Acc factor = chosen.divided() ? scale / divisor : scale;
+  for (int64_t j = lane; j < args.k; j += 32) weights[j] = indices[j] < 0 ? Acc(0) : chosen.value(j) * factor;
+  for (int64_t j = 0; j < args.k; ++j) {
+    const int64_t e = indices[j];
+#pragma unroll
+    for (int i = 0; i < N; ++i) counts[i] += e == lane + 32 * i;
+  }
+}
+
+template <class T, int N>
+__global__ __launch_bounds__(32, N <= 8 ? 16 : 8) void moe_route_kernel(const MoeRouteArgs<T> args, int64_t chunk) {
+  using Acc = acc_t<T>;
+  const int lane = threadIdx.x;
+  const int64_t c = blockIdx.x, columns = args.experts + 1;
+  const int64_t end = args.tokens - c * chunk < chunk ? args.tokens : (c + 1) * chunk;
+  int64_t t = c * chunk;
+  for (int64_t b = sequence_of(args, t); t < end && b < args.sequences; ++b) {
+    Acc sums[N] = {}, squares = 0;
+    int counts[N] = {}, length = 0;
+    const int64_t bound = b + 1 < args.sequences ? route_bound(args, b + 1) : args.tokens,
+                  stop = bound < end ? bound : end;
+    for (; t < stop; ++t) route_token(args, t, sums, counts, squares, length);
+    const int64_t at = (c + b) * columns;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const int e = lane + 32 * i;
+      if (e < args.experts) args.slot_scores[at + e] = sums[i], args.slot_counts[at + e] = counts[i];
+    }
+    if (lane == 0) args.slot_scores[at + args.experts] = squares, args.slot_counts[at + args.experts] = length;
+  }
+}
+
+// A block some experts of a sequence.
+template <class T>
+__global__ __launch_bounds__(kColumns) void moe_route_sum_kernel(const MoeRouteArgs<T> args, int64_t chunk,
+                                                                 int64_t blocks) {
+  const int64_t b = blockIdx.x / blocks, e = blockIdx.x % blocks * kColumns + threadIdx.x, columns = args.experts + 1;
+  if (e >= columns) return;
+  int64_t first, last, count = 0, length = 0;
+  slots_of(args, b, chunk, &first, &last);
+  double sum = 0;
+  for (int64_t at = first * columns; at < last * columns; at += columns) {
+    sum += args.slot_scores[at + e];
+    count += args.slot_counts[at + e];
+    length += args.slot_counts[at + args.experts];
+  }
+  if (e == args.experts) {
+    args.lengths[b] = length;
+  } else {
+    args.counts[b * args.experts + e] = count;
+    args.mean_score[b * args.experts + e] = static_cast<acc_t<T>>(sum / (length > 0 ? length : 1));
+  }
+}
+
+struct Total {
+  double squares;
+  int64_t length;
+};
+
+template <class T>
+__global__ __launch_bounds__(kColumns) void moe_route_total_kernel(const MoeRouteArgs<T> args, int64_t chunk) {
+  Total mine{0, 0};
+  for (int64_t b = threadIdx.x; b < args.sequences; b += kColumns) {
+    int64_t first, last;
+    slots_of(args, b, chunk, &first, &last);
+    for (int64_t at = first * (args.experts + 1) + args.experts; first < last; ++first, at += args.experts + 1) {
+      mine.squares += args.slot_scores[at], mine.length += args.slot_counts[at];
+    }
+  }
+  mine = block_reduce<kColumns>(
+      mine, [](const Total& a, const Total& b) { return Total{a.squares + b.squares, a.length + b.length}; });
+  if (threadIdx.x != 0) return;
+  args.lengths[args.sequences] = mine.length;
+  *args.z_loss = static_cast<acc_t<T>>(mine.squares / (mine.length > 0 ? mine.length : 1));
+}
+
+template <class T, int N>
+__global__ __launch_bounds__(32 * kWarps) void moe_route_backward_kernel(const MoeRouteBackwardArgs<T> args) {
+  using Acc = acc_t<T>;
+  const MoeRouteArgs<T>& f = args.forward;
+  const int64_t t = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (t >= f.tokens) return;
+  const int lane = threadIdx.x % 32;
+  T* out = args.grad_logits + t * f.experts;
+  const Acc max = f.stats[2 * t], log_sum = f.stats[2 * t + 1];
+  if (log_sum == kInf<Acc>) {
+    for (int64_t e = lane; e < f.experts; e += 32) out[e] = T{};
+    return;
+  }
+  const bool softmax = f.score == RouteScore::softmax;
+  const Row<T, N> row(f, t);
+  const int64_t all = f.lengths[f.sequences], b = args.grad_mean_score ? sequence_of(f, t) : 0;
+  const Acc share = args.grad_mean_score ? Acc(1) / f.lengths[b] : Acc(0);
+  const Acc pull = args.grad_z_loss ? 2 * *args.grad_z_loss / all * (max + log_sum) : Acc(0);
+
+  // <G, s> and sum s.
+  Acc g[N], s[N], mean = 0, total = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int e = lane + 32 * i;
+    const bool there = e < f.experts;
+    g[i] = args.grad_mean_score && there ? args.grad_mean_score[b * f.experts + e] * share : Acc(0);
+    s[i] = !there ? Acc(0) : softmax ? exp_neg(row.z[i] - max - log_sum) : score_of(f.score, row.z[i]);
+    mean += g[i] * s[i], total += s[i];
+  }
+  mean = warp_sum(mean), total = softmax ? Acc(1) : score_total(warp_sum(total));
+
+  // The chosen ones: dv, and <dv, v> where a softmax over all experts takes it from the others.
+  const Chosen<T> chosen(f, t, max, log_sum);
+  const Acc* gw = args.grad_weights ? args.grad_weights + t * f.k : nullptr;
+  Acc sum = 0, weighted = 0;
+  for (int64_t j = lane; gw && j < f.k; j += 32) {
+    if (chosen.at[j] >= 0) sum += chosen.value(j), weighted += gw[j] * chosen.value(j);
+  }
+  sum = chosen.divided() ? chosen.divisor(sum) : Acc(1), weighted = chosen.divided() ? warp_sum(weighted) : Acc(0);
+  const auto dv = [&](int64_t j) { return route_value_gradient(gw[j], weighted, sum, static_cast<Acc>(f.scale)); };
+  Acc taken = 0;
+  for (int64_t j = lane; gw && softmax && !f.over_chosen && j < f.k; j += 32) {
+    if (chosen.at[j] >= 0) taken += dv(j) * chosen.value(j);
+  }
+  taken = warp_sum(taken);
+
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (softmax) {
+      g[i] = s[i] * (g[i] + (pull - mean - taken));
+    } else {
+      g[i] = slope_of(f.score, row.z[i], s[i]) * (g[i] - mean / total) / total;
+      if (pull != 0) g[i] += pull * exp_neg(row.z[i] - max - log_sum);
+    }
+  }
+  for (int64_t j = 0; gw && j < f.k; ++j) {
+    const int64_t e = chosen.at[j];
+    if (e < 0) continue;
+    const Acc value = chosen.value(j), extra = dv(j) * (softmax ? value : slope_of(f.score, chosen.z(j), value));
+#pragma unroll
+    for (int i = 0; i < N; ++i) g[i] += e == lane + 32 * i ? extra : Acc(0);
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (lane + 32 * i < f.experts) out[lane + 32 * i] = store<T>(g[i]);
+  }
+}
+
+// Calls body with the experts that a lane holds.
+template <class Body>
+void with_width(int64_t experts, const Body& body) {
+  if (experts <= 64) return body.template operator()<2>();
+  if (experts <= 128) return body.template operator()<4>();
+  if (experts <= 256) return body.template operator()<8>();
+  body.template operator()<kMaxExperts / 32>();
+}
+
+}  // namespace
+
+template <class T>
+void moe_route_cuda(const MoeRouteArgs<T>& args, void* stream) {
+  const int64_t chunk = RouteChunks::size(args.tokens), blocks = ceil_div(args.experts + 1, kColumns);
+  with_width(args.experts, [&]<int N>() {
+    const dim3 grid(static_cast<unsigned>(RouteChunks::count(args.tokens)));
+    launch("moe_route", moe_route_kernel<T, N>, grid, dim3(32), stream, args, chunk);
+  });
+  launch("moe_route_sum", moe_route_sum_kernel<T>, dim3(static_cast<unsigned>(args.sequences * blocks)), dim3(kColumns),
+         stream, args, chunk, blocks);
+  launch("moe_route_total", moe_route_total_kernel<T>, dim3(1), dim3(kColumns), stream, args, chunk);
+}
+
+template <class T>
+void moe_route_backward_cuda(const MoeRouteBackwardArgs<T>& args, void* stream) {
+  with_width(args.forward.experts, [&]<int N>() {
+    const dim3 grid(static_cast<unsigned>(ceil_div(args.forward.tokens, kWarps)));
+    launch("moe_route_backward", moe_route_backward_kernel<T, N>, grid, dim3(32 * kWarps), stream, args);
+  });
+}
+
+#define INSTANTIATE(T)                                                        \
+  template void moe_route_cuda<T>(const MoeRouteArgs<T>& args, void* stream); \
+  template void moe_route_backward_cuda<T>(const MoeRouteBackwardArgs<T>& args, void* stream);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(bfloat16)
+INSTANTIATE(float16)
+#undef INSTANTIATE
+
+}  // namespace warpup

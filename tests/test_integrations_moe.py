@@ -1,0 +1,114 @@
+"""transformers' mixture models on experts_implementation="warpup": the outputs and gradients of their eager path."""
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", minversion="5")
+
+import warpup.integrations.transformers  # noqa: E402, F401
+from warpup.integrations import transformers_moe  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+COMMON = {
+    "vocab_size": 31,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
+DEEPSEEK = {**LATENT, "intermediate_size": 24, "moe_intermediate_size": 12, "first_k_dense_replace": 1}
+DEEPSEEK |= {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 1, "n_group": 4, "topk_group": 2}
+QWEN = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 10, "head_dim": 8}
+MODELS = {
+    "qwen3_moe": ("Qwen3MoeConfig", QWEN, "silu"),
+    "qwen3_moe gelu": ("Qwen3MoeConfig", {**QWEN, "hidden_act": "gelu_pytorch_tanh"}, "gelu_tanh"),
+    "olmoe": ("OlmoeConfig", {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 10}, "silu"),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 10}, "silu"),
+    "deepseek_v2": ("DeepseekV2Config", {**DEEPSEEK, "topk_method": "group_limited_greedy"}, "silu"),
+    "deepseek_v3": ("DeepseekV3Config", DEEPSEEK, "silu"),
+    "gpt_oss": ("GptOssConfig", {"num_local_experts": 4, "intermediate_size": 12, "head_dim": 8}, "swiglu_oai"),
+    "gpt_oss, another limit": (
+        "GptOssConfig",
+        {"num_local_experts": 4, "intermediate_size": 12, "head_dim": 8, "swiglu_limit": 0.2},
+        None,  # composed around the module's own activation
+    ),
+}
+
+
+def run(model, ids, implementation):
+    model.set_experts_implementation(implementation)
+    model.zero_grad()
+    out = model(input_ids=ids, labels=ids)
+    out.loss.backward()
+    return out.logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_as_eager(name, twin):
+    kind, options, activation = MODELS[name]
+    if not hasattr(transformers, kind):
+        pytest.skip(f"this transformers has no {kind}")
+    torch.manual_seed(0)
+    config = getattr(transformers, kind)(**COMMON, **options)
+    model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="warpup")
+    model = model.double().to(twin.device)
+    for p in model.parameters():  # as initialised, some are 0 or too small to matter
+        torch.nn.init.normal_(p, std=0.3)
+    experts = [m for m in model.modules() if hasattr(m, "is_transposed")]
+    assert experts
+    assert {transformers_moe.kind_of(m) for m in experts} == {activation}
+    ids = torch.randint(3, 31, (2, 9), device=twin.device)
+    got, want = run(model, ids, "warpup"), run(model, ids, "eager")
+    torch.testing.assert_close(got[0], want[0], rtol=1e-9, atol=1e-9)
+    assert got[1].keys() == want[1].keys()
+    assert any("experts" in key for key in want[1])
+    for key in want[1]:
+        torch.testing.assert_close(got[1][key], want[1][key], rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_another_implementation_than_eager_really_runs(monkeypatch):
+    called = []
+    monkeypatch.setattr(transformers_moe, "moe_experts", lambda x, *args, **options: called.append(options) or x)
+    config = transformers.Qwen3MoeConfig(**COMMON, **QWEN)
+    model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="warpup")
+    model(input_ids=torch.randint(3, 31, (1, 5)))
+    assert len(called) == 2
+
+
+def test_experts_of_other_ranks_are_dropped():
+    """transformers marks them with an id past the last."""
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(**COMMON, **QWEN)
+    model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="warpup")
+    experts = next(m for m in model.modules() if hasattr(m, "is_transposed"))
+    x, weights = torch.randn(5, 16), torch.rand(5, 2)
+    indices = torch.tensor([[0, 6], [1, 2], [6, 6], [3, 5], [6, 4]])
+    got = experts(x, indices, weights)
+    want = experts(x, indices.clamp_max(5), weights * (indices < 6))
+    torch.testing.assert_close(got, want)
+
+
+def test_without_a_gate(monkeypatch):
+    nemotron = pytest.importorskip("transformers.models.nemotron_h.modeling_nemotron_h")
+    torch.manual_seed(0)
+    config = transformers.NemotronHConfig(
+        hidden_size=16, n_routed_experts=4, moe_intermediate_size=12, moe_latent_size=None, num_experts_per_tok=2
+    )
+    config._experts_implementation = "warpup"
+    experts = nemotron.NemotronHExperts(config).double()
+    for p in experts.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, weights = torch.randn(7, 16, dtype=torch.float64), torch.rand(7, 2, dtype=torch.float64)
+    indices = torch.rand(7, 4).topk(2).indices
+    results = []
+    for implementation in ("warpup", "eager"):
+        config._experts_implementation = implementation
+        out = experts(x, indices, weights)
+        results.append((out, *torch.autograd.grad(out.square().sum(), list(experts.parameters()))))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)

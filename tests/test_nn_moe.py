@@ -1,0 +1,157 @@
+"""warpup.nn.DeepSeekMoE against a loop over its experts, its balance losses against formulas, and that it learns."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from warpup.nn.moe import DeepSeekMoE
+
+H, I, E, K = 12, 10, 6, 2
+
+
+def made(**options):
+    torch.manual_seed(0)
+    return DeepSeekMoE(H, I, E, K, **{"num_shared": 2, **options}).double()
+
+
+def plain(m, x):
+    rows = x.reshape(-1, H)
+    scores = (rows.float() @ m.router.float().t()).softmax(-1)
+    weights, indices = scores.topk(K, -1)
+    out = torch.zeros_like(rows)
+    for t in range(len(rows)):
+        for w, e in zip(weights[t], indices[t].tolist(), strict=True):
+            gate, up = (m.w_gate_up[e] @ rows[t]).chunk(2)
+            out[t] = out[t] + w.double() * (m.w_down[e] @ (F.silu(gate) * up))
+    gate, up = (rows @ m.shared_gate_up.t()).chunk(2, -1)
+    return (out + (F.silu(gate) * up) @ m.shared_down.t()).view(x.shape), scores, indices
+
+
+def test_outputs_and_gradients(twin):
+    m = made().to(twin.device)
+    x = torch.randn(3, 5, H, dtype=torch.float64, device=twin.device, requires_grad=True)
+    parameters = [x, *m.parameters()]
+    out, (want, *_) = m(x), plain(m, x)
+    torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)  # the router's scores are float32
+    gradient = torch.randn_like(out)
+    grads = (torch.autograd.grad(o, parameters, gradient) for o in (out, want))
+    for got, w in zip(*grads, strict=True):
+        torch.testing.assert_close(got, w, rtol=1e-5, atol=1e-5)
+
+
+def test_balance_losses():
+    m, x = made(), torch.randn(40, H, dtype=torch.float64)
+    m(x)
+    with torch.no_grad():
+        _, scores, indices = plain(m, x)
+    f = torch.bincount(indices.flatten(), minlength=E) * E / (K * 40)
+    p = scores.mean(0)
+    torch.testing.assert_close(m.load(), f / E)
+    assert m.balance_loss(expert=0.3).item() == pytest.approx(0.3 * (f * p).sum().item(), rel=1e-5)
+    on_device = sum(f[d : d + 2].mean() * p[d : d + 2].sum() for d in (0, 2, 4))
+    assert m.balance_loss(device=0.2, devices=3).item() == pytest.approx(0.2 * on_device.item(), rel=1e-5)
+    z = (x.float() @ m.router.float().t()).logsumexp(-1).square().mean()
+    assert m.balance_loss(z=0.1).item() == pytest.approx(0.1 * z.item(), rel=1e-5)
+    with pytest.raises(ValueError, match="divide 6 experts, got 4"):
+        m.balance_loss(device=1.0, devices=4)
+    m.balance_loss(expert=1.0).backward()
+    assert m.router.grad.abs().sum() > 0
+    assert m.w_down.grad is None
+
+
+def test_sequences_and_masked_tokens():
+    m, x = made(num_shared=0), torch.randn(3, 8, H, dtype=torch.float64)
+    mask = torch.rand(3, 8) < 0.7
+    out = m(x, token_mask=mask, sequences=8)
+    assert m.last_route.counts.shape == (3, E)
+    assert m.load().sum().item() == pytest.approx(1)
+    assert not out[~mask].any()
+    torch.testing.assert_close(out[mask], m(x)[mask])
+    alone = []
+    for i in range(3):
+        m(x[i], token_mask=mask[i])
+        alone.append(m.balance_loss(expert=1.0))
+    m(x, token_mask=mask, sequences=8)
+    torch.testing.assert_close(m.balance_loss(expert=1.0), torch.stack(alone).mean())
+
+
+def test_the_expert_loss_evens_the_load():
+    m = made(num_shared=0)
+    with torch.no_grad():
+        m.router[0] += 0.5  # a favourite, on inputs with a positive mean
+    x = torch.randn(200, H, dtype=torch.float64) + 0.5
+    m(x)
+    before = m.load().max().item()
+    optimizer = torch.optim.Adam([m.router], lr=0.02)
+    for _ in range(60):
+        m(x)
+        optimizer.zero_grad()
+        m.balance_loss(expert=1.0).backward()
+        optimizer.step()
+    m(x)
+    assert m.load().max().item() < min(0.3, before)
+
+
+def test_the_correction_evens_the_load_without_a_gradient():
+    m = made(num_shared=0, correction=True)
+    with torch.no_grad():
+        m.router[0] += 0.5
+    x = torch.randn(200, H, dtype=torch.float64) + 0.5
+    m(x)
+    before, weights = m.load().max().item(), m.last_route.weights
+    for _ in range(100):
+        m.update_correction(0.01)
+        m(x)
+    assert m.load().max().item() < min(0.25, before)
+    assert "correction" in dict(m.named_buffers())
+    chosen = m.last_route.indices
+    scores = (x.float() @ m.router.float().t()).softmax(-1)
+    torch.testing.assert_close(m.last_route.weights, scores.gather(-1, chosen))  # unbiased
+    assert weights.requires_grad
+    assert not m.correction.requires_grad
+    with pytest.raises(ValueError, match="correction=True"):
+        made().update_correction()
+
+
+def test_replay_takes_the_given_experts_with_live_weights():
+    m, x = made(num_shared=0), torch.randn(2, 4, H, dtype=torch.float64)
+    indices = torch.randint(E, (2, 4, K))
+    m(x, replay_indices=indices)
+    assert torch.equal(m.last_route.indices, indices.view(-1, K))
+    scores = (x.view(-1, H).float() @ m.router.float().t()).softmax(-1)
+    torch.testing.assert_close(m.last_route.weights, scores.gather(-1, indices.view(-1, K)))
+
+
+def test_it_learns_what_one_expert_of_its_size_cannot():
+    """Four clusters of inputs, a linear map of its own for each."""
+    torch.manual_seed(0)
+    centers, maps = 3 * torch.randn(4, H), torch.randn(4, H, H) / H**0.5
+
+    def batch(n):
+        which = torch.randint(4, (n,))
+        x = centers[which] + 0.3 * torch.randn(n, H)
+        return x, torch.einsum("nij,nj->ni", maps[which], x)
+
+    def fit(module):
+        optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
+        for _ in range(250):
+            x, y = batch(64)
+            loss = F.mse_loss(module(x), y) + module.balance_loss(expert=0.01)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        x, y = batch(512)
+        return F.mse_loss(module(x), y).item()
+
+    torch.manual_seed(1)
+    alone = fit(DeepSeekMoE(H, 4, 1, 1))
+    many = fit(DeepSeekMoE(H, 4, 8, 2, num_shared=1))
+    assert many < 0.5 * alone, (many, alone)
+
+
+def test_messages():
+    with pytest.raises(ValueError, match="k must be 1 to num_experts, 6, got 7"):
+        DeepSeekMoE(H, I, E, 7)
+    with pytest.raises(RuntimeError, match="nothing was routed yet"):
+        made().balance_loss(expert=1.0)
+    assert "6 experts, 2 a token, 2 shared" in repr(made())
