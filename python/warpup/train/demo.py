@@ -16,7 +16,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from warpup.data import (
     NAMES,
@@ -33,7 +33,7 @@ from .errors import TrainError
 from .evaluate import evaluate
 from .log import ProgressBar, Report
 from .parallel import run_aside, run_here
-from .recipe import Recipe, locked, seed_everything
+from .recipe import Recipe, locked, seed_everything, use_experts
 from .rlvr import RLVR
 from .run import HeldOut
 from .warmup import Warmup
@@ -47,6 +47,8 @@ class DemoArguments:
 
     out: str = "runs/demo"
     """Folder of the results; what is done there already is reused."""
+    model: Literal["dense", "moe"] = "dense"
+    """dense: a Llama; moe: fine-grained routed experts and a shared one, as many active parameters."""
     quick: bool = False
     """About a minute: smaller puzzles, fewer steps, rougher numbers."""
     seeds: int = 1
@@ -75,6 +77,7 @@ class Size:
     hidden: int = 128
     layers: int = 3
     heads: int = 4
+    experts: int = 0  # routed ones of a layer, 3 of them active; 0: a dense model
     batch: int = 8  # learns faster per token than 16 and 32
     warm_lr: float = 2e-3
     rl_lr: float = 1e-4  # at 2e-4 the reward does not rise; 5e-4 collapses the chains
@@ -127,23 +130,36 @@ def puzzle_sets(size: Size, seed: int) -> dict[str, list[dict[str, str]]]:
 
 
 def fresh_model(size: Size, tokenizer, seed: int):
-    """Untrained Llama of the demo's size, about 0.6 M parameters."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """Untrained Llama of the demo's size, about 0.6 M parameters; with experts, a Qwen2-MoE whose four active experts,
+    the shared one among them, have a quarter of the Llama's width each, as DeepSeekMoE cuts them."""
+    import transformers
 
     seed_everything(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size.hidden,
-        intermediate_size=8 * size.hidden // 3,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        max_position_embeddings=1024,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
+    width = 8 * size.hidden // 3
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": size.hidden,
+        "intermediate_size": width,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads,
+        "max_position_embeddings": 1024,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": False,
+    }
+    if not size.experts:
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
+    config = transformers.Qwen2MoeConfig(
+        **shape,
+        num_experts=size.experts,
+        num_experts_per_tok=3,
+        moe_intermediate_size=width // 4,
+        shared_expert_intermediate_size=width // 4,
+        router_aux_loss_coef=0.01,
     )
-    return LlamaForCausalLM(config)
+    return use_experts(transformers.Qwen2MoeForCausalLM(config))
 
 
 def run_chain(chain: str, seed: int, size: Size, out: Path, report: Report) -> dict[str, Any]:
@@ -210,6 +226,7 @@ def run_demo(given: DemoArguments) -> Path:
     if given.seeds < 1:
         raise TrainError(f"--seeds: expected at least 1, got {given.seeds}")
     out, size = Path(given.out), QUICK if given.quick else FULL
+    size = replace(size, experts=12) if given.model == "moe" else size
     began = time.perf_counter()
     with locked(out):
         check_size(out / "demo.json", size)
@@ -234,7 +251,7 @@ def check_size(path: Path, size: Size) -> None:
     wanted = json.loads(json.dumps(asdict(size)))
     if path.exists() and json.loads(path.read_text()) != wanted:
         raise TrainError(
-            f"{path.parent} holds a demo of another size (--quick, or other settings): choose another --out"
+            f"{path.parent} holds a demo of another size (--quick, --model, or other settings): choose another --out"
         )
     path.write_text(json.dumps(wanted) + "\n")
 

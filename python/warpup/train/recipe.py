@@ -117,7 +117,16 @@ def load_model(folder: str | Path):
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise TrainError(f"cannot load the model in {folder}: {str(error).strip().splitlines()[0]}") from error
     check_tokenizer(model, tokenizer)
-    return model, tokenizer
+    return use_experts(model), tokenizer
+
+
+def use_experts(model):
+    """The model, its routed experts, if it has some that transformers lets us replace, computed by `moe_experts`."""
+    if getattr(model, "_can_set_experts_implementation", bool)():
+        import warpup.integrations.transformers  # noqa: F401  registers the implementation
+
+        model.set_experts_implementation("warpup")
+    return model
 
 
 def describe(stage, examples) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from .log import MetricsLog
 from .plot import Line, Point, bar_chart, inline_svg, line_chart
 
 COLORS = {"base": "#c27c0e", "warm": "#2f81f7"}  # seen on white as on black
+LOADS = ("#c0362c", "#1a7f37", "#8250df")
 COLUMNS = {  # number -> heading; accuracies and format in percent
     "avg": "sampled",
     "greedy": "greedy",
@@ -139,6 +140,13 @@ def figures(out: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ]
         return line_chart("RLVR step" if after else "warm-up step", curves, y_range)
 
+    def balance(stage):
+        """Loads of the most and the least loaded expert, 1 if all are alike, and the balance loss."""
+        names = ("load_max", "load_min", "balance_loss")
+        shades = zip(names, ("most loaded expert", "least loaded expert", "balance loss"), LOADS, strict=True)
+        curves = [Line(label, color, curve(logs["warm"], stage, name, 1.0, SMOOTH)) for name, label, color in shades]
+        return line_chart("RLVR step" if stage == "2-rlvr" else "warm-up step", curves, (0, None))
+
     def bars(arm):
         return [(*(100 * x for x in table[arm][name]), opacity) for name, opacity in (("avg", 1), ("greedy", 0.5))]
 
@@ -151,6 +159,8 @@ def figures(out: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "Reward of the training completions": lines("2-rlvr", "reward", y_range=(None, None), smooth=SMOOTH),
         "Tokens per training completion": lines("2-rlvr", "length", smooth=SMOOTH),
         "Reflection words per held-out answer (greedy)": lines("2-rlvr", "held_out_reflections"),
+        "Experts' load while warming up (1: all alike)": balance("1-warmup"),
+        "Experts' load during RLVR after the warm-up": balance("2-rlvr"),
     }
 
 

@@ -20,6 +20,7 @@ from .data import Data, RewardName
 from .decoding import Decoding, split_words
 from .errors import TrainError
 from .evaluate import decode, mean
+from .experts import Experts
 from .optim import Schedule, adamw, learning_rate
 from .rewards import VERIFIER, load_reward, score
 from .rollout import Rollouts, rollout
@@ -74,6 +75,8 @@ class RLVR:
     """How far below and above 1 the probability ratio counts; none takes the loss's own."""
     kl_coef: float = 0.0
     """Weight of the KL to the model as it was before this stage; 0 keeps no copy of it."""
+    balance: float | None = None
+    """Weight of the balance loss of a model with routed experts; none takes its config's."""
     inner_epochs: int = 1
     """Optimizer steps on each batch of rollouts."""
     sampler: Literal["uniform", "sec", "dump"] = "uniform"
@@ -182,13 +185,15 @@ class RLVR:
         divisors = {"token": tokens, "constant": len(pairs) * self.max_new_tokens}
         divisor = divisors.get(normalizer, len(rows))  # the others count sequences
         total: dict[str, float] = {}
+        experts = Experts(run.model, self.balance)
         for batch in micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, run.model.device):
             mask = batch.mask
             old = at_targets(batch, rolls.logp, rolls.lengths)
             replay = {}
             if rolls.delta is not None:
                 replay = {"delta": at_targets(batch, rolls.delta, rolls.lengths), "token_set": rolls.token_set}
-            logp = completion_logprob(run.model, batch, self.temperature, **replay)
+            with experts.watch(batch.attention):
+                logp = completion_logprob(run.model, batch, self.temperature, **replay)
             ref = None
             if reference is not None:
                 with torch.no_grad():
@@ -204,14 +209,15 @@ class RLVR:
                 kl_coef=self.kl_coef,
                 normalizer=(normalizer, divisor),
             )
-            loss.backward()
-            total["loss"] = total.get("loss", 0.0) + float(loss.detach())
             share = int(mask.sum()) / tokens
+            (loss + experts.loss(share)).backward()
+            total["loss"] = total.get("loss", 0.0) + float(loss.detach())
             for name, value in metrics.items():
                 value = float(value)
                 before = total.get(name, 0.0)
                 total[name] = max(before, value) if name == "ratio_max" else before + value * share
-        return total | {"grad_norm": run.apply(optimizer, total["loss"], lr, self.clip), "lr": lr, "tokens": tokens}
+        norm = run.apply(optimizer, total["loss"], lr, self.clip)
+        return total | experts.numbers() | {"grad_norm": norm, "lr": lr, "tokens": tokens}
 
 
 def at_targets(batch: Batch, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .batch import Pair, check_length, completion_logprob, encode_pair, micro_batches
 from .data import Data
 from .errors import TrainError
+from .experts import Experts
 from .optim import Schedule, adamw, learning_rate
 from .run import StageRun
 
@@ -38,6 +39,8 @@ class Warmup:
     """AdamW's weight decay."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
+    balance: float | None = None
+    """Weight of the balance loss of a model with routed experts; none takes its config's."""
     max_tokens: int = 16384
     """Padded tokens that go through the model at once; larger batches are accumulated."""
     save_every: int = 100
@@ -62,15 +65,17 @@ class Warmup:
             began = time.perf_counter()
             rows = batches[i]
             tokens = sum(len(pairs[row][1]) for row in rows)
-            total = 0.0
+            total, experts = 0.0, Experts(model, self.balance)
             for batch in micro_batches(pairs, rows, tokenizer.pad_token_id, self.max_tokens, model.device):
-                loss = -completion_logprob(model, batch).sum() / tokens
-                loss.backward()
+                with experts.watch(batch.attention):
+                    loss = -completion_logprob(model, batch).sum() / tokens
+                (loss + experts.loss(int(batch.mask.sum()) / tokens)).backward()
                 total += loss.item()
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
             norm = run.apply(optimizer, total, lr, self.clip)
             seconds = time.perf_counter() - began
-            return {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": tokens / seconds}
+            numbers = {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": tokens / seconds}
+            return numbers | experts.numbers()
 
         run.loop(step, self.steps, self.save_every, optimizer)
 
