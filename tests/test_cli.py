@@ -242,6 +242,18 @@ def test_demo_reports_and_reuses(tmp_path, capsys, monkeypatch):
     assert "holds a demo of another size" in error(capsys, "demo", "--out", out)
 
 
+def test_demo_of_a_mixture_shows_the_experts_load(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "QUICK", TINY)
+    out = tmp_path / "demo"
+    code, *_ = call(capsys, "demo", "--quick", "--model", "moe", "--jobs", "1", "--out", out)
+    assert code == 0
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") == 8
+    assert "most loaded expert" in page
+    assert "routed experts" in page
+    assert "holds a demo of another size" in error(capsys, "demo", "--quick", "--out", out)
+
+
 def test_demo_splits_by_abstract_puzzle():
     held_out, kept = demo.puzzles_of(TINY)
     assert not {puzzle.canonical_key() for puzzle in held_out} & {puzzle.canonical_key() for puzzle in kept}

@@ -94,6 +94,7 @@ def write_report(out: Path, size: Size, teacher: float, results: Sequence[dict[s
         for arm, numbers in summary(results).items()
     )
     head = "".join(f"<th>{escape(name)}</th>" for name in ("arm", *COLUMNS.values()))
+    mixture = f", {size.experts} routed experts in each layer" if size.experts else ""
     spread = "One seed: no spread is known (--seeds 3 tells)."
     if seeds > 1:
         spread = f"± is one standard deviation over {seeds} seeds."
@@ -101,7 +102,7 @@ def write_report(out: Path, size: Size, teacher: float, results: Sequence[dict[s
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>warpup demo</title><style>{STYLE}</style>
 <h1>Warm up, then reinforce</h1>
-<p>A language model of {results[0]["parameters"]:,} parameters, trained from scratch on Knights &amp; Knaves puzzles of
+<p>A language model of {results[0]["parameters"]:,} parameters{mixture}, trained from scratch on Knights &amp; Knaves puzzles of
 {size.people} people. <b>Warm-up</b> imitates long chains of thought ({size.warm_steps} steps) by a teacher that
 misjudges {size.slips:.0%} of its checks; nobody filters them, and {teacher:.0%} end right. <b>Base</b> imitates random
 answers ({size.base_steps} steps), so it knows the format and nothing else. <b>RLVR</b> then reinforces either on the
