@@ -102,8 +102,8 @@ def write_report(out: Path, size: Size, teacher: float, results: Sequence[dict[s
     page = f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>warpup demo</title><style>{STYLE}</style>
 <h1>Warm up, then reinforce</h1>
-<p>A language model of {results[0]["parameters"]:,} parameters{mixture}, trained from scratch on Knights &amp; Knaves puzzles of
-{size.people} people. <b>Warm-up</b> imitates long chains of thought ({size.warm_steps} steps) by a teacher that
+<p>A language model of {results[0]["parameters"]:,} parameters{mixture}, trained from scratch on Knights &amp;
+Knaves puzzles of {size.people} people. <b>Warm-up</b> imitates long chains of thought ({size.warm_steps} steps) by a teacher that
 misjudges {size.slips:.0%} of its checks; nobody filters them, and {teacher:.0%} end right. <b>Base</b> imitates random
 answers ({size.base_steps} steps), so it knows the format and nothing else. <b>RLVR</b> then reinforces either on the
 same {size.puzzles} puzzles under changing names ({size.rl_steps} steps of {size.prompts} x {size.samples} completions),
