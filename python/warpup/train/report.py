@@ -103,12 +103,12 @@ def write_report(out: Path, size: Size, teacher: float, results: Sequence[dict[s
 <title>warpup demo</title><style>{STYLE}</style>
 <h1>Warm up, then reinforce</h1>
 <p>A language model of {results[0]["parameters"]:,} parameters{mixture}, trained from scratch on Knights &amp;
-Knaves puzzles of {size.people} people. <b>Warm-up</b> imitates long chains of thought ({size.warm_steps} steps) by a teacher that
-misjudges {size.slips:.0%} of its checks; nobody filters them, and {teacher:.0%} end right. <b>Base</b> imitates random
-answers ({size.base_steps} steps), so it knows the format and nothing else. <b>RLVR</b> then reinforces either on the
-same {size.puzzles} puzzles under changing names ({size.rl_steps} steps of {size.prompts} x {size.samples} completions),
-rewarded by a verifier. All accuracy is on {size.held_out} puzzles of which no training puzzle is a renaming or a mirror
-image.</p>
+Knaves puzzles of {size.people} people. <b>Warm-up</b> imitates long chains of thought ({size.warm_steps} steps) by a
+teacher that misjudges {size.slips:.0%} of its checks; nobody filters them, and {teacher:.0%} end right. <b>Base</b>
+imitates random answers ({size.base_steps} steps), so it knows the format and nothing else. <b>RLVR</b> then reinforces
+either on the same {size.puzzles} puzzles under changing names ({size.rl_steps} steps of {size.prompts} x {size.samples}
+completions), rewarded by a verifier. All accuracy is on {size.held_out} puzzles of which no training puzzle is a
+renaming or a mirror image.</p>
 <p><b>{LEGEND}</b>; mean reward, tokens and reflection words of the sampled answers; % with a readable format</p>
 <table><tr>{head}</tr>{rows}</table>
 <p>{"<br>".join(map(escape, gains(results)))}</p>
