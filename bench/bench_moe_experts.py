@@ -29,7 +29,7 @@ WRT = ("x", "weights", *WEIGHTS)
 
 
 def cases(device: str, size: str) -> Iterator[Comparison]:
-    layers = {"tiny": (16, 12, 4, 2)} if size == "quick" else LAYERS
+    layers = {"tiny": (16, 24, 4, 2)} if size == "quick" else LAYERS
     tokens = TOKENS.get(size, 20)
     for name, (width, inner, experts, k) in layers.items():
         shape = (tokens, width, inner, experts, k)

@@ -289,6 +289,7 @@ def test_messages():
         ({"activation": "tanh"}, "activation must be one of silu, "),
         ({"placement": "up"}, "placement must be one of combine, "),
         ({"plan": moe_plan(x["indices"][:4], 4)}, "plan must be of indices"),
+        ({"plan": moe_plan(x["indices"], 4, block=8)}, "made without a block"),
     ):
         with pytest.raises(ValueError, match=part):
             warpup.moe_experts(**{**x, **change})

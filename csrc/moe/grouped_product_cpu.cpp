@@ -1,6 +1,5 @@
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #include "core/parallel.h"
@@ -17,8 +16,7 @@ namespace {
 
 constexpr int kRows = 6, kColumns = 64;        // of a tile: 24 of 32 registers hold sums
 constexpr int64_t kPacked = int64_t(1) << 17;  // pairs of b that stay in half of an L2 while a goes by
-
-constexpr int64_t kDepth = 128;  // pairs of a sum at once: of b, 64 columns of them stay in an L1
+constexpr int64_t kDepth = 128;                // pairs of a sum at once: of b, 64 columns of them stay in an L1
 
 // Pieces of 64 elements of b, two lines, that are fetched while a tile is computed, for the tiles after it.
 struct Ahead {

@@ -12,7 +12,7 @@ from torch import Tensor
 from warpup._native import load_ops
 from warpup.ops.logprob import accumulator
 from warpup.ops.logprob_linear import autocast
-from warpup.ops.moe import MoEPlan, moe_combine, moe_gather, moe_plan
+from warpup.ops.moe import MoEPlan, moe_plan, reference_moe_combine, reference_moe_gather, reference_moe_plan
 from warpup.ops.moe_glu import ACTIVATIONS, reference_glu
 from warpup.ops.moe_grouped import (
     check_like,
@@ -45,16 +45,16 @@ def reference_moe_experts(
     x, weights, indices, w_gate_up, w_down, *, b_gate_up=None, b_down=None, activation="silu", placement="combine"
 ):
     """`moe_experts` in plain torch."""
-    plan = moe_plan(indices, w_gate_up.shape[0])
+    plan = reference_moe_plan(indices, w_gate_up.shape[0])
     row = weights.to(x.dtype).reshape(-1)[plan.permutation.clamp_min(0)].unsqueeze(1)
     row = torch.where(plan.permutation.unsqueeze(1) < 0, 0, row)
-    a = reference_glu(linear(moe_gather(x, plan), w_gate_up, b_gate_up, plan.offsets), activation=activation)
+    a = reference_glu(linear(reference_moe_gather(x, plan), w_gate_up, b_gate_up, plan.offsets), activation=activation)
     if placement != "activation":
-        return moe_combine(linear(a, w_down, b_down, plan.offsets), weights, plan)
+        return reference_moe_combine(linear(a, w_down, b_down, plan.offsets), weights, plan)
     o = reference_grouped_mm(a * row, w_down, plan.offsets)
     if b_down is not None:
         o = o + row * b_down[expert_of(plan.offsets, len(row))]
-    return moe_combine(o, torch.ones_like(weights), plan)
+    return reference_moe_combine(o, torch.ones_like(weights), plan)
 
 
 def linear(x, w, b, offsets):
@@ -230,11 +230,12 @@ def moe_experts(
     if plan is None:
         plan = moe_plan(indices, w_gate_up.shape[0])
     else:
-        check_offsets("moe_experts", plan.offsets, w_gate_up.shape[0], indices.numel(), x.device)
         if plan.inverse.shape != indices.shape or plan.permutation.shape != (indices.numel(),):
             raise ValueError(
-                f"moe_experts: plan must be of indices, {tuple(indices.shape)}, got one of {tuple(plan.inverse.shape)}"
+                f"moe_experts: plan must be of indices, {tuple(indices.shape)}, and made without a block, got one of "
+                f"{tuple(plan.inverse.shape)} with {plan.permutation.shape[0]} rows"
             )
+        check_offsets("moe_experts", plan.offsets, w_gate_up.shape[0], indices.numel(), x.device)
     tensors = (x, weights.to(accumulator(x)), w_gate_up, w_down, b_gate_up, b_down)
     rest = (plan.offsets, plan.permutation, plan.inverse, activation, placement)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
