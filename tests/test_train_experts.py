@@ -2,28 +2,15 @@
 
 import pytest
 import torch
-from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import warpup
-from tiny import EXAMPLES, TOKENIZER, llama, log_of, rlvr, warmup
+from tiny import EXAMPLES, TOKENIZER, llama, log_of, mixture, rlvr, warmup
 from warpup.train import Recipe
 from warpup.train.batch import collate, completion_logprob, encode_pair
 from warpup.train.experts import Experts
-from warpup.train.recipe import load_model, use_experts
+from warpup.train.recipe import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def mixture(seed=0, **overrides):
-    torch.manual_seed(seed)
-    settings = {
-        "vocab_size": len(TOKENIZER), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "initializer_range": 0.2,
-        "router_aux_loss_coef": 0.05, "pad_token_id": TOKENIZER.pad_token_id,
-        "eos_token_id": TOKENIZER.eos_token_id, "bos_token_id": TOKENIZER.bos_token_id,
-    }  # fmt: skip
-    return use_experts(Qwen2MoeForCausalLM(Qwen2MoeConfig(**settings | overrides)))
 
 
 def batch_of(rows):

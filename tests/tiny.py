@@ -3,13 +3,18 @@
 import json
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from warpup.data import example, knights_and_knaves, word_tokenizer
-from warpup.train import (
-    RLVR,
-    Warmup,
-)
+from warpup.train import RLVR, Warmup
+from warpup.train.recipe import use_experts
 
 TOKENIZER = word_tokenizer()
 
@@ -31,6 +36,19 @@ def llama(seed=0, **overrides):
         "bos_token_id": TOKENIZER.bos_token_id,
     }
     return LlamaForCausalLM(LlamaConfig(**settings | overrides))
+
+
+def mixture(seed=0, **overrides):
+    """Routed and shared experts, on warpup's operators."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": len(TOKENIZER), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 6, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "initializer_range": 0.2,
+        "router_aux_loss_coef": 0.05, "pad_token_id": TOKENIZER.pad_token_id,
+        "eos_token_id": TOKENIZER.eos_token_id, "bos_token_id": TOKENIZER.bos_token_id,
+    }  # fmt: skip
+    return use_experts(Qwen2MoeForCausalLM(Qwen2MoeConfig(**settings | overrides)))
 
 
 def gpt2(seed=0):
