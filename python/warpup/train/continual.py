@@ -63,25 +63,28 @@ class ContinualArguments:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the tasks are learned. Chosen on seed 0; the fields say what was compared."""
+    """How the tasks are learned. Chosen by the certificates after the last task, mean of seeds 10 to 12, task scenario:
+    96.7 % with intercontinet, 99.0 with hyperinterval. The fields say what else was tried."""
 
     scenario: str = "task"
     hidden: int = 64
     batch: int = 64
     steps: int = 300  # of a task
-    lr: float = 0.02  # intercontinet's shift; .005 and .1 certify 2 points less
     # intercontinet
+    lr: float = 0.02  # of the shift; .01 and .05: 95.5
     max_radius: float = 1.0  # of the first box
     scale_steps: int = 300  # at most, after the other steps, to shrink the box
     scale_lr: float = 0.2
-    robust: float = 0.98  # shrink until this share of what is right is certified; the paper's .8 leaves wider boxes
+    robust: float = (
+        0.98  # shrink until this share of what is right is certified; .8, as in the paper: 85.0, in wider boxes
+    )
     # hyperinterval
     embedding: int = 8
     hyper_hidden: int = 32
-    hyper_lr: float = 0.005  # .001 loses 8 points of the first task's certificate
-    gamma: float = 1.0
+    hyper_lr: float = 0.005
+    gamma: float = 0.3  # 1: 83.0, with certificates that break down while later tasks are learned
     kappa: float = 0.5  # at the end of the ramp
-    beta: float = 0.01  # of the drift term; .1 learns later tasks less well
+    beta: float = 0.01  # of the drift term; .1: 93.4, as later tasks are learned less well
     # finetune
     plain_lr: float = 0.005
 

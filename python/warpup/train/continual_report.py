@@ -24,10 +24,10 @@ def show(runs: Sequence[dict[str, Any]], out: Path) -> None:
             table.add_column(heading, justify="left" if heading == "digits" else "right", no_wrap=True)
         rows = [numbers(run) for run in same]  # [seed][task][column]
         for task, name in enumerate(same[0]["tasks"]):
-            table.add_row(name, *(cell(values, method) for values in columns([row[task] for row in rows])))
+            table.add_row(name, *(cell(values) for values in columns([row[task] for row in rows])))
         table.add_section()
         means = [[fmean(column) for column in zip(*row, strict=True)] for row in rows]
-        table.add_row("mean", *(cell(values, method) for values in columns(means)))
+        table.add_row("mean", *(cell(values) for values in columns(means)))
         console.print(table)
         if method == "intercontinet":
             console.print("  each certificate covers every later network of this method", highlight=False)
@@ -57,8 +57,8 @@ def columns(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
     return list(zip(*rows, strict=True))
 
 
-def cell(values: Sequence[float], method: str) -> str:
-    """Mean in percent, with its spread over the seeds; a method without certificates certifies nothing."""
+def cell(values: Sequence[float]) -> str:
+    """Mean in percent, with its spread over the seeds."""
     spread = f" ±{100 * stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * fmean(values):.1f}{spread}"
 
