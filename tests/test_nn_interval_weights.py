@@ -217,6 +217,8 @@ def test_worst_case_loss_against_a_loop():
     tie = torch.tensor([[1.0, 1.0], [2.0, 0.0], [2.0, 0.0]])
     found = certified(tie, torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.9, 0.9]]), torch.tensor([0, 0, 0]))
     assert found.tolist() == [False, False, True]
+    for nan in ((torch.tensor([[torch.nan, 0.0]]), 0), (torch.tensor([[9.0, torch.nan]]), 0)):
+        assert not certified(nan[0], torch.zeros(1, 2), torch.tensor([nan[1]])).any()
 
 
 # The hypernetwork
@@ -327,6 +329,7 @@ def test_gradients_of_a_task_reach_its_embedding_and_the_hypernetwork():
         (lambda: NestedBox(torch.zeros(2), -1.0), "radius: expected a finite number of at least 0, got -1.0"),
         (lambda: IntervalLinear(2, 2, max_radius=float("nan")), "radius: expected a finite number"),
         (lambda: IntervalSequential(nn.Linear(2, 2)), "layers: expected IntervalLinear.*got Linear"),
+        (lambda: forward_boxes([nn.Linear(2, 2)], [], torch.zeros(1, 2)), "boxes: expected one for each of 2.*got 0"),
         (lambda: forward_boxes([nn.Tanh()], [], torch.zeros(1, 2)), "layers: expected.*got Tanh"),
         (lambda: HyperInterval(nn.Sequential(nn.Tanh()), 2), "target: expected.*got Tanh"),
         (lambda: HyperInterval([2, 2], 0), "tasks: expected at least 1, got 0"),

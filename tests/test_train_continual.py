@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 from warpup import cli
 from warpup.nn.interval_weights import certified
 from warpup.train import TrainError, continual, continual_report
+from warpup.train import continual_methods as methods
 from warpup.train.digits import load_digits_split
 from warpup.train.log import quiet
 
 pytest.importorskip("sklearn")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHORT = continual.Settings(hidden=16, steps=60, scale_steps=80)
+METHODS = ("intercontinet", "hyperinterval", "finetune")
+SHORT = methods.Settings(hidden=16, steps=60, scale_steps=80)
 
 
 class Killed(BaseException):
@@ -30,7 +32,7 @@ def killer(tasks):
     """A report that ends the process, so to say, once so many tasks are done."""
 
     def report(stage, step, steps, numbers):
-        if "accuracy" in numbers and step * continual.PAIRS // steps == tasks:
+        if "accuracy" in numbers and step * methods.PAIRS // steps == tasks:
             raise Killed
 
     return report
@@ -48,7 +50,7 @@ def runs(tmp_path_factory):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs")
-    found = {m: (continual.run_method(m, 0, SHORT, out / m, quiet), out / m) for m in continual.METHODS}
+    found = {m: (continual.run_method(m, 0, SHORT, out / m, quiet), out / m) for m in METHODS}
     torch.set_num_threads(before)
     return found
 
@@ -68,7 +70,7 @@ def test_digits_are_split_whole_and_by_seed():
 def test_tasks_are_pairs_of_digits():
     _, y, _, test_y = load_digits_split(1)
     for scenario, heads in (("task", [slice(2 * t, 2 * t + 2) for t in range(5)]), ("domain", [slice(None)] * 5)):
-        tasks = continual.tasks_of(replace(SHORT, scenario=scenario), 1)
+        tasks = methods.tasks_of(replace(SHORT, scenario=scenario), 1)
         assert [task.head for task in tasks] == heads
         assert [task.name for task in tasks] == ["0 / 1", "2 / 3", "4 / 5", "6 / 7", "8 / 9"]
         for number, task in enumerate(tasks):
@@ -97,10 +99,10 @@ def test_the_guarantee_holds_and_says_something(runs):
 def test_certified_images_are_right_under_every_network_that_is_covered(runs, method):
     """Image by image, with networks drawn from the boxes rather than the one that was trained."""
     found, out = runs[method]
-    task, generator = continual.tasks_of(SHORT, 0)[0], torch.Generator().manual_seed(0)
+    task, generator = methods.tasks_of(SHORT, 0)[0], torch.Generator().manual_seed(0)
     x, y = task.test_x.double(), task.test_y
     torch.manual_seed(0)
-    learner = continual.LEARNERS[method](SHORT, 10)
+    learner = methods.LEARNERS[method](SHORT, 10)
 
     def after(tasks):
         learner.module.float().load_state_dict(load_file(out / f"step-{tasks:08d}" / "model.safetensors"))
@@ -149,7 +151,7 @@ def test_a_broken_certificate_is_told():
     ]
 
 
-@pytest.mark.parametrize("method", continual.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_killed_and_resumed_equals_uninterrupted(runs, method, tmp_path):
     whole, folder = runs[method]
     with pytest.raises(Killed):
@@ -172,18 +174,18 @@ def test_the_command_shows_writes_and_reuses(runs, tmp_path, capsys, monkeypatch
         shutil.copytree(folder, out / "seed-0" / method)
     code, text, _ = call(capsys, "continual", "--out", out, "--jobs", 1)
     assert code == 0
-    for word in (*continual.METHODS, "when learned", "certified", "after the last", "mean", "every later network"):
+    for word in (*METHODS, "when learned", "certified", "after the last", "mean", "every later network"):
         assert word in text, text
     assert max(map(len, text.splitlines()[:-1])) <= 80
     found = json.loads((out / "continual.json").read_text())
-    assert [run["method"] for run in found] == list(continual.METHODS)
+    assert [run["method"] for run in found] == list(METHODS)
     value = 100 * found[0]["certified"][-1][0]
     assert any(line.split()[-1:] == [f"{value:.1f}"] for line in text.splitlines() if "0 / 1" in line)
     assert (out / "continual.png").read_bytes().startswith(b"\x89PNG")
 
-    monkeypatch.setattr(continual.Finetune, "learn", None)  # a second call must not train
-    monkeypatch.setattr(continual.InterContiNet, "learn", None)
-    monkeypatch.setattr(continual.Hyper, "learn", None)
+    monkeypatch.setattr(methods.Finetune, "learn", None)  # a second call must not train
+    monkeypatch.setattr(methods.InterContiNet, "learn", None)
+    monkeypatch.setattr(methods.Hyper, "learn", None)
     assert call(capsys, "continual", "--out", out, "--jobs", 1)[1] == text
     code, _, error = call(capsys, "continual", "--out", out, "--scenario", "domain", "--jobs", 1)
     assert code == 1
@@ -209,8 +211,8 @@ def test_a_broken_certificate_is_caught_where_it_is_made(tmp_path, monkeypatch):
                     box.upper.neg_()
                     box.lower, box.upper = box.upper.clone(), box.lower.clone()
 
-    honest = continual.InterContiNet.learn
-    monkeypatch.setattr(continual.InterContiNet, "learn", leave)
+    honest = methods.InterContiNet.learn
+    monkeypatch.setattr(methods.InterContiNet, "learn", leave)
     found = continual.run_method("intercontinet", 0, SHORT, tmp_path, quiet)
     assert continual.broken(found)
 
@@ -236,6 +238,17 @@ def test_wrong_calls_end_in_one_line(tmp_path, capsys, monkeypatch):
     assert "--seeds: expected at least 1, got 0" in error("--seeds", 0)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # not installed
     assert "the digits need scikit-learn: pip install 'scikit-learn>=1.3'" in error("--jobs", 1)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(continual, "measure", interrupt)
+    monkeypatch.setattr(continual, "Settings", lambda scenario: replace(SHORT, scenario=scenario))
+    code, _, error = call(capsys, "continual", "--out", tmp_path, "--methods", "finetune", "--jobs", 1)
+    assert code == 130
+    assert "the same command goes on after the last finished task" in error
 
 
 def test_no_methods_is_an_error(tmp_path):

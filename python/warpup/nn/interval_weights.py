@@ -159,6 +159,9 @@ def forward_boxes(
     layers: Linear, Conv2d, ReLU and Flatten; their own parameters are not looked at. boxes: one for each parameter, in
     the order of `parameters()`.
     """
+    layers, boxes = list(layers), list(boxes)
+    if len(boxes) != (wanted := sum(len(list(layer.parameters())) for layer in layers)):
+        raise ValueError(f"boxes: expected one for each of {wanted} parameters, got {len(boxes)}")
     boxes = iter(boxes)
     for layer in layers:
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -205,10 +208,13 @@ def _monotone(layer: nn.Module, center, radius, clean):
     return found if clean is None else (*found, layer(clean))
 
 
+def _at_label(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+
+
 def worst_logits(center: Tensor, radius: Tensor, labels: Tensor) -> Tensor:
     """Lower bound at the label and upper bounds elsewhere: (B, K) from center, radius (B, K) and labels (B,) int64."""
-    at_label = F.one_hot(labels, center.shape[1]).bool()
-    return torch.where(at_label, center - radius, center + radius)
+    return torch.where(_at_label(center, labels), center - radius, center + radius)
 
 
 def worst_case_loss(
@@ -229,7 +235,10 @@ def worst_case_loss(
 
 @torch.no_grad()
 def certified(center: Tensor, radius: Tensor, labels: Tensor) -> Tensor:
-    """(B,) bool: the label's lower bound is above all other upper bounds, so no choice of weights changes the class."""
+    """(B,) bool: the label's lower bound is above all other upper bounds, so no choice of weights changes the class.
+
+    Arguments as of `worst_logits`. A tie is not certified, nor is NaN.
+    """
     worst = worst_logits(center, radius, labels)
-    at_label = F.one_hot(labels, center.shape[1]).bool()
-    return worst[at_label] > worst.masked_fill(at_label, -torch.inf).amax(1)
+    others = worst.masked_fill(_at_label(center, labels), -torch.inf).amax(1)
+    return worst.gather(1, labels[:, None])[:, 0] > others

@@ -24,10 +24,10 @@ def show(runs: Sequence[dict[str, Any]], out: Path) -> None:
             table.add_column(heading, justify="left" if heading == "digits" else "right", no_wrap=True)
         rows = [numbers(run) for run in same]  # [seed][task][column]
         for task, name in enumerate(same[0]["tasks"]):
-            table.add_row(name, *(cell(values) for values in columns([row[task] for row in rows])))
+            table.add_row(name, *cells([row[task] for row in rows], method))
         table.add_section()
         means = [[fmean(column) for column in zip(*row, strict=True)] for row in rows]
-        table.add_row("mean", *(cell(values) for values in columns(means)))
+        table.add_row("mean", *cells(means, method))
         console.print(table)
         if method == "intercontinet":
             console.print("  each certificate covers every later network of this method", highlight=False)
@@ -52,9 +52,10 @@ def numbers(run: dict[str, Any]) -> list[tuple[float, ...]]:
     return [(measured[t][t], certified[t][t], measured[-1][t], certified[-1][t]) for t in range(len(measured))]
 
 
-def columns(rows: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-    """The rows (one a seed) column by column."""
-    return list(zip(*rows, strict=True))
+def cells(rows: Sequence[Sequence[float]], method: str) -> list[str]:
+    """The columns of the rows (one a seed); fine-tuning has nothing in those of certificates."""
+    found = [cell(values) for values in zip(*rows, strict=True)]
+    return [found[0], "-", found[2], "-"] if method == "finetune" else found
 
 
 def cell(values: Sequence[float]) -> str:
@@ -64,17 +65,20 @@ def cell(values: Sequence[float]) -> str:
 
 
 def picture(runs: Sequence[dict[str, Any]]):
-    """Mean over the tasks learned so far, of accuracy and of certificate, against their number."""
+    """Accuracy and certificate, mean over the tasks learned so far and over the seeds, against the number of tasks."""
     lines = []
     for method, same in by_method(runs).items():
         for kind, color in zip(("measured", "certified"), COLORS[method], strict=True):
             if not color:
                 continue
-            points = []
-            for learned in range(len(same[0][kind])):
-                values = [100 * fmean(run[kind][learned]) for run in same]
-                points.append((learned + 1, fmean(values), stdev(values) if len(values) > 1 else 0.0))
+            means = [[100 * fmean(row) for row in run[kind]] for run in same]
+            points = [(n, fmean(values), 0.0) for n, values in enumerate(zip(*means, strict=True), 1)]
             lines.append(Line(f"{method}, {kind}", color, points))
     figure = line_chart("tasks learned", lines)
-    figure.axes[0].set_title("% right, mean over the tasks learned")
+    figure.set_size_inches(7.5, 3.0)
+    [axes] = figure.axes
+    axes.set_title("% right, mean over the tasks learned so far")
+    axes.set_xticks(range(1, len(runs[0]["tasks"]) + 1))
+    axes.grid(axis="y", color="#d8dee4")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
