@@ -13,7 +13,7 @@ for the hypernetwork as it is.
 
 Source: HyperInterval (arXiv 2405.15444), its nested scenario. Ours: the center is half of the task's *own* radius times
 the cosine (theirs: of the uniform radius), which keeps the intersection from being empty whatever the trained a_t;
-embeddings of earlier tasks are fixed.
+embeddings of earlier tasks are fixed; the generated weights start at the target's own initialisation.
 """
 
 from __future__ import annotations
@@ -120,6 +120,13 @@ def drift_loss(hyper: HyperInterval, before: Tensor) -> Tensor:
     """Squared drift of the weight boxes of earlier tasks since `before` (`hyper.targets(tasks)`, without gradient):
     summed over lower ends, centers and upper ends of all weights, mean over the tasks; 0-d, 0 without tasks."""
     return (hyper.targets(len(before)) - before).square().sum() / max(1, len(before))
+
+
+def ramp(step: int, steps: int, gamma: float, kappa: float) -> tuple[float, float]:
+    """(gamma, kappa) at `step` of a task's `steps`: gamma from 0 and kappa from 1, linear over the first half, then
+    constant. The authors' kappa falls by a fixed 5e-5 a step in that half; ending where it is meant to is ours."""
+    done = min(1.0, 2 * step / steps)
+    return done * gamma, 1 - done * (1 - kappa)
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup.nn.hyper_interval import HyperInterval, drift_loss, mlp
+from warpup.nn.hyper_interval import HyperInterval, drift_loss, mlp, ramp
 from warpup.nn.interval_weights import IntervalLinear, IntervalSequential, certified, worst_case_loss
 
 from .digits import load_digits_split
@@ -100,7 +100,8 @@ class Finetune:
 class InterContiNet(Finetune):
     """Nested weight boxes: move the center in the box, then shrink the box until enough is certified; then freeze it.
 
-    The two phases and the threshold are the paper's (arXiv 2206.07996); Adam in place of SGD is ours.
+    The two phases and the threshold are those of arXiv 2206.07996. Ours: Adam in place of SGD, and the threshold is
+    checked on all training images of the task, where theirs looks at a moving average over batches.
     """
 
     def __init__(self, settings: Settings, outputs: int):
@@ -134,7 +135,7 @@ class InterContiNet(Finetune):
 
 
 class Hyper(Finetune):
-    """HyperInterval (arXiv 2405.15444), nested: gamma rises and kappa falls over the first half of a task's steps."""
+    """HyperInterval (arXiv 2405.15444), nested; one network, that of the universal embedding, is used for all tasks."""
 
     def __init__(self, settings: Settings, outputs: int):
         self.settings = settings
@@ -151,9 +152,9 @@ class Hyper(Finetune):
             before = hyper.targets(number)
         for i in range(settings.steps):
             x, y = draw()
-            ramp = min(1.0, 2 * i / settings.steps)
-            center, radius, clean = (end[:, task.head] for end in hyper(x, number, ramp * settings.gamma))
-            loss = worst_case_loss(center, radius, y, 1 - ramp * (1 - settings.kappa), clean=clean)
+            gamma, kappa = ramp(i, settings.steps, settings.gamma, settings.kappa)
+            center, radius, clean = (end[:, task.head] for end in hyper(x, number, gamma))
+            loss = worst_case_loss(center, radius, y, kappa, clean=clean)
             step(optimizer, loss + settings.beta * drift_loss(hyper, before), i, say)
 
     def logits(self, x: Tensor, number: int, learned: int) -> tuple[Tensor, Tensor, Tensor]:
