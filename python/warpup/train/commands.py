@@ -1,4 +1,4 @@
-"""The subcommands `train`, `sample`, `eval` and `demo`: arguments, and the calls behind them."""
+"""The subcommands `train`, `sample`, `eval`, `demo` and `continual`: arguments, and the calls behind them."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -215,3 +215,10 @@ def demo(arguments: list[str]) -> None:
     from .demo import DemoArguments, run_demo
 
     run_demo(tyro.cli(DemoArguments, args=arguments, prog="warpup demo"))
+
+
+def continual(arguments: list[str]) -> None:
+    """warpup continual."""
+    from .continual import ContinualArguments, run_continual
+
+    run_continual(tyro.cli(ContinualArguments, args=arguments, prog="warpup continual"))
