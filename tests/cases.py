@@ -9,6 +9,7 @@ import cases_logprob
 import cases_logprob_divergence
 import cases_logprob_policy
 import cases_moe
+import cases_moe_route
 import cases_reflection
 from case import Case, Inputs, agree, gradients_of, leaves, name_of, nudged, upcast
 
@@ -22,5 +23,6 @@ CASES = [
     *cases_advantage_tokens.CASES,
     *cases_reflection.CASES,
     *cases_moe.CASES,
+    *cases_moe_route.CASES,
 ]
 OPS = {case.op: case for case in CASES}
