@@ -118,18 +118,18 @@ WARPUP_CLONES void route_dot(const Acc* __restrict x, const Acc* __restrict y, i
   *out = sum;
 }
 
+// From the gradient of the scores to that of the logits, in place.
 template <class Acc>
-WARPUP_CLONES void softmax_gradient(const Acc* __restrict p, const Acc* __restrict g, int64_t n, Acc base,
-                                    Acc* __restrict dz) {
+WARPUP_CLONES void softmax_gradient(const Acc* __restrict p, int64_t n, Acc base, Acc* __restrict dz) {
 #pragma omp simd
-  for (int64_t e = 0; e < n; ++e) dz[e] = p[e] * (g[e] + base);
+  for (int64_t e = 0; e < n; ++e) dz[e] = p[e] * (dz[e] + base);
 }
 
 template <RouteScore kScore, class Acc>
-WARPUP_CLONES void score_gradient(const Acc* __restrict z, const Acc* __restrict s, const Acc* __restrict g, int64_t n,
-                                  Acc mean, Acc share, Acc* __restrict dz) {
+WARPUP_CLONES void score_gradient(const Acc* __restrict z, const Acc* __restrict s, int64_t n, Acc mean, Acc share,
+                                  Acc* __restrict dz) {
 #pragma omp simd
-  for (int64_t e = 0; e < n; ++e) dz[e] = route_slope<kScore>(z[e], s[e]) * (g[e] - mean) * share;
+  for (int64_t e = 0; e < n; ++e) dz[e] = route_slope<kScore>(z[e], s[e]) * (dz[e] - mean) * share;
 }
 
 template <class Acc>
@@ -292,30 +292,30 @@ void route_token_gradient(const MoeRouteBackwardArgs<T>& args, int64_t t, const 
       if (chosen[j] >= 0) sum += value(chosen[j]), weighted += g[j] * value(chosen[j]);
     }
   }
-  // What the chosen ones get, each for itself; through a softmax over all experts, the others less.
+  // What each of the chosen ones gets.
   const auto each_chosen = [&](const auto& body) {
     for (int64_t j = 0; g && j < k; ++j) {
       if (chosen[j] >= 0) body(chosen[j], route_value_gradient(g[j], weighted, sum, scale));
     }
   };
 
-  Acc mean;
-  route_dot(mean_gradient, s, n, &mean);
-  Acc* dz = row.key;
+  Acc mean, *dz = row.key;
+  std::copy_n(mean_gradient, n, dz);
   if (softmax) {
-    Acc base = pull - mean;
-    if (!f.over_chosen) each_chosen([&](int64_t e, Acc dv) { base -= dv * s[e]; });
-    softmax_gradient(row.p, mean_gradient, n, base, dz);
-    each_chosen([&](int64_t e, Acc dv) { dz[e] += dv * value(e); });
+    if (!f.over_chosen) each_chosen([&](int64_t e, Acc dv) { dz[e] += dv; });  // through the same softmax
+    route_dot(dz, row.p, n, &mean);
+    softmax_gradient(row.p, n, pull - mean, dz);
+    if (f.over_chosen) each_chosen([&](int64_t e, Acc dv) { dz[e] += dv * value(e); });
     return;
   }
+  route_dot(dz, s, n, &mean);
   const auto slope = [&](int64_t e) {
     return f.score == RouteScore::sigmoid ? route_slope<RouteScore::sigmoid>(row.z[e], s[e])
                                           : route_slope<RouteScore::sqrt_softplus>(row.z[e], s[e]);
   };
   const auto rest = f.score == RouteScore::sigmoid ? score_gradient<RouteScore::sigmoid, Acc>
                                                    : score_gradient<RouteScore::sqrt_softplus, Acc>;
-  rest(row.z, s, mean_gradient, n, mean / total, 1 / total, dz);
+  rest(row.z, s, n, mean / total, 1 / total, dz);
   if (pull != 0) add_scaled_row(row.p, n, pull, dz);
   each_chosen([&](int64_t e, Acc dv) { dz[e] += dv * slope(e); });
 }
