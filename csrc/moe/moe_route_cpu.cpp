@@ -45,9 +45,9 @@ WARPUP_CLONES void route_softmax(const Acc* __restrict z, int64_t n, Acc* __rest
   const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
 #pragma omp simd reduction(+ : sum)
   for (int64_t e = 0; e < n; ++e) sum += p[e] = exp_neg(z[e] - shift);
-  const Acc share = sum == 0 ? Acc(0) : 1 / sum;
+  const Acc divisor = score_total(sum);
 #pragma omp simd
-  for (int64_t e = 0; e < n; ++e) p[e] *= share;
+  for (int64_t e = 0; e < n; ++e) p[e] /= divisor;
   stats[0] = max, stats[1] = sum == 0 ? kInf<Acc> : log_pos(sum);
 }
 
@@ -133,6 +133,12 @@ WARPUP_CLONES void score_gradient(const Acc* __restrict z, const Acc* __restrict
 }
 
 template <class Acc>
+WARPUP_CLONES void add_shares(const Acc* __restrict s, int64_t n, Acc total, Acc* __restrict to) {
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) to[e] += s[e] / total;
+}
+
+template <class Acc>
 WARPUP_CLONES void add_scaled_row(const Acc* __restrict x, int64_t n, Acc factor, Acc* __restrict to) {
 #pragma omp simd
   for (int64_t e = 0; e < n; ++e) to[e] += factor * x[e];
@@ -215,7 +221,7 @@ void route_token(const MoeRouteArgs<T>& args, int64_t t, RouteRow<acc_t<T>>& row
   Acc factor = static_cast<Acc>(args.scale);
   if (args.over_chosen || args.renormalize) factor /= sum;
   for (int64_t j = 0; j < k; ++j) weights[j] = chosen[j] < 0 ? Acc(0) : weights[j] * factor;
-  add_scaled_row(s, n, 1 / total, sums);
+  add_shares(s, n, total, sums);
   const Acc lse = stats[0] + stats[1];
   sums[n] += lse * lse;
   ++counts[n];

@@ -115,7 +115,9 @@ def reference_moe_route(
     mean_score = (member.T @ shares) / member.sum(0).clamp_min(1).unsqueeze(1)
     copies = torch.zeros_like(z).scatter_add(1, indices.clamp_min(0), held.to(z.dtype))
     counts = (member.T @ copies).long()
-    z_loss = torch.where(counted, torch.logsumexp(z, -1).square(), 0.0).sum() / counted.sum().clamp_min(1)
+    high = z.detach().amax(-1, keepdim=True)  # torch.logsumexp rounds at its size, and so does its derivative
+    lse = high.squeeze(-1) + (z - high).exp().sum(-1).log()
+    z_loss = torch.where(counted, lse.square(), 0.0).sum() / counted.sum().clamp_min(1)
     if sequences is None:
         counts, mean_score = counts[0], mean_score[0]
     return MoERoute(weights, indices, counts, mean_score, z_loss)
