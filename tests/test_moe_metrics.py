@@ -1,6 +1,7 @@
 """Routing metrics of the grokking paper: pathways, their distance, consistency; over batches as over one."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_batches_add_up():
     mixed = [(torch.nn.functional.one_hot(i.clamp_min(0), experts) * (w * (i >= 0)).unsqueeze(-1)).sum(1) @ r
              for (w, i), r in zip(inputs, router, strict=True)]  # fmt: skip
     live = torch.arange(tokens) != 11
-    cosines = [torch.cosine_similarity(x, y)[live].mean().item() for x, y in zip(mixed, mixed[1:], strict=False)]
+    cosines = [torch.cosine_similarity(x, y)[live].mean().item() for x, y in pairwise(mixed)]
     assert a.cosine == pytest.approx(sum(cosines) / 2)
     assert a.consistency == pytest.approx(1 - sum(cosines) / 2 / (max(cosines) + 1e-8))
 

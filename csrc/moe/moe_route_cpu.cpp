@@ -120,9 +120,9 @@ WARPUP_CLONES void route_dot(const Acc* __restrict x, const Acc* __restrict y, i
 
 // From the gradient of the scores to that of the logits, in place.
 template <class Acc>
-WARPUP_CLONES void softmax_gradient(const Acc* __restrict p, int64_t n, Acc base, Acc* __restrict dz) {
+WARPUP_CLONES void softmax_gradient(const Acc* __restrict p, int64_t n, Acc mean, Acc pull, Acc* __restrict dz) {
 #pragma omp simd
-  for (int64_t e = 0; e < n; ++e) dz[e] = p[e] * (dz[e] + base);
+  for (int64_t e = 0; e < n; ++e) dz[e] = p[e] * (dz[e] - mean + pull);
 }
 
 template <RouteScore kScore, class Acc>
@@ -310,7 +310,7 @@ void route_token_gradient(const MoeRouteBackwardArgs<T>& args, int64_t t, const 
   if (softmax) {
     if (!f.over_chosen) each_chosen([&](int64_t e, Acc dv) { dz[e] += dv; });  // through the same softmax
     route_dot(dz, row.p, n, &mean);
-    softmax_gradient(row.p, n, pull - mean, dz);
+    softmax_gradient(row.p, n, mean, pull, dz);
     if (f.over_chosen) each_chosen([&](int64_t e, Acc dv) { dz[e] += dv * value(e); });
     return;
   }

@@ -345,7 +345,7 @@ __global__ __launch_bounds__(32 * kWarps) void moe_route_backward_kernel(const M
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if (softmax) {
-      g[i] = s[i] * (g[i] + (pull - mean));
+      g[i] = s[i] * (g[i] - mean + pull);
     } else {
       g[i] = slope_of(f.score, row.z[i], s[i]) * (g[i] - mean / total) / total;
       if (pull != 0) g[i] += pull * exp_neg(row.z[i] - max - log_sum);

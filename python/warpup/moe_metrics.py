@@ -122,7 +122,7 @@ class RoutingMetrics:
 
     def _pathway(self, sample: int) -> tuple[tuple[int, ...], ...]:
         means = self._weights[sample] / self._tokens[sample].clamp_min(1).unsqueeze(1)
-        weight, order = means.sort(1, descending=True, stable=True)
+        weight, order = means.sort(dim=1, descending=True, stable=True)
         before = (weight.cumsum(1) - weight) / weight.sum(1, keepdim=True).clamp_min(1e-300)
         kept = (before <= self.threshold) & (weight > 0)
         return tuple(tuple(o[k].tolist()) for o, k in zip(order, kept, strict=True))

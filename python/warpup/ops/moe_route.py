@@ -83,7 +83,7 @@ def reference_moe_route(
     scores = {
         "softmax": lambda: softmax,
         "sigmoid": lambda: torch.sigmoid(z),
-        "sqrt_softplus": lambda: torch.nn.functional.softplus(z.masked_fill(dead, 0)).sqrt().masked_fill(dead, 0),
+        "sqrt_softplus": lambda: torch.logaddexp(z.masked_fill(dead, 0), z.new_zeros(())).sqrt().masked_fill(dead, 0),
     }[rule.score]()
     shares = scores / scores.sum(-1, keepdim=True)
     if replay_indices is None:
