@@ -11,6 +11,7 @@
 #include "fuzz_logprob.h"
 #include "fuzz_logprob_divergence.h"
 #include "fuzz_logprob_policy.h"
+#include "fuzz_moe.h"
 #include "fuzz_reflection.h"
 
 namespace warpup {
@@ -30,8 +31,9 @@ void parallel_for_impl(int64_t begin, int64_t end, int64_t grain, void (*body)(c
 namespace fuzz {
 
 constexpr void (*kOps[])() = {
-    token_logprob, divergence,     topk_divergence, logarithms,  policy_loss, group_plan,        group_advantage,
-    reverse_scan,  role_advantage, masked_moments,  tree_values, reflection,  reflection_sample,
+    token_logprob,     divergence,   topk_divergence, logarithms,     policy_loss, group_plan,
+    group_advantage,   reverse_scan, role_advantage,  masked_moments, tree_values, reflection,
+    reflection_sample, moe,          route,
 };
 
 }  // namespace fuzz
