@@ -10,6 +10,7 @@ import cases_logprob_divergence
 import cases_logprob_policy
 import cases_moe
 import cases_moe_experts
+import cases_moe_route
 import cases_reflection
 from case import Case, Inputs, agree, gradients_of, leaves, name_of, nudged, upcast
 
@@ -21,8 +22,9 @@ CASES = [
     *cases_logprob_policy.CASES,
     *cases_advantage.CASES,
     *cases_advantage_tokens.CASES,
-    *cases_moe_experts.CASES,
-    *cases_reflection.CASES,
     *cases_moe.CASES,
+    *cases_moe_experts.CASES,
+    *cases_moe_route.CASES,
+    *cases_reflection.CASES,
 ]
 OPS = {case.op: case for case in CASES}

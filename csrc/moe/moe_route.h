@@ -9,7 +9,7 @@
 //   counts[b, e] = how often e was chosen in sequence b,  mean_score[b] = mean q,  z_loss = mean (m + l)^2
 //
 //   dv = scale g                                             renormalised: scale / W (g - <g, v> / W), W = sum v + eps
-//   softmax   dz = p (G + c - <G, p> - <dv, v>) + p dv [chosen]
+//   softmax   dz = p (U - <U, p> + c),  U = G + dv [chosen]
 //   others    dz = s' (G - <G, q>) / sum s + c p + s' dv [chosen]
 //             G = dmean_score / tokens of the sequence, c = 2 dz_loss (m + l) / tokens, p = exp(z - m - l)
 //

@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <bit>
+#include <limits>
+#include <type_traits>
 
 #include "core/parallel.h"
 #include "moe/moe_route.h"
@@ -7,11 +10,16 @@
 namespace warpup {
 namespace {
 
-constexpr int64_t kRun = 16;  // keys with a maximum of their own: one vector
+// A key and its place in one integer that orders like them: the larger key, of equal ones the first place. All differ.
+template <class Acc>
+using Ranked = std::conditional_t<sizeof(Acc) == 8, __int128, int64_t>;
+template <class Acc>
+constexpr Ranked<Acc> kOut = Ranked<Acc>(1) << (8 * sizeof(Ranked<Acc>) - 1);  // the least: cannot be chosen
 
 template <class Acc>
 struct RouteRow {
-  alignas(64) Acc z[kMaxExperts], s[kMaxExperts], key[kMaxExperts], p[kMaxExperts];
+  alignas(64) Acc z[kMaxExperts], s[kMaxExperts], p[kMaxExperts], key[kMaxExperts];
+  alignas(64) Ranked<Acc> ranked[kMaxExperts];
 };
 
 }  // namespace
@@ -37,9 +45,9 @@ WARPUP_CLONES void route_softmax(const Acc* __restrict z, int64_t n, Acc* __rest
   const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
 #pragma omp simd reduction(+ : sum)
   for (int64_t e = 0; e < n; ++e) sum += p[e] = exp_neg(z[e] - shift);
-  const Acc share = sum == 0 ? Acc(0) : 1 / sum;
+  const Acc divisor = score_total(sum);
 #pragma omp simd
-  for (int64_t e = 0; e < n; ++e) p[e] *= share;
+  for (int64_t e = 0; e < n; ++e) p[e] /= divisor;
   stats[0] = max, stats[1] = sum == 0 ? kInf<Acc> : log_pos(sum);
 }
 
@@ -57,44 +65,48 @@ WARPUP_CLONES void route_scores(const Acc* __restrict z, int64_t n, Acc* __restr
   *total = sum;
 }
 
-// What is chosen by: NaN becomes -inf, so that NaN may mark what cannot be chosen, such as the padding to whole runs.
+// What is chosen by; a NaN is the smallest of all.
 template <class Acc>
 WARPUP_CLONES void route_keys(const Acc* __restrict x, const Acc* bias, int64_t n, Acc* __restrict key) {
-  if (bias) {
 #pragma omp simd
-    for (int64_t e = 0; e < n; ++e) key[e] = x[e] + bias[e];
-  } else {
-#pragma omp simd
-    for (int64_t e = 0; e < n; ++e) key[e] = x[e];
-  }
-#pragma omp simd
-  for (int64_t e = 0; e < n; ++e) key[e] = key[e] == key[e] ? key[e] : -kInf<Acc>;
-  for (int64_t e = n; e % kRun != 0; ++e) key[e] = kInf<Acc> - kInf<Acc>;
+  for (int64_t e = 0; e < n; ++e) key[e] = bias ? x[e] + bias[e] : x[e];
 }
 
-// The places of the k largest keys, falling, of equal ones the first; these keys become NaN. There are k that are none.
 template <class Acc>
-WARPUP_CLONES void route_select(Acc* __restrict key, int64_t n, int64_t k, int64_t* __restrict chosen) {
-  alignas(64) Acc high[kMaxExperts / kRun];
-  const int64_t runs = (n + kRun - 1) / kRun;
-  const auto run_maximum = [&](int64_t r) __attribute__((always_inline)) {
-    Acc max = -kInf<Acc>;
-#pragma omp simd reduction(max : max)
-    for (int64_t i = 0; i < kRun; ++i) max = key[r * kRun + i] > max ? key[r * kRun + i] : max;
-    high[r] = max;
-  };
-  for (int64_t r = 0; r < runs; ++r) run_maximum(r);
+WARPUP_CLONES void route_rank(const Acc* __restrict key, int64_t n, Ranked<Acc>* __restrict ranked) {
+  using Bits = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) {
+    const Acc x = key[e] == key[e] ? key[e] + Acc(0) : -kInf<Acc>;  // + 0: of -0 too
+    const Bits bits = std::bit_cast<Bits>(x), ordered = bits < 0 ? bits ^ std::numeric_limits<Bits>::max() : bits;
+    ranked[e] = (Ranked<Acc>(ordered) << (8 * sizeof(Bits))) + (kMaxExperts - 1 - e);
+  }
+}
+
+// The places of the k largest, falling: each time the largest below the last. Nothing is written on the way that the
+// next round would have to wait for, and which place it is needs no branch that nobody can predict.
+template <class Acc>
+WARPUP_CLONES void route_select(const Ranked<Acc>* __restrict ranked, int64_t n, int64_t k,
+                                int64_t* __restrict chosen) {
+  constexpr int64_t kLanes = 32;  // with the compiler's one vector of maxima, each would wait for the one before it
+  Ranked<Acc> last = ~kOut<Acc>;
   for (int64_t j = 0; j < k; ++j) {
-    Acc best = -kInf<Acc>;
-#pragma omp simd reduction(max : best)
-    for (int64_t r = 0; r < runs; ++r) best = high[r] > best ? high[r] : best;
-    int64_t r = 0;
-    while (best > -kInf<Acc> && high[r] != best) ++r;  // a run of NaN only has the maximum -inf as well
-    int64_t e = r * kRun;
-    while (key[e] != best) ++e;
-    chosen[j] = e;
-    key[e] = kInf<Acc> - kInf<Acc>;
-    run_maximum(e / kRun);
+    alignas(64) Ranked<Acc> high[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) high[i] = kOut<Acc>;
+    const auto see = [&](int64_t i, Ranked<Acc> x) __attribute__((always_inline)) {
+      x = x < last ? x : kOut<Acc>;
+      high[i] = x > high[i] ? x : high[i];
+    };
+    int64_t first = 0;
+    for (; first + kLanes <= n; first += kLanes) {
+#pragma omp simd
+      for (int64_t i = 0; i < kLanes; ++i) see(i, ranked[first + i]);
+    }
+    for (int64_t e = first; e < n; ++e) see(e - first, ranked[e]);
+    last = kOut<Acc>;
+#pragma omp simd reduction(max : last)
+    for (int64_t i = 0; i < kLanes; ++i) last = high[i] > last ? high[i] : last;
+    chosen[j] = kMaxExperts - 1 - static_cast<int64_t>(last & (kMaxExperts - 1));
   }
 }
 
@@ -106,18 +118,24 @@ WARPUP_CLONES void route_dot(const Acc* __restrict x, const Acc* __restrict y, i
   *out = sum;
 }
 
+// From the gradient of the scores to that of the logits, in place.
 template <class Acc>
-WARPUP_CLONES void softmax_gradient(const Acc* __restrict p, const Acc* __restrict g, int64_t n, Acc base,
-                                    Acc* __restrict dz) {
+WARPUP_CLONES void softmax_gradient(const Acc* __restrict p, int64_t n, Acc mean, Acc pull, Acc* __restrict dz) {
 #pragma omp simd
-  for (int64_t e = 0; e < n; ++e) dz[e] = p[e] * (g[e] + base);
+  for (int64_t e = 0; e < n; ++e) dz[e] = p[e] * (dz[e] - mean + pull);
 }
 
 template <RouteScore kScore, class Acc>
-WARPUP_CLONES void score_gradient(const Acc* __restrict z, const Acc* __restrict s, const Acc* __restrict g, int64_t n,
-                                  Acc mean, Acc share, Acc* __restrict dz) {
+WARPUP_CLONES void score_gradient(const Acc* __restrict z, const Acc* __restrict s, int64_t n, Acc mean, Acc share,
+                                  Acc* __restrict dz) {
 #pragma omp simd
-  for (int64_t e = 0; e < n; ++e) dz[e] = route_slope<kScore>(z[e], s[e]) * (g[e] - mean) * share;
+  for (int64_t e = 0; e < n; ++e) dz[e] = route_slope<kScore>(z[e], s[e]) * (dz[e] - mean) * share;
+}
+
+template <class Acc>
+WARPUP_CLONES void add_shares(const Acc* __restrict s, int64_t n, Acc total, Acc* __restrict to) {
+#pragma omp simd
+  for (int64_t e = 0; e < n; ++e) to[e] += s[e] / total;
 }
 
 template <class Acc>
@@ -136,25 +154,24 @@ Acc scores(RouteScore kind, const Acc* z, int64_t n, Acc* s) {
   return score_total(total);
 }
 
-// Marks what lies in groups that are not kept.
+// Puts out what lies in groups that are not kept.
 template <class T>
-void keep_groups(const MoeRouteArgs<T>& args, acc_t<T>* key) {
+void keep_groups(const MoeRouteArgs<T>& args, RouteRow<acc_t<T>>& row) {
   using Acc = acc_t<T>;
   const int64_t size = args.experts / args.groups;
-  alignas(64) Acc group[kMaxExperts], best[kMaxGroups];
+  Acc score[kMaxGroups];
+  Ranked<Acc> ranked[kMaxGroups];
   int64_t chosen[kMaxExperts];
   for (int64_t g = 0; g < args.groups; ++g) {
-    route_keys<Acc>(key + g * size, nullptr, size, group);
-    route_select(group, size, args.group_top, chosen);
-    group[0] = 0;
-    for (int64_t j = 0; j < args.group_top; ++j) group[0] += key[g * size + chosen[j]];
-    best[g] = group[0];
+    route_select<Acc>(row.ranked + g * size, size, args.group_top, chosen);
+    score[g] = 0;
+    for (int64_t j = 0; j < args.group_top; ++j) score[g] += row.key[chosen[j]];
   }
-  route_keys<Acc>(best, nullptr, args.groups, best);
-  route_select(best, args.groups, args.kept_groups, chosen);
+  route_rank(score, args.groups, ranked);
+  route_select<Acc>(ranked, args.groups, args.kept_groups, chosen);
   for (int64_t g = 0; g < args.groups; ++g) {
     const bool kept = std::find(chosen, chosen + args.kept_groups, g) != chosen + args.kept_groups;
-    if (!kept) std::fill_n(key + g * size, size, kInf<Acc> - kInf<Acc>);
+    if (!kept) std::fill_n(row.ranked + g * size, size, kOut<Acc>);
   }
 }
 
@@ -189,8 +206,9 @@ void route_token(const MoeRouteArgs<T>& args, int64_t t, RouteRow<acc_t<T>>& row
     std::copy_n(args.replay + t * k, k, chosen);
   } else {
     route_keys(args.over_chosen || (!args.bias && !args.groups) ? row.z : s, args.bias, n, row.key);
-    if (args.groups) keep_groups(args, row.key);
-    route_select(row.key, n, k, chosen);
+    route_rank(row.key, n, row.ranked);
+    if (args.groups) keep_groups(args, row);
+    route_select<Acc>(row.ranked, n, k, chosen);
   }
   const Acc high = args.over_chosen ? highest_chosen(args, chosen, row.z) : Acc(0);
   Acc sum = args.over_chosen ? Acc(0) : Acc(args.epsilon);
@@ -203,7 +221,7 @@ void route_token(const MoeRouteArgs<T>& args, int64_t t, RouteRow<acc_t<T>>& row
   Acc factor = static_cast<Acc>(args.scale);
   if (args.over_chosen || args.renormalize) factor /= sum;
   for (int64_t j = 0; j < k; ++j) weights[j] = chosen[j] < 0 ? Acc(0) : weights[j] * factor;
-  add_scaled_row(s, n, 1 / total, sums);
+  add_shares(s, n, total, sums);
   const Acc lse = stats[0] + stats[1];
   sums[n] += lse * lse;
   ++counts[n];
@@ -280,30 +298,30 @@ void route_token_gradient(const MoeRouteBackwardArgs<T>& args, int64_t t, const 
       if (chosen[j] >= 0) sum += value(chosen[j]), weighted += g[j] * value(chosen[j]);
     }
   }
-  // What the chosen ones get, each for itself; through a softmax over all experts, the others less.
+  // What each of the chosen ones gets.
   const auto each_chosen = [&](const auto& body) {
     for (int64_t j = 0; g && j < k; ++j) {
       if (chosen[j] >= 0) body(chosen[j], route_value_gradient(g[j], weighted, sum, scale));
     }
   };
 
-  Acc mean;
-  route_dot(mean_gradient, s, n, &mean);
-  Acc* dz = row.key;
+  Acc mean, *dz = row.key;
+  std::copy_n(mean_gradient, n, dz);
   if (softmax) {
-    Acc base = pull - mean;
-    if (!f.over_chosen) each_chosen([&](int64_t e, Acc dv) { base -= dv * s[e]; });
-    softmax_gradient(row.p, mean_gradient, n, base, dz);
-    each_chosen([&](int64_t e, Acc dv) { dz[e] += dv * value(e); });
+    if (!f.over_chosen) each_chosen([&](int64_t e, Acc dv) { dz[e] += dv; });  // through the same softmax
+    route_dot(dz, row.p, n, &mean);
+    softmax_gradient(row.p, n, mean, pull, dz);
+    if (f.over_chosen) each_chosen([&](int64_t e, Acc dv) { dz[e] += dv * value(e); });
     return;
   }
+  route_dot(dz, s, n, &mean);
   const auto slope = [&](int64_t e) {
     return f.score == RouteScore::sigmoid ? route_slope<RouteScore::sigmoid>(row.z[e], s[e])
                                           : route_slope<RouteScore::sqrt_softplus>(row.z[e], s[e]);
   };
   const auto rest = f.score == RouteScore::sigmoid ? score_gradient<RouteScore::sigmoid, Acc>
                                                    : score_gradient<RouteScore::sqrt_softplus, Acc>;
-  rest(row.z, s, mean_gradient, n, mean / total, 1 / total, dz);
+  rest(row.z, s, n, mean / total, 1 / total, dz);
   if (pull != 0) add_scaled_row(row.p, n, pull, dz);
   each_chosen([&](int64_t e, Acc dv) { dz[e] += dv * slope(e); });
 }

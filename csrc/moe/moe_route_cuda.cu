@@ -309,19 +309,17 @@ __global__ __launch_bounds__(32 * kWarps) void moe_route_backward_kernel(const M
   const Acc share = args.grad_mean_score ? Acc(1) / f.lengths[b] : Acc(0);
   const Acc pull = args.grad_z_loss ? 2 * *args.grad_z_loss / all * (max + log_sum) : Acc(0);
 
-  // <G, s> and sum s.
-  Acc g[N], s[N], mean = 0, total = 0;
+  Acc g[N], s[N], total = 0, mean = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const int e = lane + 32 * i;
     const bool there = e < f.experts;
     g[i] = args.grad_mean_score && there ? args.grad_mean_score[b * f.experts + e] * share : Acc(0);
     s[i] = !there ? Acc(0) : softmax ? exp_neg(row.z[i] - max - log_sum) : score_of(f.score, row.z[i]);
-    mean += g[i] * s[i], total += s[i];
+    total += s[i];
   }
-  mean = warp_sum(mean), total = softmax ? Acc(1) : score_total(warp_sum(total));
+  total = softmax ? Acc(1) : score_total(warp_sum(total));
 
-  // The chosen ones: dv, and <dv, v> where a softmax over all experts takes it from the others.
   const Chosen<T> chosen(f, t, max, log_sum);
   const Acc* gw = args.grad_weights ? args.grad_weights + t * f.k : nullptr;
   Acc sum = 0, weighted = 0;
@@ -329,28 +327,32 @@ __global__ __launch_bounds__(32 * kWarps) void moe_route_backward_kernel(const M
     if (chosen.at[j] >= 0) sum += chosen.value(j), weighted += gw[j] * chosen.value(j);
   }
   sum = chosen.divided() ? chosen.divisor(sum) : Acc(1), weighted = chosen.divided() ? warp_sum(weighted) : Acc(0);
-  const auto dv = [&](int64_t j) { return route_value_gradient(gw[j], weighted, sum, static_cast<Acc>(f.scale)); };
-  Acc taken = 0;
-  for (int64_t j = lane; gw && softmax && !f.over_chosen && j < f.k; j += 32) {
-    if (chosen.at[j] >= 0) taken += dv(j) * chosen.value(j);
-  }
-  taken = warp_sum(taken);
+  const auto add_chosen = [&](const auto& slope) {
+    for (int64_t j = 0; gw && j < f.k; ++j) {
+      const int64_t e = chosen.at[j];
+      if (e < 0) continue;
+      const Acc dv = route_value_gradient(gw[j], weighted, sum, static_cast<Acc>(f.scale)) * slope(j);
+#pragma unroll
+      for (int i = 0; i < N; ++i) g[i] += e == lane + 32 * i ? dv : Acc(0);
+    }
+  };
 
+  const bool through = softmax && !f.over_chosen;  // the same softmax as the mean scores
+  if (through) add_chosen([](int64_t) { return Acc(1); });
+#pragma unroll
+  for (int i = 0; i < N; ++i) mean += g[i] * s[i];
+  mean = warp_sum(mean);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     if (softmax) {
-      g[i] = s[i] * (g[i] + (pull - mean - taken));
+      g[i] = s[i] * (g[i] - mean + pull);
     } else {
       g[i] = slope_of(f.score, row.z[i], s[i]) * (g[i] - mean / total) / total;
       if (pull != 0) g[i] += pull * exp_neg(row.z[i] - max - log_sum);
     }
   }
-  for (int64_t j = 0; gw && j < f.k; ++j) {
-    const int64_t e = chosen.at[j];
-    if (e < 0) continue;
-    const Acc value = chosen.value(j), extra = dv(j) * (softmax ? value : slope_of(f.score, chosen.z(j), value));
-#pragma unroll
-    for (int i = 0; i < N; ++i) g[i] += e == lane + 32 * i ? extra : Acc(0);
+  if (!through) {
+    add_chosen([&](int64_t j) { return softmax ? chosen.value(j) : slope_of(f.score, chosen.z(j), chosen.value(j)); });
   }
 #pragma unroll
   for (int i = 0; i < N; ++i) {

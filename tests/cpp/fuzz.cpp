@@ -11,6 +11,7 @@
 #include "fuzz_logprob.h"
 #include "fuzz_logprob_divergence.h"
 #include "fuzz_logprob_policy.h"
+#include "fuzz_moe.h"
 #include "fuzz_moe_experts.h"
 #include "fuzz_reflection.h"
 
@@ -34,6 +35,7 @@ constexpr void (*kOps[])() = {
     token_logprob, divergence,      topk_divergence,   logarithms,     policy_loss,
     group_plan,    group_advantage, reverse_scan,      role_advantage, masked_moments,
     tree_values,   reflection,      reflection_sample, moe_glu,        grouped_product,
+    moe,           route,
 };
 
 }  // namespace fuzz

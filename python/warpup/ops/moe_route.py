@@ -79,18 +79,18 @@ def reference_moe_route(
     tokens, experts = z.shape
     counted = (z != -torch.inf).any(1) & (True if token_mask is None else token_mask.bool())
     z = z.masked_fill(~counted.unsqueeze(1), 0.0)
-    softmax = torch.softmax(z, -1)
+    softmax, dead = torch.softmax(z, -1), z == -torch.inf  # there sqrt has no derivative
     scores = {
         "softmax": lambda: softmax,
         "sigmoid": lambda: torch.sigmoid(z),
-        "sqrt_softplus": lambda: torch.nn.functional.softplus(z).sqrt(),
+        "sqrt_softplus": lambda: torch.logaddexp(z.masked_fill(dead, 0), z.new_zeros(())).sqrt().masked_fill(dead, 0),
     }[rule.score]()
     shares = scores / scores.sum(-1, keepdim=True)
     if replay_indices is None:
         key = (z if rule.over_chosen or (bias is None and not rule.groups) else scores).detach()
         key = key if bias is None else key + bias.detach().to(key.dtype)
         if rule.groups:
-            grouped = key.view(tokens, rule.groups, -1)
+            grouped = key.view(tokens, rule.groups, experts // rule.groups)
             best = grouped.sort(-1, descending=True).values[..., : rule.group_top].sum(-1)
             kept = best.argsort(dim=-1, descending=True, stable=True)[:, : rule.kept_groups]
             open_ = torch.zeros_like(best, dtype=torch.bool).scatter(1, kept, True).unsqueeze(-1)
@@ -110,11 +110,14 @@ def reference_moe_route(
     bounds = sequence_bounds(tokens, sequences, z.device)
     bounds = torch.tensor([0, tokens], device=z.device) if bounds is None else bounds
     sequence = torch.repeat_interleave(torch.arange(len(bounds) - 1, device=z.device), bounds.diff())
-    member = torch.nn.functional.one_hot(sequence, len(bounds) - 1).to(z.dtype) * counted.unsqueeze(1)
+    member = (sequence.unsqueeze(1) == torch.arange(len(bounds) - 1, device=z.device)) & counted.unsqueeze(1)
+    member = member.to(z.dtype)
     mean_score = (member.T @ shares) / member.sum(0).clamp_min(1).unsqueeze(1)
     copies = torch.zeros_like(z).scatter_add(1, indices.clamp_min(0), held.to(z.dtype))
     counts = (member.T @ copies).long()
-    z_loss = torch.where(counted, torch.logsumexp(z, -1).square(), 0.0).sum() / counted.sum().clamp_min(1)
+    high = z.detach().amax(-1, keepdim=True)  # torch.logsumexp rounds at its size, and so does its derivative
+    lse = high.squeeze(-1) + (z - high).exp().sum(-1).log()
+    z_loss = torch.where(counted, lse.square(), 0.0).sum() / counted.sum().clamp_min(1)
     if sequences is None:
         counts, mean_score = counts[0], mean_score[0]
     return MoERoute(weights, indices, counts, mean_score, z_loss)
