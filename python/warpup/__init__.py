@@ -38,7 +38,8 @@ from warpup.ops.logprob_policy_masks import (
     top_entropy_mask,
 )
 from warpup.ops.moe import MoEPlan, moe_combine, moe_gather, moe_plan
-from warpup.ops.moe_route import MoERoute, moe_balance_loss, moe_device_balance_loss, moe_route, moe_update_bias
+from warpup.ops.moe_balance import moe_balance_loss, moe_device_balance_loss, moe_update_bias
+from warpup.ops.moe_route import MoERoute, moe_route
 from warpup.ops.reflection import ReflectionTables, apply_schedule_, reflection_state_update_
 from warpup.ops.reflection_sample import SampledStep, continuous_tokens, mark_seen, sample_step
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
