@@ -38,6 +38,7 @@ from warpup.ops.logprob_policy_masks import (
     top_entropy_mask,
 )
 from warpup.ops.moe import MoEPlan, moe_combine, moe_gather, moe_plan
+from warpup.ops.moe_balance import moe_balance_loss, moe_device_balance_loss, moe_update_bias
 from warpup.ops.moe_experts import moe_experts
 from warpup.ops.moe_grouped import grouped_mm
 from warpup.ops.moe_route import MoERoute, moe_balance_loss, moe_device_balance_loss, moe_route, moe_update_bias
