@@ -65,8 +65,9 @@ class Images:
 
     def box(self, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """All images within eps of x whose pixels are in [0, 1], as the model reads them: (center, radius)."""
-        low, high = self.normal((x - eps).clamp(min=0)), self.normal((x + eps).clamp(max=1))
-        return (low + high) / 2, (high - low) / 2
+        up, down = (1 - x).clamp(max=eps), x.clamp(max=eps)  # not x +- eps, which loses a small eps
+        radius = (up + down) / 2
+        return self.normal(x + (up - down) / 2), radius if self.std is None else radius / self.std
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ def _images(array: np.ndarray, name: str, path: Path) -> Tensor:
         raise TrainError(
             f"data: {path}: {name}: expected square images (N, S, S[, C]) or (N, C, S, S), got {array.shape}"
         )
-    x = torch.from_numpy(np.ascontiguousarray(array))
+    x = torch.from_numpy(np.array(array, order="C"))
     if x.dtype == torch.uint8:
         return x
     if not x.is_floating_point() or not 0 <= float(x.min()) <= float(x.max()) <= 1:

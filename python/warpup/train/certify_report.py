@@ -15,7 +15,7 @@ from .plot import Line, Point, inline_svg, line_chart, write_png
 from .report import STYLE, curve
 
 COLORS = ("#2f81f7", "#c27c0e", "#2da44e", "#cf222e", "#8250df", "#1b9e9e", "#bf3989", "#6e7781")
-KINDS = {"clean": "clean error", "pgd": "under PGD", "verified": "verified error"}
+KINDS = {"clean": "clean", "pgd": "PGD", "verified": "verified"}  # errors
 Groups = dict[tuple[float, str], list[dict[str, Any]]]  # (eps, arm) -> results of its seeds
 
 
@@ -57,10 +57,12 @@ def print_table(results: Sequence[dict[str, Any]], attack: bool) -> None:
     headings, lines = rows(results)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=heading != "arm")
+        table.add_column(heading, justify="left" if heading == "arm" else "right", no_wrap=True)
     for line in lines:
         table.add_row(*line)
-    Console().print(table)
+    console = Console()
+    console.print("Errors on the test set: clean, and not verified within eps by interval bounds", soft_wrap=True)
+    console.print(table)
     if attack:
         broken = sum(result["broken"] for result in results)
         print(f"PGD broke {broken} of the verified images" + (": the bounds are wrong" if broken else ""))
@@ -98,7 +100,6 @@ def figures(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             arm: [MetricsLog(Path(run["folder"]) / "metrics.jsonl").read() for run in runs]
             for arm, runs in arms.items()
         }
-        of = f"trained for eps {trained:.3g}"
         if len(arms) == 1:
             [runs], [log] = arms.values(), logs.values()
             kinds = [kind for kind in KINDS if kind in runs[0]["curve"][0]]
@@ -115,11 +116,12 @@ def figures(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             over_eps = [Line(arm, colors[arm], over_epsilon(runs, "verified")) for arm, runs in arms.items()]
             over_time = [Line(arm, colors[arm], curve(logs[arm], STAGE, "verified", 100)) for arm in arms]
             widths = [Line(arm, colors[arm], curve(logs[arm], STAGE, f"width_{layers(logs[arm])[-1]}")) for arm in arms]
-        what = "Clean and verified" if len(arms) == 1 else "Verified"
-        where = "before each ReLU" if len(arms) == 1 else "before the last ReLU"
-        found[f"{what} error over epsilon, %, {of}"] = line_chart("eps", over_eps, (0, None))
-        found[f"{what} error on the test set, %, {of}"] = line_chart("epoch", over_time, (0, None))
-        found[f"Width of the boxes {where} / input's, {of}"] = line_chart("epoch", widths, log_y=True)
+        what = "Error" if len(arms) == 1 else "Verified error"
+        where = "each" if len(arms) == 1 else "the last"
+        of = f"trained for {trained:.3g}"
+        found[f"{what} over epsilon, %, {of}"] = line_chart("eps", over_eps, (0, None))
+        found[f"{what} in training, %, {of}"] = line_chart("epoch", over_time, (0, None))
+        found[f"Box width at {where} ReLU / input's, {of}"] = line_chart("epoch", widths, log_y=True)
     return found
 
 

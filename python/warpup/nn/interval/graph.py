@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,7 +9,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 RELUS = (F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
-IN_PLACE = (F.relu_, torch.relu_, "relu_", operator.iadd, operator.isub, operator.imul, operator.itruediv)
+IN_PLACE = (F.relu_, torch.relu_, "relu_", "add_", "sub_", "mul_", "div_")
 
 
 class UnsupportedLayer(ValueError):

@@ -45,7 +45,9 @@ def tightness_loss(sums: Sequence[BoxSums], input_radius_mean: Tensor | float, t
     better than a float on a GPU, where the float had to be waited for.
     """
     width = _stack(sums, "radius") / _stack(sums, "count")
-    return (tau - input_radius_mean / width).relu().mean() / tau
+    wide = tau * width > input_radius_mean
+    ratio = input_radius_mean / torch.where(wide, width, 1)  # widths of 0 would make the gradient NaN
+    return torch.where(wide, tau - ratio, 0).mean() / tau
 
 
 def relu_balance_loss(sums: Sequence[BoxSums], tau: float = 0.5) -> Tensor:
