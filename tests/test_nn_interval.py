@@ -189,6 +189,14 @@ def test_functions_and_methods_are_the_layers():
         torch.testing.assert_close(function(Functional(layers).eval()), function(layers))
 
 
+def test_a_layers_name_means_nothing():
+    layers = {"relu": nn.Identity(), "add": nn.Linear(3, 3), "mul_": nn.BatchNorm1d(3).eval(), "flatten": nn.ReLU()}
+    module, x = nn.Sequential(), torch.randn(4, 3)
+    for name, layer in layers.items():
+        module.add_module(name, layer)
+    torch.testing.assert_close(bound(module, x, torch.zeros_like(x))[0], module(x))
+
+
 # ---- what the walk refuses, and keeps
 
 
@@ -277,16 +285,16 @@ def test_a_rule_of_ones_own():
         def forward(self, x):
             return torch.pow(x, 3)
 
-    x = torch.randn(4, 3)
+    x, module = torch.randn(4, 3), nn.Sequential(Cube())
     with pytest.raises(UnsupportedLayer, match="pow in"):
-        bound(nn.Sequential(Cube()), x, torch.ones_like(x))
+        bound(module, x, torch.ones_like(x))
 
     @rule(Cube)
     def _(walk, layer, x):
         low, high = (x.center - x.radius) ** 3, (x.center + x.radius) ** 3
         return Box((low + high) / 2, (high - low) / 2)
 
-    center, radius = bound(nn.Sequential(Cube()), x, torch.ones_like(x))
+    center, radius = bound(module, x, torch.ones_like(x))
     torch.testing.assert_close(center + radius, (x + 1) ** 3)
 
 

@@ -66,7 +66,7 @@ class CertifiedTraining:
     init: bool = True
     """Draw the weights anew with the IBP initialisation."""
     regulariser: float = 0.5
-    """Weight of the regularisers at the start of the warm-up; 0: none."""
+    """Weight of the regularisers at the start of the warm-up; 0: none. CROWN-IBP's loss has none."""
     tau: float = 0.5
     """Their tolerance."""
     kappa: float = 0.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from warpup.ops.interval_margin import margin_bounds, margin_cross_entropy
+from warpup.ops.interval_margin import margin_bounds, margin_cross_entropy, others
 from warpup.ops.interval_norm import BoxSums, interval_relu
 
 from . import shapes  # noqa: F401  its rules
@@ -186,17 +186,16 @@ def margins(
     """(B, K - 1) lower bounds of the label's logit minus each other one; a row above 0 is a verified sample.
 
     The last linear layer is taken together with the difference of logits (elision), which is tighter than the
-    difference of their bounds. labels: (B) int64. sound: see `bound`; the last layer's product of length H is charged
-    H + 8 roundings of its magnitude. Raises as `bound` does, and if the module does not end in a linear layer.
+    difference of their bounds. labels: (B) int64. statistics: see `bound`; running ones by default, whatever the mode.
+    sound: see `bound`; the last layer's product of length H is charged H + 8 roundings of its magnitude.
+    Raises as `bound` does, and if the module does not end in a linear layer.
     """
     box, weight, bias = Walk(sound=sound, statistics=statistics).run(module, check_box(center, radius, None), head=True)
     found = margin_bounds(box.center, box.radius, weight, bias, labels)
     if not sound:
         return found
     size = F.linear(box.center.abs() + box.radius, weight.abs(), None if bias is None else bias.abs())
-    of_label = size.gather(1, labels.unsqueeze(1))
-    is_label = F.one_hot(labels, weight.shape[0]).bool()
-    both = (size + of_label)[~is_label].view(len(labels), -1)
+    both = size.gather(1, others(labels, len(weight))) + size.gather(1, labels.unsqueeze(1))
     info = torch.finfo(found.dtype)
     return found - ((weight.shape[1] + 8) * info.eps * both + info.tiny)
 

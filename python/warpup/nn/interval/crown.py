@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from warpup.ops.interval_margin import margin_bounds, others
 
 from .bound import Statistics, Walk, check_box
-from .graph import named_modules, plan_of, unsupported
+from .graph import calls, named_modules, plan_of, unsupported
 from .layers import RULES, Box, padding_of, scale_and_shift, uses_batch
 
 Back = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (B, K - 1, ...) coefficients and (B, K - 1) constants
@@ -80,7 +80,7 @@ def _back(plan, node: fx.Node, modules, boxes: dict[fx.Node, Box], statistics) -
         return lambda a, d: _batch_norm(a, d, layer, x, statistics)
     if isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d):
         return lambda a, d: (a, d)
-    if isinstance(layer, nn.Flatten) or node.target in (torch.flatten, "flatten", "reshape", "view"):
+    if isinstance(layer, nn.Flatten) or calls(node, (torch.flatten, "flatten", "reshape", "view")):
         return lambda a, d: (a.reshape(*a.shape[:2], *x.center.shape[1:]), d)
     raise unsupported(node, modules, "CROWN-IBP has no rule for it; use IBP's `margins` or `margin_loss`")
 

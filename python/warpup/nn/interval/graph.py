@@ -29,14 +29,12 @@ class Plan:
         layer = {node: modules[node.target] for node in self.nodes if node.op == "call_module"}
         self._alias_in_place(layer)
         self.rules = {node: self._rule(node, modules, rules) for node in self.nodes if node.op.startswith("call_")}
-        self.relus = {n for n in self.nodes if n.target in RELUS or isinstance(layer.get(n), nn.ReLU)}
+        self.relus = {n for n in self.nodes if calls(n, RELUS) or isinstance(layer.get(n), nn.ReLU)}
         norms = [n for n, m in layer.items() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) and len(n.users) == 1]
         self.fused = {norm: user for norm in norms for user in norm.users if user in self.relus}
         [output] = self.nodes[-1].args
-        ends_linear = isinstance(output, fx.Node) and (
-            output.target is F.linear or isinstance(layer.get(output), nn.Linear)
-        )
-        self.head = output if ends_linear else None
+        ends = isinstance(output, fx.Node) and (calls(output, (F.linear,)) or isinstance(layer.get(output), nn.Linear))
+        self.head = output if ends else None
         last = {used: node for node in self.nodes for used in node.all_input_nodes}
         self.dead: dict[fx.Node, list[fx.Node]] = {}
         for used, node in last.items():
@@ -46,7 +44,7 @@ class Plan:
         """Whoever reads a value after it was changed in place reads the change."""
         place = {node: i for i, node in enumerate(self.nodes)}
         for node in self.nodes:
-            if node.target in IN_PLACE or node.kwargs.get("inplace") or getattr(layer.get(node), "inplace", False):
+            if calls(node, IN_PLACE) or node.kwargs.get("inplace") or getattr(layer.get(node), "inplace", False):
                 for user in [user for user in node.args[0].users if place[user] > place[node]]:
                     user.replace_input_with(node.args[0], node)
 
@@ -60,12 +58,20 @@ class Plan:
         return rules.of_layer(type(layer))
 
 
+def calls(node: fx.Node, functions: tuple) -> bool:
+    """Whether a node calls one of these functions or methods (a layer may have a method's name)."""
+    return node.op in ("call_function", "call_method") and node.target in functions
+
+
 _plans: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
 
 
 def plan_of(module: nn.Module, rules) -> Plan:
-    """The module's plan; traced again when a submodule's name, type or training flag changed."""
-    key = [(name, type(m), m.training) for name, m in module.named_modules()]
+    """The module's plan; traced again when a submodule's name, type or training flag changed, or a rule was added."""
+    key = [(name, type(m), m.training) for name, m in module.named_modules()] + [
+        len(rules.layers),
+        len(rules.functions),
+    ]
     known = _plans.get(module)
     if known is None or known[0] != key:
         known = _plans[module] = (key, Plan(module, rules))

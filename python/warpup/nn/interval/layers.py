@@ -177,8 +177,8 @@ def _(walk, layer, x):
     return walk.relu(x)
 
 
-# Operators of `warpup.ops.interval_activation`: name -> layer, its attributes that are options, functions. All are
-# called as op(center, radius, *rest, **options, clean=clean) and return (center, radius[, clean]).
+# Operators of `warpup.ops.interval_activation`: name -> layer, its attributes that are options, functions. Each takes
+# (center, radius) of its boxes and then what its function takes, by the function's names, and returns (center, radius).
 ACTIVATIONS = {
     "interval_sigmoid": (nn.Sigmoid, (), (F.sigmoid, torch.sigmoid, "sigmoid")),
     "interval_tanh": (nn.Tanh, (), (F.tanh, torch.tanh, "tanh")),
@@ -198,12 +198,11 @@ def _plug_in(name: str, layer_type, attributes: tuple[str, ...], functions: tupl
         if walk.sound:
             raise Refusal("it has no sound bounds")
         op = getattr(import_module("warpup.ops.interval_activation"), name)
+        boxes, rest = [v for v in values if isinstance(v, Box)], [v for v in values if not isinstance(v, Box)]
         options = {k: v for k, v in options.items() if k != "_stacklevel" and v is not None and v is not False}
-        boxes = [v for v in values if isinstance(v, Box)]
-        parts = [part for box in boxes for part in box[:2]]
+        center, radius = op(*(part for box in boxes for part in box[:2]), *rest, **options)
         cleans = [box.clean for box in boxes if box.clean is not None]
-        clean = {} if not cleans else {"clean": cleans[0] if len(boxes) == 1 else tuple(cleans)}
-        return Box(*op(*parts, *values[len(boxes) :], **options, **clean))
+        return Box(center, radius, functions[0](*cleans, *rest, **options) if cleans else None)
 
     def of_layer(walk, layer, x):
         return apply(walk, x, **{name: getattr(layer, name) for name in attributes})

@@ -32,7 +32,7 @@ def ibp_init_(module: nn.Module, generator: torch.Generator | None = None) -> nn
     called = [node for node in plan.nodes if node.op == "call_module"]
     for node in [node for node in called if isinstance(modules[node.target], WEIGHTED)][:-1]:
         weight, source = modules[node.target].weight, node.args[0]
-        halved = source in plan.relus and RULES.functions.get(source.args[0].target) is add
+        halved = source in plan.relus and plan.rules.get(source.args[0]) is add
         std = math.sqrt(2 * math.pi) / weight[0].numel()
         weight.normal_(0, std / 2 if halved else std, generator=generator)
     return module
