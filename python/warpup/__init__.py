@@ -1,8 +1,8 @@
 """warpup: fused operators and a lean trainer for two-stage post-training.
 
 The operators, and the objectives composed from them, are functions of this module; `warpup.advantage` has the published
-estimators by name, `warpup.reflection` the schedules on reflection tokens, `warpup.train` the trainer, `warpup.data`
-puzzles and loaders.
+estimators by name, `warpup.reflection` the schedules on reflection tokens, `warpup.nn.interval` bounds of whole
+modules, `warpup.train` the trainer, `warpup.data` puzzles and loaders.
 """
 
 from warpup.losses import (

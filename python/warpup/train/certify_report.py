@@ -14,6 +14,7 @@ from .log import MetricsLog
 from .plot import Line, Point, inline_svg, line_chart, write_png
 from .report import STYLE, curve
 
+ERRORS = {"clean": "#2f81f7", "pgd": "#c27c0e", "verified": "#2da44e"}
 COLORS = ("#2f81f7", "#c27c0e", "#2da44e", "#cf222e", "#8250df", "#1b9e9e", "#bf3989", "#6e7781")
 KINDS = {"clean": "clean", "pgd": "PGD", "verified": "verified"}  # errors
 Groups = dict[tuple[float, str], list[dict[str, Any]]]  # (eps, arm) -> results of its seeds
@@ -102,12 +103,9 @@ def figures(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         }
         if len(arms) == 1:
             [runs], [log] = arms.values(), logs.values()
-            kinds = [kind for kind in KINDS if kind in runs[0]["curve"][0]]
-            over_eps = [Line(KINDS[k], c, over_epsilon(runs, k)) for k, c in zip(kinds, COLORS, strict=False)]
-            over_time = [
-                Line(KINDS[k], c, curve(log, STAGE, k, 100))
-                for k, c in zip(("clean", "verified"), COLORS, strict=False)
-            ]
+            of_curve = [kind for kind in KINDS if kind in runs[0]["curve"][0]]
+            over_eps = [Line(KINDS[k], ERRORS[k], over_epsilon(runs, k)) for k in of_curve]
+            over_time = [Line(KINDS[k], ERRORS[k], curve(log, STAGE, k, 100)) for k in ("clean", "verified")]
             widths = [
                 Line(f"ReLU {i}", COLORS[(i - 1) % len(COLORS)], curve(log, STAGE, f"width_{i}")) for i in layers(log)
             ]
