@@ -187,7 +187,9 @@ ACTIVATIONS = {
     "interval_softmax": (nn.Softmax, ("dim",), (F.softmax, torch.softmax, "softmax")),
     "interval_layer_norm": (nn.LayerNorm, ("normalized_shape", "weight", "bias", "eps"), (F.layer_norm,)),
     "interval_rms_norm": (nn.RMSNorm, ("normalized_shape", "weight", "eps"), (F.rms_norm,)),
-    "interval_max_pool2d": (nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation"), (F.max_pool2d,)),
+    "interval_max_pool2d": (
+        nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"), (F.max_pool2d, torch.max_pool2d),
+    ),
     "interval_matmul": (None, (), (torch.matmul, torch.bmm, operator.matmul, "matmul", "bmm", "__matmul__")),
     "interval_attention": (None, (), (F.scaled_dot_product_attention,)),
 }  # fmt: skip
