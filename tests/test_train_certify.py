@@ -1,10 +1,8 @@
-"""Certified training: learning, resuming bit for bit, data of one's own, the command and its report."""
+"""Certified training: learning, resuming bit for bit, the command and its report."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,6 @@ from torch import nn
 from warpup import cli
 from warpup.train import CertifiedTraining, Images, Interrupted, TrainError, certify_run, load_images
 from warpup.train.certify import errors
-from warpup.train.certify_data import shifted
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = CertifiedTraining(eps=0.1, epochs=6, batch_size=16, start=1, warmup=2, lr=5e-3, points=3, save_every=2)
@@ -44,7 +41,7 @@ def net(seed=0):
 @pytest.mark.parametrize("bounds", ["ibp", "crown-ibp", "sabr"])
 def test_training_certifies(bounds, tmp_path):
     data, model = stripes(), net()
-    settings = replace(QUICK, epochs=16, bounds=bounds, kappa=0.2 if bounds == "ibp" else 0)
+    settings = replace(QUICK, epochs=16, bounds=bounds, kappa=0.2 if bounds == "ibp" else 0, shrinkage=0.9)
     found = settings.fit(model, data, tmp_path, attack=True)
     assert found["verified"] <= 0.4
     assert found["broken"] == 0
@@ -95,9 +92,6 @@ def test_resuming_is_bitwise(stop, tmp_path, monkeypatch):
         if step == 3:
             if stop is Stop:
                 raise Stop
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Stop if stop is Stop else Interrupted):
@@ -131,6 +125,8 @@ WRONG = [
     ({"eps": 2.0}, r"certify.eps: pixels are in \[0, 1\], got 2"),
     ({"warmup": 6}, "start 1 and warm-up 6 must fit into the 6 epochs"),
     ({"batch_size": 100}, "certify.batch_size: 100 is more than the 64 images"),
+    ({"kappa": 1.5}, r"expected kappa in \[0, 1\] and a regulariser of at least 0, got 1.5 and 0.5"),
+    ({"shrinkage": 1.5}, "certify.shrinkage: expected above 0 and at most 1, got 1.5"),
     ({"epochs": 0}, "certify.epochs: expected more than 0"),
     ({"lr": 1e30, "init": False, "clip": 0.0}, "the loss is .* in epoch .*; a longer warm-up, a lower learning rate"),
 ]  # fmt: skip
@@ -142,117 +138,10 @@ def test_wrong_settings(change, message, tmp_path):
         replace(QUICK, **change).fit(net(), stripes(), tmp_path)
 
 
-# ---- data
-
-
-def arrays(channels=1, size=6, count=10):
-    rng = np.random.default_rng(0)
-    shape = (count, size, size) if channels == 1 else (count, channels, size, size)
-    found = {f"x_{part}": rng.integers(0, 256, shape, dtype=np.uint8) for part in ("train", "test")}
-    return found | {f"y_{part}": rng.integers(0, 10, count) for part in ("train", "test")}
-
-
-def write_idx(path: Path, array: np.ndarray, zipped: bool):
-    raw = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.astype(np.uint8).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{path}.gz" if zipped else path).write_bytes(gzip.compress(raw) if zipped else raw)
-
-
-@pytest.mark.parametrize(("place", "zipped"), [("", True), ("raw", False), ("MNIST/raw", True)])
-def test_mnist_as_torchvision_keeps_it(place, zipped, tmp_path):
-    given = arrays()
-    for part, name in (("train", "train"), ("test", "t10k")):
-        write_idx(tmp_path / place / f"{name}-images-idx3-ubyte", given[f"x_{part}"], zipped)
-        write_idx(tmp_path / place / f"{name}-labels-idx1-ubyte", given[f"y_{part}"], zipped)
-    found = load_images(tmp_path)
-    assert (found.name, found.std, found.augment) == ("mnist", None, False)
-    for name, value in given.items():
-        assert np.array_equal(getattr(found, name).squeeze(1) if value.ndim == 3 else getattr(found, name), value)
-    write_idx(tmp_path / place / "train-images-idx3-ubyte", given["x_train"], False)
-    whole = (tmp_path / place / "train-images-idx3-ubyte").read_bytes()
-    (tmp_path / place / "train-images-idx3-ubyte").write_bytes(whole[:-1])
-    with pytest.raises(TrainError, match="train-images-idx3-ubyte is not a whole idx-ubyte file"):
-        load_images(tmp_path)
-
-
-def test_cifar_as_torchvision_keeps_it(tmp_path):
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    given = arrays(3, 32, 4)
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        part = "test" if name == "test_batch" else "train"
-        batch = {b"data": given[f"x_{part}"].reshape(4, -1), b"labels": given[f"y_{part}"].tolist()}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    for source in (tmp_path, folder):
-        found = load_images(source)
-        assert (found.name, found.augment, len(found.x_train)) == ("cifar10", True, 20)
-        assert np.array_equal(found.x_train[:4], given["x_train"])
-        assert np.array_equal(found.y_test, given["y_test"])
-    (folder / "data_batch_2").write_bytes(pickle.dumps({b"data": Path("x"), b"labels": []}))
-    with pytest.raises(TrainError, match=r"data_batch_2: pathlib.* is not what a batch of images holds"):
-        load_images(tmp_path)  # a pickle may not call what it likes
-
-
-@pytest.mark.parametrize("kind", ["npz", "npz in a directory", "npy"])
-def test_numpy_files(kind, tmp_path):
-    given = arrays(3)
-    given["x_train"] = given["x_train"].transpose(0, 2, 3, 1)  # channels last
-    given["x_test"] = (given["x_test"] / 255).astype(np.float64)
-    if kind == "npy":
-        for name, value in given.items():
-            np.save(tmp_path / f"{name}.npy", value)
-    else:
-        np.savez(tmp_path / "mine.npz", **given)
-    found = load_images(tmp_path / "mine.npz" if kind == "npz" else tmp_path)
-    assert found.x_train.dtype == torch.uint8
-    assert found.x_test.dtype == torch.float32
-    assert found.x_train.shape == found.x_test.shape == (10, 3, 6, 6)
-    assert np.array_equal(found.x_train.permute(0, 2, 3, 1), given["x_train"])
-    assert found.classes == max(given["y_train"].max(), given["y_test"].max()) + 1
-
-
-BAD = [
-    ({"y_train": None}, "lacks y_train; expected 'digits', a directory with MNIST"),
-    ({"y_test": np.zeros(3, int)}, r"y_test: expected 10 whole numbers, got int64 \(3,\)"),
-    ({"y_train": np.zeros(10)}, r"y_train: expected 10 whole numbers, got float64"),
-    ({"y_train": np.full(10, -1)}, "y_train: labels start at 0, got -1"),
-    ({"x_train": np.zeros((10, 6, 5), np.uint8)}, "x_train: expected square images"),
-    ({"x_test": np.full((10, 6, 6), 2.0)}, r"expected uint8 or numbers in \[0, 1\], got float64 from 2.0 to 2.0"),
-    ({"x_test": np.full((10, 6, 6), np.nan)}, "x_test: expected uint8 or numbers"),
-    ({"x_test": np.zeros((10, 8, 8), np.uint8)}, "x_train and x_test differ"),
-    ({"x_test": np.array([{}] * 10, object)}, "cannot read"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("change", "message"), BAD, ids=[message[:30] for _, message in BAD])
-def test_wrong_arrays(change, message, tmp_path):
-    np.savez(tmp_path / "mine.npz", **{k: v for k, v in (arrays() | change).items() if v is not None})
-    with pytest.raises(TrainError, match=message):
-        load_images(tmp_path / "mine.npz")
-
-
-def test_digits():
-    data = load_images("digits")
-    assert (len(data.x_train), len(data.x_test), data.classes) == (1437, 360, 10)
-    assert data.x_train.shape[1:] == (1, 8, 8)
-    assert (float(data.x_train.min()), float(data.x_train.max())) == (0, 1)
-    assert data.fingerprint == load_images("digits").fingerprint
-
-
-def test_augmentation_shifts_and_flips():
-    x = torch.arange(2 * 3 * 5 * 5, dtype=torch.float32).view(2, 3, 5, 5).repeat(40, 1, 1, 1) + 1
-    out = shifted(x, torch.Generator().manual_seed(0), most=2)
-    padded = nn.functional.pad(x, (2,) * 4)
-    seen = set()
-    for image, source in zip(out, padded, strict=True):
-        cuts = {
-            (flip, i, j): (source.flip(2) if flip else source)[:, i : i + 5, j : j + 5]
-            for flip in (0, 1) for i in range(5) for j in range(5)
-        }  # fmt: skip
-        [place] = [place for place, cut in cuts.items() if torch.equal(cut, image)]
-        seen.add(place)
-    assert len(seen) > 25
-    assert {flip for flip, *_ in seen} == {0, 1}
+def test_labels_beyond_the_outputs(tmp_path):
+    data = stripes()
+    with pytest.raises(TrainError, match="the model has 4 outputs, the labels go up to 4"):
+        QUICK.fit(net(), replace(data, y_test=data.y_test + 1), tmp_path)
 
 
 # ---- the command

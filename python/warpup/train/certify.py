@@ -30,6 +30,7 @@ from warpup.nn.interval import (
     sabr_box,
     tightness_loss,
 )
+from warpup.nn.interval.sabr import evaluating
 
 from . import checkpoint
 from .certify_data import Images, pixels, shifted
@@ -75,6 +76,8 @@ class CertifiedTraining:
     """What the robust loss is of: interval bounds; CROWN-IBP, fading into them while eps grows; small boxes (SABR)."""
     sabr_ratio: float = 0.4
     """Radius of SABR's small boxes, as a share of eps."""
+    shrinkage: float = 1.0
+    """SABR's factor on the upper bounds of ReLUs whose input crosses 0, in the training loss; 1: none."""
     points: int = 20
     """How often to measure on the test set."""
     save_every: int = 10
@@ -92,7 +95,7 @@ class CertifiedTraining:
         `curve`, the same at several eps. Raises TrainError on wrong use, Interrupted after Ctrl-C.
         """
         out = Path(out)
-        self.check(data)
+        self.check(data, model)
         device = next(model.parameters()).device
         with locked(out):
             config = {"seed": seed, "model": describe_model(model), "data": data.fingerprint, **asdict(self)}
@@ -127,8 +130,8 @@ class CertifiedTraining:
         temporary.replace(path)
         return results
 
-    def check(self, data: Images) -> None:
-        """Raise TrainError on settings that no run can have."""
+    def check(self, data: Images, model: nn.Module) -> None:
+        """Raise TrainError on settings, data and models that do not go together."""
         check_positive(self, "eps", "epochs", "batch_size", "lr", "tau", "points", "save_every", place=STAGE)
         if self.start + self.warmup > self.epochs or min(self.start, self.warmup) < 0:
             raise TrainError(
@@ -138,6 +141,19 @@ class CertifiedTraining:
             raise TrainError(f"{STAGE}.eps: pixels are in [0, 1], got {self.eps:g} (8/255 is 0.031)")
         if self.batch_size > len(data.x_train):
             raise TrainError(f"{STAGE}.batch_size: {self.batch_size} is more than the {len(data.x_train)} images")
+        for name in ("sabr_ratio", "shrinkage"):
+            if not 0 < getattr(self, name) <= 1:
+                raise TrainError(f"{STAGE}.{name}: expected above 0 and at most 1, got {getattr(self, name)!r}")
+        if not (0 <= self.kappa <= 1 and self.regulariser >= 0):
+            raise TrainError(
+                f"{STAGE}: expected kappa in [0, 1] and a regulariser of at least 0, got {self.kappa!r} and "
+                f"{self.regulariser!r}"
+            )
+        with evaluating(model), torch.no_grad():
+            example = data.normal(pixels(data.x_test[:1])).to(next(model.parameters()).device)
+            outputs = model(example).shape[-1]
+        if outputs < data.classes:
+            raise TrainError(f"{STAGE}: the model has {outputs} outputs, the labels go up to {data.classes - 1}")
 
     def train(self, run: StageRun, data: Images) -> None:
         """The loop: one call of `epoch` a pass. Nothing waits for the device within a pass."""
@@ -186,17 +202,18 @@ class CertifiedTraining:
         if eps == 0:
             return F.cross_entropy(model(clean), labels)
         center, radius = data.box(x, eps)
+        options = {"clean": clean, "kappa": ramp(eps, self.eps, self.kappa) if self.kappa else 0.0}
         if self.bounds == "crown-ibp":
             beta = ramp(eps, self.eps)
             if beta > 0:
                 return crown_ibp_loss(model, center, radius, labels, beta=beta, clean=clean)
         if self.bounds == "sabr":
             center, radius = sabr_box(model, center, radius, labels, ratio=self.sabr_ratio, generator=generator)
-        kappa = ramp(eps, self.eps, self.kappa) if self.kappa else 0.0
+            options["shrinkage"] = self.shrinkage
         fading = self.regulariser * (1 - eps / self.eps)
         if fading <= 0:
-            return margin_loss(model, center, radius, labels, clean=clean, kappa=kappa)
-        loss, sums = margin_loss(model, center, radius, labels, clean=clean, kappa=kappa, sums=True)
+            return margin_loss(model, center, radius, labels, **options)
+        loss, sums = margin_loss(model, center, radius, labels, **options, sums=True)
         width = tightness_loss(sums, radius.mean(), self.tau)
         return loss + fading * (width + relu_balance_loss(sums, self.tau))
 
