@@ -196,14 +196,16 @@ class Attention(nn.Module):
 
 
 SMOOTH = [
-    nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Softmax(-1), nn.LayerNorm(6), nn.RMSNorm(6),
-    nn.MaxPool2d(2, 1, 1), Attention(),
+    nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Hardswish(), nn.LeakyReLU(0.2), nn.ELU(0.5),
+    nn.Softmax(-1), nn.LayerNorm(6), nn.RMSNorm(6), Attention(),
 ]  # fmt: skip
+RISING = [nn.MaxPool2d(2, 1, 1, ceil_mode=True), nn.ReLU6(), nn.Hardtanh(-0.1, 0.3), nn.AdaptiveAvgPool2d((2, 3))]
 
 
-@pytest.mark.parametrize("layer", SMOOTH, ids=lambda layer: type(layer).__name__)
-def test_activations(layer):
-    pytest.importorskip("warpup.ops.interval_activation", exc_type=ModuleNotFoundError)
+@pytest.mark.parametrize("layer", RISING + SMOOTH, ids=lambda layer: type(layer).__name__)
+def test_activations_and_pooling(layer):
+    if layer in SMOOTH:
+        pytest.importorskip("warpup.ops.interval_activation", exc_type=ModuleNotFoundError)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), layer, nn.Flatten(), nn.LazyLinear(3))
     x = torch.randn(4, 1, 6, 6)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from warpup.ops.interval_margin import margin_bounds, margin_cross_entropy, others
 from warpup.ops.interval_norm import BoxSums, interval_relu
 
-from . import shapes  # noqa: F401  its rules
+from . import activations, shapes  # noqa: F401  their rules
 from .graph import Plan, UnsupportedLayer, named_modules, plan_of, unsupported
 from .layers import RULES, Box, Refusal
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from importlib import import_module
 from typing import NamedTuple
 
 import torch
@@ -175,47 +174,6 @@ def relu(walk, x, inplace=False):
 @rule(nn.ReLU)
 def _(walk, layer, x):
     return walk.relu(x)
-
-
-# Operators of `warpup.ops.interval_activation`: name -> layer, its attributes that are options, functions. Each takes
-# (center, radius) of its boxes and then what its function takes, by the function's names, and returns (center, radius).
-ACTIVATIONS = {
-    "interval_sigmoid": (nn.Sigmoid, (), (F.sigmoid, torch.sigmoid, "sigmoid")),
-    "interval_tanh": (nn.Tanh, (), (F.tanh, torch.tanh, "tanh")),
-    "interval_gelu": (nn.GELU, ("approximate",), (F.gelu,)),
-    "interval_silu": (nn.SiLU, (), (F.silu,)),
-    "interval_softmax": (nn.Softmax, ("dim",), (F.softmax, torch.softmax, "softmax")),
-    "interval_layer_norm": (nn.LayerNorm, ("normalized_shape", "weight", "bias", "eps"), (F.layer_norm,)),
-    "interval_rms_norm": (nn.RMSNorm, ("normalized_shape", "weight", "eps"), (F.rms_norm,)),
-    "interval_max_pool2d": (
-        nn.MaxPool2d, ("kernel_size", "stride", "padding", "dilation", "ceil_mode"), (F.max_pool2d, torch.max_pool2d),
-    ),
-    "interval_matmul": (None, (), (torch.matmul, torch.bmm, operator.matmul, "matmul", "bmm", "__matmul__")),
-    "interval_attention": (None, (), (F.scaled_dot_product_attention,)),
-}  # fmt: skip
-
-
-def _plug_in(name: str, layer_type, attributes: tuple[str, ...], functions: tuple) -> None:
-    def apply(walk, *values, **options):
-        if walk.sound:
-            raise Refusal("it has no sound bounds")
-        op = getattr(import_module("warpup.ops.interval_activation"), name)
-        boxes, rest = [v for v in values if isinstance(v, Box)], [v for v in values if not isinstance(v, Box)]
-        options = {k: v for k, v in options.items() if k != "_stacklevel" and v is not None and v is not False}
-        center, radius = op(*(part for box in boxes for part in box[:2]), *rest, **options)
-        cleans = [box.clean for box in boxes if box.clean is not None]
-        return Box(center, radius, functions[0](*cleans, *rest, **options) if cleans else None)
-
-    def of_layer(walk, layer, x):
-        return apply(walk, x, **{name: getattr(layer, name) for name in attributes})
-
-    rule(*functions)(apply)
-    if layer_type:
-        rule(layer_type)(of_layer)
-
-
-for _name, _row in ACTIVATIONS.items():
-    _plug_in(_name, *_row)
 
 
 # ---- arithmetic

@@ -136,6 +136,56 @@ def _(walk, layer, x):
     return pool(walk, x, layer.output_size)
 
 
+# ---- what never falls: the box of the ends
+
+
+def rising(walk, x: Box, function, *rest, **options) -> Box:
+    """A function that does not fall in any element, without roundings of its own."""
+    low, high = (function(end, *rest, **options) for end in (x.center - x.radius, x.center + x.radius))
+    clean = None if x.clean is None else function(x.clean, *rest, **options)
+    return walk.rounded(Box((low + high) / 2, (high - low) / 2, clean))
+
+
+def max_pool(function):
+    def apply(walk, x, *rest, **options):
+        if options.get("return_indices"):
+            raise Refusal("return_indices has no rule")
+        return rising(walk, x, function, *rest, **options)
+
+    return apply
+
+
+rule(F.max_pool1d, torch.max_pool1d)(max_pool(F.max_pool1d))
+rule(F.max_pool2d, torch.max_pool2d)(max_pool(F.max_pool2d))
+
+
+@rule(nn.MaxPool1d, nn.MaxPool2d)
+def _(walk, layer, x):
+    pool = F.max_pool1d if isinstance(layer, nn.MaxPool1d) else F.max_pool2d
+    options = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")}
+    return max_pool(pool)(walk, x, **options, return_indices=layer.return_indices)
+
+
+@rule(torch.clamp, torch.clip, "clamp", "clip")
+def _(walk, x, *rest, **options):
+    return rising(walk, x, torch.clamp, *rest, **options)
+
+
+@rule(nn.Hardtanh, nn.ReLU6)
+def _(walk, layer, x):
+    return rising(walk, x, torch.clamp, layer.min_val, layer.max_val)
+
+
+@rule(F.hardtanh)
+def _(walk, x, min_val=-1.0, max_val=1.0, inplace=False):
+    return rising(walk, x, torch.clamp, min_val, max_val)
+
+
+@rule(F.relu6)
+def _(walk, x, inplace=False):
+    return rising(walk, x, torch.clamp, 0.0, 6.0)
+
+
 # ---- what a forward asks of a tensor's shape
 
 
