@@ -1,8 +1,8 @@
 """warpup: fused operators and a lean trainer for two-stage post-training.
 
 The operators, and the objectives composed from them, are functions of this module; `warpup.advantage` has the published
-estimators by name, `warpup.reflection` the schedules on reflection tokens, `warpup.train` the trainer, `warpup.data`
-puzzles and loaders.
+estimators by name, `warpup.reflection` the schedules on reflection tokens, `warpup.nn.interval` bounds of whole
+modules, `warpup.train` the trainer, `warpup.data` puzzles and loaders.
 """
 
 from warpup.losses import (
@@ -41,7 +41,7 @@ from warpup.ops.moe import MoEPlan, moe_combine, moe_gather, moe_plan
 from warpup.ops.moe_balance import moe_balance_loss, moe_device_balance_loss, moe_update_bias
 from warpup.ops.moe_experts import moe_experts
 from warpup.ops.moe_grouped import grouped_mm
-from warpup.ops.moe_route import MoERoute, moe_balance_loss, moe_device_balance_loss, moe_route, moe_update_bias
+from warpup.ops.moe_route import MoERoute, moe_route
 from warpup.ops.reflection import ReflectionTables, apply_schedule_, reflection_state_update_
 from warpup.ops.reflection_sample import SampledStep, continuous_tokens, mark_seen, sample_step
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens

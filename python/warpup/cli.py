@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "warm up and reinforce your own model on your own data",
     "sample": "print completions of a trained model",
     "eval": "measure a trained model on held-out examples",
+    "certify": "train an image classifier whose answers are proven within eps, print its errors, write report.html",
     "continual": "learn tasks one after the other with interval weights, and certify that old ones stay learned",
     "info": "what this installation can do: versions, devices, operators",
 }

@@ -1,5 +1,6 @@
 """Modules on top of the operators."""
 
-from warpup.nn.moe import DeepSeekMoE
+from .cnn import cnn7
+from .moe import DeepSeekMoE
 
-__all__ = ["DeepSeekMoE"]
+__all__ = ["DeepSeekMoE", "cnn7"]

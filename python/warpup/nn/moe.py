@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from warpup.ops.moe_experts import moe_experts
 from warpup.ops.moe_glu import glu
-from warpup.ops.moe_route import MoERoute, moe_balance_loss, moe_device_balance_loss, moe_route, moe_update_bias
+from warpup.ops.moe_balance import moe_balance_loss, moe_device_balance_loss, moe_update_bias
+from warpup.ops.moe_route import MoERoute, moe_route
 
 
 class DeepSeekMoE(nn.Module):

@@ -4,6 +4,8 @@ recipe = Recipe([Warmup(data=chains, steps=500, lr=1e-3), RLVR(data=puzzles, rew
 recipe.run(model, tokenizer, "runs/first")
 """
 
+from .certify import CertifiedTraining
+from .certify_data import Images, load_images
 from .errors import Interrupted, TrainError
 from .evaluate import Evaluation, evaluate
 from .log import ProgressBar
@@ -15,8 +17,10 @@ from .warmup import Warmup
 
 __all__ = [
     "RLVR",
+    "CertifiedTraining",
     "Evaluation",
     "HeldOut",
+    "Images",
     "Interrupted",
     "ProgressBar",
     "Recipe",
@@ -24,6 +28,7 @@ __all__ = [
     "TrainError",
     "Warmup",
     "evaluate",
+    "load_images",
     "load_model",
     "newest_model",
     "rollout",

@@ -1,6 +1,7 @@
 """Checkpoints of a stage: written whole or not at all, and enough to go on bit for bit.
 
-A checkpoint is a folder `step-00000120` that `transformers` loads as a model, with beside the weights
+A checkpoint is a folder `step-00000120` that `transformers` loads as a model (of a plain module it holds the state dict
+as model.safetensors), with beside the weights
     trainer.safetensors   optimizer moments and random states
     trainer.json          step, cursor of the data, counters
 It is written under another name and renamed last, so a kill leaves the one before it.
@@ -59,8 +60,7 @@ def save(
     target = Path(folder) / f"{PREFIX}{step:08d}"
 
     def fill(path: Path):
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
+        save_weights(model, tokenizer, path)
         tensors, rng = random_states(generator)
         for index, slots in optimizer.state_dict()["state"].items():
             for name, value in slots.items():
@@ -91,11 +91,25 @@ def restore(checkpoint: Path, model, optimizer, generator: torch.Generator) -> d
     return state
 
 
+def save_weights(model, tokenizer, folder: Path) -> None:
+    """Write the model, and the tokenizer if there is one, to an existing folder."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    else:
+        save_file(
+            {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
+        )
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
 def load_weights(model, folder: Path) -> None:
     """Load a saved model's weights into `model` in place."""
     try:
-        saved = type(model).from_pretrained(folder, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
+        if hasattr(model, "from_pretrained"):
+            model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
+        else:
+            model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, RuntimeError, ValueError) as error:
         raise TrainError(f"cannot load the weights in {folder}: {str(error).splitlines()[0]}") from error
 

@@ -1,4 +1,4 @@
-"""The subcommands `train`, `sample`, `eval`, `demo` and `continual`: arguments, and the calls behind them."""
+"""The subcommands of `warpup` but for `info`: arguments, and the calls behind them."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -215,6 +215,13 @@ def demo(arguments: list[str]) -> None:
     from .demo import DemoArguments, run_demo
 
     run_demo(tyro.cli(DemoArguments, args=arguments, prog="warpup demo"))
+
+
+def certify(arguments: list[str]) -> None:
+    """warpup certify [DATA]."""
+    from .certify_run import certify
+
+    certify(arguments)
 
 
 def continual(arguments: list[str]) -> None:

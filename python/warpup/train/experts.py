@@ -12,7 +12,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from warpup.ops.moe_route import moe_balance_loss, moe_route
+from warpup.ops.moe_balance import moe_balance_loss
+from warpup.ops.moe_route import moe_route
 
 
 class Experts:

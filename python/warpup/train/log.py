@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SHOWN = ("loss", "reward", "accuracy", "length", "groups", "skipped", "lr", "tokens_per_s")
+SHOWN = ("loss", "reward", "accuracy", "length", "groups", "skipped", "lr", "tokens_per_s", "eps", "clean", "verified")
 
 
 class MetricsLog:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ class Line:
 
 
 def line_chart(
-    x_label: str, lines: Sequence[Line], y_range: tuple[float | None, float | None] = (None, None)
+    x_label: str,
+    lines: Sequence[Line],
+    y_range: tuple[float | None, float | None] = (None, None),
+    log_y: bool = False,
 ) -> Figure | None:
     """Chart of the curves; None if no curve has a point. Ends of the y range that are None fit the curves."""
     lines = [line for line in lines if line.points]
@@ -70,6 +74,7 @@ def line_chart(
                 axes.fill_between(x, low, high, color=line.color, alpha=0.18, linewidth=0)
         axes.set_xlabel(x_label)
         axes.set_xmargin(0.02)
+        axes.set_yscale("log" if log_y else "linear")
         axes.set_ylim(*y_range)
         axes.legend()
     return figure
@@ -106,6 +111,13 @@ def inline_svg(figure: Figure, title: str) -> str:
     for stand_in, name in ((INK, "ink"), (SOFT, "soft"), (GRID, "grid")):
         svg = svg.replace(stand_in, f"var(--{name})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+
+
+def write_png(figure: Figure, path: Path) -> None:
+    """The figure as a picture on white, once it has its title."""
+    with _style():
+        figure.axes[0].grid(axis="y", color="#d8dee4")
+        figure.savefig(path, dpi=150, facecolor="white")
 
 
 def _style():

@@ -71,7 +71,7 @@ class StageRun:
     ):
         self.name, self.folder, self.model, self.tokenizer, self.seed = name, Path(folder), model, tokenizer, seed
         self.log, self.report, self.held_out = log, report, held_out
-        self.generator = torch.Generator(model.device).manual_seed(seed)
+        self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         self.counts: Counter[str] = Counter()  # events since the stage began; every count is in the metrics
         self.messages: set[str] = set()
         self.stepped = False
