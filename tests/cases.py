@@ -5,6 +5,7 @@ Adding an op adds an entry to its family's table; `test_contract.py` then holds 
 
 import cases_advantage
 import cases_advantage_tokens
+import cases_interval
 import cases_logprob
 import cases_logprob_divergence
 import cases_logprob_policy
@@ -26,5 +27,6 @@ CASES = [
     *cases_moe_experts.CASES,
     *cases_moe_route.CASES,
     *cases_reflection.CASES,
+    *cases_interval.CASES,
 ]
 OPS = {case.op: case for case in CASES}

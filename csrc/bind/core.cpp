@@ -4,6 +4,7 @@
 
 #include "bind/advantage.h"
 #include "bind/dlpack.h"
+#include "bind/interval.h"
 #include "bind/logprob.h"
 #include "bind/logprob_divergence.h"
 #include "bind/logprob_policy.h"
@@ -225,4 +226,44 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       "logits"_a, "tuned"_a = py::none(), "base"_a = py::none(), py::kw_only(), "state"_a, "schedules"_a, "sets"_a,
       "knots"_a, "sampling"_a, "slots"_a, "back"_a = py::none(), "seen"_a = py::none(), "stream"_a = 0,
       "scratch"_a = py::none(), "token"_a, "logp_raw"_a, "logp"_a, "kept"_a, "p_r"_a, "delta"_a, "temperature"_a);
+
+  const auto parameters = [](Optional mean, Optional var, Optional weight, Optional bias, double eps) {
+    return warpup::ChannelParameters{mean, var, weight, bias, eps};
+  };
+  def(
+      "interval_affine",
+      [parameters](View center, View radius, Optional clean, Optional mean, Optional var, Optional weight,
+                   Optional bias, int64_t source, double eps, bool relu, bool sound, Optional partials, Optional scale,
+                   Optional shift, View out_center, View out_radius, Optional out_clean, Optional sum_partials,
+                   Optional sums) {
+        warpup::interval_affine(center, radius, clean, parameters(mean, var, weight, bias, eps), source, relu, sound,
+                                partials, scale, shift, out_center, out_radius, out_clean, sum_partials, sums);
+      },
+      "center"_a, "radius"_a, "clean"_a = py::none(), py::kw_only(), "mean"_a = py::none(), "var"_a = py::none(),
+      "weight"_a = py::none(), "bias"_a = py::none(), "source"_a = -1, "eps"_a = 1e-5, "relu"_a = false,
+      "sound"_a = false, "partials"_a = py::none(), "scale"_a = py::none(), "shift"_a = py::none(), "out_center"_a,
+      "out_radius"_a, "out_clean"_a = py::none(), "sum_partials"_a = py::none(), "sums"_a = py::none());
+  def(
+      "interval_affine_backward",
+      [parameters](Optional grad_center, Optional grad_radius, Optional grad_clean, View center, View radius,
+                   Optional clean, bool from_outputs, Optional mean, Optional var, Optional weight, Optional bias,
+                   int64_t source, double eps, bool relu, Optional added, Optional partials, Optional totals,
+                   Optional scale, Optional shift, View out_center, View out_radius, Optional out_clean,
+                   Optional out_weight, Optional out_bias) {
+        warpup::interval_affine_backward({grad_center, grad_radius, grad_clean}, center, radius, clean, from_outputs,
+                                         parameters(mean, var, weight, bias, eps), scale, shift, source, relu, added,
+                                         partials, totals, out_center, out_radius, out_clean, out_weight, out_bias);
+      },
+      "grad_center"_a, "grad_radius"_a, "grad_clean"_a = py::none(), py::kw_only(), "center"_a, "radius"_a,
+      "clean"_a = py::none(), "from_outputs"_a = false, "mean"_a = py::none(), "var"_a = py::none(),
+      "weight"_a = py::none(), "bias"_a = py::none(), "source"_a = -1, "eps"_a = 1e-5, "relu"_a = false,
+      "added"_a = py::none(), "partials"_a = py::none(), "totals"_a = py::none(), "scale"_a = py::none(),
+      "shift"_a = py::none(), "out_center"_a, "out_radius"_a, "out_clean"_a = py::none(), "out_weight"_a = py::none(),
+      "out_bias"_a = py::none());
+  def("interval_sign_", &warpup::interval_sign, "gradient"_a, "weight"_a, "base"_a = py::none());
+  def("interval_product", &warpup::interval_product, "a_center"_a, "a_radius"_a, "b_center"_a, "b_radius"_a,
+      py::kw_only(), "shift"_a, "excess"_a);
+  def("interval_product_backward", &warpup::interval_product_backward, "a_center"_a, "a_radius"_a, "b_center"_a,
+      "b_radius"_a, "grad_shift"_a, "grad_excess"_a, py::kw_only(), "transposed"_a = false, "out_center"_a,
+      "out_radius"_a);
 }

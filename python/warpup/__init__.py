@@ -24,6 +24,8 @@ from warpup.ops.advantage_tokens import (
     segment_ids,
     tree_advantage,
 )
+from warpup.ops.interval import interval_conv1d, interval_conv2d, interval_linear
+from warpup.ops.interval_norm import BoxSums, interval_batch_norm, interval_relu
 from warpup.ops.logprob import replay_logprob, token_logprob
 from warpup.ops.logprob_divergence import divergence, topk_divergence
 from warpup.ops.logprob_divergence_linear import linear_divergence
@@ -47,6 +49,7 @@ from warpup.ops.reflection_sample import SampledStep, continuous_tokens, mark_se
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
 
 __all__ = [
+    "BoxSums",
     "GroupPlan",
     "GroupStats",
     "MoEPlan",
@@ -68,6 +71,11 @@ __all__ = [
     "group_advantage",
     "group_plan",
     "grouped_mm",
+    "interval_batch_norm",
+    "interval_conv1d",
+    "interval_conv2d",
+    "interval_linear",
+    "interval_relu",
     "kl_cov_tokens",
     "linear_divergence",
     "linear_logprob",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from warpup.ops.moe_balance import moe_balance_loss, moe_device_balance_loss, moe_update_bias
 from warpup.ops.moe_experts import moe_experts
 from warpup.ops.moe_glu import glu
-from warpup.ops.moe_balance import moe_balance_loss, moe_device_balance_loss, moe_update_bias
 from warpup.ops.moe_route import MoERoute, moe_route
 
 

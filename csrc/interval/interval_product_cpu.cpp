@@ -1,0 +1,85 @@
+#include <algorithm>
+
+#include "core/parallel.h"
+#include "interval/interval_product.h"
+
+namespace warpup {
+namespace {
+
+constexpr int64_t kColumns = 4,
+                  kWidth = 1024;  // columns that share the loads of a row; a piece of a gradient row in L1
+
+template <class T>
+WARPUP_CLONES void product_row(const IntervalProductArgs<T>& args, int64_t row) {
+  const T *ac = args.a_center + row * args.width, *ar = args.a_radius + row * args.width;
+  for (int64_t j = 0; j < args.columns; j += kColumns) {
+    const int64_t last = args.columns - 1;
+    const T *bc[kColumns], *br[kColumns];
+    for (int64_t q = 0; q < kColumns; ++q) {
+      const int64_t at = std::min(j + q, last) * args.width;  // past the last column: the last again
+      bc[q] = args.b_center + at, br[q] = args.b_radius + at;
+    }
+    T s0 = 0, s1 = 0, s2 = 0, s3 = 0, m0 = 0, m1 = 0, m2 = 0, m3 = 0;
+    const auto add = [](T xc, T xr, T yc, T yr, T& s, T& m) __attribute__((always_inline)) {
+      const T least = least_product(xc, xr, yc, yr);
+      m += least, s += least * sign_of_product(xc, yc);
+    };
+#pragma omp simd reduction(+ : s0, s1, s2, s3, m0, m1, m2, m3)
+    for (int64_t k = 0; k < args.width; ++k) {
+      add(ac[k], ar[k], bc[0][k], br[0][k], s0, m0), add(ac[k], ar[k], bc[1][k], br[1][k], s1, m1);
+      add(ac[k], ar[k], bc[2][k], br[2][k], s2, m2), add(ac[k], ar[k], bc[3][k], br[3][k], s3, m3);
+    }
+    const T s[] = {s0, s1, s2, s3}, m[] = {m0, m1, m2, m3};
+    for (int64_t q = 0; q < std::min(kColumns, args.columns - j); ++q) {
+      args.shift[row * args.columns + j + q] = s[q], args.excess[row * args.columns + j + q] = m[q];
+    }
+  }
+}
+
+template <class T>
+WARPUP_CLONES void gradient_row(const IntervalProductBackwardArgs<T>& args, int64_t row) {
+  const int64_t step = args.transposed ? args.rows : 1, start = args.transposed ? row : row * args.columns;
+  T dc[kWidth], dr[kWidth];
+  for (int64_t k0 = 0; k0 < args.width; k0 += kWidth) {
+    const int64_t n = std::min(kWidth, args.width - k0), at = row * args.width + k0;
+    const T *ac = args.a_center + at, *ar = args.a_radius + at;
+    std::fill_n(dc, n, T(0)), std::fill_n(dr, n, T(0));
+    for (int64_t j = 0; j < args.columns; ++j) {
+      const T *bc = args.b_center + j * args.width + k0, *br = args.b_radius + j * args.width + k0;
+      const T gs = args.grad_shift[start + j * step], ge = args.grad_excess[start + j * step];
+#pragma omp simd
+      for (int64_t k = 0; k < n; ++k) least_product_gradient(ac[k], ar[k], bc[k], br[k], gs, ge, &dc[k], &dr[k]);
+    }
+    std::copy_n(dc, n, args.out_center + at), std::copy_n(dr, n, args.out_radius + at);
+  }
+}
+
+template <class Args>
+int64_t rows_at_once(const Args& args) {
+  return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, args.columns * args.width));
+}
+
+}  // namespace
+
+template <class T>
+void interval_product_cpu(const IntervalProductArgs<T>& args) {
+  parallel_for(0, args.columns ? args.rows : 0, rows_at_once(args), [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) product_row(args, row);
+  });
+}
+
+template <class T>
+void interval_product_backward_cpu(const IntervalProductBackwardArgs<T>& args) {
+  parallel_for(0, args.rows, rows_at_once(args), [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) gradient_row(args, row);
+  });
+}
+
+#define INSTANTIATE(T)                                                  \
+  template void interval_product_cpu<T>(const IntervalProductArgs<T>&); \
+  template void interval_product_backward_cpu<T>(const IntervalProductBackwardArgs<T>&);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace warpup
