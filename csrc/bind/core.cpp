@@ -4,6 +4,7 @@
 
 #include "bind/advantage.h"
 #include "bind/dlpack.h"
+#include "bind/interval_margin.h"
 #include "bind/logprob.h"
 #include "bind/logprob_divergence.h"
 #include "bind/logprob_policy.h"
@@ -135,6 +136,12 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       "ref_logp"_a = py::none(), "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(),
       "entropy"_a = py::none(), "cu_seqlens"_a = py::none(), py::kw_only(), "options"_a, "row_state"_a, "grad_loss"_a,
       "grad_logp"_a, "grad_ref_kl"_a = py::none(), "grad_entropy"_a = py::none());
+
+  def("margin_bounds", &warpup::margin_bounds, "center"_a, "radius"_a, "weight"_a, "bias"_a = py::none(), "labels"_a,
+      py::kw_only(), "bounds"_a, "loss"_a = py::none(), "share"_a = py::none());
+  def("margin_bounds_backward", &warpup::margin_bounds_backward, "center"_a, "radius"_a, "weight"_a, "labels"_a,
+      "share"_a = py::none(), py::kw_only(), "grad_bounds"_a = py::none(), "grad_loss"_a = py::none(), "grad_center"_a,
+      "grad_radius"_a, "grad_weight"_a, "grad_bias"_a);
 
   def("group_advantage", &warpup::group_advantage, "rewards"_a, "offsets"_a = py::none(), "order"_a = py::none(),
       "lengths"_a = py::none(), "batch"_a = py::none(), py::kw_only(), "group_size"_a = 0, "baseline"_a = "mean",

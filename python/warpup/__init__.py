@@ -24,6 +24,7 @@ from warpup.ops.advantage_tokens import (
     segment_ids,
     tree_advantage,
 )
+from warpup.ops.interval_margin import margin_bounds, margin_cross_entropy
 from warpup.ops.logprob import replay_logprob, token_logprob
 from warpup.ops.logprob_divergence import divergence, topk_divergence
 from warpup.ops.logprob_divergence_linear import linear_divergence
@@ -64,6 +65,8 @@ __all__ = [
     "linear_divergence",
     "linear_logprob",
     "linear_policy_loss",
+    "margin_bounds",
+    "margin_cross_entropy",
     "mark_seen",
     "masked_whiten",
     "policy_loss",
