@@ -120,27 +120,29 @@ WARPUP_CLONES void margin_tile(const Acc* weight, int64_t classes, int64_t y, co
   __builtin_memcpy(own, weight + y * kTile, sizeof own);
   __builtin_memcpy(c, box, sizeof c);
   __builtin_memcpy(r, box + kTile, sizeof r);
+  double sum = 0;
   for (int64_t k = 0, at = 0; k < classes; ++k) {
     if (k == y) continue;
     const Acc g = grad_bounds[at++];
+    sum += g;
     for (int v = 0; v < 2; ++v) {
       const int64_t offset = k * kTile + v * kLanes;
       Lanes w, dw;
       __builtin_memcpy(&w, weight + offset, sizeof w);
       __builtin_memcpy(&dw, grad_weight + offset, sizeof dw);
       const Lanes d = own[v] - w, zero = {};
-      const Lanes part = g * (c[v] - (d > 0 ? r[v] : d < 0 ? -r[v] : zero));
+      const Lanes part = g * (d > 0 ? r[v] : d < 0 ? -r[v] : zero);
       dc[v] += g * d;
       dr[v] -= g * (d < 0 ? -d : d);
-      total[v] += part;
-      dw -= part;
+      total[v] -= part;
+      dw += part - g * c[v];
       __builtin_memcpy(grad_weight + offset, &dw, sizeof dw);
     }
   }
   for (int v = 0; v < 2; ++v) {
     Lanes dw;
     __builtin_memcpy(&dw, grad_weight + y * kTile + v * kLanes, sizeof dw);
-    dw += total[v];
+    dw += total[v] + static_cast<Acc>(sum) * c[v];
     __builtin_memcpy(grad_weight + y * kTile + v * kLanes, &dw, sizeof dw);
   }
   __builtin_memcpy(grads, dc, sizeof dc);
@@ -150,16 +152,16 @@ WARPUP_CLONES void margin_tile(const Acc* weight, int64_t classes, int64_t y, co
 template <class T>
 void margin_bias_gradient(const MarginBoundsBackwardArgs<T>& args, const acc_t<T>* grad_bounds) {
   const MarginBoundsArgs<T>& f = args.forward;
-  std::vector<acc_t<T>> sums(f.classes);
+  std::vector<double> sums(f.classes);
   for (int64_t i = 0; i < f.batch; ++i) {
     const acc_t<T>* g = grad_bounds + i * (f.classes - 1);
     const int64_t y = f.labels[i];
-    acc_t<T> total = 0;
+    double total = 0;
     for (int64_t k = 0; k < y; ++k) sums[k] -= g[k], total += g[k];
     for (int64_t k = y; k < f.classes - 1; ++k) sums[k + 1] -= g[k], total += g[k];
     sums[y] += total;
   }
-  for (int64_t k = 0; k < f.classes; ++k) args.grad_bias[k] = store<T>(sums[k]);
+  for (int64_t k = 0; k < f.classes; ++k) args.grad_bias[k] = store<T>(static_cast<acc_t<T>>(sums[k]));
 }
 
 // Threads share out the columns, so that each has the weight's gradient of its own to itself.

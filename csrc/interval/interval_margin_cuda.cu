@@ -96,26 +96,31 @@ __global__ __launch_bounds__(kThreads) void margin_weight_gradient_kernel(const 
   const int64_t k = blockIdx.x / tiles, j = blockIdx.x % tiles * kThreads + threadIdx.x;
   const bool inside = j < f.width;
   const Acc own = inside ? load(f.weight[k * f.weight_stride + j]) : Acc(0);
-  Acc weight = 0, bias = 0;
+  Acc weight = 0;
+  double bias = 0;
   for (int64_t i = 0; i < f.batch; ++i) {
     const int64_t y = f.labels[i];
     if (!is_label(f, y)) continue;
     const Acc c = inside ? load(f.center[i * f.center_stride + j]) : Acc(0);
     const Acc r = inside ? load(f.radius[i * f.radius_stride + j]) : Acc(0);
-    // Seen from k, d has the other sign where k is not the label, and so has the whole part.
+    Acc from_radius = 0;
+    double from_center = 0;
+    // Seen from a class that is not the label, D has the other sign, and so has its whole part.
     const auto add = [&](int64_t other, Acc gradient, Acc sign) {
       const Acc d = sign * (inside ? own - load(f.weight[other * f.weight_stride + j]) : Acc(0));
-      weight += sign * gradient * (c - (d > 0 ? r : d < 0 ? -r : Acc(0)));
-      bias += sign * gradient;
+      from_radius -= sign * gradient * (d > 0 ? r : d < 0 ? -r : Acc(0));
+      from_center += sign * gradient;
     };
     if (k != y) {
       add(y, margin_gradient(args, i, k - (k > y)), -1);
     } else {
       for (int64_t at = 0; at < f.classes - 1; ++at) add(at + (at >= y), margin_gradient(args, i, at), 1);
     }
+    weight += from_radius + static_cast<Acc>(from_center) * c;
+    bias += from_center;
   }
   if (inside) args.grad_weight[k * f.width + j] = store<T>(weight);
-  if (j == 0) args.grad_bias[k] = store<T>(bias);
+  if (j == 0) args.grad_bias[k] = store<T>(static_cast<Acc>(bias));
 }
 
 }  // namespace
