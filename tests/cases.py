@@ -5,6 +5,7 @@ Adding an op adds an entry to its family's table; `test_contract.py` then holds 
 
 import cases_advantage
 import cases_advantage_tokens
+import cases_interval_activation
 import cases_interval_margin
 import cases_logprob
 import cases_logprob_divergence
@@ -22,5 +23,6 @@ CASES = [
     *cases_advantage_tokens.CASES,
     *cases_reflection.CASES,
     *cases_interval_margin.CASES,
+    *cases_interval_activation.CASES,
 ]
 OPS = {case.op: case for case in CASES}

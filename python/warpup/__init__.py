@@ -24,6 +24,19 @@ from warpup.ops.advantage_tokens import (
     segment_ids,
     tree_advantage,
 )
+from warpup.ops.interval_activation import (
+    interval_clamp,
+    interval_elu,
+    interval_exp,
+    interval_gelu,
+    interval_hardswish,
+    interval_leaky_relu,
+    interval_sigmoid,
+    interval_silu,
+    interval_softmax,
+    interval_softplus,
+    interval_tanh,
+)
 from warpup.ops.interval_margin import margin_bounds, margin_cross_entropy
 from warpup.ops.logprob import replay_logprob, token_logprob
 from warpup.ops.logprob_divergence import divergence, topk_divergence
@@ -61,6 +74,17 @@ __all__ = [
     "gae",
     "group_advantage",
     "group_plan",
+    "interval_clamp",
+    "interval_elu",
+    "interval_exp",
+    "interval_gelu",
+    "interval_hardswish",
+    "interval_leaky_relu",
+    "interval_sigmoid",
+    "interval_silu",
+    "interval_softmax",
+    "interval_softplus",
+    "interval_tanh",
     "kl_cov_tokens",
     "linear_divergence",
     "linear_logprob",
