@@ -124,6 +124,20 @@ struct Box {
   Acc center, radius;
 };
 
+// a - b of the rounded a and b. Where the compiler fuses the product that one of them came from into the difference,
+// equal ends differ, and a box without width gets a radius, of either sign.
+template <class Acc>
+WARPUP_HD Acc difference(Acc a, Acc b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(Acc) == 4) return __fsub_rn(a, b);
+  return __dsub_rn(a, b);
+#elif defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+  return __builtin_assoc_barrier(a) - __builtin_assoc_barrier(b);
+#else
+  return a - b;
+#endif
+}
+
 template <Activation kind, class Acc>
 WARPUP_HD Box<Acc> activated(Box<Acc> in, Acc a, Acc b) {
   const Acc l = in.center - in.radius, u = in.center + in.radius;
@@ -135,7 +149,7 @@ WARPUP_HD Box<Acc> activated(Box<Acc> in, Acc a, Acc b) {
     upper = inside ? (at_l > at_u ? at_l : at_u) : falls ? at_l : at_u;
     if (in.radius < 0) lower = kInf<Acc> - kInf<Acc>;
   }
-  return {(lower + upper) / 2, (upper - lower) / 2};
+  return {-difference(-lower, upper) / 2, difference(upper, lower) / 2};
 }
 
 // The gradient of `in` from that of activated(in).

@@ -37,6 +37,17 @@ from warpup.ops.interval_activation import (
     interval_softplus,
     interval_tanh,
 )
+from warpup.ops.interval_attention import interval_attention, interval_matmul
+from warpup.ops.interval_layers import (
+    interval_adaptive_avg_pool2d,
+    interval_add,
+    interval_avg_pool2d,
+    interval_box,
+    interval_layer_norm,
+    interval_max_pool2d,
+    interval_rms_norm,
+    interval_sub,
+)
 from warpup.ops.interval_margin import margin_bounds, margin_cross_entropy
 from warpup.ops.logprob import replay_logprob, token_logprob
 from warpup.ops.logprob_divergence import divergence, topk_divergence
@@ -74,16 +85,26 @@ __all__ = [
     "gae",
     "group_advantage",
     "group_plan",
+    "interval_adaptive_avg_pool2d",
+    "interval_add",
+    "interval_attention",
+    "interval_avg_pool2d",
+    "interval_box",
     "interval_clamp",
     "interval_elu",
     "interval_exp",
     "interval_gelu",
     "interval_hardswish",
+    "interval_layer_norm",
     "interval_leaky_relu",
+    "interval_matmul",
+    "interval_max_pool2d",
+    "interval_rms_norm",
     "interval_sigmoid",
     "interval_silu",
     "interval_softmax",
     "interval_softplus",
+    "interval_sub",
     "interval_tanh",
     "kl_cov_tokens",
     "linear_divergence",
