@@ -47,7 +47,7 @@ def interval_box(
                 raise ValueError(
                     f"interval_box: {name} must be {'at least' if name == 'eps' else 'above'} 0, got {value}"
                 )
-            value = torch.tensor(value, device=x.device)
+            value = torch.tensor(value, dtype=torch.float64, device=x.device)
         value = value.to(x.dtype)
         if value.dim() == 0:
             return value
