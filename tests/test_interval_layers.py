@@ -1,4 +1,4 @@
-"""Boxes through what is composed of torch's functions: sound, as tight as told, and without a width the layer itself."""
+"""Boxes through compositions of torch functions: sound, as tight as told, and without a width the layer itself."""
 
 import math
 import re
@@ -120,7 +120,7 @@ def test_layer_norm_is_not_much_wider_than_what_happens():
     values = F.layer_norm(points(b, 20000), (8,))
     shown = (values.amax(0) - values.amin(0)) / 2
     _, radius = warpup.interval_layer_norm(*b, 8)
-    assert (radius / shown).mean() < 1.5
+    assert (radius / shown).mean() < 2
     c, r = b
     d, spread = c - c.mean(-1, keepdim=True), r * (1 - 2 / 8) + r.mean(-1, keepdim=True)
     least, most = (
