@@ -6,6 +6,8 @@ Adding an op adds an entry to its family's table; `test_contract.py` then holds 
 import cases_advantage
 import cases_advantage_tokens
 import cases_interval
+import cases_interval_activation
+import cases_interval_margin
 import cases_logprob
 import cases_logprob_divergence
 import cases_logprob_policy
@@ -28,5 +30,7 @@ CASES = [
     *cases_moe_route.CASES,
     *cases_reflection.CASES,
     *cases_interval.CASES,
+    *cases_interval_margin.CASES,
+    *cases_interval_activation.CASES,
 ]
 OPS = {case.op: case for case in CASES}

@@ -51,10 +51,6 @@ def test_margins_are_at_least_the_difference_of_bounds():
 # ---- rounding
 
 
-SOUND = pytest.mark.xfail(raises=NotImplementedError, reason="until interval_linear has its sound mode")
-
-
-@SOUND
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_sound_bounds_hold_the_exact_outputs(eps):
     outside = {}
@@ -75,7 +71,6 @@ def test_sound_bounds_hold_the_exact_outputs(eps):
         assert outside[False] > 0  # plain bounds hold up to rounding only
 
 
-@SOUND
 def test_sound_margins_are_below_the_plain_ones():
     module, x = chain()
     labels, radius = torch.arange(5) % 4, torch.full_like(x, 0.01)

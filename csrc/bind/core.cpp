@@ -5,6 +5,8 @@
 #include "bind/advantage.h"
 #include "bind/dlpack.h"
 #include "bind/interval.h"
+#include "bind/interval_activation.h"
+#include "bind/interval_margin.h"
 #include "bind/logprob.h"
 #include "bind/logprob_divergence.h"
 #include "bind/logprob_policy.h"
@@ -140,6 +142,22 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       "ref_logp"_a = py::none(), "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(),
       "entropy"_a = py::none(), "cu_seqlens"_a = py::none(), py::kw_only(), "options"_a, "row_state"_a, "grad_loss"_a,
       "grad_logp"_a, "grad_ref_kl"_a = py::none(), "grad_entropy"_a = py::none());
+
+  def("margin_bounds", &warpup::margin_bounds, "center"_a, "radius"_a, "weight"_a, "bias"_a = py::none(), "labels"_a,
+      py::kw_only(), "bounds"_a, "loss"_a = py::none(), "share"_a = py::none());
+  def("margin_bounds_backward", &warpup::margin_bounds_backward, "center"_a, "radius"_a, "weight"_a, "labels"_a,
+      "share"_a = py::none(), py::kw_only(), "grad_bounds"_a = py::none(), "grad_loss"_a = py::none(), "grad_center"_a,
+      "grad_radius"_a, "grad_weight"_a, "grad_bias"_a);
+  def("interval_activation", &warpup::interval_activation, "center"_a, "radius"_a, "clean"_a = py::none(),
+      py::kw_only(), "kind"_a, "a"_a = 0.0, "b"_a = 0.0, "out_center"_a, "out_radius"_a, "out_clean"_a = py::none());
+  def("interval_activation_backward", &warpup::interval_activation_backward, "center"_a, "radius"_a,
+      "clean"_a = py::none(), py::kw_only(), "kind"_a, "a"_a = 0.0, "b"_a = 0.0, "grad_out_center"_a,
+      "grad_out_radius"_a, "grad_out_clean"_a = py::none(), "grad_center"_a, "grad_radius"_a,
+      "grad_clean"_a = py::none());
+  def("interval_softmax", &warpup::interval_softmax, "center"_a, "radius"_a, py::kw_only(), "out_center"_a,
+      "out_radius"_a);
+  def("interval_softmax_backward", &warpup::interval_softmax_backward, "center"_a, "radius"_a, py::kw_only(),
+      "grad_out_center"_a, "grad_out_radius"_a, "grad_center"_a, "grad_radius"_a);
 
   def("group_advantage", &warpup::group_advantage, "rewards"_a, "offsets"_a = py::none(), "order"_a = py::none(),
       "lengths"_a = py::none(), "batch"_a = py::none(), py::kw_only(), "group_size"_a = 0, "baseline"_a = "mean",

@@ -8,6 +8,8 @@
 
 #include "core/parallel.h"
 #include "fuzz_advantage_tokens.h"
+#include "fuzz_interval_activation.h"
+#include "fuzz_interval_margin.h"
 #include "fuzz_logprob.h"
 #include "fuzz_logprob_divergence.h"
 #include "fuzz_logprob_policy.h"
@@ -32,10 +34,26 @@ void parallel_for_impl(int64_t begin, int64_t end, int64_t grain, void (*body)(c
 namespace fuzz {
 
 constexpr void (*kOps[])() = {
-    token_logprob, divergence,      topk_divergence,   logarithms,     policy_loss,
-    group_plan,    group_advantage, reverse_scan,      role_advantage, masked_moments,
-    tree_values,   reflection,      reflection_sample, moe_glu,        grouped_product,
-    moe,           route,
+    token_logprob,
+    divergence,
+    topk_divergence,
+    logarithms,
+    policy_loss,
+    group_plan,
+    group_advantage,
+    reverse_scan,
+    role_advantage,
+    masked_moments,
+    tree_values,
+    reflection,
+    reflection_sample,
+    moe_glu,
+    grouped_product,
+    moe,
+    route,
+    margin_bounds,
+    interval_activation,
+    interval_softmax,
 };
 
 }  // namespace fuzz

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from warpup.ops import interval_activation, interval_attention, interval_layers
 
 from .layers import Box, Refusal, rule
 
@@ -17,7 +19,7 @@ class Operator(NamedTuple):
     """An operator of `warpup.ops`. It takes the box, as (center, radius), and then what its function takes, by the
     function's names; an operator of several boxes takes each as a pair."""
 
-    module: str
+    module: ModuleType
     functions: tuple  # the first is called for the clean point
     layer: type[nn.Module] | None = None
     attributes: tuple[str, ...] = ()  # of the layer, its function's options
@@ -26,21 +28,21 @@ class Operator(NamedTuple):
 
 _NORM = ("normalized_shape", "weight", "bias", "eps")
 OPERATORS = {
-    "interval_sigmoid": Operator("interval_activation", (F.sigmoid, torch.sigmoid, "sigmoid"), nn.Sigmoid),
-    "interval_tanh": Operator("interval_activation", (F.tanh, torch.tanh, "tanh"), nn.Tanh),
-    "interval_gelu": Operator("interval_activation", (F.gelu,), nn.GELU, ("approximate",)),
-    "interval_silu": Operator("interval_activation", (F.silu,), nn.SiLU),
-    "interval_hardswish": Operator("interval_activation", (F.hardswish,), nn.Hardswish),
-    "interval_leaky_relu": Operator("interval_activation", (F.leaky_relu,), nn.LeakyReLU, ("negative_slope",)),
-    "interval_elu": Operator("interval_activation", (F.elu,), nn.ELU, ("alpha",)),
-    "interval_exp": Operator("interval_activation", (torch.exp, "exp")),
-    "interval_softmax": Operator("interval_activation", (F.softmax, torch.softmax, "softmax"), nn.Softmax, ("dim",)),
-    "interval_layer_norm": Operator("interval_layers", (F.layer_norm,), nn.LayerNorm, _NORM),
-    "interval_rms_norm": Operator("interval_layers", (F.rms_norm,), nn.RMSNorm, ("normalized_shape", "weight", "eps")),
+    "interval_sigmoid": Operator(interval_activation, (F.sigmoid, torch.sigmoid, "sigmoid"), nn.Sigmoid),
+    "interval_tanh": Operator(interval_activation, (F.tanh, torch.tanh, "tanh"), nn.Tanh),
+    "interval_gelu": Operator(interval_activation, (F.gelu,), nn.GELU, ("approximate",)),
+    "interval_silu": Operator(interval_activation, (F.silu,), nn.SiLU),
+    "interval_hardswish": Operator(interval_activation, (F.hardswish,), nn.Hardswish),
+    "interval_leaky_relu": Operator(interval_activation, (F.leaky_relu,), nn.LeakyReLU, ("negative_slope",)),
+    "interval_elu": Operator(interval_activation, (F.elu,), nn.ELU, ("alpha",)),
+    "interval_exp": Operator(interval_activation, (torch.exp, "exp")),
+    "interval_softmax": Operator(interval_activation, (F.softmax, torch.softmax, "softmax"), nn.Softmax, ("dim",)),
+    "interval_layer_norm": Operator(interval_layers, (F.layer_norm,), nn.LayerNorm, _NORM),
+    "interval_rms_norm": Operator(interval_layers, (F.rms_norm,), nn.RMSNorm, ("normalized_shape", "weight", "eps")),
     "interval_matmul": Operator(
-        "interval_attention", (torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm"), pairs=True
+        interval_attention, (torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm"), pairs=True
     ),
-    "interval_attention": Operator("interval_attention", (F.scaled_dot_product_attention,), pairs=True),
+    "interval_attention": Operator(interval_attention, (F.scaled_dot_product_attention,), pairs=True),
 }
 IGNORED = ("_stacklevel", "inplace")  # options that say nothing about the result
 
@@ -49,7 +51,7 @@ def _add(name: str, row: Operator) -> None:
     def apply(walk, *values, **options):
         if walk.sound:
             raise Refusal("it has no sound bounds")
-        op = getattr(import_module(f"warpup.ops.{row.module}"), name)
+        op = getattr(row.module, name)
         boxes, rest = [v for v in values if isinstance(v, Box)], [v for v in values if not isinstance(v, Box)]
         if row.pairs and len(boxes) < len(values):
             raise Refusal("every operand must come from the input")

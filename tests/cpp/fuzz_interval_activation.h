@@ -1,0 +1,121 @@
+// interval_activation and interval_softmax against what sampling the box shows, and against plain loops.
+#pragma once
+
+#include "bind/interval_activation.h"
+#include "fuzz.h"
+
+namespace fuzz {
+
+inline double plain_activation(int kind, double x, double a, double b) {
+  const double s = 1 / (1 + std::exp(-x));
+  switch (kind) {
+    case 0:
+      return s;
+    case 1:
+      return std::tanh(x);
+    case 2:
+      return x * 0.5 * std::erfc(-x / std::sqrt(2.0));
+    case 3:
+      return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+    case 4:
+      return x * s;
+    case 5:
+      return x * std::min(std::max(x + 3, 0.0), 6.0) / 6;
+    case 6:
+      return x > 0 ? x : a * x;
+    case 7:
+      return x > 0 ? x : a * std::expm1(x);
+    case 8:
+      return x > 30 ? x : std::log1p(std::exp(x));
+    case 9:
+      return std::exp(x);
+    default:
+      return std::min(std::max(x, a), b);
+  }
+}
+
+inline void interval_activation() {
+  constexpr const char* names[] = {"sigmoid",    "tanh", "gelu",     "gelu_tanh", "silu", "hardswish",
+                                   "leaky_relu", "elu",  "softplus", "exp",       "clamp"};
+  const int kind = static_cast<int>(below(11));
+  const DType dtype = floating();
+  const int64_t n = chance(0.1) ? 500 + below(600) : below(40);
+  const bool with_clean = chance(0.5);
+  const double a = chance(0.5) ? 0.1 : 0, b = 0.7;
+  Array c(dtype, {n}), r(dtype, {n}), x(dtype, {n}), out_c(dtype, {n}), out_r(dtype, {n}), out_x(dtype, {n});
+  c.fill([](int64_t) { return normal(3); }), x.fill([](int64_t) { return normal(3); });
+  r.fill([](int64_t) { return chance(0.3) ? 0 : std::fabs(normal()); });
+  const auto optional = [&](const Array& v) { return with_clean ? warpup::OptionalView(v.view()) : std::nullopt; };
+  warpup::interval_activation(c, r, optional(x), names[kind], a, b, out_c, out_r, optional(out_x));
+  const double eps = std::max(epsilon_of(dtype), dtype == DType::f64 ? 1e-14 : 0x1p-20);
+  const auto tolerance = [&](double value) { return 2 * eps * (1 + std::fabs(value)); };
+  for (int64_t i = 0; i < n; ++i) {
+    const double lower = out_c[i] - out_r[i], upper = out_c[i] + out_r[i];
+    double low = kInf, high = -kInf;
+    constexpr int kGrid = 200;
+    for (int k = -kGrid; k <= kGrid; ++k) {
+      const double f = plain_activation(kind, c[i] + r[i] * k / kGrid, a, b);
+      low = std::min(low, f), high = std::max(high, f);
+    }
+    const double slack = tolerance(std::fabs(low) + std::fabs(high)), grid = slack + r[i] * r[i] / (kGrid * kGrid);
+    if (high > 6e4 && dtype == DType::f16) continue;
+    expect(lower <= low + slack && lower >= low - grid && upper >= high - slack && upper <= high + grid,
+           std::string("interval_activation: ") + names[kind]);
+  }
+  if (with_clean) {
+    const auto want = [&](int64_t i) { return plain_activation(kind, x[i], a, b); };
+    if (dtype != DType::f16 || kind != 9) {
+      expect_near(out_x, want, [&](int64_t i) { return tolerance(want(i)); }, "interval_activation: clean");
+    }
+  }
+  Array dc(dtype, {n}), dr(dtype, {n}), dx(dtype, {n});
+  warpup::interval_activation_backward(c, r, optional(x), names[kind], a, b, c, r, optional(x), dc, dr, optional(dx));
+  for (int64_t i = 0; i < n; ++i) {  // its values are the tests' business; here, that all are written
+    expect(std::isfinite(dc[i]) || dtype == DType::f16, std::string("interval_activation_backward: ") + names[kind]);
+    expect(std::isfinite(dr[i]) || dtype == DType::f16, std::string("interval_activation_backward: ") + names[kind]);
+    if (with_clean) {
+      expect(std::isfinite(dx[i]) || dtype == DType::f16, std::string("interval_activation_backward: ") + names[kind]);
+    }
+  }
+}
+
+inline void interval_softmax() {
+  const DType dtype = floating();
+  const int64_t rows = below(4), n = chance(0.05) ? 0 : 1 + below(chance(0.1) ? 300 : 12);
+  const double scale = std::array{0.0, 1.0, 30.0}[below(3)], masked = chance(0.5) ? 0 : chance(0.2) ? 1 : 0.3;
+  Array c(dtype, {rows, n}), r(dtype, {rows, n}), out_c(dtype, {rows, n}), out_r(dtype, {rows, n});
+  c.fill([&](int64_t) { return chance(masked) ? -kInf : normal(scale); });
+  r.fill([](int64_t) { return chance(0.3) ? 0 : std::fabs(normal()); });
+  warpup::interval_softmax(c, r, out_c, out_r);
+  std::vector<double> want_c(rows * n), want_r(rows * n);
+  for (int64_t i = 0; i < rows * n; ++i) {
+    const int64_t row = i / n * n;
+    double lower = 0, upper = 0;
+    if (c[i] > -kInf) {  // 1 / (1 + sum of the others over it), sums of quotients
+      double above = 1, below_it = 1;
+      for (int64_t j = row; j < row + n; ++j) {
+        if (j == i) continue;
+        above += std::exp(c[j] + r[j] - (c[i] - r[i])), below_it += std::exp(c[j] - r[j] - (c[i] + r[i]));
+      }
+      lower = 1 / above, upper = 1 / below_it;
+    }
+    want_c[i] = (lower + upper) / 2, want_r[i] = (upper - lower) / 2;
+  }
+  const double eps = epsilon_of(dtype == DType::f64 ? dtype : DType::f32);
+  const auto near = [&](const std::vector<double>& want) {
+    return [&](int64_t i) {
+      return 128 * eps * (1 + scale) + epsilon_of(dtype) * want[i] + (dtype == DType::f16 ? 0x1p-24 : 0);
+    };
+  };
+  expect_near(out_c, [&](int64_t i) { return want_c[i]; }, near(want_c), "interval_softmax: center");
+  expect_near(out_r, [&](int64_t i) { return want_r[i]; }, near(want_r), "interval_softmax: radius");
+  Array gc(dtype, {rows, n}), gr(dtype, {rows, n}), dc(dtype, {rows, n}), dr(dtype, {rows, n});
+  gc.fill([](int64_t) { return normal(); }), gr.fill([](int64_t) { return normal(); });
+  warpup::interval_softmax_backward(c, r, gc, gr, dc, dr);
+  for (int64_t i = 0; i < rows * n; ++i) {
+    expect(std::isfinite(dc[i]) && std::isfinite(dr[i]), "interval_softmax_backward is finite");
+    if (c[i] == -kInf) expect(dc[i] == 0 && dr[i] == 0, "interval_softmax_backward of a mask");
+  }
+}
+
+}  // namespace fuzz
