@@ -25,7 +25,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from warpup.ops.interval import Box, interval_linear
+from warpup.ops.interval import interval_linear
+from warpup.ops.interval_layers import Box
 from warpup.ops.interval_norm import interval_relu
 
 from .interval_weights import forward_boxes

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup.ops.interval import Box, interval_conv2d, interval_linear
+from warpup.ops.interval import interval_conv2d, interval_linear
+from warpup.ops.interval_layers import Box
 from warpup.ops.interval_norm import interval_relu
 
 START_SCALE = 5.0  # sigmoid of it is .993: a task begins with nearly the whole box

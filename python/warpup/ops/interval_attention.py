@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from warpup.ops.interval_activation import interval_softmax
-
-Box = tuple[Tensor, Tensor]
+from warpup.ops.interval_layers import Box
 
 
 def interval_matmul(a: Box, b: Box) -> Box:
