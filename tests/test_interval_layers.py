@@ -223,6 +223,9 @@ def test_input_boxes():
     c, r = warpup.interval_box(x, 0.1, low=0, high=1)
     assert (c - r).flatten().tolist() == pytest.approx([0, 0.4, 0.85, 0], abs=1e-12)
     assert (c + r).flatten().tolist() == pytest.approx([0.1, 0.6, 1, 0.15])
+    outside, width = warpup.interval_box(torch.tensor([-0.5, 2]), 0.1, low=0, high=1)
+    assert outside.tolist() == [0, 1]
+    assert width.tolist() == [0, 0]
     x = torch.zeros(1, 2, 2, 2)
     c, r = warpup.interval_box(x, 0.1, std=[0.5, 0.25], low=torch.tensor([-0.1, -1.0]))
     assert r[0, :, 0, 0].tolist() == pytest.approx([0.15, 0.4])

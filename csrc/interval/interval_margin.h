@@ -12,6 +12,7 @@
 //          labels [batch], bounds, their gradient and share [batch, classes - 1], loss [batch], gradients contiguous.
 // Numerics D is formed where it is used, and sums are taken in float32 (float64 for float64), in which bounds and loss
 //          are given: no table of differences exists, for a batch nor for the classes.
+//          A margin of -inf gives loss inf, and NaN in its row's share; NaN spreads over its sample.
 //          A label outside [0, classes) gives NaN in its row on CUDA (no host sync), and nothing to weight and bias;
 //          the binding rejects it on the CPU.
 // Bytes    forward: center, radius and weight read, bounds written. backward: the same and bounds read, as much

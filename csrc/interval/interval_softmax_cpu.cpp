@@ -16,13 +16,13 @@ WARPUP_CLONES void box_ends(const T* __restrict center, const T* __restrict radi
   }
 }
 
-// The way back.
+// The way back; of gradients too, where box_ends gave twice theirs.
 template <class T>
 WARPUP_CLONES void box_of_ends(const acc_t<T>* __restrict lower, const acc_t<T>* __restrict upper, int64_t n,
-                               acc_t<T> factor, T* __restrict center, T* __restrict radius) {
+                               T* __restrict center, T* __restrict radius) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    center[j] = store<T>(factor * (lower[j] + upper[j])), radius[j] = store<T>(factor * (upper[j] - lower[j]));
+    center[j] = store<T>((lower[j] + upper[j]) / 2), radius[j] = store<T>((upper[j] - lower[j]) / 2);
   }
 }
 
@@ -98,7 +98,7 @@ void interval_softmax_cpu(const IntervalSoftmaxArgs<T>& args) {
       box_ends(args.center + at, args.radius + at, n, l, u);
       compete(u, n, &high), compete(l, n, &low);
       shares(high, l, u, n, lower), shares(low, u, l, n, upper);
-      box_of_ends(lower, upper, n, Acc(0.5), args.out_center + at, args.out_radius + at);
+      box_of_ends(lower, upper, n, args.out_center + at, args.out_radius + at);
     }
   });
 }
@@ -119,7 +119,7 @@ void interval_softmax_backward_cpu(const IntervalSoftmaxBackwardArgs<T>& args) {
       compete(u, n, &high), compete(l, n, &low);
       std::fill(d_l, d_l + 2 * n, Acc(0));
       shares_gradient(high, l, u, g_low, n, part, d_l, d_u), shares_gradient(low, u, l, g_high, n, part, d_u, d_l);
-      box_of_ends(d_l, d_u, n, Acc(0.5), args.grad_center + at, args.grad_radius + at);
+      box_of_ends(d_l, d_u, n, args.grad_center + at, args.grad_radius + at);
     }
   });
 }

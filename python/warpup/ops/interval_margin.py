@@ -132,7 +132,8 @@ def margin_cross_entropy(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Cross-entropy of the worst case in the box: `log(1 + sum_k exp(-m[k]))` with the m of `margin_bounds`.
 
-    It is `cross_entropy` of the logits (0, -m) for class 0, and with radius 0 that of the plain logits.
+    It is `cross_entropy` of the logits (0, -m) for class 0, and with radius 0 that of the plain logits. Beside the
+    inputs one (B, K - 1) is saved for the backward.
 
     Args:
         center, radius, weight, bias, labels: as in `margin_bounds`.
