@@ -113,7 +113,7 @@ def _over_root(d: Tensor, r: Tensor, n: int, dims: tuple[int, ...], eps: float, 
         return end / (torch.where(away, torch.minimum(square + far, most), small) / n + eps).sqrt()
 
     lower, upper = at(d - r, d - r > 0), at(d + r, d + r < 0)
-    return (lower + upper) / 2, (upper - lower) / 2
+    return (lower + upper) / 2, (upper - lower).clamp_min(0) / 2  # of a box without width they differ by roundings
 
 
 def _scaled(center: Tensor, radius: Tensor, weight: Tensor | None, bias: Tensor | None) -> Box:
