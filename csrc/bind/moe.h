@@ -9,8 +9,11 @@
 
 namespace warpup {
 
+inline constexpr int64_t kLargestBlock = int64_t(1) << 20;  // no tile has more rows; and nothing overflows
+
 // Rows that moe_plan sorts copies into, in the worst case.
 inline int64_t moe_plan_rows(int64_t copies, int64_t experts, int64_t block) {
+  if (block < 1 || block > kLargestBlock) fail("moe_plan: block must be 1 to ", kLargestBlock, ", got ", block);
   return (copies + experts * (block - 1)) / block * block;
 }
 
@@ -20,7 +23,6 @@ inline void moe_plan(const View& indices, int64_t block, const View& counts, con
                      const View& permutation, const View& inverse, const View& chunks) {
   const char* op = "moe_plan";
   Argument(op, "indices", indices).dtype({DType::i64, DType::i32}).dims(2).contiguous();
-  if (block < 1) fail(op, ": block must be at least 1, got ", block);
   const Device& device = indices.device;
   const auto run = [&]<class Id>() {
     MoePlanArgs<Id> args{};

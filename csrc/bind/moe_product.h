@@ -22,8 +22,9 @@ inline void grouped_product(const View& a, const View& b, const View& offsets, c
   if (!weights) Argument(op, "b", b).shape({groups, turned ? columns : width, turned ? width : columns});
   const int64_t rows = a_rows ? a_rows->sizes[0] : a.sizes[0];
   const int64_t* bounds = data<const int64_t>(offsets);
+  if (bounds[0] != 0) fail(op, ": offsets must begin with 0, got ", bounds[0]);
   for (int64_t e = 0; e < groups; ++e) {
-    if (bounds[0] != 0 || bounds[e + 1] < bounds[e] || bounds[e + 1] > rows) {
+    if (bounds[e + 1] < bounds[e] || bounds[e + 1] > rows) {
       fail(op, ": offsets must rise from 0 to at most ", rows, ", got ", bounds[e], " and then ", bounds[e + 1]);
     }
   }

@@ -89,6 +89,16 @@ V* route_array(const char* op, const char* name, const OptionalView& v, const De
   return v ? route_array<V>(op, name, *v, device, shape) : nullptr;
 }
 
+// On a GPU this would synchronise. indices may be null.
+inline void check_experts(const char* op, const char* name, const int64_t* indices, int64_t tokens, int64_t k,
+                          int64_t experts, const Device& device) {
+  for (int64_t i = 0; indices && !device.cuda && i < tokens * k; ++i) {
+    if (indices[i] < -1 || indices[i] >= experts) {
+      fail(op, ": ", name, "[", i / k, ", ", i % k, "] = ", indices[i], " is outside [-1, ", experts, ")");
+    }
+  }
+}
+
 }  // namespace detail
 
 // All of `out` is written; slot_scores and slot_counts (RouteChunks::slots, E + 1) are scratch; see moe/moe_route.h.
@@ -106,11 +116,7 @@ inline void moe_route(const View& logits, const OptionalView& bias, const Option
     const int64_t tokens = args.tokens, experts = args.experts, sequences = args.sequences;
     array(&args.bias, "bias", bias, {experts});
     array(&args.replay, "replay_indices", replay, {tokens, k});
-    for (int64_t i = 0; args.replay && !device.cuda && i < tokens * k; ++i) {
-      if (args.replay[i] < -1 || args.replay[i] >= experts) {
-        fail(op, ": replay_indices[", i / k, ", ", i % k, "] = ", args.replay[i], " is outside [-1, ", experts, ")");
-      }
-    }
+    detail::check_experts(op, "replay_indices", args.replay, tokens, k, experts, device);
     array(&args.mask, "token_mask", mask, {tokens});
     array(&args.weights, "weights", out.weights, {tokens, k});
     array(&args.indices, "indices", out.indices, {tokens, k});
@@ -141,6 +147,7 @@ inline void moe_route_backward(const View& logits, const OptionalView& bounds, c
     args.forward = detail::moe_route_args<T>(op, logits, bounds, indices.sizes[1], options);
     MoeRouteArgs<T>& f = args.forward;
     f.indices = detail::route_array<int64_t>(op, "indices", indices, device, {f.tokens, f.k});
+    detail::check_experts(op, "indices", f.indices, f.tokens, f.k, f.experts, device);
     f.stats = detail::route_array<Acc>(op, "stats", stats, device, {f.tokens, 2});
     f.lengths = detail::route_array<int64_t>(op, "lengths", lengths, device, {f.sequences + 1});
     args.grad_weights = detail::route_array<const Acc>(op, "grad_weights", grad_weights, device, {f.tokens, f.k});

@@ -141,7 +141,7 @@ class Argument {
   void unit_stride_last() const {
     if (v_.dims == 0) fail(op_, ": ", name_, " must have at least 1 dimension, got a scalar");
     const int last = v_.dims - 1;
-    if (v_.sizes[last] > 1 && v_.strides[last] != 1) {
+    if (v_.sizes[last] > 1 && v_.strides[last] != 1 && v_.numel() > 0) {
       fail(op_, ": the last dimension of ", name_, " must have stride 1, got ", v_.strides[last],
            "; call .contiguous() on it");
     }

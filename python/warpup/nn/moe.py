@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from warpup.ops.moe import accumulator
 from warpup.ops.moe_balance import moe_balance_loss, moe_device_balance_loss, moe_update_bias
 from warpup.ops.moe_experts import moe_experts
 from warpup.ops.moe_glu import glu
@@ -15,7 +16,8 @@ class DeepSeekMoE(nn.Module):
     """`out = sum over shared FFN(x) + sum over the k chosen weight_e FFN_e(x)`; the residual is the caller's.
 
     What the last forward chose is in `last_route`, and `balance_loss()` is made of it: add it to the loss before the
-    next forward. Under gradient checkpointing, which runs the forward again in the backward, take it in between.
+    next forward. Under gradient checkpointing, which runs the forward again in the backward, take it in between; and use
+    the non-reentrant kind, with the other there is no graph to take it from.
 
     Args:
         hidden_size: H. intermediate_size: I, of one expert. num_experts: E, routed ones. k: of them for a token.
@@ -82,8 +84,11 @@ class DeepSeekMoE(nn.Module):
         """x (..., H) -> (..., H). As in `moe_route`: `replay_indices` (..., k), experts to take; `token_mask` (...),
         tokens that are routed, others get the shared experts alone; `sequences`, whose loads balance each by itself."""
         rows = x.reshape(-1, x.shape[-1])
+        with torch.autocast(x.device.type, enabled=False):  # experts that change with a rounding would change the model
+            wide = accumulator(rows)
+            logits = nn.functional.linear(rows.to(wide), self.router.to(wide))
         route = moe_route(
-            nn.functional.linear(rows.float(), self.router.float()), self.k, bias=self.correction, **self.routing,
+            logits, self.k, bias=self.correction, **self.routing,
             replay_indices=None if replay_indices is None else replay_indices.reshape(-1, self.k),
             token_mask=None if token_mask is None else token_mask.reshape(-1),
             sequences=sequences,
@@ -118,7 +123,14 @@ class DeepSeekMoE(nn.Module):
         """`moe_update_bias` of the selection's bias, by the last forward's counts or those of a whole step."""
         if self.correction is None:
             raise ValueError("update_correction: the module was made without correction=True")
+        if self.correction.dtype.itemsize < 4:
+            raise ValueError(
+                f"update_correction: {self.correction.dtype} loses the steps; keep `correction` in float32"
+            )
         moe_update_bias(self.correction, self._route().counts if counts is None else counts, rate, group=group)
+
+    def __getstate__(self):
+        return super().__getstate__() | {"last_route": None}  # a graph can be neither copied nor saved
 
     def _route(self) -> MoERoute:
         if self.last_route is None:

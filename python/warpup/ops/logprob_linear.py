@@ -257,7 +257,8 @@ def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
     kind = operands[0].device.type
     if not torch.is_autocast_enabled(kind):
         return operands
-    return tuple(None if t is None else t.to(torch.get_autocast_dtype(kind)) for t in operands)
+    to = torch.get_autocast_dtype(kind)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(to) for t in operands)
 
 
 def check_linear(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> None:

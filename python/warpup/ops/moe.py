@@ -198,6 +198,8 @@ def moe_combine(y: Tensor, weights: Tensor, plan: MoEPlan) -> Tensor:
     """
     if not weights.is_floating_point():
         fail("moe_combine", f"weights must be a floating tensor, got {weights.dtype}")
+    if y.dim() != 2 or y.shape[0] != plan.permutation.shape[0]:
+        fail("moe_combine", f"y must be ({plan.permutation.shape[0]}, H), the plan's rows, got {tuple(y.shape)}")
     y, weights = _rows(y), weights.to(accumulator(y)).contiguous()
     if (y.requires_grad or weights.requires_grad) and torch.is_grad_enabled():
         return MoECombine.apply(y, weights, plan.permutation, plan.inverse)

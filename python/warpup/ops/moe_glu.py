@@ -84,7 +84,7 @@ def glu(
     """
     if h.dim() < 1 or (weights is not None and h.dim() != 2):
         raise ValueError(f"glu: h must be (..., 2 I), beside weights (S, 2 I), got {tuple(h.shape)}")
-    rows = h.reshape(-1, h.shape[-1]).contiguous()
+    rows = (h.flatten(0, -2) if h.dim() > 1 else h.unsqueeze(0)).contiguous()
     if weights is not None:
         weights = weights.to(accumulator(h)).contiguous()
     if torch.is_grad_enabled() and (h.requires_grad or (weights is not None and weights.requires_grad)):

@@ -34,16 +34,22 @@ def expert_of(offsets: Tensor, rows: int) -> Tensor:
     return torch.searchsorted(offsets[1:], at, right=True).clamp_max(offsets.shape[0] - 2)
 
 
-def library_groups(x: Tensor, *strides: int) -> bool:
-    """Whether torch's grouped product has kernels for these operands that do not wait for the host."""
-    aligned = x.dtype == torch.bfloat16 and all(stride % 8 == 0 for stride in strides)
-    return aligned and torch.cuda.get_device_capability(x.device)[0] in (9, 10)
+def library_groups(*operands: Tensor) -> bool:
+    """Whether torch's grouped product has kernels for these operands that do not wait for the host: it wants one stride
+    of 1, the others and the address in multiples of 16 bytes."""
+
+    def aligned(t):
+        one, *others = sorted(t.stride())
+        return one == 1 and all(s % 8 == 0 for s in others) and t.data_ptr() % 16 == 0
+
+    fit = all(t.dtype == torch.bfloat16 and aligned(t) for t in operands)
+    return fit and torch.cuda.get_device_capability(operands[0].device)[0] in (9, 10)
 
 
 def products(x: Tensor, w: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:
     """(S, N): row s of expert e is x[s] @ w[e].T, or x[rows[s]] @ w[e].T. On a GPU rows past the last hold anything."""
     if not x.is_cpu:
-        if library_groups(x, x.shape[1], w.shape[1]):
+        if library_groups(x, w):
             x = x if rows is None else x.index_select(0, rows.clamp_min(0))
             return torch.nn.functional.grouped_mm(x, w.mT, offs=offsets[1:].int())
         from warpup.ops import moe_triton
@@ -53,7 +59,7 @@ def products(x: Tensor, w: Tensor, offsets: Tensor, rows: Tensor | None = None) 
         b = w.mT if turned(w) else unit_stride(w)
         return torch.ops.warpup.grouped_product(unit_stride(x), b, offsets, rows, None, not turned(w))
     out = x.new_empty((x if rows is None else rows).shape[0], w.shape[1])
-    bounds = offsets.tolist()
+    bounds = checked(offsets, out.shape[0])
     out[bounds[-1] :].zero_()
     for (a, b), m in zip(pairwise(bounds), w, strict=True):
         if a < b:
@@ -66,7 +72,7 @@ def weight_products(
 ) -> Tensor:
     """(E, N, K): of expert e, dy.T @ x over its rows, each of the two from where its `rows` say, if given."""
     if not dy.is_cpu:
-        if library_groups(x, dy.shape[1], x.shape[1]):
+        if library_groups(dy, x):
             dy = dy if dy_rows is None else dy.index_select(0, dy_rows.clamp_min(0))
             x = x if x_rows is None else x.index_select(0, x_rows.clamp_min(0))
             return torch.nn.functional.grouped_mm(dy.t(), x, offs=offsets[1:].int())
@@ -76,7 +82,8 @@ def weight_products(
     if dy.dtype == torch.bfloat16:
         return torch.ops.warpup.grouped_product(unit_stride(dy), unit_stride(x), offsets, dy_rows, x_rows, False)
     out = dy.new_empty(offsets.shape[0] - 1, dy.shape[1], x.shape[1])
-    for (a, b), m in zip(pairwise(offsets.tolist()), out, strict=True):
+    bounds = checked(offsets, (dy if dy_rows is None else dy_rows).shape[0])
+    for (a, b), m in zip(pairwise(bounds), out, strict=True):
         if a == b:
             m.zero_()
             continue
@@ -207,6 +214,12 @@ def check_offsets(op: str, offsets: Tensor, experts: int, rows: int, device: tor
             f"{tuple(offsets.shape)} on {offsets.device}"
         )
     if offsets.is_cpu and not torch.compiler.is_compiling():
-        bounds = offsets.tolist()
-        if bounds[0] != 0 or bounds != sorted(bounds) or bounds[-1] > rows:
-            raise ValueError(f"{op}: offsets must rise from 0 to at most {rows}, got {bounds}")
+        checked(offsets, rows, op)
+
+
+def checked(offsets: Tensor, rows: int, op: str = "grouped_mm") -> list[int]:
+    """The offsets as numbers; raises ValueError if they do not rise from 0 to at most `rows`."""
+    bounds = offsets.tolist()
+    if bounds[0] != 0 or bounds != sorted(bounds) or bounds[-1] > rows:
+        raise ValueError(f"{op}: offsets must rise from 0 to at most {rows}, got {bounds}")
+    return bounds

@@ -62,6 +62,8 @@ def sequence_bounds(tokens: int, sequences: int | Tensor | None, device) -> Tens
     if sequences is None:
         return None
     if isinstance(sequences, Tensor):
+        if sequences.dim() != 1 or len(sequences) == 0:
+            fail("moe_route", f"sequences must be (B + 1,) bounds, got {tuple(sequences.shape)}")
         return sequences.long().contiguous()
     if sequences < 1 or tokens % sequences != 0:
         fail("moe_route", f"sequences must be at least 1 and divide the number of tokens, got {sequences} for {tokens}")

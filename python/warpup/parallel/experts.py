@@ -166,7 +166,7 @@ class ShardedExperts(nn.Module):
         slot = slot.to(x.device)
         here = slot[indices]
         if copies.placement.held.t()[counts > 0].all():  # on all ranks or on none
-            y = copies.release(moe_experts(x, weights, here, *copies.weights(), **self.options))
+            y = copies.release(moe_experts(x, weights, here, *copies.weights(), **self.options)).to(x.dtype)
         else:  # the tokens of others are computed behind this rank's own, in the same call
             split = dispatch(counts, copies.placement, self.nodes)
             leaving, send, arriving, receive = travellers(split, permutation, self.rank)

@@ -20,13 +20,16 @@ class Experts:
     """The routers of a model over one optimizer step.
 
     coefficient: weight of the balance loss (see `moe_balance_loss`; the mean over layers, 1 where experts are loaded
-    alike); None: what the model's config says (`router_aux_loss_coef`).
+    alike); None: what the model's config says, `router_aux_loss_coef` times k, since transformers' loss is k times ours.
+    P is that of a softmax, also where the model's own scores are others.
     """
 
     def __init__(self, model, coefficient: float | None = None):
         self.routers = [module for module in model.modules() if type(module).__name__.lower().endswith("topkrouter")]
-        given = getattr(model.config, "router_aux_loss_coef", None) if coefficient is None else coefficient
-        self.coefficient = given or 0.0
+        if coefficient is None:
+            of = lambda name: getattr(model.config, name, None) or 0.0  # noqa: E731
+            coefficient = of("router_aux_loss_coef") * of("num_experts_per_tok")
+        self.coefficient = coefficient
         self.counts: list[Tensor] = []  # of each layer, over the step
         self.balance = 0.0
 
@@ -48,7 +51,7 @@ class Experts:
             return 0.0
         routes = [
             moe_route(logits, indices.shape[-1], replay_indices=indices, token_mask=self.mask)
-            for logits, _, indices in self.seen
+            for logits, _, indices, *_ in self.seen
         ]
         self.seen = []
         counts = [route.counts for route in routes]

@@ -76,7 +76,7 @@ class RLVR:
     kl_coef: float = 0.0
     """Weight of the KL to the model as it was before this stage; 0 keeps no copy of it."""
     balance: float | None = None
-    """Weight of the balance loss of a model with routed experts; none takes its config's."""
+    """Weight of the balance loss of a model with routed experts; none takes its config's, as transformers means it."""
     inner_epochs: int = 1
     """Optimizer steps on each batch of rollouts."""
     sampler: Literal["uniform", "sec", "dump"] = "uniform"

@@ -40,7 +40,7 @@ class Warmup:
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
     balance: float | None = None
-    """Weight of the balance loss of a model with routed experts; none takes its config's."""
+    """Weight of the balance loss of a model with routed experts; none takes its config's, as transformers means it."""
     max_tokens: int = 16384
     """Padded tokens that go through the model at once; larger batches are accumulated."""
     save_every: int = 100
