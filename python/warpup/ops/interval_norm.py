@@ -120,8 +120,9 @@ class IntervalAffine(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_center, grad_radius, grad_clean, _mean, _var, grad_sums):
         center, radius, clean, mean, var, weight, bias = ctx.saved_tensors
-        grads = (None if g is None else g.contiguous() for g in (grad_center, grad_radius, grad_clean))
-        g = grad_sums  # hc += a0 + [l > 0](a1 + a2 c) + [u < 0](a3 + a4 c), hr += a5
+        grads = (grad_center, grad_radius, None if clean is None else grad_clean)
+        grads = (None if g is None else g.contiguous() for g in grads)
+        g = grad_sums if ctx.sums else None  # hc += a0 + [l > 0](a1 + a2 c) + [u < 0](a3 + a4 c), hr += a5
         added = None if g is None else torch.stack([g[1], g[3], 2 * g[4], g[6], 2 * g[7], g[0]])
         c, r, x, w, b = _ops.interval_affine_backward(
             *grads, center, radius, clean, ctx.outputs, mean, var, weight, bias, ctx.source, ctx.eps, ctx.relu, added
