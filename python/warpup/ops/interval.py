@@ -131,6 +131,11 @@ def _add(total: Tensor | None, more: Tensor | None) -> Tensor | None:
     return more if total is None else total if more is None else total.add_(more)
 
 
+def _as(t: Tensor | None, like: Tensor) -> Tensor | None:
+    """t in the layout of `like`."""
+    return t if t is None or t.stride() == like.stride() else torch.empty_like(like).copy_(t)
+
+
 def _box_backward(product: Product, gc, gr, gx, center, radius, weight, weight_radius, clean, needs):
     need_c, need_r, need_w, need_b, need_wr, need_x = needs
     dc = dr = dw = db = dwr = dx = None
@@ -145,7 +150,7 @@ def _box_backward(product: Product, gc, gr, gx, center, radius, weight, weight_r
         if need_r or need_w:
             dr, signed = product.backward(gr, radius, weight.abs(), need_r, need_w)
             if need_w:
-                _ops.interval_sign_(signed, weight, dw)
+                _ops.interval_sign_(signed, *(_as(t, signed) for t in (weight, dw)))
                 dw = signed
         if weight_radius is not None and (need_c or need_r or need_wr):
             reach = center.abs().add_(radius) if need_wr else radius
@@ -359,7 +364,8 @@ def interval_linear(
         operands[5] = operands[0] if same else operands[5]
     wide = sound and out_dtype not in (None, dtype)
     found = _apply("linear", operands, (exact, sound, wide), 1)
-    return tuple((t.to(dtype) if exact else t).reshape(*lead, weight.shape[0]) for t in found)
+    found = [(t.to(dtype) if exact else t).reshape(*lead, weight.shape[0]) for t in found[: 2 if same else 3]]
+    return (*found, found[0]) if same else tuple(found)
 
 
 def interval_conv1d(
