@@ -113,7 +113,7 @@ def relu_inputs(size, dtype, device, seed, variant) -> Inputs:
 
 
 def norm_inputs(size, dtype, device, seed, variant) -> Inputs:
-    """(N, C, L). Variants: clean (its statistics, ReLU); midpoint (the center's, no ReLU); frozen (given ones, ReLU)."""
+    """(N, C, L). Variants: clean (its statistics, ReLU); midpoint (the center's, no ReLU); frozen (given, ReLU)."""
     generator = torch.Generator().manual_seed(seed)
     channels = size[1]
     tensors = box(generator, *size) | {"clean": 0.5 + 2 * normal(generator, *size)}

@@ -30,7 +30,8 @@ def ones(*shape):
 def test_published_hand_values(op, z, weight, low, high):
     """DeepMind's bounds_test.py: boxes z +- 1, weights 1, bias 2."""
     c, r = op(z, torch.ones_like(z), weight, torch.tensor([2.0]))
-    assert (c - r).item() == low and (c + r).item() == high
+    assert (c - r).item() == low
+    assert (c + r).item() == high
 
 
 @st.composite
@@ -76,8 +77,10 @@ def test_exact_is_the_hull_of_all_corners(twin):
 def test_midpoint_contains_exact_and_is_at_most_half_wider(twin):
     x = WEIGHTS.make("small", torch.float64, twin.device, variant="exact")
     (ce, re, _), (cm, rm, _) = (interval_linear(**{**x, "mode": m}) for m in ("exact", "midpoint"))
-    assert (cm - rm <= ce - re + 1e-12).all() and (cm + rm >= ce + re - 1e-12).all()
-    assert (rm <= 1.5 * re + 1e-12).all() and (rm > re + 1e-6).any()
+    assert (cm - rm <= ce - re + 1e-12).all()
+    assert (cm + rm >= ce + re - 1e-12).all()
+    assert (rm <= 1.5 * re + 1e-12).all()
+    assert (rm > re + 1e-6).any()
 
 
 @pytest.mark.parametrize("op", ["interval_linear", "interval_weights", "interval_conv2d", "interval_conv2d_weights"])
@@ -107,7 +110,8 @@ def test_a_larger_box_gives_a_larger_one(op, twin):
     x.pop("clean")
     larger = {**x, "center": x["center"] + 0.3 * x["radius"], "radius": 1.4 * x["radius"]}
     (c, r), (lc, lr) = case.call(**x), case.call(**larger)
-    assert (lc - lr <= c - r + 1e-12).all() and (lc + lr >= c + r - 1e-12).all()
+    assert (lc - lr <= c - r + 1e-12).all()
+    assert (lc + lr >= c + r - 1e-12).all()
 
 
 @pytest.mark.parametrize("op", ["interval_linear", "interval_conv2d"])
@@ -115,7 +119,8 @@ def test_a_point_goes_the_clean_way(op, twin):
     case = OPS[op]
     x = case.make("small", torch.float32, twin.device)
     c, r, clean = case.call(**{**x, "radius": torch.zeros_like(x["radius"]), "clean": x["center"].clone()})
-    assert torch.equal(c, clean) and (r == 0).all()
+    assert torch.equal(c, clean)
+    assert (r == 0).all()
 
 
 def test_the_same_operand_for_clean_costs_nothing_and_gets_both_gradients(twin):
@@ -140,7 +145,8 @@ def test_only_the_operands_are_kept(op, twin):
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.data_ptr()) or t, lambda t: t):
             case.call(**x)
-        assert kept and set(kept) <= {v.data_ptr() for v in x.values() if isinstance(v, torch.Tensor)}
+        assert kept
+        assert set(kept) <= {v.data_ptr() for v in x.values() if isinstance(v, torch.Tensor)}
 
 
 def test_the_first_layer_makes_no_gradient_of_its_input():
@@ -194,7 +200,8 @@ def test_autocast_is_followed_but_where_sound():
     with torch.autocast("cpu", torch.bfloat16):
         plain, sound = interval_linear(**x), interval_linear(**x, sound=True)
         want = F.linear(x["center"], x["weight"], x["bias"])
-    assert plain[0].dtype == torch.bfloat16 and torch.equal(plain[0], want)
+    assert plain[0].dtype == torch.bfloat16
+    assert torch.equal(plain[0], want)
     assert sound[0].dtype == torch.float32
 
 

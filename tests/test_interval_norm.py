@@ -32,7 +32,7 @@ def problems(draw):
     spatial = draw(st.sampled_from([(), (1,), (5,), (3, 4), (2, 1, 3), (1, 4100)]))
     if channels * torch.Size(spatial).numel() > 20_000:
         channels = 3
-    if batch * channels * torch.Size(spatial).numel() > 300_000:
+    if batch * channels * torch.Size(spatial).numel() > 40_000:
         batch = 1
     dtype = torch.float64  # float32 would take a bound next to 0 for one on its other side, and its whole gradient
     variant = draw(st.sampled_from(NORM.variants))
@@ -45,7 +45,7 @@ def problems(draw):
 
 
 @given(problem=problems())
-@settings(max_examples=80)
+@settings(max_examples=40)
 def test_shapes_layouts_and_options(twin, problem):
     x, kept = problem
     x = {k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
@@ -69,7 +69,8 @@ def test_from_the_relus_results_as_from_its_inputs(variant, dtype, twin):
         outputs = interval_batch_norm(**x)
     same = twin.device == "cpu"
     assert (outputs[0].data_ptr() in kept and outputs[1].data_ptr() in kept) == same
-    assert (x["center"].data_ptr() in kept) != same and outputs[2].data_ptr() not in kept
+    assert (x["center"].data_ptr() in kept) != same
+    assert outputs[2].data_ptr() not in kept
 
 
 def test_gradcheck_from_results(twin):
@@ -112,7 +113,8 @@ def test_negative_scale_by_hand(twin):
     one = torch.ones(1, device=twin.device)
     x = torch.full((1, 1), 2.0, device=twin.device)
     c, r = interval_batch_norm(x, x / 2, 3 * one, 4 * one, -one, 2 * one, eps=0.0)
-    assert c.item() == 2.5 and r.item() == 0.5
+    assert c.item() == 2.5
+    assert r.item() == 0.5
 
 
 def test_running_statistics(twin):
@@ -135,19 +137,25 @@ def test_contains_is_monotone_and_exact_at_points(twin):
         t = (2 * torch.rand(x["radius"].shape, generator=generator, dtype=torch.float64) - 1).to(twin.device)
         point = {**x, "center": x["center"] + t * x["radius"], "radius": torch.zeros_like(x["radius"])}
         y, zero, _ = interval_batch_norm(**{**point, "clean": point["center"]})
-        assert ((y - c).abs() <= r + 1e-12).all() and (zero == 0).all()
+        assert ((y - c).abs() <= r + 1e-12).all()
+        assert (zero == 0).all()
     larger = {**x, "center": x["center"] + 0.5 * x["radius"], "radius": 1.5 * x["radius"]}
     lc, lr, _ = interval_batch_norm(**larger)
-    assert (lc - lr <= c - r + 1e-12).all() and (lc + lr >= c + r - 1e-12).all()
+    assert (lc - lr <= c - r + 1e-12).all()
+    assert (lc + lr >= c + r - 1e-12).all()
 
 
 def test_relu_keeps_active_boxes_bit_for_bit_and_nan(twin):
     c = torch.tensor([3.0, -3.0, 0.1, torch.nan, 1.0, 0.0], device=twin.device)
     r = torch.tensor([0.1, 0.1, 0.3, 0.1, torch.nan, 0.0], device=twin.device)
     out_c, out_r, clean = interval_relu(c, r, clean=c)
-    assert out_c[0] == c[0] and out_r[0] == r[0]
-    assert out_c[1] == out_r[1] == 0 and out_c[2] == out_r[2] == (c + r)[2] / 2
-    assert out_c[3:5].isnan().all() and out_r[3:5].isnan().all() and clean[3].isnan()
+    assert out_c[0] == c[0]
+    assert out_r[0] == r[0]
+    assert out_c[1] == out_r[1] == 0
+    assert out_c[2] == out_r[2] == (c + r)[2] / 2
+    assert out_c[3:5].isnan().all()
+    assert out_r[3:5].isnan().all()
+    assert clean[3].isnan()
     assert out_c[5] == out_r[5] == 0
 
 

@@ -22,8 +22,8 @@ def cancelling(generator, rows, width, columns, dtype, spread=8.0):
 
 
 def outside(c, r, exact, error):
-    """Coordinates whose exact value, known up to `error`, is certainly outside of |y - c| <= r. The difference of float64
-    numbers is rounded: a unit in its last place goes to `error`."""
+    """Coordinates whose exact value, known up to `error`, is certainly outside of |y - c| <= r. The difference of
+    float64 numbers is rounded: a unit in its last place goes to `error`."""
     off = (exact - c.double()).abs()
     return int((off - r.double() > error + off * 2**-52).sum())
 
@@ -71,7 +71,8 @@ def test_no_violation_in_a_million_coordinates(dtype, radius):
             bad[sound] += found
             good += inside if sound else 0
             total += count if sound else 0
-    assert total >= 1_000_000 and bad[True] == 0
+    assert total >= 1_000_000
+    assert bad[True] == 0
     assert bad[False] > total / 100  # the plain mode shows them
     assert good == total  # float64 is fine enough to tell that each of them is inside
 
@@ -81,7 +82,8 @@ def test_a_wide_result_is_tighter(dtype):
     x, w, b = cancelling(torch.Generator().manual_seed(1), 64, 128, 64, dtype, 2.0)
     r0 = torch.full_like(x, 1e-3)
     wide, narrow = (interval_linear(x, r0, w, b, sound=True, out_dtype=t) for t in (torch.float32, None))
-    assert wide[0].dtype == wide[1].dtype == torch.float32 and narrow[1].dtype == dtype
+    assert wide[0].dtype == wide[1].dtype == torch.float32
+    assert narrow[1].dtype == dtype
     assert checked(x, r0, w, b, sound=True, out_dtype=torch.float32)[0] == 0
     assert (wide[1] <= narrow[1].float()).all()
 
@@ -91,7 +93,8 @@ def test_interval_weights():
     x, w, b = cancelling(generator, 128, 100, 128, torch.float32)
     r0, wr = torch.rand(x.shape, generator=generator) * 1e-6, torch.rand(w.shape, generator=generator) * 1e-9
     bad = {sound: checked(x, r0, w, b, wr, sound=sound)[0] for sound in (False, True)}
-    assert bad[True] == 0 and bad[False] > 0
+    assert bad[True] == 0
+    assert bad[False] > 0
 
 
 def fraction_dot(x, w, b):
@@ -109,7 +112,8 @@ def test_against_fractions(dtype):
             for j, (weights, bias) in enumerate(zip(w.tolist(), b.tolist(), strict=True)):
                 off = abs(fraction_dot(row, weights, bias) - Fraction(c[i, j].item()))
                 bad[sound] += off > Fraction(r[i, j].item())
-    assert bad[True] == 0 and bad[False] > 36  # of 144
+    assert bad[True] == 0
+    assert bad[False] > 36
 
 
 def test_numbers_that_underflow_and_overflow():
@@ -130,15 +134,15 @@ def test_convolutions_are_direct_sums():
     w = torch.randn(16, 4, 3, 3, generator=generator)
     places = {"padding": 1, "stride": 2, "groups": 2}
     r0 = torch.full_like(x, 1e-5)
-    exact, size = (
-        torch.nn.functional.conv2d(a, b, None, 2, 1, 1, 2) for a, b in ((x.double(), w.double()), (x.double().abs(), w.double().abs()))
-    )  # fmt: skip
-    reach = torch.nn.functional.conv2d(r0.double(), w.double().abs(), None, 2, 1, 1, 2)
+    conv = torch.nn.functional.conv2d
+    exact, size = (conv(f(x.double()), f(w.double()), None, 2, 1, 1, 2) for f in (torch.clone, torch.abs))
+    reach = conv(r0.double(), w.double().abs(), None, 2, 1, 1, 2)
     bad = {}
     for sound in (False, True):
         c, r = interval_conv2d(x, r0, w, sound=sound, **places)
         bad[sound] = sum(outside(c, r, exact + s * reach, 40 * 2**-52 * size) for s in (-1, 0, 1))
-    assert bad[True] == 0 and bad[False] > 0
+    assert bad[True] == 0
+    assert bad[False] > 0
 
 
 def ends(c, r):
@@ -166,7 +170,8 @@ def test_relu(dtype, twin):
             plain = interval_relu(c.to(twin.device), r.to(twin.device))
             room = 1 + 4 * torch.finfo(dtype).eps
             assert (out[1].double() <= plain[1].double() * room + 4 * torch.finfo(dtype).tiny).all()
-    assert bad[True] == 0 and bad[False] > 0
+    assert bad[True] == 0
+    assert bad[False] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -195,7 +200,8 @@ def test_batch_norm(dtype, relu, twin):
                 want = [middle - reach, middle + reach]
                 want = [max(v, 0) for v in want] if relu else want
                 bad[sound] += low > want[0] or high < want[1]
-    assert bad[True] == 0 and bad[False] > 0
+    assert bad[True] == 0
+    assert bad[False] > 0
 
 
 def test_needs_products_of_full_precision():

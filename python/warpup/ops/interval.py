@@ -1,8 +1,8 @@
 """Boxes through linear maps: center and radius of W x + b for every x in a box, and for every W in one.
 
 A box is (center, radius), radius >= 0: all x with |x - center| <= radius, element by element. The products are the
-library's; |W| lives for one of them, is never kept, and sign(W) never exists: one of our kernels puts the signs into the
-product that the weight's gradient comes from.
+library's; |W| lives for one of them, is never kept, and sign(W) never exists: one of our kernels puts the signs into
+the product that the weight's gradient comes from.
 """
 
 from __future__ import annotations
@@ -416,8 +416,8 @@ def _conv(op, dims, operands, places, mode, sound, out_dtype) -> tuple:
         or center.shape[1] != weight.shape[1] * groups
     ):
         raise ValueError(
-            f"{op}: center must be (B, C, {'HW'[-dims:]}) and weight (N, C / groups, ...) with groups that divide N, got "
-            f"{tuple(center.shape)}, {tuple(weight.shape)} and {groups} groups"
+            f"{op}: center must be (B, C, {'HW'[-dims:]}) and weight (N, C / groups, ...) with groups that divide N, "
+            f"got {tuple(center.shape)}, {tuple(weight.shape)} and {groups} groups"
         )
     stride, dilation = _each(dims, stride), _each(dims, dilation)
     if padding == "same":

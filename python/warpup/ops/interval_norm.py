@@ -254,9 +254,9 @@ def interval_batch_norm(
 
     `s = weight / sqrt(var + eps)`, `center' = s (center - mean) + bias`, `radius' = |s| radius`, clean as center. In
     training mean and (biased) var are the clean operand's and not constants: the gradients of all three operands reach
-    it through them. The backward is one pass, and one more over the clean operand. With a ReLU and without sums it keeps
-    the ReLU's results, which the next layer keeps anyway, and the clean input (float32 and float64, on a CPU, while
-    |bias| is at most 16 times the smallest |weight|); else the inputs.
+    it through them. The backward is one pass, and one more over the clean operand. With a ReLU and without sums it
+    keeps the ReLU's results, which the next layer keeps anyway, and the clean input (float32 and float64, on a CPU,
+    while |bias| is at most 16 times the smallest |weight|); else the inputs.
 
     Args:
         center: (N, C, ...) float32, bfloat16, float16 or float64. Four dimensions may be channels_last, and stay so.
