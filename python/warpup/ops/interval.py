@@ -1,8 +1,8 @@
 """Boxes through linear maps: center and radius of W x + b for every x in a box, and for every W in one.
 
 A box is (center, radius), radius >= 0: all x with |x - center| <= radius, element by element. The products are the
-library's; |W| lives for one of them, is never kept, and sign(W) never exists: one of our kernels puts the signs into the
-product that the weight's gradient comes from.
+library's; |W| lives for one of them, is never kept, and sign(W) never exists: one of our kernels puts the signs into
+the product that the weight's gradient comes from.
 """
 
 from __future__ import annotations
@@ -131,6 +131,11 @@ def _add(total: Tensor | None, more: Tensor | None) -> Tensor | None:
     return more if total is None else total if more is None else total.add_(more)
 
 
+def _as(t: Tensor | None, like: Tensor) -> Tensor | None:
+    """t in the layout of `like`."""
+    return t if t is None or t.stride() == like.stride() else torch.empty_like(like).copy_(t)
+
+
 def _box_backward(product: Product, gc, gr, gx, center, radius, weight, weight_radius, clean, needs):
     need_c, need_r, need_w, need_b, need_wr, need_x = needs
     dc = dr = dw = db = dwr = dx = None
@@ -145,7 +150,7 @@ def _box_backward(product: Product, gc, gr, gx, center, radius, weight, weight_r
         if need_r or need_w:
             dr, signed = product.backward(gr, radius, weight.abs(), need_r, need_w)
             if need_w:
-                _ops.interval_sign_(signed, weight, dw)
+                _ops.interval_sign_(signed, *(_as(t, signed) for t in (weight, dw)))
                 dw = signed
         if weight_radius is not None and (need_c or need_r or need_wr):
             reach = center.abs().add_(radius) if need_wr else radius
@@ -359,7 +364,8 @@ def interval_linear(
         operands[5] = operands[0] if same else operands[5]
     wide = sound and out_dtype not in (None, dtype)
     found = _apply("linear", operands, (exact, sound, wide), 1)
-    return tuple((t.to(dtype) if exact else t).reshape(*lead, weight.shape[0]) for t in found)
+    found = [(t.to(dtype) if exact else t).reshape(*lead, weight.shape[0]) for t in found[: 2 if same else 3]]
+    return (*found, found[0]) if same else tuple(found)
 
 
 def interval_conv1d(
@@ -410,8 +416,8 @@ def _conv(op, dims, operands, places, mode, sound, out_dtype) -> tuple:
         or center.shape[1] != weight.shape[1] * groups
     ):
         raise ValueError(
-            f"{op}: center must be (B, C, {'HW'[-dims:]}) and weight (N, C / groups, ...) with groups that divide N, got "
-            f"{tuple(center.shape)}, {tuple(weight.shape)} and {groups} groups"
+            f"{op}: center must be (B, C, {'HW'[-dims:]}) and weight (N, C / groups, ...) with groups that divide N, "
+            f"got {tuple(center.shape)}, {tuple(weight.shape)} and {groups} groups"
         )
     stride, dilation = _each(dims, stride), _each(dims, dilation)
     if padding == "same":

@@ -120,8 +120,9 @@ class IntervalAffine(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_center, grad_radius, grad_clean, _mean, _var, grad_sums):
         center, radius, clean, mean, var, weight, bias = ctx.saved_tensors
-        grads = (None if g is None else g.contiguous() for g in (grad_center, grad_radius, grad_clean))
-        g = grad_sums  # hc += a0 + [l > 0](a1 + a2 c) + [u < 0](a3 + a4 c), hr += a5
+        grads = (grad_center, grad_radius, None if clean is None else grad_clean)
+        grads = (None if g is None else g.contiguous() for g in grads)
+        g = grad_sums if ctx.sums else None  # hc += a0 + [l > 0](a1 + a2 c) + [u < 0](a3 + a4 c), hr += a5
         added = None if g is None else torch.stack([g[1], g[3], 2 * g[4], g[6], 2 * g[7], g[0]])
         c, r, x, w, b = _ops.interval_affine_backward(
             *grads, center, radius, clean, ctx.outputs, mean, var, weight, bias, ctx.source, ctx.eps, ctx.relu, added
@@ -253,9 +254,9 @@ def interval_batch_norm(
 
     `s = weight / sqrt(var + eps)`, `center' = s (center - mean) + bias`, `radius' = |s| radius`, clean as center. In
     training mean and (biased) var are the clean operand's and not constants: the gradients of all three operands reach
-    it through them. The backward is one pass, and one more over the clean operand. With a ReLU and without sums it keeps
-    the ReLU's results, which the next layer keeps anyway, and the clean input (float32 and float64, on a CPU, while
-    |bias| is at most 16 times the smallest |weight|); else the inputs.
+    it through them. The backward is one pass, and one more over the clean operand. With a ReLU and without sums it
+    keeps the ReLU's results, which the next layer keeps anyway, and the clean input (float32 and float64, on a CPU,
+    while |bias| is at most 16 times the smallest |weight|); else the inputs.
 
     Args:
         center: (N, C, ...) float32, bfloat16, float16 or float64. Four dimensions may be channels_last, and stay so.

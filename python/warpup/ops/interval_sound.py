@@ -4,9 +4,9 @@ Claim. For every real x, W with |x - c| <= r, |W - Wc| <= Wr, the result (C, R) 
 |W x + b - C| <= R, element by element, as real numbers (whoever forms C - R rounds once more).
 
 Proof. Arithmetic is fl(x op y) = (x op y)(1 + d), |d| <= u, plus at most t (the least normal number) for a product
-that underflows: float32 for 16-bit inputs, whose values it has exactly, and for float32; float64 for float64. A sum of n
-products, in any order, with or without fused operations, then satisfies |fl - exact| <= g_n sum |products| + 2 n t with
-g_n = n u / (1 - n u) (Higham 2002, chapter 3).
+that underflows: float32 for 16-bit inputs, whose values it has exactly, and for float32; float64 for float64. A sum of
+n products, in any order, with or without fused operations, then satisfies |fl - exact| <= g_n sum |products| + 2 n t
+with g_n = n u / (1 - n u) (Higham 2002, chapter 3).
 1. n = K + 1 for C: |C - (Wc c + b)| <= g_{K+1} (|Wc| |c| + |b|) + 2 (K + 1) t.
    |W x - Wc c| <= |Wc| r + Wr (|c| + r). So R must be at least
      E = |Wc| (r + g_{K+1} |c|) + Wr (|c| + r) + g_{K+1} |b| + 2 (K + 1) t.
@@ -22,8 +22,8 @@ g_n = n u / (1 - n u) (Higham 2002, chapter 3).
 Where C is not finite, or P is not, R is infinite: the bounds are NaN or infinite, never wrong.
 
 It needs products as such: no TF32, no bfloat16 inside of float32 products (`torch.set_float32_matmul_precision`), no
-flushed denormals (`torch.set_flush_denormal`), no fast matrix multiplication (Strassen), which no BLAS in use has; and no
-autocast, which is turned off here.
+flushed denormals (`torch.set_flush_denormal`), no fast matrix multiplication (Strassen), which no BLAS in use has; and
+no autocast, which is turned off here.
 """
 
 from __future__ import annotations
