@@ -149,6 +149,7 @@ WARPUP_HD Box<Acc> activated(Box<Acc> in, Acc a, Acc b) {
     upper = inside ? (at_l > at_u ? at_l : at_u) : falls ? at_l : at_u;
     if (in.radius < 0) lower = kInf<Acc> - kInf<Acc>;
   }
+  if (in.radius >= 0 && lower > upper) lower = upper;  // the roundings of two values so near that they change places
   return {-difference(-lower, upper) / 2, difference(upper, lower) / 2};
 }
 

@@ -11,7 +11,7 @@ template <class T>
 __global__ __launch_bounds__(kTile* kTile) void product_kernel(const IntervalProductArgs<T> args) {
   __shared__ T ac[kTile][kTile + 1], ar[kTile][kTile + 1], bc[kTile][kTile + 1], br[kTile][kTile + 1];
   const int x = threadIdx.x % kTile, y = threadIdx.x / kTile;
-  const int64_t row0 = int64_t(blockIdx.y) * kTile, column0 = int64_t(blockIdx.x) * kTile;
+  const int64_t row0 = int64_t(blockIdx.x) * kTile, column0 = int64_t(blockIdx.y) * kTile;
   T shift = 0, excess = 0;
   for (int64_t k0 = 0; k0 < args.width; k0 += kTile) {
     const bool inside = k0 + x < args.width, in_a = inside && row0 + y < args.rows;
@@ -36,7 +36,7 @@ template <class T>
 __global__ __launch_bounds__(kTile* kTile) void product_backward_kernel(const IntervalProductBackwardArgs<T> args) {
   __shared__ T bc[kTile][kTile + 1], br[kTile][kTile + 1], gs[kTile][kTile + 1], ge[kTile][kTile + 1];
   const int x = threadIdx.x % kTile, y = threadIdx.x / kTile;
-  const int64_t row0 = int64_t(blockIdx.y) * kTile, k = int64_t(blockIdx.x) * kTile + x;
+  const int64_t row0 = int64_t(blockIdx.x) * kTile, k = int64_t(blockIdx.y) * kTile + x;
   const bool mine = row0 + y < args.rows && k < args.width;
   const int64_t at = (row0 + y) * args.width + k;
   const T ac = mine ? args.a_center[at] : T(0), ar = mine ? args.a_radius[at] : T(0);
@@ -58,8 +58,9 @@ __global__ __launch_bounds__(kTile* kTile) void product_backward_kernel(const In
   if (mine) args.out_center[at] = dc, args.out_radius[at] = dr;
 }
 
+// Rows, which may be more than 65,535 tiles, along x.
 dim3 tiles(int64_t across, int64_t down) {
-  return dim3(static_cast<unsigned>(ceil_div(across, kTile)), static_cast<unsigned>(ceil_div(down, kTile)));
+  return dim3(static_cast<unsigned>(ceil_div(down, kTile)), static_cast<unsigned>(ceil_div(across, kTile)));
 }
 
 }  // namespace

@@ -16,8 +16,8 @@ class DeepSeekMoE(nn.Module):
     """`out = sum over shared FFN(x) + sum over the k chosen weight_e FFN_e(x)`; the residual is the caller's.
 
     What the last forward chose is in `last_route`, and `balance_loss()` is made of it: add it to the loss before the
-    next forward. Under gradient checkpointing, which runs the forward again in the backward, take it in between; and use
-    the non-reentrant kind, with the other there is no graph to take it from.
+    next forward. Under gradient checkpointing, which runs the forward again in the backward, take it in between; and
+    use the non-reentrant kind, with the other there is no graph to take it from.
 
     Args:
         hidden_size: H. intermediate_size: I, of one expert. num_experts: E, routed ones. k: of them for a token.

@@ -294,7 +294,8 @@ class IntervalProduct(torch.autograd.Function):
 
 def _apply(kind: str, operands, options, count: int) -> tuple:
     center, clean = operands[0], operands[5]
-    both = clean is center  # the first layer's: one product serves both
+    # The first layer's: one product serves both, but not where the center is the hull's.
+    both = clean is center and not (kind == "linear" and options[0])
     operands = (*operands[:5], None if both else clean)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands):
         c, r, x = IntervalProduct.apply(*operands, kind, options, count)
@@ -352,16 +353,15 @@ def interval_linear(
     center, radius, weight, bias, weight_radius, clean = operands
     if center.dim() < 1 or center.shape[-1] != weight.shape[1]:
         raise ValueError(f"{op}: center must be (..., {weight.shape[1]}), got {tuple(center.shape)}")
-    lead = center.shape[:-1]
-    same = clean is center
+    lead, exact = center.shape[:-1], mode == "exact" and weight_radius is not None
+    same = clean is center and not exact
+    weight = weight.contiguous()
     center, radius = (t.reshape(-1, t.shape[-1]) for t in (center, radius))
     clean = center if same else None if clean is None else clean.reshape(center.shape)
-    exact = mode == "exact" and weight_radius is not None
     dtype, acc = center.dtype, accumulator(center)
     operands = (center, radius, weight, bias, weight_radius, clean)
     if exact:  # what is taken off the radius again is not rounded to 16 bits first
         operands = [None if t is None else t.to(acc).contiguous() for t in operands]
-        operands[5] = operands[0] if same else operands[5]
     wide = sound and out_dtype not in (None, dtype)
     found = _apply("linear", operands, (exact, sound, wide), 1)
     found = [(t.to(dtype) if exact else t).reshape(*lead, weight.shape[0]) for t in found[: 2 if same else 3]]

@@ -48,6 +48,9 @@ def reference_interval_activation(center, radius, *, kind, a=0.0, b=0.0, clean=N
         at_low, at_high = lower, upper
         lower = torch.where(inside, least, torch.where(falls, at_high, at_low))
         upper = torch.where(inside, at_low.where(at_low > at_high, at_high), torch.where(falls, at_low, at_high))
+    lower = (
+        lower - torch.where(radius >= 0, (lower - upper).clamp_min(0), 0).detach()
+    )  # they change places by roundings
     box = ((lower + upper) / 2, (upper - lower) / 2)
     return box if clean is None else (*box, FUNCTIONS[kind](clean, a, b))
 

@@ -74,4 +74,5 @@ def interval_attention(
     center = moved + shift
     lower = torch.maximum(center - radius, (value[0] - value[1]).amin(-2, keepdim=True))
     upper = torch.minimum(center + radius, (value[0] + value[1]).amax(-2, keepdim=True))
+    upper = torch.maximum(lower, upper)  # of a box without width, which the cut's roundings may turn over
     return tuple(torch.where(seen, t, 0.0) for t in ((lower + upper) / 2, (upper - lower) / 2))

@@ -48,6 +48,8 @@ def interval_box(
                     f"interval_box: {name} must be {'at least' if name == 'eps' else 'above'} 0, got {value}"
                 )
             value = torch.tensor(value, dtype=torch.float64, device=x.device)
+        elif value.is_cpu and not torch.compiler.is_compiling() and not all(map(allowed, value.flatten().tolist())):
+            raise ValueError(f"interval_box: {name} must be {'at least' if name == 'eps' else 'above'} 0, got {value}")
         value = value.to(x.dtype)
         if value.dim() == 0:
             return value
@@ -57,13 +59,14 @@ def interval_box(
         return value.view(-1, *[1] * (x.dim() - 2))
 
     eps, std = per_channel("eps", eps, lambda n: n >= 0), per_channel("std", std, lambda n: n > 0)
+    low, high = (per_channel(name, value, lambda n: True) for name, value in (("low", low), ("high", high)))
     reach = eps if std is None else eps / std
-    lower, upper = x - reach, x + reach
-    for name, cut, value in (("low", torch.maximum, low), ("high", torch.minimum, high)):
-        if value is not None:
-            end = per_channel(name, value, lambda n: True)
-            lower, upper = cut(lower, end), cut(upper, end)
-    return (lower + upper) / 2, (upper - lower) / 2
+    up = down = reach.expand(x.shape)  # distances, not x +- reach, which loses a small reach
+    if low is not None:
+        up, down = torch.maximum(up, low - x), torch.minimum(down, x - low)
+    if high is not None:
+        up, down = torch.minimum(up, high - x), torch.maximum(down, x - high)
+    return x + (up - down) / 2, (up + down) / 2
 
 
 def interval_add(a: Box, b: Box) -> Box:

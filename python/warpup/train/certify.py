@@ -141,6 +141,11 @@ class CertifiedTraining:
             raise TrainError(f"{STAGE}.eps: pixels are in [0, 1], got {self.eps:g} (8/255 is 0.031)")
         if self.batch_size > len(data.x_train):
             raise TrainError(f"{STAGE}.batch_size: {self.batch_size} is more than the {len(data.x_train)} images")
+        if self.clip < 0 or not all(0 <= share <= 1 for share in self.decay):
+            raise TrainError(
+                f"{STAGE}: expected a clip of at least 0 and decays that are shares of the epochs, in [0, 1], got "
+                f"{self.clip!r} and {self.decay!r}"
+            )
         for name in ("sabr_ratio", "shrinkage"):
             if not 0 < getattr(self, name) <= 1:
                 raise TrainError(f"{STAGE}.{name}: expected above 0 and at most 1, got {getattr(self, name)!r}")
@@ -230,7 +235,8 @@ class CertifiedTraining:
 
 
 def errors(model: nn.Module, data: Images, eps: float, attack: bool = False, batch: int = 512) -> dict[str, Any]:
-    """Shares of the test set: `clean` misclassified, `verified` not verified within eps by interval bounds; with
+    """Shares of the test set: `clean` misclassified, `verified` not verified within eps by interval bounds that
+    hold in floating point (sound); with
     attack, `pgd` misclassified at a point that was found within eps (the image itself among them), and `broken`, the
     number of verified images among these. The model must be in eval mode."""
     wrong = dict.fromkeys(("clean", "verified", "pgd", "broken"), 0)
@@ -239,7 +245,7 @@ def errors(model: nn.Module, data: Images, eps: float, attack: bool = False, bat
         center, radius = data.box(x, eps)
         with torch.no_grad():
             missed = model(data.normal(x)).argmax(1) != labels
-            open_ = ~(margins(model, center, radius, labels) > 0).all(1)
+            open_ = ~(margins(model, *data.box(x, eps, sound=True), labels, sound=True) > 0).all(1)
         wrong["clean"] += missed.sum()
         wrong["verified"] += open_.sum()
         if attack:

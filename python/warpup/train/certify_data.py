@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from warpup.ops.interval_layers import interval_box
+
 from .errors import TrainError
 
 DIGITS = "digits"
@@ -63,11 +65,13 @@ class Images:
         """Pixels as the model reads them."""
         return x if self.std is None else (x - self.mean) / self.std
 
-    def box(self, x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """All images within eps of x whose pixels are in [0, 1], as the model reads them: (center, radius)."""
-        up, down = (1 - x).clamp(max=eps), x.clamp(max=eps)  # not x +- eps, which loses a small eps
-        radius = (up + down) / 2
-        return self.normal(x + (up - down) / 2), radius if self.std is None else radius / self.std
+    def box(self, x: Tensor, eps: float, sound: bool = False) -> tuple[Tensor, Tensor]:
+        """All images within eps of x whose pixels are in [0, 1], as the model reads them: (center, radius). sound: wider
+        by the roundings made here, at most three in center, two in radius and those of a pixel of the next image."""
+        center, radius = interval_box(x, eps, low=0.0, high=1.0)
+        if sound:
+            radius = radius + 8 * torch.finfo(x.dtype).eps * (1 if self.mean is None else 1 + self.mean.abs())
+        return self.normal(center), radius if self.std is None else radius / self.std
 
 
 def pixels(x: Tensor) -> Tensor:

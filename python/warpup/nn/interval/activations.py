@@ -51,6 +51,8 @@ def _add(name: str, row: Operator) -> None:
     def apply(walk, *values, **options):
         if walk.sound:
             raise Refusal("it has no sound bounds")
+        if name == "interval_softmax" and options.get("dim", values[1] if len(values) > 1 else None) is None:
+            raise Refusal("its dim is not given")
         op = getattr(row.module, name)
         boxes, rest = [v for v in values if isinstance(v, Box)], [v for v in values if not isinstance(v, Box)]
         if row.pairs and len(boxes) < len(values):

@@ -97,7 +97,8 @@ class Walk:
             raise unsupported(node, modules, str(reason)) from None
 
     def relu(self, x: Box) -> Box:
-        return self.after_relu(interval_relu(x.center, x.radius, clean=x.clean, sums=self.sums is not None))
+        sums = self.sums is not None
+        return self.after_relu(interval_relu(x.center, x.radius, clean=x.clean, sums=sums, sound=self.sound))
 
     def after_relu(self, out: tuple) -> Box:
         """What `interval_relu`, or a fused operator, returned: keep the sums, give the box."""
@@ -108,7 +109,7 @@ class Walk:
         if self.shrinkage != 1:  # a lower bound of 0 and an upper one above it: the ReLU's input crossed 0
             factor = torch.where(box.center == box.radius, self.shrinkage, 1.0).to(box.center.dtype)
             box = Box(box.center * factor, box.radius * factor, box.clean)
-        return self.rounded(box)
+        return box
 
     def rounded(self, box: Box) -> Box:
         """After a few roundings in each element: a wider box in sound mode."""
@@ -157,7 +158,8 @@ def bound(
     module: any module that torch.fx can trace (Sequential, residual graphs) of the layers that have rules: Linear,
         Conv1d, Conv2d, BatchNorm1d, BatchNorm2d, ReLU and other activations, pooling, Flatten, Dropout in eval mode,
         Identity, additions and subtractions, `cat`, reshapes, and their functional forms. BatchNorm whose only user is
-        a ReLU is one operator with it. The trace is kept until a submodule's name, type or training flag changes.
+        a ReLU is one operator with it. The trace is kept until a submodule's name, type, hooks or training flag change;
+        plain attributes that forward reads are those of the first call.
     center, radius: (B, ...) floating point; radius at least 0.
     clean: (B, ...), a point that goes through the layers beside the box; its output is returned, and batch
         normalisation in training mode takes its statistics from it.
@@ -191,10 +193,11 @@ def margins(
     Raises as `bound` does, and if the module does not end in a linear layer.
     """
     box, weight, bias = Walk(sound=sound, statistics=statistics).run(module, check_box(center, radius, None), head=True)
-    found = margin_bounds(box.center, box.radius, weight, bias, labels)
     if not sound:
-        return found
-    size = F.linear(box.center.abs() + box.radius, weight.abs(), None if bias is None else bias.abs())
+        return margin_bounds(box.center, box.radius, weight, bias, labels)
+    with torch.autocast(center.device.type, enabled=False):
+        found = margin_bounds(box.center, box.radius, weight, bias, labels)
+        size = F.linear(box.center.abs() + box.radius, weight.abs(), None if bias is None else bias.abs())
     both = size.gather(1, others(labels, len(weight))) + size.gather(1, labels.unsqueeze(1))
     info = torch.finfo(found.dtype)
     return found - ((weight.shape[1] + 8) * info.eps * both + info.tiny)

@@ -68,7 +68,10 @@ _plans: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
 
 def plan_of(module: nn.Module, rules) -> Plan:
     """The module's plan; traced again when a submodule's name, type or training flag changed, or a rule was added."""
-    key = [(name, type(m), m.training) for name, m in module.named_modules()] + [
+    hooks = {name: (*m._forward_hooks, *m._forward_pre_hooks) for name, m in module.named_modules()}
+    if hooks[""]:
+        raise UnsupportedLayer(f"{type(module).__name__} has forward hooks, which bounds would leave out")
+    key = [(name, type(m), m.training, hooks[name]) for name, m in module.named_modules()] + [
         len(rules.layers),
         len(rules.functions),
     ]

@@ -132,15 +132,12 @@ def batch_norm(walk, layer, x, relu=False):
         layer.num_batches_tracked.add_(1)
         if momentum is None:
             momentum = 1 / float(layer.num_batches_tracked)
-    if walk.sound:
-        if training:
-            raise Refusal("sound bounds need frozen statistics: module.eval() or statistics='frozen'")
-        x = walk.wider(_frozen(layer, x), 16, _size(layer, x))
-        return walk.relu(x) if relu else x
+    if walk.sound and training:
+        raise Refusal("sound bounds need frozen statistics: module.eval() or statistics='frozen'")
     out = interval_batch_norm(
         x.center, x.radius, layer.running_mean, layer.running_var, layer.weight, layer.bias, clean=x.clean,
         training=training, momentum=momentum, eps=layer.eps, statistics=walk.statistics, relu=relu,
-        sums=relu and walk.sums is not None,
+        sums=relu and walk.sums is not None, sound=walk.sound,
     )  # fmt: skip
     return walk.after_relu(out) if relu else Box(*out)
 
@@ -151,19 +148,6 @@ def scale_and_shift(layer, mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor,
     shift = -mean * scale if layer.bias is None else layer.bias - mean * scale
     shape = (1, -1, *(1,) * (dim - 2))
     return scale.view(shape), shift.view(shape)
-
-
-def _frozen(layer, x: Box) -> Box:
-    scale, shift = scale_and_shift(layer, layer.running_mean, layer.running_var, x.center.dim())
-    clean = None if x.clean is None else x.clean * scale + shift
-    return Box(x.center * scale + shift, x.radius * scale.abs(), clean)
-
-
-def _size(layer, x: Box) -> Tensor:
-    """Magnitude of all that is added up in a frozen normalisation."""
-    scale, shift = scale_and_shift(layer, layer.running_mean, layer.running_var, x.center.dim())
-    mean = layer.running_mean.view(shift.shape)
-    return (x.center.abs() + x.radius + 2 * mean.abs()) * scale.abs() + shift.abs()
 
 
 @rule(F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
