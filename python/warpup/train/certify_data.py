@@ -66,8 +66,8 @@ class Images:
         return x if self.std is None else (x - self.mean) / self.std
 
     def box(self, x: Tensor, eps: float, sound: bool = False) -> tuple[Tensor, Tensor]:
-        """All images within eps of x whose pixels are in [0, 1], as the model reads them: (center, radius). sound: wider
-        by the roundings made here, at most three in center, two in radius and those of a pixel of the next image."""
+        """All images within eps of x whose pixels are in [0, 1], as the model reads them: (center, radius). sound:
+        wider by what the roundings made here, and those of normalising an image, can be at most."""
         center, radius = interval_box(x, eps, low=0.0, high=1.0)
         if sound:
             radius = radius + 8 * torch.finfo(x.dtype).eps * (1 if self.mean is None else 1 + self.mean.abs())

@@ -20,8 +20,8 @@ class Experts:
     """The routers of a model over one optimizer step.
 
     coefficient: weight of the balance loss (see `moe_balance_loss`; the mean over layers, 1 where experts are loaded
-    alike); None: what the model's config says, `router_aux_loss_coef` times k, since transformers' loss is k times ours.
-    P is that of a softmax, also where the model's own scores are others.
+    alike); None: what the model's config says, `router_aux_loss_coef` times k, since transformers' loss is k times
+    ours. P is that of a softmax, also where the model's own scores are others.
     """
 
     def __init__(self, model, coefficient: float | None = None):
