@@ -219,7 +219,7 @@ WRONG = [
     (lambda: moe_gather(X, PLAN._replace(inverse=PLAN.inverse.int())), "inverse must be int64, got int32"),
     (lambda: moe_combine(Y, W[:1], PLAN), r"weights must have shape \(2, 2\), got \(1, 2\)"),
     (lambda: moe_combine(Y, W.long(), PLAN), "weights must be a floating tensor, got torch.int64"),
-    (lambda: moe_combine(Y[0, 0], W, PLAN), r"y must have 2 dimensions, got shape \(\)"),
+    (lambda: moe_combine(Y[0, 0], W, PLAN), r"y must be \(4, H\), the plan's rows, got \(\)"),
 ]  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def test_balance_losses():
     assert m.balance_loss(expert=0.3).item() == pytest.approx(0.3 * (f * p).sum().item(), rel=1e-5)
     on_device = sum(f[d : d + 2].mean() * p[d : d + 2].sum() for d in (0, 2, 4))
     assert m.balance_loss(device=0.2, devices=3).item() == pytest.approx(0.2 * on_device.item(), rel=1e-5)
-    z = (x.float() @ m.router.float().t()).logsumexp(-1).square().mean()
+    z = (x @ m.router.t()).logsumexp(-1).square().mean()
     assert m.balance_loss(z=0.1).item() == pytest.approx(0.1 * z.item(), rel=1e-5)
     with pytest.raises(ValueError, match="divide 6 experts, got 4"):
         m.balance_loss(device=1.0, devices=4)
@@ -105,7 +105,7 @@ def test_the_correction_evens_the_load_without_a_gradient():
     assert m.load().max().item() < min(0.25, before)
     assert "correction" in dict(m.named_buffers())
     chosen = m.last_route.indices
-    scores = (x.float() @ m.router.float().t()).softmax(-1)
+    scores = (x @ m.router.t()).softmax(-1)
     torch.testing.assert_close(m.last_route.weights, scores.gather(-1, chosen))  # unbiased
     assert weights.requires_grad
     assert not m.correction.requires_grad
@@ -118,7 +118,7 @@ def test_replay_takes_the_given_experts_with_live_weights():
     indices = torch.randint(E, (2, 4, K))
     m(x, replay_indices=indices)
     assert torch.equal(m.last_route.indices, indices.view(-1, K))
-    scores = (x.view(-1, H).float() @ m.router.float().t()).softmax(-1)
+    scores = (x.view(-1, H) @ m.router.t()).softmax(-1)
     torch.testing.assert_close(m.last_route.weights, scores.gather(-1, indices.view(-1, K)))
 
 
