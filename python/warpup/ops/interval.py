@@ -117,11 +117,7 @@ def conv_product(layout: torch.memory_format, stride, padding, dilation, groups:
     def backward(g, x, w, need_x, need_w):
         return torch.ops.aten.convolution_backward(g, x, w, None, *places, [need_x, need_w, False])[:2]
 
-    def of_bias(g):  # on a CPU in float64: in channels_last, torch adds up one place after the other
-        wide = torch.float64 if g.is_cpu else None
-        return g.sum([0, *range(2, g.dim())], dtype=wide).to(g.dtype)
-
-    return Product(of, backward, of_bias)
+    return Product(of, backward, lambda g: g.sum([0, *range(2, g.dim())]))
 
 
 def _box(product: Product, center, radius, weight, bias, weight_radius, clean):
