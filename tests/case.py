@@ -57,7 +57,7 @@ class Case:
         """The same for results of `run` that are there already, wherever they were computed."""
         want = self.run(upcast(inputs), self.reference)
         naive = [self.run(i, self.reference) for i in (inputs, *(nudged(inputs, seed) for seed in range(4)))]
-        agree(got, want, naive, 4 if self.products else 2)  # the library sums in an order that depends on the layout
+        agree(got, want, naive, 4 if self.products else 2)  # a library sums in an order of its own
 
 
 def leaves(outputs: Tensor | Iterable | dict) -> tuple[Tensor, ...]:
