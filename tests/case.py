@@ -92,10 +92,10 @@ def nudged(inputs: Inputs, seed: int) -> Inputs:
 
 
 def agree(got: Iterable[Tensor], want: Iterable[Tensor], naive: Iterable[Iterable[Tensor]], times: int = 2) -> None:
-    """err(got) <= `times` err(naive) + atol for each tensor: `want` is float64, `naive` the same formula in got's precision,
-    evaluated several times, atol two roundings of the largest element to got's dtype (in float64, where `want` has
-    such errors itself, 16), of 1e-6 at least (float64: 1) since inputs are of order 1. What is not
-    finite, or no floating number, must be the same, exactly."""
+    """err(got) <= `times` err(naive) + atol for each tensor: `want` is float64, `naive` the same formula in got's
+    precision, evaluated several times, atol two roundings of the largest element to got's dtype (in float64, where
+    `want` has such errors itself, 16), of 1e-6 at least (float64: 1) since inputs are of order 1. What is not finite,
+    or no floating number, must be the same, exactly."""
     for i, (g, w, *n) in enumerate(zip(got, want, *naive, strict=True)):
         assert g.shape == w.shape, f"result {i}: shape {tuple(g.shape)}, expected {tuple(w.shape)}"
         if not w.is_floating_point():
