@@ -91,6 +91,16 @@ def test_raw_op_has_no_gradient(case, device):
             outputs[0].sum().backward()
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.differentiable], ids=lambda case: case.op)
+def test_second_derivative_is_an_error(case, device):
+    inputs = case.make(device=device)
+    sources = [inputs[k].requires_grad_() for k in case.differentiable]
+    outputs = [o for o in leaves(case.call(**inputs)) if o.requires_grad]
+    gradients = torch.autograd.grad(outputs, sources, gradients_of(outputs), create_graph=True, allow_unused=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        sum(g.square().sum() for g in gradients if g is not None).backward()
+
+
 @each_variant
 def test_deterministic(case, variant, twin, threads):
     size = "small" if twin.name == "hostcuda" else "threads"  # the host executor runs each time in another order

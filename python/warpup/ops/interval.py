@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.interval_sound import sound_product
 from warpup.ops.logprob import accumulator
@@ -282,6 +283,7 @@ class IntervalProduct(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gc, gr, gx):
         tensors, needs = ctx.saved_tensors, list(ctx.needs_input_grad[:6])
         grads = [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 
 _ops = load_ops(
@@ -76,6 +77,7 @@ class IntervalActivation(torch.autograd.Function):
         ctx.save_for_backward(*given)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_center, grad_radius, grad_clean):
         center, radius, clean = ctx.saved_tensors
         grads = [g.contiguous() for g in (grad_center, grad_radius, grad_clean)]
@@ -213,6 +215,7 @@ class IntervalSoftmax(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         return _ops.interval_softmax_backward(*ctx.saved_tensors, *(g.contiguous() for g in grads))
 

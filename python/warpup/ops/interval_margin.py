@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.logprob import accumulator
 from warpup.ops.logprob_linear import autocast
@@ -68,6 +69,7 @@ class MarginBounds(torch.autograd.Function):
         ctx.save_for_backward(center, radius, weight, labels, share if with_loss else None)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_bounds, grad_loss, _):
         grad_loss = grad_loss if ctx.saved_tensors[-1] is not None else None
         if grad_bounds is None and grad_loss is None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.logprob import accumulator
 
@@ -118,6 +119,7 @@ class IntervalAffine(torch.autograd.Function):
         ctx.save_for_backward(*box, clean, mean, var, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_center, grad_radius, grad_clean, _mean, _var, grad_sums):
         center, radius, clean, mean, var, weight, bias = ctx.saved_tensors
         grads = (grad_center, grad_radius, None if clean is None else grad_clean)

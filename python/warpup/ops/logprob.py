@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 
 _ops = load_ops("token_logprob", "token_logprob_slice_", "token_logprob_backward", "token_logprob_backward_")
@@ -171,6 +172,7 @@ class TokenLogprob(torch.autograd.Function):
         ctx.save_for_backward(logits, stats, entropy, sum_p2, *tensors)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         logits, stats, entropy, sum_p2, *tensors = ctx.saved_tensors
         given = [s if t is None else t for s, t in zip(ctx.scalars, tensors, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.logprob import accumulator
 
@@ -107,6 +108,7 @@ class Divergence(torch.autograd.Function):
         ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_value, _):
         if grad_value is None:
             return (None,) * 9
@@ -226,6 +228,7 @@ class TopkDivergence(torch.autograd.Function):
         ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_value, _):
         if grad_value is None:
             return (None,) * 6

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup.ops.logprob import accumulator
 from warpup.ops.logprob_divergence import _ops, per_row, reference_divergence
 from warpup.ops.logprob_linear import add_product, autocast
@@ -112,6 +113,7 @@ class LinearDivergence(torch.autograd.Function):
         ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_value, _):
         if grad_value is None:
             return (None,) * 11

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.logprob import IGNORE_INDEX, Under, Wanted, accumulator, reference_token_logprob, under
 
@@ -152,6 +153,7 @@ class LinearLogprob(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, stats, entropy, sum_p2, *tensors)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
         hidden, weight, bias, stats, entropy, sum_p2, *tensors = ctx.saved_tensors
         given = [s if t is None else t for s, t in zip(ctx.scalars, tensors, strict=True)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.logprob import IGNORE_INDEX, Under, accumulator, under
 from warpup.ops.logprob_linear import (
@@ -104,6 +105,7 @@ class GivenGradients(torch.autograd.Function):
         ctx.gradients = inputs[4:]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss):
         if ctx.gradients is None:
             raise RuntimeError(

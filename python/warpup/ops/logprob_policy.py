@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.logprob_policy_kinds import (
     KL_ESTIMATORS,
@@ -54,6 +55,7 @@ class PolicyLoss(torch.autograd.Function):
         ctx.save_for_backward(logp, *fixed, ref_kl, entropy, cu_seqlens, row_state)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss, *_):
         *inputs, row_state = ctx.saved_tensors
         if grad_loss is None:

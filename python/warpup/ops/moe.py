@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 
 _ops = load_ops("moe_plan", "moe_gather", "moe_combine", "moe_combine_backward")
@@ -120,6 +121,7 @@ class MoEGather(torch.autograd.Function):
         ctx.save_for_backward(inputs[2])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return _ops.moe_combine(_rows(grad), None, *ctx.saved_tensors), None, None
 
@@ -175,6 +177,7 @@ class MoECombine(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return *_ops.moe_combine_backward(_rows(grad), *ctx.saved_tensors), None, None
 

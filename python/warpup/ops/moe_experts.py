@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.logprob import accumulator
 from warpup.ops.logprob_linear import autocast
@@ -173,6 +174,7 @@ class MoEExperts(torch.autograd.Function):
         ctx.save_for_backward(*tensors, h, o)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 11

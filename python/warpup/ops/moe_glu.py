@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.logprob import accumulator
 
@@ -57,6 +58,7 @@ class GLU(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         h, weights, permutation = ctx.saved_tensors
         sums = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.logprob_linear import autocast
 
@@ -157,6 +158,7 @@ class GroupedMM(torch.autograd.Function):
         ctx.save_for_backward(x if need_w else None, w if need_x else None, offsets)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
         x, w, offsets = ctx.saved_tensors
         dx = torch.ops.warpup.grouped_mm(dy, w.mT, offsets) if ctx.needs_input_grad[0] else None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from warpup._autograd import once_differentiable
 from warpup._native import load_ops
 from warpup.ops.moe import accumulator, fail
 
@@ -152,6 +153,7 @@ class Route(torch.autograd.Function):
         ctx.save_for_backward(logits, bounds, indices, stats, lengths)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, weights, _indices, _counts, mean_score, z_loss, *_):
         logits, bounds, *saved = ctx.saved_tensors
         grads = [None if g is None else g.contiguous() for g in (weights, mean_score, z_loss)]
