@@ -138,7 +138,9 @@ WARPUP_HD void add_sums(const Acc* c, const Acc* r, int64_t n, double* total) {
   for (int k = 0; k < BoxSumsPart::kCount; ++k) total[k] += found[k];
 }
 
-template <class T, bool kSound, int kStep>  // kStep 1: a scale for each element of a segment, 0: one for all
+// kStep 1: a scale for each element of a segment, 0: one for all. Flags are template arguments: a choice by a flag that
+// the loop does not change is not vectorised.
+template <class T, bool kSound, bool kRelu, int kStep>
 WARPUP_HD void affine_segment(const IntervalAffineArgs<T>& args, const Segment& at, bool streamed, double* sums,
                               bool* negative) {
   using Acc = acc_t<T>;
@@ -169,11 +171,10 @@ WARPUP_HD void affine_segment(const IntervalAffineArgs<T>& args, const Segment& 
   }
   *negative |= below != 0;
   if (sums) add_sums(c, r, at.n, sums);
-  const bool relu = args.relu;
 #pragma omp simd
   for (int64_t i = 0; i < at.n; ++i) {
-    const BoxOf<Acc> box{c[i], r[i]}, rectified = relu_box<T, kSound>(box);
-    store_box<T, kSound>({relu ? rectified.c : box.c, relu ? rectified.r : box.r}, &out[0][i], &out[1][i]);
+    const auto stored = stored_box<T, kSound>(kRelu ? relu_box<T, kSound>({c[i], r[i]}) : BoxOf<Acc>{c[i], r[i]});
+    out[0][i] = stored.c, out[1][i] = stored.r;
   }
   put(args.out_center + at.begin, out[0], at.n, streamed);
   put(args.out_radius + at.begin, out[1], at.n, streamed);
@@ -182,21 +183,21 @@ WARPUP_HD void affine_segment(const IntervalAffineArgs<T>& args, const Segment& 
 #pragma omp simd
   for (int64_t i = 0; i < at.n; ++i) {
     const Acc z = s[i * kStep] * x[i] + t[i * kStep];
-    y[0][i] = relu && z <= 0 ? Acc(0) : z;
+    y[0][i] = kRelu && z <= 0 ? Acc(0) : z;
   }
   put_narrowed(args.out_clean + at.begin, y[0], at.n, streamed);
 }
 
-template <class T, bool kSound>
+template <class T, bool kSound, bool kRelu>
 WARPUP_CLONES void affine_tasks(const IntervalAffineArgs<T>& args, int64_t first, int64_t last, double* sums,
                                 bool* negative) {
   const bool streamed = args.layout.size() * int64_t(sizeof(T)) >= kStreamed;
   for (int64_t task = first; task < last; ++task) {
     each_segment(args.layout, task, [&](const Segment& at, int64_t) __attribute__((always_inline)) {
       if (args.layout.inner == 1 && args.scale) {
-        affine_segment<T, kSound, 1>(args, at, streamed, sums, negative);
+        affine_segment<T, kSound, kRelu, 1>(args, at, streamed, sums, negative);
       } else {
-        affine_segment<T, kSound, 0>(args, at, streamed, sums, negative);
+        affine_segment<T, kSound, kRelu, 0>(args, at, streamed, sums, negative);
       }
     });
   }
@@ -205,7 +206,7 @@ WARPUP_CLONES void affine_tasks(const IntervalAffineArgs<T>& args, int64_t first
 
 // ---- Backward -------------------------------------------------------------------------------------------------------
 
-template <class T, bool kRelu, bool kAdded, int kStep>
+template <class T, bool kRelu, bool kOutputs, bool kAdded, int kStep>
 WARPUP_HD void backward_segment(const IntervalAffineBackwardArgs<T>& args, const Segment& at, const acc_t<T>* added,
                                 bool streamed, acc_t<T>* sums) {
   using Acc = acc_t<T>;
@@ -215,20 +216,20 @@ WARPUP_HD void backward_segment(const IntervalAffineBackwardArgs<T>& args, const
   const Acc* s = affine ? args.scale + at.channel : &one;
   const Acc* t = affine ? args.shift + at.channel : &zero;
   const Acc* mean = affine ? args.mean + at.channel : &zero;
-  const Acc* bias = args.bias ? args.bias + at.channel : &zero;
-  const int64_t bias_step = args.bias ? kStep : 0;
-  const bool outputs = args.from_outputs;
+  static constexpr Acc none[kBlock] = {};
+  const Acc* bias = args.bias ? args.bias + at.channel : none;
   const Acc *c = widened(args.center, at.begin, at.n, wide[0]), *r = widened(args.radius, at.begin, at.n, wide[1]);
   const Acc *gc = widened(args.grad_center, at.begin, at.n, wide[2]),
             *gr = widened(args.grad_radius, at.begin, at.n, wide[3]);
 #pragma omp simd
   for (int64_t i = 0; i < at.n; ++i) {
-    const Acc scale = s[i * kStep];
-    BoxOf<Acc> box = affine_box<Acc, false>(c[i], r[i], scale, t[i * kStep], Acc(0));
-    box.c = outputs ? c[i] : box.c, box.r = outputs ? r[i] : box.r;
-    const auto h = before_relu<Acc, kRelu, kAdded>({gc[i], gr[i]}, box, added);
-    y[0][i] = scale * h.c, y[1][i] = magnitude(scale) * h.r;
-    g0[i] = h.c, g1[i] = scale_gradient(h, c[i], r[i], outputs, scale, mean[i * kStep], bias[i * bias_step]);
+    const Acc center = c[i], radius = r[i], scale = s[i * kStep];
+    const auto box = affine_box<Acc, false>(center, radius, scale, t[i * kStep], Acc(0));
+    const Acc yc = kOutputs ? center : box.c, yr = kOutputs ? radius : box.r;
+    const auto h = before_relu<Acc, kRelu, kAdded>({gc[i], gr[i]}, {yc, yr}, added);
+    const Acc hc = h.c, hr = h.r;  // a struct that is handed on as a whole lies in memory, and the loop stays scalar
+    y[0][i] = scale * hc, y[1][i] = magnitude(scale) * hr;
+    g0[i] = hc, g1[i] = scale_gradient({hc, hr}, center, radius, kOutputs, scale, mean[i * kStep], bias[i * kStep]);
   }
   put_narrowed(args.out_center + at.begin, y[0], at.n, streamed && args.source != 0);
   put_narrowed(args.out_radius + at.begin, y[1], at.n, streamed);
@@ -255,7 +256,7 @@ WARPUP_HD void backward_segment(const IntervalAffineBackwardArgs<T>& args, const
   sums[0] += a, sums[1] += b;
 }
 
-template <class T, bool kRelu, bool kAdded>
+template <class T, bool kRelu, bool kOutputs, bool kAdded>
 WARPUP_CLONES void backward_tasks(const IntervalAffineBackwardArgs<T>& args, int64_t first, int64_t last) {
   using Acc = acc_t<T>;
   const ChannelLayout& layout = args.layout;
@@ -266,9 +267,9 @@ WARPUP_CLONES void backward_tasks(const IntervalAffineBackwardArgs<T>& args, int
     each_segment(layout, task, [&](const Segment& at, int64_t chunk) __attribute__((always_inline)) {
       Acc* sums = args.scale ? args.partials + (chunk * layout.channels + at.channel) * 2 : nullptr;
       if (layout.inner == 1 && args.scale) {
-        backward_segment<T, kRelu, kAdded, 1>(args, at, added, streamed, sums);
+        backward_segment<T, kRelu, kOutputs, kAdded, 1>(args, at, added, streamed, sums);
       } else {
-        backward_segment<T, kRelu, kAdded, 0>(args, at, added, streamed, sums);
+        backward_segment<T, kRelu, kOutputs, kAdded, 0>(args, at, added, streamed, sums);
       }
     });
   }
@@ -332,7 +333,8 @@ void interval_affine_cpu(const IntervalAffineArgs<T>& args) {
       double* sums = args.sums ? args.partials + g * kCount : nullptr;
       if (sums) std::fill_n(sums, kCount, 0.0);
       bool below = false;
-      const auto run = args.sound ? affine_tasks<T, true> : affine_tasks<T, false>;
+      const auto run = args.sound ? (args.relu ? affine_tasks<T, true, true> : affine_tasks<T, true, false>)
+                                  : (args.relu ? affine_tasks<T, false, true> : affine_tasks<T, false, false>);
       run(args, tasks * g / groups, tasks * (g + 1) / groups, sums, &below);
       if (below) negative.store(true, std::memory_order_relaxed);
     }
@@ -352,8 +354,11 @@ void interval_affine_backward_cpu(const IntervalAffineBackwardArgs<T>& args) {
   const int64_t n = layout.outer * layout.inner, grain = grain_of(layout, layout.tasks());
   if (args.scale) std::fill_n(args.partials, layout.chunks() * layout.channels * 2, Acc(0));
   parallel_for(0, layout.tasks(), grain, [&](int64_t first, int64_t last) {
-    const auto run = args.relu ? (args.added ? backward_tasks<T, true, true> : backward_tasks<T, true, false>)
-                               : (args.added ? backward_tasks<T, false, true> : backward_tasks<T, false, false>);
+    const bool relu = args.relu, added = args.added != nullptr;
+    const auto run = !relu ? (added ? backward_tasks<T, false, false, true> : backward_tasks<T, false, false, false>)
+                     : args.from_outputs
+                         ? (added ? backward_tasks<T, true, true, true> : backward_tasks<T, true, true, false>)
+                         : (added ? backward_tasks<T, true, false, true> : backward_tasks<T, true, false, false>);
     run(args, first, last);
   });
   if (!args.scale) return;

@@ -120,7 +120,8 @@ __global__ __launch_bounds__(kThreads) void affine_kernel(const IntervalAffineAr
         for (int k = 0; k < BoxSumsPart::kCount; ++k) total.x[k] += found[k];
       }
       if (args.relu) y = relu_box<T, kSound>(y);
-      store_box<T, kSound>(y, args.out_center + i, args.out_radius + i);
+      const auto stored = stored_box<T, kSound>(y);
+      args.out_center[i] = stored.c, args.out_radius[i] = stored.r;
       if (!args.clean) return;
       const Acc z = s * load(args.clean[i]) + t;
       args.out_clean[i] = store<T>(args.relu && z <= 0 ? Acc(0) : z);

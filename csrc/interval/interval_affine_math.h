@@ -8,14 +8,20 @@
 
 namespace warpup {
 
-template <class Acc>
+template <class T>
 struct BoxOf {
-  Acc c, r;
+  T c, r;
 };
 
 template <class Acc>
 WARPUP_HD Acc magnitude(Acc x) {
   return x < 0 ? -x : x;
+}
+
+// By value: a choice between two places in memory is a branch, and a loop with a branch is not vectorised.
+template <class Acc>
+WARPUP_HD Acc choose(bool first, Acc a, Acc b) {
+  return first ? Acc(a) : Acc(b);
 }
 
 template <class T>
@@ -59,20 +65,21 @@ WARPUP_HD BoxOf<acc_t<T>> relu_box(BoxOf<acc_t<T>> y) {
   const Acc l = y.c - y.r, u = y.c + y.r;
   Acc half = u * Acc(0.5);
   if constexpr (kSound) half = above<Acc>(half);
-  const bool active = l > 0, dead = u <= 0;
-  return {active ? y.c : dead ? Acc(0) : half, active ? y.r : dead ? Acc(0) : half};
+  const bool active = l > 0;
+  half = u <= 0 ? Acc(0) : half;
+  return {choose(active, y.c, half), choose(active, y.r, half)};
 }
 
 // A result of type T: rounded to it, a sound one with the center's rounding (exact: both have its leading digits) in
 // the radius, rounded up.
 template <class T, bool kSound>
-WARPUP_HD void store_box(BoxOf<acc_t<T>> y, T* c, T* r) {
-  *c = store<T>(y.c);
+WARPUP_HD BoxOf<T> stored_box(BoxOf<acc_t<T>> y) {
+  const T c = store<T>(y.c);
   if constexpr (kSound && !std::is_same_v<T, acc_t<T>>) {
-    const acc_t<T> off = magnitude(y.c - load(*c));
-    *r = store<T>(y.r == 0 && off == 0 ? acc_t<T>(0) : above<T>(above<acc_t<T>>(y.r + off)));
+    const acc_t<T> off = magnitude(y.c - load(c)), r = above<T>(above<acc_t<T>>(y.r + off));
+    return {c, store<T>(choose(y.r == 0 && off == 0, acc_t<T>(0), r))};
   } else {
-    *r = store<T>(y.r);
+    return {c, store<T>(y.r)};
   }
 }
 
@@ -82,10 +89,8 @@ WARPUP_HD BoxOf<Acc> before_relu(BoxOf<Acc> g, BoxOf<Acc> y, const Acc* added) {
   const Acc l = y.c - y.r, u = y.c + y.r;
   BoxOf<Acc> h = g;
   if constexpr (kRelu) {
-    const Acc half = (g.c + g.r) * Acc(0.5);
-    const bool active = l > 0, dead = u <= 0;
-    h.c = active ? g.c : dead ? Acc(0) : half;
-    h.r = active ? g.r : dead ? Acc(0) : half;
+    const Acc half = u <= 0 ? Acc(0) : (g.c + g.r) * Acc(0.5);
+    h = {choose(l > 0, g.c, half), choose(l > 0, g.r, half)};
   }
   if constexpr (kAdded) {
     h.c += added[0] + (l > 0 ? added[1] + added[2] * y.c : Acc(0)) + (u < 0 ? added[3] + added[4] * y.c : Acc(0));
@@ -108,7 +113,7 @@ template <class Acc>
 WARPUP_HD Acc scale_gradient(BoxOf<Acc> h, Acc v, Acc w, bool from_outputs, Acc s, Acc mean, Acc bias) {
   const Acc sign = s > 0 ? Acc(1) : s < 0 ? Acc(-1) : Acc(0);
   const Acc inputs = h.c * (v - mean) + sign * h.r * w, outputs = (h.c * (v - bias) + h.r * w) / s;
-  return from_outputs ? outputs : inputs;
+  return choose(from_outputs, outputs, inputs);
 }
 
 }  // namespace warpup

@@ -6,8 +6,8 @@
 namespace warpup {
 namespace {
 
-constexpr int64_t kColumns = 4,
-                  kWidth = 1024;  // columns that share the loads of a row; a piece of a gradient row in L1
+constexpr int64_t kColumns = 4;   // share the loads of a row
+constexpr int64_t kWidth = 1024;  // a piece of a gradient row in L1
 
 template <class T>
 WARPUP_CLONES void product_row(const IntervalProductArgs<T>& args, int64_t row) {
@@ -39,16 +39,31 @@ WARPUP_CLONES void product_row(const IntervalProductArgs<T>& args, int64_t row) 
 template <class T>
 WARPUP_CLONES void gradient_row(const IntervalProductBackwardArgs<T>& args, int64_t row) {
   const int64_t step = args.transposed ? args.rows : 1, start = args.transposed ? row : row * args.columns;
+  static constexpr T none[kWidth] = {};
   T dc[kWidth], dr[kWidth];
   for (int64_t k0 = 0; k0 < args.width; k0 += kWidth) {
     const int64_t n = std::min(kWidth, args.width - k0), at = row * args.width + k0;
     const T *ac = args.a_center + at, *ar = args.a_radius + at;
     std::fill_n(dc, n, T(0)), std::fill_n(dr, n, T(0));
-    for (int64_t j = 0; j < args.columns; ++j) {
-      const T *bc = args.b_center + j * args.width + k0, *br = args.b_radius + j * args.width + k0;
-      const T gs = args.grad_shift[start + j * step], ge = args.grad_excess[start + j * step];
+    for (int64_t j = 0; j < args.columns; j += kColumns) {
+      const T *bc[kColumns], *br[kColumns];
+      T gs[kColumns], ge[kColumns];
+      for (int64_t q = 0; q < kColumns; ++q) {
+        const bool there = j + q < args.columns;  // past the last column: zeros
+        const int64_t b = (j + q) * args.width + k0, g = start + (j + q) * step;
+        bc[q] = there ? args.b_center + b : none, br[q] = there ? args.b_radius + b : none;
+        gs[q] = there ? T(args.grad_shift[g]) : T(0), ge[q] = there ? T(args.grad_excess[g]) : T(0);
+      }
 #pragma omp simd
-      for (int64_t k = 0; k < n; ++k) least_product_gradient(ac[k], ar[k], bc[k], br[k], gs, ge, &dc[k], &dr[k]);
+      for (int64_t k = 0; k < n; ++k) {
+        T c = dc[k], r = dr[k];
+        const T xc = ac[k], xr = ar[k];
+        least_product_gradient(xc, xr, bc[0][k], br[0][k], gs[0], ge[0], &c, &r);
+        least_product_gradient(xc, xr, bc[1][k], br[1][k], gs[1], ge[1], &c, &r);
+        least_product_gradient(xc, xr, bc[2][k], br[2][k], gs[2], ge[2], &c, &r);
+        least_product_gradient(xc, xr, bc[3][k], br[3][k], gs[3], ge[3], &c, &r);
+        dc[k] = c, dr[k] = r;
+      }
     }
     std::copy_n(dc, n, args.out_center + at), std::copy_n(dr, n, args.out_radius + at);
   }
