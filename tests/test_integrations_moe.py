@@ -36,6 +36,31 @@ def test_same_as_eager(name, twin):
         torch.testing.assert_close(got[1][key], want[1][key], rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gpt_oss, another limit"])
+def test_autocast(name):
+    """Experts of float32 weights in bfloat16: no further from float64 than twice what eager is."""
+    model = mixture_of(name)
+    experts = next(m for m in model.modules() if hasattr(m, "is_transposed"))
+    for p in experts.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, weights = torch.randn(33, 16, requires_grad=True), torch.rand(33, 2, requires_grad=True)
+    indices, gradient = torch.rand(33, experts.num_experts).topk(2).indices, torch.randn(33, 16)
+
+    def results(implementation, enabled):
+        model.set_experts_implementation(implementation)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = experts(x, indices, weights)
+        leaves = [x, weights, *experts.parameters()]
+        grads = torch.autograd.grad(out, leaves, gradient.to(out.dtype))
+        assert all(g.dtype == torch.float32 for g in grads)
+        return [out.detach(), *grads]
+
+    want, eager = results("eager", False), results("eager", True)
+    for got, naive, w in zip(results("warpup", True), eager, want, strict=True):
+        assert got.isfinite().all()
+        assert (got - w).abs().max() <= 2 * (naive - w).abs().max() + 2**-7 * w.abs().max()
+
+
 def test_another_implementation_than_eager_really_runs(monkeypatch):
     called = []
     monkeypatch.setattr(transformers_moe, "moe_experts", lambda x, *args, **options: called.append(options) or x)

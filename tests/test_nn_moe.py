@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from warpup.nn.moe import DeepSeekMoE
+from warpup.ops.moe_experts import moe_experts
+from warpup.ops.moe_glu import glu
 
 H, I, E, K = 12, 10, 6, 2
 
@@ -37,6 +39,43 @@ def test_outputs_and_gradients(twin):
     grads = (torch.autograd.grad(o, parameters, gradient) for o in (out, want))
     for got, w in zip(*grads, strict=True):
         torch.testing.assert_close(got, w, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_leaves_the_router_as_it_is():
+    """Experts in bfloat16, scores in float32: no token goes to another expert; gradients in the parameters' dtype."""
+    m, x = made().float(), torch.randn(40, H)
+    m(x)
+    want = m.last_route
+    with torch.autocast("cpu", torch.bfloat16):
+        out = m(x)
+    for name in ("weights", "indices", "mean_score"):
+        assert torch.equal(getattr(m.last_route, name), getattr(want, name)), name
+    low = [p.detach().bfloat16() for p in (m.w_gate_up, m.w_down, m.shared_gate_up, m.shared_down)]
+    y = moe_experts(x.bfloat16(), want.weights, want.indices, *low[:2], placement="down")
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, y + F.linear(glu(F.linear(x.bfloat16(), low[2])), low[3]))
+    (out.float().square().mean() + m.balance_loss(expert=0.1)).backward()
+    for name, p in m.named_parameters():
+        assert p.grad.dtype == torch.float32
+        assert p.grad.any(), name
+
+
+@pytest.mark.parametrize("options", [{}, {"score": "sigmoid", "correction": True, "groups": (3, 2, "top2")}])
+def test_compiles_to_one_graph_each_way(options):
+    """Forward, balance loss and backward as one graph, the same as without."""
+    torch.compiler.reset()
+    m, x = made(**options), torch.randn(3, 5, H, dtype=torch.float64)
+
+    def loss_of(x):
+        return m(x).square().mean() + m.balance_loss(expert=0.1, device=0.1, z=0.1, devices=3)
+
+    results = []
+    for run in (loss_of, torch.compile(loss_of, fullgraph=True, backend="aot_eager")):
+        mine = x.clone().requires_grad_()
+        loss = run(mine)
+        results.append((loss.detach(), *torch.autograd.grad(loss, [mine, *m.parameters()]), m.last_route.indices))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 def test_balance_losses():
