@@ -1,8 +1,11 @@
 """warpup.nn.DeepSeekMoE against a loop over its experts, its balance losses against formulas, and that it learns."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from warpup.nn.moe import DeepSeekMoE
 from warpup.ops.moe_experts import moe_experts
@@ -188,9 +191,101 @@ def test_it_learns_what_one_expert_of_its_size_cannot():
     assert many < 0.5 * alone, (many, alone)
 
 
+def test_copies_and_parametrized_layers():
+    """After a forward, whose graph cannot be copied; an effective weight of the copy is that of the original."""
+    m, x = made(correction=True), torch.randn(7, H, dtype=torch.float64)
+    for _ in range(2):  # first plain, then with a weight that is made of others
+        m(x).sum().backward()
+        other = copy.deepcopy(m)
+        assert other.last_route is None
+        assert torch.equal(other(x), m(x))
+        with torch.no_grad():
+            for p in other.parameters():
+                p.zero_()
+        assert m(x).any()
+        parametrizations.weight_norm(m, "w_down")
+
+
+def test_from_meta():
+    """`reset_parameters` writes all that `to_empty` left, the correction too."""
+    with torch.device("meta"):
+        m = DeepSeekMoE(H, I, E, K, num_shared=2, correction=True)
+    assert all(t.is_meta for t in m.state_dict().values())
+    m.to_empty(device="cpu")
+    with torch.no_grad():
+        for t in m.state_dict().values():
+            t.fill_(torch.nan)
+    torch.manual_seed(0)
+    m.reset_parameters()
+    torch.manual_seed(0)
+    want = DeepSeekMoE(H, I, E, K, num_shared=2, correction=True).state_dict()
+    assert want.keys() == m.state_dict().keys()
+    assert all(torch.equal(m.state_dict()[name], t) for name, t in want.items())
+
+
+def test_the_correction_is_float32_whatever_the_rest_is():
+    m = DeepSeekMoE(H, I, E, K, correction=True, dtype=torch.bfloat16)
+    m(torch.randn(5, H).bfloat16())
+    m.update_correction(0.01)
+    assert m.correction.dtype == torch.float32
+    assert m.correction.any()
+
+
+def test_weights_of_transformers():
+    """By the names in the docstring: DeepSeek-V3's layer gives the same."""
+    v3 = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    options = {"hidden_size": H, "moe_intermediate_size": I, "n_routed_experts": E, "num_experts_per_tok": K}
+    options |= {"n_shared_experts": 2, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+    config = v3.DeepseekV3Config(**options)
+    config._experts_implementation = "eager"
+    theirs = v3.DeepseekV3MoE(config)
+    for t in theirs.state_dict().values():
+        torch.nn.init.normal_(t, std=0.3)
+    groups = (3, 2, "top2")
+    m = DeepSeekMoE(
+        H, I, E, K, num_shared=2, score="sigmoid", renormalize=True, groups=groups, scale=2.5, correction=True
+    )
+    t = theirs.state_dict()
+    gate, up = (t[f"shared_experts.{name}_proj.weight"] for name in ("gate", "up"))
+    state = {"router": t["gate.weight"], "correction": t["gate.e_score_correction_bias"]}
+    state |= {"w_gate_up": t["experts.gate_up_proj"], "w_down": t["experts.down_proj"]}
+    m.load_state_dict(
+        {**state, "shared_gate_up": torch.cat([gate, up]), "shared_down": t["shared_experts.down_proj.weight"]}
+    )
+    x = torch.randn(2, 9, H)
+    torch.testing.assert_close(m(x), theirs(x))
+
+
+WRONG = [
+    ({"k": 7}, "k must be 1 to num_experts, 6, got 7"),
+    ({"k": 0}, "k must be 1 to num_experts, 6, got 0"),
+    ({"num_experts": 0}, "must be at least 1 and num_shared at least 0, got 12, 10, 0 and 0"),
+    ({"num_shared": -1}, "num_shared at least 0, got 12, 10, 6 and -1"),
+    ({"num_experts": 1025}, "of 1 to 1024 experts, got 1025"),
+    ({"score": "tanh"}, "score must be softmax, sigmoid or sqrt_softplus, got tanh"),
+    ({"order": "topk"}, r"order must be one of \('softmax_topk', 'topk_softmax'\), got 'topk'"),
+    ({"score": "sigmoid", "order": "topk_softmax"}, "order topk_softmax needs score softmax"),
+    ({"groups": (4, 2, "top2")}, "groups must be 1 to 32 and divide the 6 experts, got 4"),
+    ({"groups": (6, 1, "top1")}, "the groups kept must .* have k = 2 experts"),
+    ({"groups": (3, 2)}, "groups must be "),
+    ({"activation": "tanh"}, "activation must be one of silu, .* got 'tanh'"),
+    ({"placement": "up"}, "placement must be one of combine, .* got 'up'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
+def test_wrong_settings_are_told_by_the_constructor(change, message):
+    arguments = {"hidden_size": H, "intermediate_size": I, "num_experts": E, "k": K} | change
+    with pytest.raises(ValueError, match=message):
+        DeepSeekMoE(**arguments)
+
+
 def test_messages():
-    with pytest.raises(ValueError, match="k must be 1 to num_experts, 6, got 7"):
-        DeepSeekMoE(H, I, E, 7)
     with pytest.raises(RuntimeError, match="nothing was routed yet"):
         made().balance_loss(expert=1.0)
-    assert "6 experts, 2 a token, 2 shared" in repr(made())
+    with pytest.raises(ValueError, match=r"x must be \(\.\.\., 12\), got \(3, 11\)"):
+        made()(torch.zeros(3, 11))
+    shown = repr(made(score="sigmoid", groups=(3, 2, "top2"), correction=True))
+    assert "12, 10, 6 experts, 2 a token, 2 shared" in shown
+    for part in ("score=sigmoid", "groups=(3, 2, 'top2')", "correction=True", "activation=silu", "placement=down"):
+        assert part in shown
