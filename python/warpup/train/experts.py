@@ -130,8 +130,11 @@ def layers_of(model: nn.Module) -> list[tuple[list[nn.Module], nn.Module]]:
 
 
 def takes_indices(module: nn.Module) -> bool:
+    """Whether this is a module of experts by its number of them and by the names of its forward's arguments."""
+    if not isinstance(getattr(module, "num_experts", None), int):
+        return False
     parameters = inspect.signature(type(module).forward).parameters
-    return isinstance(getattr(module, "num_experts", None), int) and any(name in parameters for name in INDICES)
+    return any(name in parameters for name in INDICES)
 
 
 def logits_to(latest: list[Tensor], experts: int):
