@@ -191,7 +191,11 @@ def check_layers_fetch_for_their_neighbours(rank, world, folder):
 
 def check_wrong_arguments_are_told_on_every_rank(rank, world, folder):
     placement, other = random_placement(world, E, 0), without_copies(torch.zeros(1, dtype=torch.int64), world + 1)
-    layer = ShardedExperts(H, I, E, slots=1)
+    layer, alone = ShardedExperts(H, I, E, slots=1), dist.new_group([0])
+    other_optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    if rank:
+        with pytest.raises(ValueError, match="this process is not in the group"):
+            ShardedExperts(H, I, E, slots=1, group=alone)
     x, weights, indices = torch.zeros(3, H), torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.int64)
     for text, call in {
         "shard must hold": lambda: sparse_all_gather(torch.zeros(E + 1, 2), placement),
@@ -202,6 +206,11 @@ def check_wrong_arguments_are_told_on_every_rank(rank, world, folder):
         "owner must name ranks": lambda: ShardedExperts(H, I, E, slots=0, owner=torch.full((E,), world)),
         "new_owner must be the same": lambda: move_shards(layer, None, layer.owner + (rank == 0)),
         r"new_owner must be \(8,\)": lambda: move_shards(layer, None, layer.owner[:-1]),
+        "optimizer must be the one that has": lambda: move_shards(layer, other_optimizer, layer.owner.flip(0)),
+        "experts must be the same on all ranks": lambda: ShardedExperts(H, I, E, slots=1, seed=rank),
+        "must be at least 1, got 6, 5 and 0": lambda: ShardedExperts(H, I, 0, slots=1),
+        "activation must be one of silu, .* got 'tanh'": lambda: ShardedExperts(H, I, E, slots=1, activation="tanh"),
+        "placement must be one of combine, .* got 'up'": lambda: ShardedExperts(H, I, E, slots=1, placement="up"),
         "x must be": lambda: layer(x[:, 1:], weights, indices),
         "weights and indices must be": lambda: layer(x, weights, indices[1:]),
     }.items():

@@ -5,39 +5,10 @@ import torch
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
-import warpup.integrations.transformers  # noqa: E402, F401
+from mixtures import COMMON, MODELS, QWEN, mixture_of  # noqa: E402
 from warpup.integrations import transformers_moe  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-COMMON = {
-    "vocab_size": 31,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
-DEEPSEEK = {**LATENT, "intermediate_size": 24, "moe_intermediate_size": 12, "first_k_dense_replace": 1}
-DEEPSEEK |= {"n_routed_experts": 8, "num_experts_per_tok": 3, "n_shared_experts": 1, "n_group": 4, "topk_group": 2}
-QWEN = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 10, "head_dim": 8}
-MODELS = {
-    "qwen3_moe": ("Qwen3MoeConfig", QWEN, "silu"),
-    "qwen3_moe gelu": ("Qwen3MoeConfig", {**QWEN, "hidden_act": "gelu_pytorch_tanh"}, "gelu_tanh"),
-    "olmoe": ("OlmoeConfig", {"num_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 10}, "silu"),
-    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 10}, "silu"),
-    "deepseek_v2": ("DeepseekV2Config", {**DEEPSEEK, "topk_method": "group_limited_greedy"}, "silu"),
-    "deepseek_v3": ("DeepseekV3Config", DEEPSEEK, "silu"),
-    "gpt_oss": ("GptOssConfig", {"num_local_experts": 4, "intermediate_size": 12, "head_dim": 8}, "swiglu_oai"),
-    "gpt_oss, another limit": (
-        "GptOssConfig",
-        {"num_local_experts": 4, "intermediate_size": 12, "head_dim": 8, "swiglu_limit": 0.2},
-        None,  # composed around the module's own activation
-    ),
-}
 
 
 def run(model, ids, implementation):
@@ -50,18 +21,12 @@ def run(model, ids, implementation):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_same_as_eager(name, twin):
-    kind, options, activation = MODELS[name]
-    if not hasattr(transformers, kind):
-        pytest.skip(f"this transformers has no {kind}")
-    torch.manual_seed(0)
-    config = getattr(transformers, kind)(**COMMON, **options)
-    model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="warpup")
-    model = model.double().to(twin.device)
+    model = mixture_of(name).double().to(twin.device)
     for p in model.parameters():  # as initialised, some are 0 or too small to matter
         torch.nn.init.normal_(p, std=0.3)
     experts = [m for m in model.modules() if hasattr(m, "is_transposed")]
     assert experts
-    assert {transformers_moe.kind_of(m) for m in experts} == {activation}
+    assert {transformers_moe.kind_of(m) for m in experts} == {MODELS[name][2]}
     ids = torch.randint(3, 31, (2, 9), device=twin.device)
     got, want = run(model, ids, "warpup"), run(model, ids, "eager")
     torch.testing.assert_close(got[0], want[0], rtol=1e-9, atol=1e-9)
@@ -69,6 +34,31 @@ def test_same_as_eager(name, twin):
     assert any("experts" in key for key in want[1])
     for key in want[1]:
         torch.testing.assert_close(got[1][key], want[1][key], rtol=1e-7, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gpt_oss, another limit"])
+def test_autocast(name):
+    """Experts of float32 weights in bfloat16: no further from float64 than twice what eager is."""
+    model = mixture_of(name)
+    experts = next(m for m in model.modules() if hasattr(m, "is_transposed"))
+    for p in experts.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, weights = torch.randn(33, 16, requires_grad=True), torch.rand(33, 2, requires_grad=True)
+    indices, gradient = torch.rand(33, experts.num_experts).topk(2).indices, torch.randn(33, 16)
+
+    def results(implementation, enabled):
+        model.set_experts_implementation(implementation)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = experts(x, indices, weights)
+        leaves = [x, weights, *experts.parameters()]
+        grads = torch.autograd.grad(out, leaves, gradient.to(out.dtype))
+        assert all(g.dtype == torch.float32 for g in grads)
+        return [out.detach(), *grads]
+
+    want, eager = results("eager", False), results("eager", True)
+    for got, naive, w in zip(results("warpup", True), eager, want, strict=True):
+        assert got.isfinite().all()
+        assert (got - w).abs().max() <= 2 * (naive - w).abs().max() + 2**-7 * w.abs().max()
 
 
 def test_another_implementation_than_eager_really_runs(monkeypatch):

@@ -54,6 +54,13 @@ def test_large_plan(threads):
     same_plan(moe_plan(indices, 512), reference_moe_plan(indices, 512))
 
 
+@pytest.mark.parametrize("block", [1, 2**20])
+def test_smallest_and_largest_block(twin, block):
+    indices = torch.tensor([[1, 0], [-1, 1]])
+    got = moe_plan(indices.to(twin.device), 2, block=block)
+    same_plan([t.cpu() for t in got], reference_moe_plan(indices, 2, block=block))
+
+
 def test_large_plan_on_the_device(twin):
     indices = torch.randint(-1, 5, (17001, 4), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     same_plan([t.cpu() for t in moe_plan(indices.to(twin.device), 5)], reference_moe_plan(indices, 5))
@@ -169,6 +176,23 @@ def test_gradient_strides(twin, gradient):
         torch.testing.assert_close(got, torch.autograd.grad(out, inputs, g.contiguous()), rtol=0, atol=0)
 
 
+def test_no_tokens_and_an_expanded_gradient(twin):
+    """T = 0, also in a padded plan, whose rows hold nothing; gradients of stride 0, of no element or of padding."""
+    for block in (None, 4):
+        plan = moe_plan(torch.empty(0, 2, dtype=torch.int64, device=twin.device), 3, block=block)
+        x, weights = torch.empty(0, 8, device=twin.device), torch.empty(0, 2, device=twin.device)
+        y = torch.ones(len(plan.permutation), 8, device=twin.device)
+        assert len(y) == (8 if block else 0)
+        for op, inputs in ((moe_gather, (x,)), (moe_combine, (y, weights))):
+            inputs = [v.requires_grad_() for v in inputs]
+            out = op(*inputs, plan)
+            assert not out.any()
+            g = torch.tensor(0.3, device=twin.device).expand(out.shape)
+            for grad, v in zip(torch.autograd.grad(out, inputs, g), inputs, strict=True):
+                assert grad.shape == v.shape
+                assert not grad.any()
+
+
 def test_only_one_needs_a_gradient(twin):
     inputs = COMBINE.make(device=twin.device, variant="dropped")
     y, weights, plan = inputs.values()
@@ -213,6 +237,8 @@ WRONG = [
     (lambda: moe_plan(torch.tensor([[-2, 0]]), 2), r"indices\[0, 0\] = -2 is outside \[-1, 2\)"),
     (lambda: moe_plan(torch.tensor([[0]]), 0), "num_experts must be at least 1, got 0"),
     (lambda: moe_plan(torch.tensor([[0]]), 1, block=0), "block must be at least 1, got 0"),
+    (lambda: moe_plan(torch.tensor([[0]]), 1, block=-1), "block must be at least 1, got -1"),
+    (lambda: moe_plan(torch.tensor([[0]]), 1, block=2**20 + 1), "block must be 1 to 1048576, got 1048577"),
     (lambda: moe_gather(X[:1], PLAN), r"moe_gather: x must have shape \(2, 3\), got \(1, 3\)"),
     (lambda: moe_gather(X.long(), PLAN), "x must be float32, float64, bfloat16 or float16, got int64"),
     (lambda: moe_gather(X[0], PLAN), r"x must have 2 dimensions, got shape \(3\)"),

@@ -273,6 +273,20 @@ def test_strided_x_and_an_expanded_gradient(twin):
                 torch.testing.assert_close(got, want)
 
 
+def test_no_tokens_and_an_expanded_gradient(twin):
+    """The weights' gradients are there and 0, also where nothing was computed."""
+    x = LAYER.make("small", device=twin.device, variant="oai")
+    x |= {k: x[k][:0] for k in ("x", "weights", "indices")}
+    names = ("x", "weights", "w_gate_up", "w_down", "b_gate_up", "b_down")
+    for placement in PLACEMENTS:
+        inputs = {k: v.detach().requires_grad_() if k in names else v for k, v in x.items()} | {"placement": placement}
+        out = warpup.moe_experts(**inputs)
+        g = torch.tensor(0.3, device=twin.device).expand(out.shape)
+        for grad, name in zip(torch.autograd.grad(out, [inputs[k] for k in names], g), names, strict=True):
+            assert grad.shape == inputs[name].shape
+            assert not grad.any(), name
+
+
 def test_messages():
     x = LAYER.make(variant="oai")
     for change, part in (

@@ -1,14 +1,14 @@
 """Routing metrics of the grokking paper: pathways, their distance, consistency; over batches as over one."""
 
 import math
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from warpup.moe_metrics import RoutingMetrics, edit_distance
+from warpup.moe_metrics import RoutingMetrics, edit_distance, pair
 
 
 def routing(tokens, k, experts, seed):
@@ -96,6 +96,33 @@ def test_pairs_may_be_drawn():
     assert drawn == pytest.approx(exact, rel=0.05)
 
 
+def test_numbers_of_pairs():
+    assert {pair(n) for n in range(45)} == set(combinations(range(10), 2))
+    far = 10**12  # where a float would round
+    assert [pair(far * (far - 1) // 2 + i) for i in (-1, 0, 1)] == [(far - 2, far - 1), (0, far), (1, far)]
+
+
+def test_few_samples_are_compared_exactly():
+    """As many pairs as may be drawn: all of them, each once."""
+    w, i = routing(12, 2, 8, 0)
+    for pairs in (66, 67, None):
+        metrics = RoutingMetrics(1, 8, pairs=pairs)
+        metrics.update(0, w, i, torch.arange(12))
+        report = metrics.results()
+        paths = [[(0, e) for e in path[0]] for path in report.pathways.values()]
+        assert report.distance == sum(edit_distance(a, b) for a, b in combinations(paths, 2)) / 66
+
+
+def test_a_million_samples_need_no_table_of_their_pairs():
+    """All pairs would be 8 TB of indices. Odd samples go another way than even ones: 1 edit in half of the pairs."""
+    pathways = [((0,),), ((1,),)] * 500_000
+    metrics = [RoutingMetrics(1, 2, pairs=2000, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (m._distance(pathways) for m in metrics)
+    assert first == again != other
+    assert first == pytest.approx(0.5, abs=0.05)
+    assert other == pytest.approx(0.5, abs=0.05)
+
+
 def test_nothing_yet():
     report = RoutingMetrics(2, 4, router=[torch.eye(4)] * 2).results()
     assert report.pathways == {}
@@ -116,6 +143,7 @@ def test_nothing_yet():
         ),
         (lambda m: m.update(0, torch.ones(1, 2), torch.zeros(1, 1), torch.zeros(1)), "weights, indices and sample_ids"),
         (lambda m: RoutingMetrics(1, 2, edits="word"), "edits must be expert or character, got 'word'"),
+        (lambda m: RoutingMetrics(1, 2, pairs=0), "pairs must be at least 1, or None for all, got 0"),
         (lambda m: RoutingMetrics(1, 2, threshold=1.0), "threshold must be above 0 and below 1"),
         (lambda m: RoutingMetrics(2, 4, router=[torch.eye(4)]), r"router must hold \(4, H\) for each of 2 layers"),
     ],

@@ -1,5 +1,6 @@
 """The Triton kernels of the grouped products under Triton's interpreter, on CPU tensors; on a GPU as they are."""
 
+import math
 import os
 import subprocess
 import sys
@@ -61,6 +62,30 @@ def test_products(shape, dtype):
             sorted_rows = operand if rows is None else operand[moved]
             for e, (a, b) in enumerate(pairwise(offsets.tolist())):
                 near(got[a:b], sorted_rows[a:b].double() @ w[e].double().t(), shape[3])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="launches nothing, or more than an interpreter has time for")
+def test_more_rows_than_the_second_dimension_of_a_grid_has_blocks_for(monkeypatch):
+    """65535 tiles of 64 rows are 4.2 million; on a GPU the last rows are really computed."""
+    from warpup.ops import moe_triton
+
+    rows, n, grids = 65536 * moe_triton.ROWS + 1, moe_triton.COLUMNS + 1, []
+    if DEVICE == "cuda":
+        x, w, offsets = (t.to(DEVICE) for t in (torch.randn(rows, 2), torch.randn(2, n, 2), torch.tensor([0, 5, rows])))
+        torch.testing.assert_close(moe_triton.products(x, w, offsets)[-100:], x[-100:] @ w[1].t())
+        return
+
+    class Recorder:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *operands, **options: None
+
+    monkeypatch.setattr(moe_triton, "_rows_kernel", Recorder())
+    x, w = torch.empty(rows, 2, device="meta"), torch.empty(2, n, 2, device="meta")
+    moe_triton.products(x, w, torch.tensor([0, 5, rows]))
+    (grid,) = grids
+    assert all(blocks <= 65535 for blocks in grid[1:])
+    assert math.prod(grid) >= 2 * 65537
 
 
 @here

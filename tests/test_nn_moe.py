@@ -1,10 +1,15 @@
 """warpup.nn.DeepSeekMoE against a loop over its experts, its balance losses against formulas, and that it learns."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from warpup.nn.moe import DeepSeekMoE
+from warpup.ops.moe_experts import moe_experts
+from warpup.ops.moe_glu import glu
 
 H, I, E, K = 12, 10, 6, 2
 
@@ -37,6 +42,43 @@ def test_outputs_and_gradients(twin):
     grads = (torch.autograd.grad(o, parameters, gradient) for o in (out, want))
     for got, w in zip(*grads, strict=True):
         torch.testing.assert_close(got, w, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_leaves_the_router_as_it_is():
+    """Experts in bfloat16, scores in float32: no token goes to another expert; gradients in the parameters' dtype."""
+    m, x = made().float(), torch.randn(40, H)
+    m(x)
+    want = m.last_route
+    with torch.autocast("cpu", torch.bfloat16):
+        out = m(x)
+    for name in ("weights", "indices", "mean_score"):
+        assert torch.equal(getattr(m.last_route, name), getattr(want, name)), name
+    low = [p.detach().bfloat16() for p in (m.w_gate_up, m.w_down, m.shared_gate_up, m.shared_down)]
+    y = moe_experts(x.bfloat16(), want.weights, want.indices, *low[:2], placement="down")
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, y + F.linear(glu(F.linear(x.bfloat16(), low[2])), low[3]))
+    (out.float().square().mean() + m.balance_loss(expert=0.1)).backward()
+    for name, p in m.named_parameters():
+        assert p.grad.dtype == torch.float32
+        assert p.grad.any(), name
+
+
+@pytest.mark.parametrize("options", [{}, {"score": "sigmoid", "correction": True, "groups": (3, 2, "top2")}])
+def test_compiles_to_one_graph_each_way(options):
+    """Forward, balance loss and backward as one graph, the same as without."""
+    torch.compiler.reset()
+    m, x = made(**options), torch.randn(3, 5, H, dtype=torch.float64)
+
+    def loss_of(x):
+        return m(x).square().mean() + m.balance_loss(expert=0.1, device=0.1, z=0.1, devices=3)
+
+    results = []
+    for run in (loss_of, torch.compile(loss_of, fullgraph=True, backend="aot_eager")):
+        mine = x.clone().requires_grad_()
+        loss = run(mine)
+        results.append((loss.detach(), *torch.autograd.grad(loss, [mine, *m.parameters()]), m.last_route.indices))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
 
 
 def test_balance_losses():
@@ -149,9 +191,101 @@ def test_it_learns_what_one_expert_of_its_size_cannot():
     assert many < 0.5 * alone, (many, alone)
 
 
+def test_copies_and_parametrized_layers():
+    """After a forward, whose graph cannot be copied; an effective weight of the copy is that of the original."""
+    m, x = made(correction=True), torch.randn(7, H, dtype=torch.float64)
+    for _ in range(2):  # first plain, then with a weight that is made of others
+        m(x).sum().backward()
+        other = copy.deepcopy(m)
+        assert other.last_route is None
+        assert torch.equal(other(x), m(x))
+        with torch.no_grad():
+            for p in other.parameters():
+                p.zero_()
+        assert m(x).any()
+        parametrizations.weight_norm(m, "w_down")
+
+
+def test_from_meta():
+    """`reset_parameters` writes all that `to_empty` left, the correction too."""
+    with torch.device("meta"):
+        m = DeepSeekMoE(H, I, E, K, num_shared=2, correction=True)
+    assert all(t.is_meta for t in m.state_dict().values())
+    m.to_empty(device="cpu")
+    with torch.no_grad():
+        for t in m.state_dict().values():
+            t.fill_(torch.nan)
+    torch.manual_seed(0)
+    m.reset_parameters()
+    torch.manual_seed(0)
+    want = DeepSeekMoE(H, I, E, K, num_shared=2, correction=True).state_dict()
+    assert want.keys() == m.state_dict().keys()
+    assert all(torch.equal(m.state_dict()[name], t) for name, t in want.items())
+
+
+def test_the_correction_is_float32_whatever_the_rest_is():
+    m = DeepSeekMoE(H, I, E, K, correction=True, dtype=torch.bfloat16)
+    m(torch.randn(5, H).bfloat16())
+    m.update_correction(0.01)
+    assert m.correction.dtype == torch.float32
+    assert m.correction.any()
+
+
+def test_weights_of_transformers():
+    """By the names in the docstring: DeepSeek-V3's layer gives the same."""
+    v3 = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    options = {"hidden_size": H, "moe_intermediate_size": I, "n_routed_experts": E, "num_experts_per_tok": K}
+    options |= {"n_shared_experts": 2, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+    config = v3.DeepseekV3Config(**options)
+    config._experts_implementation = "eager"
+    theirs = v3.DeepseekV3MoE(config)
+    for t in theirs.state_dict().values():
+        torch.nn.init.normal_(t, std=0.3)
+    groups = (3, 2, "top2")
+    m = DeepSeekMoE(
+        H, I, E, K, num_shared=2, score="sigmoid", renormalize=True, groups=groups, scale=2.5, correction=True
+    )
+    t = theirs.state_dict()
+    gate, up = (t[f"shared_experts.{name}_proj.weight"] for name in ("gate", "up"))
+    state = {"router": t["gate.weight"], "correction": t["gate.e_score_correction_bias"]}
+    state |= {"w_gate_up": t["experts.gate_up_proj"], "w_down": t["experts.down_proj"]}
+    m.load_state_dict(
+        {**state, "shared_gate_up": torch.cat([gate, up]), "shared_down": t["shared_experts.down_proj.weight"]}
+    )
+    x = torch.randn(2, 9, H)
+    torch.testing.assert_close(m(x), theirs(x))
+
+
+WRONG = [
+    ({"k": 7}, "k must be 1 to num_experts, 6, got 7"),
+    ({"k": 0}, "k must be 1 to num_experts, 6, got 0"),
+    ({"num_experts": 0}, "must be at least 1 and num_shared at least 0, got 12, 10, 0 and 0"),
+    ({"num_shared": -1}, "num_shared at least 0, got 12, 10, 6 and -1"),
+    ({"num_experts": 1025}, "of 1 to 1024 experts, got 1025"),
+    ({"score": "tanh"}, "score must be softmax, sigmoid or sqrt_softplus, got tanh"),
+    ({"order": "topk"}, r"order must be one of \('softmax_topk', 'topk_softmax'\), got 'topk'"),
+    ({"score": "sigmoid", "order": "topk_softmax"}, "order topk_softmax needs score softmax"),
+    ({"groups": (4, 2, "top2")}, "groups must be 1 to 32 and divide the 6 experts, got 4"),
+    ({"groups": (6, 1, "top1")}, "the groups kept must .* have k = 2 experts"),
+    ({"groups": (3, 2)}, "groups must be "),
+    ({"activation": "tanh"}, "activation must be one of silu, .* got 'tanh'"),
+    ({"placement": "up"}, "placement must be one of combine, .* got 'up'"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
+def test_wrong_settings_are_told_by_the_constructor(change, message):
+    arguments = {"hidden_size": H, "intermediate_size": I, "num_experts": E, "k": K} | change
+    with pytest.raises(ValueError, match=message):
+        DeepSeekMoE(**arguments)
+
+
 def test_messages():
-    with pytest.raises(ValueError, match="k must be 1 to num_experts, 6, got 7"):
-        DeepSeekMoE(H, I, E, 7)
     with pytest.raises(RuntimeError, match="nothing was routed yet"):
         made().balance_loss(expert=1.0)
-    assert "6 experts, 2 a token, 2 shared" in repr(made())
+    with pytest.raises(ValueError, match=r"x must be \(\.\.\., 12\), got \(3, 11\)"):
+        made()(torch.zeros(3, 11))
+    shown = repr(made(score="sigmoid", groups=(3, 2, "top2"), correction=True))
+    assert "12, 10, 6 experts, 2 a token, 2 shared" in shown
+    for part in ("score=sigmoid", "groups=(3, 2, 'top2')", "correction=True", "activation=silu", "placement=down"):
+        assert part in shown

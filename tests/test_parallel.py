@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import parallel_checks as checks
-from warpup.parallel import ShardedExperts, load_experts, save_experts
+from warpup.parallel import ShardedExperts, load_experts, move_shards, rebalance, save_experts
 
 PATIENCE = 240  # seconds for all checks of one group
 
@@ -70,6 +70,40 @@ def test_missing_experts_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"0.w_gate_up"):
         load_experts(tmp_path, ShardedExperts(5, 3, 2, slots=0))
     assert torch.equal(large.w_down, before)
+
+
+def test_surplus_experts_are_told(tmp_path):
+    save_experts(tmp_path, ShardedExperts(4, 3, 3, slots=0))
+    small = ShardedExperts(4, 3, 2, slots=0)
+    before = small.w_down.clone()
+    with pytest.raises(ValueError, match="more experts in the layer than the model, 2"):
+        load_experts(tmp_path, small)
+    assert torch.equal(small.w_down, before)
+
+
+def test_files_of_another_number_of_ranks_are_not_mixed_with(tmp_path):
+    layer, old = ShardedExperts(4, 3, 2, slots=0), tmp_path / "experts-00001-of-00004.safetensors"
+    old.touch()
+    with pytest.raises(ValueError, match=r"another number of ranks, \['experts-00001-of-00004"):
+        save_experts(tmp_path, layer)
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_an_optimizer_of_other_parameters_is_told(tmp_path):
+    layer, other = ShardedExperts(4, 3, 2, slots=0), torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)
+    save_experts(tmp_path / "saved", layer)
+    for call in (
+        lambda: save_experts(tmp_path / "again", layer, other),
+        lambda: load_experts(tmp_path / "saved", layer, other),
+        lambda: move_shards(layer, other, layer.owner),
+    ):
+        with pytest.raises(ValueError, match="optimizer must be the one that has"):
+            call()
+    assert not (tmp_path / "again").exists()
+    layer.requires_grad_(False)  # what is not trained need not be there
+    move_shards(layer, other, layer.owner)
+    with pytest.raises(ValueError, match="layers must hold"):
+        rebalance([], other)
 
 
 def test_one_process_is_moe_experts():

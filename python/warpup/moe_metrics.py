@@ -7,6 +7,9 @@ set. T tokens, E experts, k of them a token, in each of L layers; several tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
+from math import isqrt
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -35,7 +38,8 @@ class RoutingMetrics:
         threshold: share of the weight that a layer's part of the pathway covers.
         edits: what an edit of the distance changes: an `expert` of the pathway ("token" level), or a `character` of its
             text, experts joined by "," and layers by "-". The paper does not say which.
-        pairs: at most so many pairs of samples are compared, drawn with `seed`; None: all.
+        pairs: at most so many pairs of samples are compared, each once, drawn with `seed`; None, or no more samples
+            than make so many pairs: all. Memory for it: one number a drawn pair, whatever the number of samples.
     """
 
     def __init__(
@@ -51,6 +55,8 @@ class RoutingMetrics:
     ):
         if edits not in ("expert", "character"):
             raise ValueError(f"RoutingMetrics: edits must be expert or character, got {edits!r}")
+        if pairs is not None and pairs < 1:
+            raise ValueError(f"RoutingMetrics: pairs must be at least 1, or None for all, got {pairs}")
         if not 0 < threshold < 1:
             raise ValueError(f"RoutingMetrics: threshold must be above 0 and below 1, got {threshold}")
         if router is not None and [tuple(r.shape[:1]) for r in router] != [(experts,)] * layers:
@@ -128,19 +134,25 @@ class RoutingMetrics:
         return tuple(tuple(o[k].tolist()) for o, k in zip(order, kept, strict=True))
 
     def _distance(self, pathways: list) -> float:
-        n = len(pathways)
-        total = n * (n - 1) // 2
+        total = len(pathways) * (len(pathways) - 1) // 2
         if total == 0:
             return 0.0
-        if self.edits == "character":
-            written = ["-".join(",".join(map(str, layer)) for layer in p) for p in pathways]
+        if self.pairs is None or total <= self.pairs:
+            compared, chosen = total, combinations(range(len(pathways)), 2)
         else:
-            written = [[(i, e) for i, layer in enumerate(p) for e in layer] for p in pathways]
-        chosen = torch.triu_indices(n, n, 1)
-        if self.pairs is not None and total > self.pairs:
-            drawn = torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[: self.pairs]
-            chosen = chosen[:, drawn]
-        return sum(edit_distance(written[a], written[b]) for a, b in chosen.T.tolist()) / chosen.shape[1]
+            compared, chosen = self.pairs, map(pair, Random(self.seed).sample(range(total), self.pairs))
+        return sum(edit_distance(self._written(pathways[a]), self._written(pathways[b])) for a, b in chosen) / compared
+
+    def _written(self, pathway: tuple[tuple[int, ...], ...]) -> Sequence:
+        if self.edits == "character":
+            return "-".join(",".join(map(str, layer)) for layer in pathway)
+        return [(i, e) for i, layer in enumerate(pathway) for e in layer]
+
+
+def pair(number: int) -> tuple[int, int]:
+    """The pair i < j that has this number when all pairs are counted: (0, 1), (0, 2), (1, 2), (0, 3), ..."""
+    j = (1 + isqrt(8 * number + 1)) // 2
+    return number - j * (j - 1) // 2, j
 
 
 def edit_distance(a: Sequence, b: Sequence) -> int:

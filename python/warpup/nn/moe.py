@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, nn
 
 from warpup.ops.moe import accumulator
 from warpup.ops.moe_balance import moe_balance_loss, moe_device_balance_loss, moe_update_bias
-from warpup.ops.moe_experts import moe_experts
-from warpup.ops.moe_glu import glu
+from warpup.ops.moe_experts import PLACEMENTS, moe_experts
+from warpup.ops.moe_glu import ACTIVATIONS, glu
 from warpup.ops.moe_route import MoERoute, moe_route
 
 
@@ -25,6 +27,15 @@ class DeepSeekMoE(nn.Module):
         score, order, renormalize, groups, scale: of `moe_route`.
         correction: keep a bias (E,) that selection adds to the scores, changed by `update_correction` alone.
         activation, placement: of `moe_experts`.
+        device, dtype: of the parameters; the correction is float32. On "meta" call `to_empty`, `reset_parameters`.
+
+    Parameters: router (E, H), w_gate_up (E, 2 I, H), w_down (E, H, I), of shared experts shared_gate_up (2 n I, H) and
+        shared_down (H, n I), n = num_shared; buffer: correction (E,). In transformers' mixtures these are gate.weight,
+        experts.gate_up_proj, experts.down_proj, [shared_experts.gate_proj.weight; .up_proj.weight] along the rows,
+        shared_experts.down_proj.weight and gate.e_score_correction_bias.
+
+    Raises:
+        ValueError: a size below 1, k > E, an unknown name, groups that do not fit.
 
     Source: DeepSeekMoE (arXiv 2401.06066); the correction, DeepSeek-V3 (arXiv 2412.19437).
     """
@@ -51,10 +62,20 @@ class DeepSeekMoE(nn.Module):
         dtype=None,
     ):
         super().__init__()
+        if min(hidden_size, intermediate_size, num_experts) < 1 or num_shared < 0:
+            raise ValueError(
+                "DeepSeekMoE: hidden_size, intermediate_size and num_experts must be at least 1 and num_shared at "
+                f"least 0, got {hidden_size}, {intermediate_size}, {num_experts} and {num_shared}"
+            )
         if not 1 <= k <= num_experts:
             raise ValueError(f"DeepSeekMoE: k must be 1 to num_experts, {num_experts}, got {k}")
+        for name, value, known in (("activation", activation, ACTIVATIONS), ("placement", placement, PLACEMENTS)):
+            if value not in known:
+                raise ValueError(f"DeepSeekMoE: {name} must be one of {', '.join(known)}, got {value!r}")
         self.k, self.num_shared, self.activation, self.placement = k, num_shared, activation, placement
         self.routing = {"score": score, "order": order, "renormalize": renormalize, "groups": groups, "scale": scale}
+        none = torch.zeros(0, num_experts, device="cpu")
+        moe_route(none, k, bias=none.sum(0) if correction else None, **self.routing)  # tells what does not fit
 
         def parameter(*shape):
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -65,13 +86,16 @@ class DeepSeekMoE(nn.Module):
         if num_shared:
             self.shared_gate_up = parameter(2 * num_shared * intermediate_size, hidden_size)
             self.shared_down = parameter(hidden_size, num_shared * intermediate_size)
-        self.register_buffer("correction", torch.zeros(num_experts, device=device) if correction else None)
+        bias = torch.empty(num_experts, device=device, dtype=torch.float32) if correction else None
+        self.register_buffer("correction", bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal with 1 / sqrt(inputs), as a linear layer's scale."""
+        """Normal with 1 / sqrt(inputs), as a linear layer's scale; the correction 0."""
         for p in self.parameters():
             nn.init.normal_(p, std=p.shape[-1] ** -0.5)
+        if self.correction is not None:
+            nn.init.zeros_(self.correction)
 
     def forward(
         self,
@@ -83,6 +107,8 @@ class DeepSeekMoE(nn.Module):
     ) -> Tensor:
         """x (..., H) -> (..., H). As in `moe_route`: `replay_indices` (..., k), experts to take; `token_mask` (...),
         tokens that are routed, others get the shared experts alone; `sequences`, whose loads balance each by itself."""
+        if x.dim() == 0 or x.shape[-1] != self.router.shape[1]:
+            raise ValueError(f"DeepSeekMoE: x must be (..., {self.router.shape[1]}), got {tuple(x.shape)}")
         rows = x.reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):  # experts that change with a rounding would change the model
             wide = accumulator(rows)
@@ -132,11 +158,19 @@ class DeepSeekMoE(nn.Module):
     def __getstate__(self):
         return super().__getstate__() | {"last_route": None}  # a graph can be neither copied nor saved
 
+    def __deepcopy__(self, memo):  # of its own since a parametrized module's __getstate__ refuses
+        replica = memo[id(self)] = self.__new__(type(self))
+        replica.__dict__ = deepcopy(self.__dict__ | {"last_route": None}, memo)
+        return replica
+
     def _route(self) -> MoERoute:
         if self.last_route is None:
             raise RuntimeError("DeepSeekMoE: nothing was routed yet; call the module first")
         return self.last_route
 
     def extra_repr(self) -> str:
-        experts, inner = self.w_down.shape[0], self.w_down.shape[2]
-        return f"{self.w_down.shape[1]}, {inner}, {experts} experts, {self.k} a token, {self.num_shared} shared"
+        experts, hidden, inner = self.w_down.shape
+        options = self.routing | {"correction": self.correction is not None}
+        options |= {"activation": self.activation, "placement": self.placement}
+        sizes = f"{hidden}, {inner}, {experts} experts, {self.k} a token, {self.num_shared} shared"
+        return ", ".join([sizes, *(f"{name}={value}" for name, value in options.items())])

@@ -1,5 +1,8 @@
 """Products grouped by expert: rows sorted by expert, and a matrix for each expert.
 
+`grouped_mm` is the public operator, with gradients; `products` and `weight_products` are its forward and its weights'
+gradient without autograd, and `grouped_product` is the CPU kernel in bfloat16 that both may end in.
+
 On a CPU in bfloat16 a kernel of our own, for experts with few rows (csrc/moe/grouped_product.h), else one library
 product an expert, each into its slice of one result; on a GPU torch's grouped product where the
 hardware has one, else the Triton kernels of `moe_triton.py`. Rows may be taken from where they lie, unsorted: what an

@@ -1,7 +1,9 @@
 """Grouped products on GPUs without a good library for them: Triton kernels that gather rows as they load them.
 
 The grid is the most tiles that S rows in E groups can make, so that nothing waits for the counts; a program finds its
-group by the counts before it, and leaves if there is no tile for it. No atomics: a tile has one program.
+group by the counts before it, and leaves if there is no tile for it. No atomics: a tile has one program. The
+grid of the rows is flat, since only its first dimension may exceed 65535: the column tiles of the same rows are
+neighbours, so that those rows stay in the L2 cache.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def _rows_kernel(
     EXPERTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """out[s] = w[e] x[s or at[s]]: a tile of ROWS rows of one expert by COLUMNS."""
-    tile, ids = tl.program_id(1).to(tl.int64), tl.arange(0, EXPERTS)
+    across, program, ids = tl.cdiv(n, COLUMNS), tl.program_id(0).to(tl.int64), tl.arange(0, EXPERTS)
+    tile = program // across
     begin = tl.load(offsets + ids, mask=ids < experts, other=0)
     end = tl.load(offsets + ids + 1, mask=ids < experts, other=0)
     last_tiles = tl.cumsum((end - begin + ROWS - 1) // ROWS, 0)
@@ -42,7 +45,7 @@ def _rows_kernel(
     before = tl.sum(tl.where(ids == expert - 1, last_tiles, 0), 0)
     first, stop = tl.sum(tl.where(mine, begin, 0), 0), tl.sum(tl.where(mine, end, 0), 0)
     rows = first + (tile - before) * ROWS + tl.arange(0, ROWS)
-    columns = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    columns = program % across * COLUMNS + tl.arange(0, COLUMNS)
     inside, some = rows < stop, columns < n
     source = tl.load(at + rows, mask=inside, other=0) if gathered else rows
     sums = tl.zeros((ROWS, COLUMNS), dtype=wide)
@@ -101,7 +104,7 @@ def products(x: Tensor, w: Tensor, offsets: Tensor, rows: Tensor | None = None) 
     out = x.new_empty(count, n)
     tiles = min(count, triton.cdiv(count, options["ROWS"]) + experts)
     if out.numel():
-        _rows_kernel[(triton.cdiv(n, options["COLUMNS"]), tiles)](
+        _rows_kernel[(tiles * triton.cdiv(n, options["COLUMNS"]),)](
             x, w, out, offsets, offsets if rows is None else rows, experts, n, k, x.stride(0), *w.stride(),
             gathered=rows is not None, EXPERTS=triton.next_power_of_2(experts), **options,
         )  # fmt: skip

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from warpup.ops.moe import moe_plan
-from warpup.ops.moe_experts import moe_experts
+from warpup.ops.moe_experts import PLACEMENTS, moe_experts
+from warpup.ops.moe_glu import ACTIVATIONS
 from warpup.parallel.collectives import Exchange, exchange, rank_and_size
 from warpup.parallel.copies import Copies, in_backward
 from warpup.parallel.placement import (
@@ -44,9 +45,13 @@ class ShardedExperts(nn.Module):
     costs: (seconds per token, seconds per expert) for `calibrate` after a prefetch; None: no calibration.
     activation, placement: as in `moe_experts`.
     seed: each expert is initialised from it and its own number, whoever owns it.
-    Raises ValueError on every rank if the ranks were given different arguments.
+    Raises ValueError on every rank if an argument does not fit or the ranks were given different ones, and on a process
+    that is not in the group.
 
-    Parameters: w_gate_up (n_owned, 2 I, H), w_down (n_owned, H, I), the experts `owned(owner, rank)` in this order.
+    Parameters: w_gate_up (n_owned, 2 I, H), w_down (n_owned, H, I), the experts `owned(owner, rank)` in this order; a
+    rank may own none (n_owned = 0), and takes part all the same. Each is a shard, not a copy: a gradient norm over the
+    model needs the squares of all ranks summed before clipping. Owners change by `move_shards` or `rebalance`, between
+    optimizer steps, which take the optimizer's state along; other world sizes read `save_experts` by `load_experts`.
     Memory of a rank: its shard, and while the layer computes n_owned + slots experts in one buffer. Under activation
     checkpointing the second forward fetches them again instead of the backward.
     The group's ranks must run the same forwards and backwards in the same order, with T = 0 where one has no tokens.
@@ -75,6 +80,8 @@ class ShardedExperts(nn.Module):
     ):
         super().__init__()
         self.rank, self.ranks = rank_and_size(group)
+        if self.rank < 0:
+            raise ValueError("this process is not in the group: make the layer on the group's ranks only")
         self.group, self.keep, self.costs = group, keep, costs
         self.owner = even_shards(experts, self.ranks) if owner is None else owner.cpu().long()
         self.nodes = [0] * self.ranks if nodes is None else list(nodes)
@@ -84,11 +91,19 @@ class ShardedExperts(nn.Module):
                 "owner": self.owner.tolist(),
                 "nodes": self.nodes,
                 "planning": (slots, top, costs, gradients, keep),
+                "experts": (activation, placement, seed),
             },
             group,
         )
+        if min(hidden, intermediate, experts) < 1:
+            raise ValueError(
+                f"hidden, intermediate and experts must be at least 1, got {hidden}, {intermediate} and {experts}"
+            )
         if gradients not in ("mean", "sum"):
             raise ValueError(f"gradients must be 'mean' or 'sum', got {gradients!r}")
+        for name, value, known in (("activation", activation, ACTIVATIONS), ("placement", placement, PLACEMENTS)):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if len(self.owner) != experts or len(self.nodes) != self.ranks:
             raise ValueError(
                 f"owner must name {experts} ranks and nodes {self.ranks} nodes, "

@@ -17,6 +17,7 @@ from warpup.parallel.experts import ShardedExperts, same_on_all_ranks
 from warpup.parallel.placement import heterogeneous_shards, owned
 
 PARAMETERS = ("w_gate_up", "w_down")
+FOREIGN = "optimizer must be the one that has the parameters of the experts: give that, or None if there is none"
 
 
 @torch.no_grad()
@@ -25,13 +26,23 @@ def move_shards(module: ShardedExperts, optimizer: torch.optim.Optimizer | None,
 
     The parameters stay the same objects with other rows; their gradients are dropped, so call it after the step. State
     with a row per expert moves with it, a scalar (the step) stays. All ranks of the group call it. Raises ValueError
-    on every rank if the owners, or the kinds of state, differ between ranks or do not fit.
+    on every rank if the owners, or the kinds of state, differ between ranks or do not fit, or if the optimizer does not
+    have the parameters.
+
+    optimizer: the one that has the parameters; None only if none does, or none has made a step. State of an optimizer
+    that is not given stays where it is: it would be applied to other experts.
     """
     new_owner = new_owner.cpu().long()
     parameters = [getattr(module, name) for name in PARAMETERS]
+    foreign = not has_parameters(optimizer, module)
     states = [optimizer.state.get(p, {}) if optimizer else {} for p in parameters]
     kinds = [{key: kind_of(value, p) for key, value in s.items()} for s, p in zip(states, parameters, strict=True)]
-    same_on_all_ranks({"new_owner": new_owner.tolist(), "optimizer state": kinds}, module.group)
+    same_on_all_ranks(
+        {"new_owner": new_owner.tolist(), "optimizer state": kinds, "optimizer of other parameters": foreign},
+        module.group,
+    )
+    if foreign:
+        raise ValueError(FOREIGN)
     if new_owner.shape != module.owner.shape or not (0 <= int(new_owner.min()) <= int(new_owner.max()) < module.ranks):
         raise ValueError(
             f"new_owner must be ({len(module.owner)},) ranks below {module.ranks}, got {new_owner.tolist()}"
@@ -48,6 +59,14 @@ def move_shards(module: ShardedExperts, optimizer: torch.optim.Optimizer | None,
                 state[key] = moved(state[key], module, new_owner)
         parameter.data = moved(parameter.data, module, new_owner)
     module.owner = new_owner
+
+
+def has_parameters(optimizer: torch.optim.Optimizer | None, module: ShardedExperts) -> bool:
+    """Whether the optimizer, if there is one, has what is trained of the module."""
+    if optimizer is None:
+        return True
+    has = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return all(id(p) in has or not p.requires_grad for p in module.parameters())
 
 
 def kind_of(value, parameter: Tensor) -> str:
@@ -74,9 +93,11 @@ def moved(rows: Tensor, module: ShardedExperts, new_owner: Tensor) -> Tensor:
 def rebalance(layers: Sequence[ShardedExperts], optimizer: torch.optim.Optimizer | None) -> bool:
     """Shard all layers anew by their loads of the last iterations (`heterogeneous_shards`), and move what changed.
 
-    Call it on all ranks after an optimizer step, about every 100 iterations. Whether anything moved. The layers must
-    have the same number of experts, the same group, and have run; ValueError if not.
+    Call it on all ranks after an optimizer step, about every 100 iterations. `optimizer` as in `move_shards`. Whether
+    anything moved. The layers must have the same number of experts, the same group, and have run; ValueError if not.
     """
+    if not layers:
+        raise ValueError("layers must hold a ShardedExperts")
     first = layers[0]
     if any(len(m.owner) != len(first.owner) or m.group is not first.group or not m.loads for m in layers):
         raise ValueError("layers must have the same number of experts and the same group, and have run in training")
@@ -99,10 +120,13 @@ def save_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
 
     Each rank writes its own experts to a file of its own, `experts-00001-of-00004.safetensors`: a tensor per expert and
     parameter, `{module}.{expert}.{parameter}`, and per tensor of its state, `{module}.{expert}.{parameter}.{key}`.
-    `folder` must be visible to all ranks and hold no other checkpoint. Returns when all have written.
+    `folder` must be visible to all ranks and hold no other checkpoint; ValueError if it holds one of another number of
+    ranks. Returns when all have written.
     """
-    tensors, first = {}, None
+    folder, tensors, first = Path(folder), {}, None
     for name, module in layers_of(model).items():
+        if not has_parameters(optimizer, module):
+            raise ValueError(FOREIGN)
         first = first or module
         if module.loads:
             tensors[f"{name}loads"] = torch.stack(list(module.loads))
@@ -121,7 +145,10 @@ def save_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
                     tensors |= {f"{name}{e}.{end}": row.clone() for e, row in zip(module.shard, value, strict=True)}
     if first is None:
         raise ValueError("model must hold a ShardedExperts")
-    folder = Path(folder)
+    if old := [f.name for f in folder.glob("experts-*-of-*") if not f.stem.endswith(f"-of-{first.ranks:05d}")]:
+        raise ValueError(
+            f"{folder} holds a checkpoint of another number of ranks, {sorted(old)}: choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"experts-{first.rank:05d}-of-{first.ranks:05d}.safetensors"
     save_file(tensors, partial := folder / f".{target.name}.partial")
@@ -154,6 +181,10 @@ def load_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
 
     loaded = []
     for name, module in layers_of(model).items():
+        if not has_parameters(optimizer, module):
+            raise ValueError(FOREIGN)
+        if f"{name}{len(module.owner)}.w_down" in where:
+            raise ValueError(f"{folder} has more experts in {name or 'the layer'} than the model, {len(module.owner)}")
         for parameter in PARAMETERS:
             weight, state = getattr(module, parameter), {}
             for end in ("", *(f".{key}" for key in keys(f"{name}0.{parameter}."))):
