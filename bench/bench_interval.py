@@ -24,6 +24,7 @@ WEIGHTS = {"full": (128, 784, 1000), "quick": (4, 7, 5)}
 GEMMS = {"forward": 1, "forward+backward": 3}  # a product, its two gradients
 PRODUCT = "one product"
 EPS = 2 / 255
+FLIPS = 5e-3
 
 
 def cases(device: str, size: str) -> Iterator[Comparison]:
@@ -194,7 +195,9 @@ def network(device: str, kind: str, name: str, loss: str) -> Work:
         both = differentiable(partial(function, BY_HAND, loss), wide, wrt, "forward+backward")
         return both.run(*both.arguments())
 
-    return Work(candidates, bytes=3 * size, reference=reference)
+    # Of 10 million boxes some end within a rounding of 0, where the ReLU's derivative jumps: moving the input by 1e-6 of
+    # itself moves the exact gradients of the first layers by 2e-3 of themselves.
+    return Work(candidates, bytes=3 * size, reference=reference, tolerance=FLIPS if name == "cnn" else 0.0)
 
 
 def kept(function, inputs, wrt, loss) -> dict[str, float]:
