@@ -6,13 +6,13 @@ element: a negative radius gives what is no box, a NaN spreads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Box = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor]  # center, radius
 
 
 def interval_box(
@@ -22,7 +22,7 @@ def interval_box(
     low: float | Sequence[float] | Tensor | None = None,
     high: float | Sequence[float] | Tensor | None = None,
     std: float | Sequence[float] | Tensor | None = None,
-) -> Box:
+) -> Pair:
     """The box of all inputs within eps of `x`, element by element, that are valid: within [low, high].
 
     Args:
@@ -69,30 +69,36 @@ def interval_box(
     return x + (up - down) / 2, (up + down) / 2
 
 
-def interval_add(a: Box, b: Box) -> Box:
+def interval_add(a: Pair, b: Pair) -> Pair:
     """The box of `x + y` over x in `a` and y in `b`: exact where they are independent, else sound."""
     return a[0] + b[0], a[1] + b[1]
 
 
-def interval_sub(a: Box, b: Box) -> Box:
+def interval_sub(a: Pair, b: Pair) -> Pair:
     """The box of `x - y` over x in `a` and y in `b`: exact where they are independent, else sound."""
     return a[0] - b[0], a[1] + b[1]
 
 
-def interval_max_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, dilation=1) -> Box:
-    """The tightest box of `max_pool2d`, which is monotone: on the lower and on the upper ends."""
-    lower, upper = (
-        F.max_pool2d(end, kernel_size, stride, padding, dilation) for end in (center - radius, center + radius)
-    )
+def rising(function: Callable, center: Tensor, radius: Tensor, *options) -> Pair:
+    """The tightest box of a function that does not fall in any element: from that of the lower ends to that of the
+    upper ends."""
+    lower, upper = (function(end, *options) for end in (center - radius, center + radius))
     return (lower + upper) / 2, (upper - lower) / 2
 
 
-def interval_avg_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, **options) -> Box:
+def interval_max_pool2d(
+    center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False
+) -> Pair:
+    """The tightest box of `max_pool2d`, which is monotone."""
+    return rising(F.max_pool2d, center, radius, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def interval_avg_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, **options) -> Pair:
     """The exact box of `avg_pool2d`, which is linear with weights >= 0. options: as torch's."""
     return tuple(F.avg_pool2d(t, kernel_size, stride, padding, **options) for t in (center, radius))
 
 
-def interval_adaptive_avg_pool2d(center: Tensor, radius: Tensor, output_size) -> Box:
+def interval_adaptive_avg_pool2d(center: Tensor, radius: Tensor, output_size) -> Pair:
     """The exact box of `adaptive_avg_pool2d`."""
     return tuple(F.adaptive_avg_pool2d(t, output_size) for t in (center, radius))
 
@@ -100,7 +106,7 @@ def interval_adaptive_avg_pool2d(center: Tensor, radius: Tensor, output_size) ->
 # ---- normalisation --------------------------------------------------------------------------------------------------
 
 
-def _over_root(d: Tensor, r: Tensor, n: int, dims: tuple[int, ...], eps: float, least: Tensor, most, spread) -> Box:
+def _over_root(d: Tensor, r: Tensor, n: int, dims: tuple[int, ...], eps: float, least: Tensor, most, spread) -> Pair:
     """The box of `d[i] / sqrt(E / n + eps)`, E = sum d^2, over the box d +- r, least <= E <= most.
 
     It rises with d[i], and for a given d[i] shrinks towards 0 as the sum Q of the others' squares grows. So the upper
@@ -119,7 +125,7 @@ def _over_root(d: Tensor, r: Tensor, n: int, dims: tuple[int, ...], eps: float, 
     return (lower + upper) / 2, (upper - lower).clamp_min(0) / 2  # of a box without width they differ by roundings
 
 
-def _scaled(center: Tensor, radius: Tensor, weight: Tensor | None, bias: Tensor | None) -> Box:
+def _scaled(center: Tensor, radius: Tensor, weight: Tensor | None, bias: Tensor | None) -> Pair:
     if weight is not None:
         center, radius = center * weight, radius * weight.abs()
     return center if bias is None else center + bias, radius
@@ -142,7 +148,7 @@ def interval_layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Box:
+) -> Pair:
     """A box of `layer_norm` over all x with |x - center| <= radius.
 
     The box of `d = x - mean(x)` is exact. Then `y[i] = d[i] / sqrt((d[i]^2 + Q) / n + eps)`, bounded as if d[i] and the
@@ -174,7 +180,7 @@ def interval_rms_norm(
     normalized_shape: int | Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
-) -> Box:
+) -> Pair:
     """The tightest box of `rms_norm` over all x with |x - center| <= radius.
 
     `y[i] = x[i] / sqrt((x[i]^2 + Q) / n + eps)`, where x[i] and the sum Q of the others' squares do move freely: both

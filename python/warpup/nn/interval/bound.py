@@ -6,6 +6,7 @@ through each layer by itself, and what comes out contains every output of every 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -95,6 +96,13 @@ class Walk:
             return found(self, *layer, *args, **kwargs)
         except Refusal as reason:
             raise unsupported(node, modules, str(reason)) from None
+        except TypeError:
+            try:
+                inspect.signature(found).bind(self, *layer, *args, **kwargs)
+            except TypeError as misfit:
+                reason = f"{misfit}, which its rule does not take: leave the option out, or {REMEDY}"
+                raise unsupported(node, modules, reason) from None
+            raise
 
     def relu(self, x: Box) -> Box:
         sums = self.sums is not None
