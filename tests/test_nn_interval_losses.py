@@ -17,9 +17,9 @@ from warpup.nn.interval import (
     bound,
     epsilon_schedule,
     ibp_init_,
+    kappa_schedule,
     margin_loss,
     margins,
-    ramp,
     relu_balance_loss,
     tightness_loss,
 )
@@ -204,6 +204,6 @@ def test_epsilon_schedule():
         epsilon_schedule(0.1, 0, 10, mid=0)
 
 
-def test_ramp():
-    assert [ramp(eps, 0.2) for eps in (0, 0.1, 0.2)] == [1, 0.5, 0]
-    assert [ramp(eps, 0.2, 0.5) for eps in (0, 0.1, 0.2)] == pytest.approx([1, 0.75, 0.5])
+def test_kappa_schedule():
+    assert [kappa_schedule(eps, 0.2) for eps in (0, 0.1, 0.2)] == [1, 0.5, 0]
+    assert [kappa_schedule(eps, 0.2, 0.5) for eps in (0, 0.1, 0.2)] == pytest.approx([1, 0.75, 0.5])

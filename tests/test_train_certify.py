@@ -216,4 +216,4 @@ def test_wrong_calls_end_in_one_line(small, capsys, monkeypatch):
     assert "pixels are in [0, 1], got 8 (8/255 is 0.031)" in call(capsys, "stripes.npz", *small, "--eps", 8)[2]
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     code, _, error = call(capsys, *small)
-    assert (code, error) == (1, "warpup certify: the digits come with scikit-learn: pip install scikit-learn")
+    assert (code, error) == (1, "warpup certify: the digits need scikit-learn: pip install 'scikit-learn>=1.3'")

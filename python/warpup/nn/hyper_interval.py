@@ -123,7 +123,7 @@ def drift_loss(hyper: HyperInterval, before: Tensor) -> Tensor:
     return (hyper.targets(len(before)) - before).square().sum() / max(1, len(before))
 
 
-def ramp(step: int, steps: int, gamma: float, kappa: float) -> tuple[float, float]:
+def gamma_and_kappa(step: int, steps: int, gamma: float, kappa: float) -> tuple[float, float]:
     """(gamma, kappa) at `step` of a task's `steps`: gamma from 0 and kappa from 1, linear over the first half, then
     constant. The authors' kappa falls by a fixed 5e-5 a step in that half; ending where it is meant to is ours."""
     done = min(1.0, 2 * step / steps)

@@ -22,10 +22,10 @@ from warpup.nn.interval import (
     crown_ibp_loss,
     epsilon_schedule,
     ibp_init_,
+    kappa_schedule,
     margin_loss,
     margins,
     pgd,
-    ramp,
     relu_balance_loss,
     sabr_box,
     tightness_loss,
@@ -207,9 +207,9 @@ class CertifiedTraining:
         if eps == 0:
             return F.cross_entropy(model(clean), labels)
         center, radius = data.box(x, eps)
-        options = {"clean": clean, "kappa": ramp(eps, self.eps, self.kappa) if self.kappa else 0.0}
+        options = {"clean": clean, "kappa": kappa_schedule(eps, self.eps, self.kappa) if self.kappa else 0.0}
         if self.bounds == "crown-ibp":
-            beta = ramp(eps, self.eps)
+            beta = kappa_schedule(eps, self.eps)
             if beta > 0:
                 return crown_ibp_loss(model, center, radius, labels, beta=beta, clean=clean)
         if self.bounds == "sabr":

@@ -226,8 +226,8 @@ def margin_loss(
     """kappa * CE(logits of clean) + (1 - kappa) * CE(-[0, margins], 0), mean over the batch: loss[, sums].
 
     Robust cross-entropy of the margins' lower bounds with the last linear layer elided (`margin_cross_entropy`); the
-    other arguments are `bound`'s. kappa above 0 needs clean (`ramp` gives the usual schedule of kappa). Shi et al. 2021
-    use kappa 0.
+    other arguments are `bound`'s. kappa: `kappa_schedule` gives the usual one, Shi et al. 2021 use 0; above 0 it needs
+    clean.
     """
     if kappa and clean is None:
         raise ValueError(f"kappa={kappa} weighs the clean loss: pass clean=")

@@ -53,7 +53,7 @@ def crown_ibp_loss(
     module: nn.Module, center: Tensor, radius: Tensor, labels: Tensor, *, beta: float, clean: Tensor | None = None,
     statistics: Statistics = "clean",
 ) -> Tensor:  # fmt: skip
-    """Mean CE(-[0, lb], 0) with lb = beta * crown + (1 - beta) * ibp. `ramp(eps, eps_max)` is the paper's beta."""
+    """Mean CE(-[0, lb], 0), lb = beta * crown + (1 - beta) * ibp; the paper's beta: `kappa_schedule(eps, eps_max)`."""
     crown, ibp = crown_margins(module, center, radius, labels, clean=clean, statistics=statistics)
     return F.pad(-(beta * crown + (1 - beta) * ibp), (1, 0)).logsumexp(1).mean()
 
