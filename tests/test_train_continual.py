@@ -230,14 +230,18 @@ def test_means_and_spreads():
 
 
 def test_wrong_calls_end_in_one_line(tmp_path, capsys, monkeypatch):
-    def error(*arguments):
-        code, _, text = call(capsys, "continual", "--out", tmp_path, *arguments)
-        assert code == 1
+    def error(*arguments, status=2):
+        code, _, text = call(capsys, "continual", "--out", tmp_path / "out", *arguments)
+        assert code == status
+        assert (tmp_path / "out").exists() == (status == 1)
         return text
 
     assert "--seeds: expected at least 1, got 0" in error("--seeds", 0)
+    assert "--jobs: expected at least 0, got -2" in error("--jobs", -2)
+    assert "invalid choice 'ewc' for argument '--methods'" in error("--methods", "ewc")
+    assert "Unrecognized options: digits; an option takes one value" in error("--seeds", 1, "digits")
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # not installed
-    assert "the digits need scikit-learn: pip install 'scikit-learn>=1.3'" in error("--jobs", 1)
+    assert "the digits need scikit-learn: pip install 'scikit-learn>=1.3'" in error("--jobs", 1, status=1)
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, capsys, monkeypatch):

@@ -130,8 +130,8 @@ class CertifiedTraining:
         temporary.replace(path)
         return results
 
-    def check(self, data: Images, model: nn.Module) -> None:
-        """Raise TrainError on settings, data and models that do not go together."""
+    def check_settings(self) -> None:
+        """Raise TrainError on settings that no data and no model can have."""
         check_positive(self, "eps", "epochs", "batch_size", "lr", "tau", "points", "save_every", place=STAGE)
         if self.start + self.warmup > self.epochs or min(self.start, self.warmup) < 0:
             raise TrainError(
@@ -139,8 +139,6 @@ class CertifiedTraining:
             )
         if self.eps > 1:
             raise TrainError(f"{STAGE}.eps: pixels are in [0, 1], got {self.eps:g} (8/255 is 0.031)")
-        if self.batch_size > len(data.x_train):
-            raise TrainError(f"{STAGE}.batch_size: {self.batch_size} is more than the {len(data.x_train)} images")
         if self.clip < 0 or not all(0 <= share <= 1 for share in self.decay):
             raise TrainError(
                 f"{STAGE}: expected a clip of at least 0 and decays that are shares of the epochs, in [0, 1], got "
@@ -154,6 +152,12 @@ class CertifiedTraining:
                 f"{STAGE}: expected kappa in [0, 1] and a regulariser of at least 0, got {self.kappa!r} and "
                 f"{self.regulariser!r}"
             )
+
+    def check(self, data: Images, model: nn.Module) -> None:
+        """Raise TrainError on settings, data and models that do not go together."""
+        self.check_settings()
+        if self.batch_size > len(data.x_train):
+            raise TrainError(f"{STAGE}.batch_size: {self.batch_size} is more than the {len(data.x_train)} images")
         with evaluating(model), torch.no_grad():
             example = data.normal(pixels(data.x_test[:1])).to(next(model.parameters()).device)
             outputs = model(example).shape[-1]

@@ -33,8 +33,9 @@ from torch import nn
 from warpup.nn.interval_weights import certified
 
 from . import checkpoint
+from .arguments import at_least
 from .continual_methods import LEARNERS, Finetune, Settings, Task, outputs_of, tasks_of
-from .errors import Interrupted, TrainError
+from .errors import Interrupted, TrainError, UsageError
 from .log import ProgressBar, Report
 from .parallel import run_aside, run_here
 from .recipe import check_config, locked
@@ -142,10 +143,9 @@ def run_continual(given: ContinualArguments) -> list[dict[str, Any]]:
     """
     from .continual_report import show
 
-    if given.seeds < 1:
-        raise TrainError(f"--seeds: expected at least 1, got {given.seeds}")
+    at_least(given, seeds=1, jobs=0)
     if not given.methods:
-        raise TrainError(f"--methods: expected some of {', '.join(LEARNERS)}, got none")
+        raise UsageError(f"--methods: expected some of {', '.join(LEARNERS)}, got none")
     out, settings = Path(given.out), Settings(given.scenario)
     with locked(out):
         check_config(out / "config.json", asdict(settings))
