@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from warpup.ops.interval_margin import margin_bounds, margin_cross_entropy, others
 from warpup.ops.interval_norm import BoxSums, interval_relu
+from warpup.ops.interval_sound import check_precision
 
 from . import activations, shapes  # noqa: F401  their rules
 from .graph import Plan, UnsupportedLayer, named_modules, plan_of, unsupported
@@ -203,6 +204,7 @@ def margins(
     box, weight, bias = Walk(sound=sound, statistics=statistics).run(module, check_box(center, radius, None), head=True)
     if not sound:
         return margin_bounds(box.center, box.radius, weight, bias, labels)
+    check_precision()
     with torch.autocast(center.device.type, enabled=False):
         found = margin_bounds(box.center, box.radius, weight, bias, labels)
         size = F.linear(box.center.abs() + box.radius, weight.abs(), None if bias is None else bias.abs())
