@@ -2,9 +2,11 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -14,9 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from warpup import cli
 from warpup.data import example, knights_and_knaves, word_tokenizer
-from warpup.train import demo, load_model
+from warpup.train import demo, load_model, parallel
 from warpup.train.parallel import run_aside
 from warpup.train.plot import Line, bar_chart, inline_svg, line_chart
+from warpup.train.run import Signals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -294,6 +297,23 @@ def test_demo_children_train_as_this_process_does(tmp_path):
     here = demo.run_chain("base", 1, size, tmp_path / "here", lambda *report: None)
     assert aside["base + RLVR"] == here["base + RLVR"]
     assert {stage for stage, *_ in seen} >= {"seed 1 base 1-warmup", "seed 1 base 2-rlvr"}
+
+
+def test_a_child_that_was_stopped_is_not_told_again(monkeypatch):
+    """Ctrl-C on a terminal reaches the child as well as its parent, which tells it a second time, maybe much later."""
+    monkeypatch.setattr(parallel, "_stop", threading.Event())
+    monkeypatch.setattr(parallel, "_messages", queue.Queue())
+    monkeypatch.setattr(parallel.multiprocessing, "parent_process", threading.main_thread)
+
+    def work(report):
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            signals.received -= 60
+            parallel._stop.set()
+            report("stage", 1, 2, {})
+            return "saved"
+
+    assert parallel.run_in_child(work, ()) == "saved"
 
 
 def test_charts_draw_what_they_are_given():
