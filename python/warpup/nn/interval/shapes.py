@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 import operator
 
@@ -21,6 +22,10 @@ MOVES = {
     torch.unflatten: ("unflatten",), torch.movedim: ("movedim",), torch.flip: ("flip",), torch.clone: ("clone",),
     torch.Tensor.contiguous: ("contiguous",), torch.Tensor.expand: ("expand",),
 }  # fmt: skip
+
+
+AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean")
+LINEAR = {*MOVES, *itertools.chain(*MOVES.values()), *AVERAGES, operator.getitem, F.pad}  # and no constant added
 
 
 def _mover(name: str):
