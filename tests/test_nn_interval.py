@@ -224,6 +224,17 @@ def test_activations_and_pooling(layer):
             assert (radius < 1e-4).all()
 
 
+@pytest.mark.parametrize("radius", [0.0, 1e-12, 1e-7])
+def test_tiny_boxes_stay_boxes(radius):
+    """Through what rounds, into a ReLU, which takes no negative radius."""
+    torch.manual_seed(0)
+    for layer in (nn.Softmax(-1), nn.LayerNorm(16), nn.GELU(), nn.Softplus(3.0), nn.SELU(), nn.Hardsigmoid()):
+        x = torch.randn(3000, 16)
+        center, extent = bound(nn.Sequential(layer, nn.ReLU()), x, torch.full_like(x, radius))
+        assert extent.min() >= 0
+        torch.testing.assert_close(center, layer(x).relu(), rtol=1e-4, atol=1e-5)
+
+
 MASK, LOW = torch.ones(4, 4, dtype=torch.bool).tril(), torch.tensor([0.0, -0.2, 0.1, 0.0, -9.0, 9.0])
 CALLS = [  # with options by place and by name
     lambda x: F.relu(input=x) + F.elu(x, 0.3) + F.leaky_relu(x, negative_slope=0.2, inplace=False),

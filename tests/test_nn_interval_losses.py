@@ -81,6 +81,21 @@ def test_sound_margins_are_below_the_plain_ones():
         bound(module.train(), x, radius, clean=x, sound=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sound_margins_do_not_follow_autocast(dtype):
+    """Products in 16 bits would be wrong by far more than what the margins are lowered by."""
+    module, x = chain()
+    labels, radius = torch.arange(5) % 4, torch.full_like(x, 1e-3)
+    want, usual = (margins(module, x, radius, labels, sound=sound) for sound in (True, False))
+    with torch.autocast("cpu", dtype):
+        found, plain = (margins(module, x, radius, labels, sound=sound) for sound in (True, False))
+        center, extent = bound(module, x, radius, sound=True)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, want)
+    assert (plain - usual).abs().max() > 1e-5  # autocast does something
+    assert all(torch.equal(g, w) for g, w in zip((center, extent), bound(module, x, radius, sound=True), strict=True))
+
+
 # ---- the initialisation: widths by layer
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from warpup.ops.logprob import accumulator
+
 Pair = tuple[Tensor, Tensor]  # center, radius
 
 
@@ -125,10 +127,11 @@ def _over_root(d: Tensor, r: Tensor, n: int, dims: tuple[int, ...], eps: float, 
     return (lower + upper) / 2, (upper - lower).clamp_min(0) / 2  # of a box without width they differ by roundings
 
 
-def _scaled(center: Tensor, radius: Tensor, weight: Tensor | None, bias: Tensor | None) -> Pair:
+def _scaled(box: Pair, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Pair:
+    center, radius = box
     if weight is not None:
         center, radius = center * weight, radius * weight.abs()
-    return center if bias is None else center + bias, radius
+    return (center if bias is None else center + bias).to(dtype), radius.to(dtype)
 
 
 def _trailing(op: str, center: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int, tuple[int, ...]]:
@@ -160,18 +163,19 @@ def interval_layer_norm(
         center, radius, normalized_shape, weight, bias, eps: as in `torch.nn.functional.layer_norm`, radius >= 0.
 
     Returns:
-        (center, radius) of center's shape.
+        (center, radius) of center's shape and dtype; 16-bit ones are computed in float32.
 
     Raises:
         ValueError: normalized_shape does not fit.
     """
     n, dims = _trailing("interval_layer_norm", center, normalized_shape)
+    dtype, center, radius = center.dtype, *(t.to(accumulator(center)) for t in (center, radius))
     d = center - center.mean(dims, keepdim=True)
     r = radius * (1 - 2 / n) + radius.mean(dims, keepdim=True)
     size, reach = (torch.linalg.vector_norm(t, dim=dims, keepdim=True) for t in (d, radius))
     least, most = (size - reach).clamp_min(0).square(), (size + reach).square()
     found = _over_root(d, r, n, dims, eps, least, most, spread=1 + 1 / max(n - 1, 1))
-    return _scaled(*found, weight, bias)
+    return _scaled(found, weight, bias, dtype)
 
 
 def interval_rms_norm(
@@ -187,16 +191,17 @@ def interval_rms_norm(
     bounds are attained, and |y[i]| <= sqrt(n).
 
     Args:
-        center, radius, normalized_shape, weight, eps: as in `torch.nn.functional.rms_norm` (eps None: the dtype's),
-            radius >= 0.
+        center, radius, normalized_shape, weight, eps: as in `torch.nn.functional.rms_norm` (eps None: that of
+            the dtype that it is computed in), radius >= 0.
 
     Returns:
-        (center, radius) of center's shape.
+        (center, radius) of center's shape and dtype; 16-bit ones are computed in float32.
 
     Raises:
         ValueError: normalized_shape does not fit.
     """
     n, dims = _trailing("interval_rms_norm", center, normalized_shape)
-    eps = torch.finfo(center.dtype).eps if eps is None else eps
+    eps = torch.finfo(accumulator(center)).eps if eps is None else eps
+    dtype, center, radius = center.dtype, *(t.to(accumulator(center)) for t in (center, radius))
     free = center.new_zeros(()), center.new_full((), torch.inf)
-    return _scaled(*_over_root(center, radius, n, dims, eps, *free, spread=1), weight, None)
+    return _scaled(_over_root(center, radius, n, dims, eps, *free, spread=1), weight, None, dtype)
