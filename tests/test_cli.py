@@ -2,9 +2,11 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -14,9 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from warpup import cli
 from warpup.data import example, knights_and_knaves, word_tokenizer
-from warpup.train import demo, load_model
+from warpup.train import demo, load_model, parallel
 from warpup.train.parallel import run_aside
 from warpup.train.plot import Line, bar_chart, inline_svg, line_chart
+from warpup.train.run import Signals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,10 +75,10 @@ def call(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
-def error(capsys, *arguments):
+def error(capsys, *arguments, status=1):
     """The one line that a command which must fail ends with."""
     code, _, text = call(capsys, *arguments)
-    assert code == 1
+    assert code == status
     assert "Traceback" not in text
     *progress, last = text.splitlines()
     assert all(line[0].isdigit() for line in progress), text
@@ -125,7 +128,7 @@ def test_eval_compares_decodings(project, capsys):
     assert (code, len(compared)) == (0, 12)  # plain, TIP, s1, nine waves
     assert "expected plain, cyclic" in error(capsys, "eval", "start", *flags, "--schedule", "zigzag")
     assert "expected --samples and --seeds" in error(
-        capsys, "eval", "start", "--data", "test.jsonl", "--samples", 0, "--schedule", "plain"
+        capsys, "eval", "start", "--data", "test.jsonl", "--samples", 0, "--schedule", "plain", status=2
     )
 
 
@@ -164,13 +167,35 @@ def test_wrong_configs_end_in_one_line(project, capsys, change, message):
     assert not (project / "run" / "model").exists()
 
 
-def test_wrong_calls_end_in_one_line(project, capsys):
-    assert "no command 'trian', expected one of: demo, train" in error(capsys, "trian")
+WRONG_CALLS = [
+    (("trian",), "warpup: no command 'trian', expected one of: demo, train"),
+    (("info", "all"), "warpup info: expected no arguments, got all"),
+    (("sample", "start"), "give either --prompt or --data"),
+    (("sample",), "warpup sample: "),
+    (("eval", "start"), "nothing to measure on: give --data"),
+    (("demo", "--seeds", 0), "--seeds: expected at least 1, got 0"),
+    (("demo", "--jobs", -1), "--jobs: expected at least 0, got -1"),
+    (("demo", "--seedz", 0), "--seedz, 0 (perhaps --seeds is meant); `warpup demo --help` tells the options"),
+    (("demo", "--seeds", 1, 2), "Unrecognized options: 2; an option takes one value; `warpup demo --help`"),
+    (("demo", "--seeds", "two"), "Error parsing --seeds: invalid literal for int() with base 10: 'two'; `warpup"),
+    (("demo", "--model", "mow"), "invalid choice 'mow' for argument '--model'. Expected one of ('dense', 'moe'); `w"),
+    (("train", "--seed", "1", "run.toml"), "an option takes one value, and CONFIG comes before the options; `warpup "),
+]
+
+
+@pytest.mark.parametrize("width", ["40", "200"])
+@pytest.mark.parametrize(("arguments", "message"), WRONG_CALLS, ids=[message[:30] for _, message in WRONG_CALLS])
+def test_wrong_calls_end_in_one_line(project, capsys, monkeypatch, arguments, message, width):
+    monkeypatch.setenv("COLUMNS", width)
+    code, _, text = call(capsys, *arguments)
+    assert (code, text.count("\n")) == (2, 1), text
+    assert message in text
+    assert not list(project.glob("run*/"))
+
+
+def test_what_is_not_there_is_named(project, capsys):
     assert "no config file nowhere.toml" in error(capsys, "train", "nowhere.toml")
     assert "no folder nowhere" in error(capsys, "sample", "nowhere", "--prompt", "A")
-    assert "give either --prompt or --data" in error(capsys, "sample", "start")
-    assert "nothing to measure on: give --data" in error(capsys, "eval", "start")
-    assert "--seeds: expected at least 1, got 0" in error(capsys, "demo", "--seeds", "0")
 
 
 def test_another_runs_folder_and_a_broken_reward_end_in_one_line(project, capsys):
@@ -272,6 +297,23 @@ def test_demo_children_train_as_this_process_does(tmp_path):
     here = demo.run_chain("base", 1, size, tmp_path / "here", lambda *report: None)
     assert aside["base + RLVR"] == here["base + RLVR"]
     assert {stage for stage, *_ in seen} >= {"seed 1 base 1-warmup", "seed 1 base 2-rlvr"}
+
+
+def test_a_child_that_was_stopped_is_not_told_again(monkeypatch):
+    """Ctrl-C on a terminal reaches the child as well as its parent, which tells it a second time, maybe much later."""
+    monkeypatch.setattr(parallel, "_stop", threading.Event())
+    monkeypatch.setattr(parallel, "_messages", queue.Queue())
+    monkeypatch.setattr(parallel.multiprocessing, "parent_process", threading.main_thread)
+
+    def work(report):
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGINT)
+            signals.received -= 60
+            parallel._stop.set()
+            report("stage", 1, 2, {})
+            return "saved"
+
+    assert parallel.run_in_child(work, ()) == "saved"
 
 
 def test_charts_draw_what_they_are_given():

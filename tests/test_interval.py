@@ -189,6 +189,29 @@ def test_convolutions_are_linear_maps_of_windows(dims, mode, padding, twin):
         torch.testing.assert_close(g.flatten(1).cpu(), wanted)
 
 
+@pytest.mark.parametrize("mode", ["midpoint", "exact"])
+@pytest.mark.parametrize("op", ["linear", "conv1d", "conv2d"])
+def test_the_center_itself_as_clean_operand(op, mode, twin):
+    """One tensor in two roles, of which a product may be shared: the same results and gradients as of a copy."""
+    generator = torch.Generator().manual_seed(4)
+    shape, kernel = {"linear": ((3, 5), ()), "conv1d": ((2, 5, 6), (3,)), "conv2d": ((2, 5, 6, 4), (3, 2))}[op]
+    weight = torch.randn(4, 5, *kernel, generator=generator, dtype=torch.float64)
+    center, radius, q = (torch.rand(s, generator=generator).double() for s in (shape, shape, weight.shape))
+    inputs = [t.to(twin.device).requires_grad_() for t in (center - 0.5, radius, weight, q)]
+    call = {"linear": interval_linear, **{f"conv{d}d": f for d, f in CONVS.items()}}[op]
+    results = []
+    for clean in (inputs[0], inputs[0].clone()):
+        out = call(*inputs[:3], weight_radius=inputs[3], mode=mode, clean=clean)
+        total = sum((scale * t.square()).sum() for scale, t in zip((1, 2, 3), out, strict=True))
+        results.append([*out, *torch.autograd.grad(total, inputs)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    product = torch.nn.functional.linear if op == "linear" else getattr(torch.nn.functional, op)
+    torch.testing.assert_close(results[0][2], product(inputs[0], inputs[2]))
+    if mode == "exact":
+        assert not torch.allclose(results[0][0], results[0][2])  # the box's center is not the clean output
+
+
 def test_images_come_out_channels_last_on_a_cpu():
     x = OPS["interval_conv2d"].make("small")
     for t in interval_conv2d(**x):

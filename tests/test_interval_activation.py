@@ -229,6 +229,32 @@ def test_softmax_masks_and_no_box(twin):
     assert not plain_r.any()
 
 
+INFINITE = [  # center, radius, lower, upper: of the row's probabilities
+    ([0, -INF], [1, 0], [1, 0], [1, 0]),
+    ([0, -INF], [1, 2], [1, 0], [1, 0]),
+    ([3, -INF, 3], [0, 5, 0], [0.5, 0, 0.5], [0.5, 0, 0.5]),
+    ([-INF, -INF], [0, 1], [0, 0], [0, 0]),
+    ([-INF], [1], [0], [0]),
+    ([INF, 0], [0, 1], [1, 0], [1, 0]),
+    ([INF, -INF], [1, 1], [1, 0], [1, 0]),
+    ([INF, INF], [0, 0], [NAN, NAN], [NAN, NAN]),
+    ([-INF, 0], [INF, 0], [NAN, NAN], [NAN, NAN]),
+    ([0, 0], [INF, INF], [NAN, NAN], [NAN, NAN]),
+    ([0, 0], [INF, 1], [0, 0], [1, 1]),
+    ([-INF, 0, 0], [0, INF, 0], [0, 0, 0], [0, 1, 1]),
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("center", "radius", "lower", "upper"), INFINITE)
+def test_softmax_of_infinities(twin, center, radius, lower, upper, dtype):
+    center, radius = (torch.tensor([row], dtype=dtype, device=twin.device) for row in (center, radius))
+    c, r = interval_softmax(center, radius)
+    for found, want in ((c - r, lower), (c + r, upper)):
+        assert torch.equal(found.isnan(), torch.tensor([want], device=twin.device).isnan())
+        assert found.nan_to_num(-1).tolist() == torch.tensor([want]).nan_to_num(-1).tolist()
+
+
 def test_softmax_dimensions_and_special_values(twin):
     x = SOFTMAX.make("small", torch.float32, twin.device)
     across = interval_softmax(x["center"].t(), x["radius"].t(), dim=0)

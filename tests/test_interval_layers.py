@@ -96,6 +96,24 @@ def test_norm_bounds():
                                warpup.interval_rms_norm(*small, 8)[1][0, 0])  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [0.0, 1e-3, 0.1])
+def test_norms_of_16_bits_are_those_of_float32(dtype, width):
+    """Squares of 400 overflow float16, those of anything lose digits."""
+    c, r = ((400 * t).to(dtype) for t in box(50, 16, width=width))
+    weight, bias = torch.randn(16).to(dtype), torch.randn(16).to(dtype)
+    small = 1e-3 * c / 400  # where eps counts, float32's for 16 bits too
+    torch.testing.assert_close(warpup.interval_rms_norm(small, 0 * r, 16)[0], F.rms_norm(small, (16,)))
+    for call in (
+        lambda c, r, w, b: warpup.interval_layer_norm(c, r, 16, w, b),
+        lambda c, r, w, b: warpup.interval_rms_norm(c, r, 16, w, 1e-5),
+    ):
+        found, want = call(c, r, weight, bias), call(*(t.double() for t in (c, r, weight, bias)))
+        for got, exact in zip(found, want, strict=True):
+            assert got.dtype == dtype
+            torch.testing.assert_close(got, exact.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
 def test_rms_norm_is_tight():
     """Both ends are attained: x[i] at its end, the others nearest to or farthest from 0."""
     c, r = box(50, 5, width=2.0)
@@ -178,6 +196,28 @@ def test_attention(mask, width):
     assert (found[0] + found[1] <= (v[0] + v[1]).amax(-2, keepdim=True) + 1e-12).all()
     moved = interval_attention(q, k, (v[0] + 100, v[1]), **MASKS[mask])
     torch.testing.assert_close(moved[1], found[1], rtol=1e-9, atol=1e-9)
+
+
+TINY = {
+    "layer_norm": lambda c, r: warpup.interval_layer_norm(c, r, 16),
+    "rms_norm": lambda c, r: warpup.interval_rms_norm(c, r, 16),
+    "gelu": warpup.interval_gelu,
+    "gelu_tanh": lambda c, r: warpup.interval_gelu(c, r, approximate="tanh"),
+    "silu": warpup.interval_silu,
+    "softplus": warpup.interval_softplus,
+    "attention": lambda c, r: interval_attention((c, r), (c[:5], r[:5]), (c[:5], r[:5])),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("radius", [0.0, 1e-12, 1e-7, 1e-4])
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_boxes_are_not_turned_over_by_roundings(name, radius, dtype):
+    for scale in (1e-3, 1.0, 30.0, *([] if name == "attention" else [1000.0])):  # whose scores overflow float16
+        center = (scale * torch.randn(64, 16)).to(dtype)
+        center[:8] = center[:8, :1]  # rows without any variance
+        found = TINY[name](center, torch.full_like(center, radius))[1]
+        assert found.min() >= 0, scale  # nor NaN
 
 
 def test_attention_beats_the_plain_product():

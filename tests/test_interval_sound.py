@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from warpup import interval_batch_norm, interval_conv2d, interval_linear, interval_relu
+from warpup.nn.interval import margins
 
 
 def cancelling(generator, rows, width, columns, dtype, spread=8.0):
@@ -204,15 +205,42 @@ def test_batch_norm(dtype, relu, twin):
     assert bad[False] > 0
 
 
-def test_needs_products_of_full_precision():
-    before = torch.get_float32_matmul_precision()
+backends, ANY = torch.backends, "cuda|mkldnn"
+REDUCED = [  # what is set, to what, and which of torch's settings the message names
+    (None, "high", ANY), (None, "medium", ANY),
+    (backends, "tf32", ANY), (backends, "bf16", "mkldnn"), (backends.mkldnn, "bf16", "mkldnn"),
+    (backends.mkldnn.matmul, "bf16", "mkldnn"), (backends.mkldnn.matmul, "tf32", "mkldnn"),
+    (backends.cuda.matmul, "tf32", "cuda"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("owner", "precision", "named"), REDUCED)
+def test_needs_products_of_full_precision(owner, precision, named):
     x = torch.ones(2, 3)
+    module = torch.nn.Linear(3, 4)
+
+    def calls():
+        yield lambda: interval_linear(x, x, x, sound=True)
+        yield lambda: interval_conv2d(x[None, None], x[None, None], x[None, None], sound=True)
+        yield lambda: margins(module, x, x, torch.tensor([0, 1]), sound=True)  # no product but the last one
+
     try:
-        torch.set_float32_matmul_precision("medium")
-        with pytest.raises(ValueError, match="set_float32_matmul_precision"):
-            interval_linear(x, x, x, sound=True)
+        if owner is None:
+            torch.set_float32_matmul_precision(precision)
+        else:
+            owner.fp32_precision = precision
+        for call in calls():
+            with pytest.raises(ValueError, match=rf"({named}).matmul.fp32_precision.*set_float32_matmul_precision"):
+                call()
+        if owner is not None:  # full in the end, whatever is set for all
+            backends.mkldnn.matmul.fp32_precision = backends.cuda.matmul.fp32_precision = "ieee"
+            for call in calls():
+                call()
     finally:
-        torch.set_float32_matmul_precision(before)
+        if owner is None:
+            torch.set_float32_matmul_precision("highest")
+        for each in (backends, backends.mkldnn, backends.mkldnn.matmul, backends.cuda.matmul):
+            each.fp32_precision = "none"
 
 
 def test_gradient_is_the_plain_one():

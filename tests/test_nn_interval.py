@@ -197,15 +197,17 @@ class Attention(nn.Module):
 
 SMOOTH = [
     nn.Sigmoid(), nn.Tanh(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Hardswish(), nn.LeakyReLU(0.2), nn.ELU(0.5),
+    nn.Softplus(), nn.Softplus(3.0, 30.0), nn.LogSigmoid(), nn.SELU(), nn.CELU(0.5),
     nn.Softmax(-1), nn.LayerNorm(6), nn.RMSNorm(6), Attention(),
 ]  # fmt: skip
-RISING = [nn.MaxPool2d(2, 1, 1, ceil_mode=True), nn.ReLU6(), nn.Hardtanh(-0.1, 0.3), nn.AdaptiveAvgPool2d((2, 3))]
+RISING = [
+    nn.MaxPool2d(2, 1, 1, ceil_mode=True), nn.ReLU6(), nn.Hardtanh(-0.1, 0.3), nn.Hardsigmoid(),
+    nn.AvgPool2d(3, 2, 1, True, False), nn.AdaptiveAvgPool2d((2, 3)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("layer", RISING + SMOOTH, ids=lambda layer: type(layer).__name__)
 def test_activations_and_pooling(layer):
-    if layer in SMOOTH:
-        pytest.importorskip("warpup.ops.interval_activation", exc_type=ModuleNotFoundError)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), layer, nn.Flatten(), nn.LazyLinear(3))
     x = torch.randn(4, 1, 6, 6)
@@ -220,6 +222,52 @@ def test_activations_and_pooling(layer):
         if eps == 0:
             torch.testing.assert_close(center, module(x), rtol=1e-4, atol=1e-5)
             assert (radius < 1e-4).all()
+
+
+@pytest.mark.parametrize("radius", [0.0, 1e-12, 1e-7])
+def test_tiny_boxes_stay_boxes(radius):
+    """Through what rounds, into a ReLU, which takes no negative radius."""
+    torch.manual_seed(0)
+    for layer in (nn.Softmax(-1), nn.LayerNorm(16), nn.GELU(), nn.Softplus(3.0), nn.SELU(), nn.Hardsigmoid()):
+        x = torch.randn(3000, 16)
+        center, extent = bound(nn.Sequential(layer, nn.ReLU()), x, torch.full_like(x, radius))
+        assert extent.min() >= 0
+        torch.testing.assert_close(center, layer(x).relu(), rtol=1e-4, atol=1e-5)
+
+
+MASK, LOW = torch.ones(4, 4, dtype=torch.bool).tril(), torch.tensor([0.0, -0.2, 0.1, 0.0, -9.0, 9.0])
+CALLS = [  # with options by place and by name
+    lambda x: F.relu(input=x) + F.elu(x, 0.3) + F.leaky_relu(x, negative_slope=0.2, inplace=False),
+    lambda x: torch.add(x, torch.sub(input=x, other=-x, alpha=3), alpha=-2) + torch.sub(1.0, x),
+    lambda x: x.sub(2.0, alpha=0.5).add(x, alpha=0.1),
+    lambda x: torch.cat(tensors=[x, torch.exp(x)], dim=-1).mul(other=0.5),
+    lambda x: F.scaled_dot_product_attention(x, x, x, MASK) + F.scaled_dot_product_attention(x, x, x, None, 0.0, True),
+    lambda x: F.softplus(x, 2.0, threshold=25.0) + torch.softmax(x, -1) + F.softmax(x, dim=1),
+    lambda x: x.clamp(max=0.3) + torch.clamp(x, -0.1) + x.clamp_min(0.2) + torch.clamp_max(x, 0.1),
+    lambda x: torch.clamp(x, min=LOW),
+    lambda x: F.max_pool1d(x, 2, 2) + F.max_pool2d(x, (1, 2), ceil_mode=True) + F.avg_pool1d(x, 2, padding=0),
+    lambda x: F.avg_pool2d(x, 2, 1, 1, False, count_include_pad=False) + torch.max_pool2d(x, 2, 1, 1),
+    lambda x: F.layer_norm(x, (6,), eps=1e-3) + F.rms_norm(x, [6]) + F.gelu(x, approximate="tanh"),
+    lambda x: F.relu(x, True) + x,  # changed in place, by place
+    lambda x: F.elu(x, 0.5, True) + x,
+]
+
+
+@pytest.mark.parametrize("number", range(len(CALLS)))
+def test_options_of_functions(number):
+    class Calls(nn.Module):
+        def forward(self, x):
+            return CALLS[number](x)
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6)
+    for eps in (0.0, 0.2):
+        center, radius, clean = bound(Calls(), x, torch.full_like(x, eps), clean=x)
+        torch.testing.assert_close(clean, Calls()(x.clone()))
+        for _ in range(50):
+            y = Calls()(x + eps * (2 * torch.rand_like(x) - 1))
+            assert ((y - center).abs() <= radius + 1e-5 * (1 + center.abs())).all()
+    assert (radius > 0).any()
 
 
 def test_a_layers_name_means_nothing():

@@ -50,9 +50,33 @@ def test_crown_holds_and_is_tighter_than_ibp_in_small_boxes(seed, size, eps):
         torch.testing.assert_close(crown, ibp, rtol=1e-4, atol=1e-5)
 
 
-def test_crown_of_a_linear_net_is_exact():
+class Branches(nn.Module):
+    """Sums, differences, multiples, pooling, padding and slices: all linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2).eval()
+        self.pool, self.pad, self.last = nn.AvgPool2d(2), nn.ZeroPad2d((1, 0, 0, 1)), nn.Linear(20, 4)
+        self.register_buffer("shift", torch.randn(2, 6, 1))
+
+    def forward(self, x):
+        y = torch.sub(self.conv(x) / 0.7, x, alpha=1.5) + self.shift
+        y = 1 - self.norm(torch.add(y * self.shift, -x)) + y
+        y = torch.cat([self.pool(y), F.avg_pool2d(y + y, 3, 2, 1)[:, :1]], dim=1)
+        y = self.pad(y).permute(0, 2, 3, 1).mean(3)
+        return self.last(y.view(x.size(0), -1))
+
+
+LINEAR = [
+    lambda: nn.Sequential(nn.Conv2d(2, 3, (3, 2), (2, 1), (1, 0), (1, 2)), nn.Flatten(), nn.Linear(54, 4)),
+    Branches,
+]
+
+
+@pytest.mark.parametrize("make", LINEAR)
+def test_crown_of_a_linear_net_is_exact(make):
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(2, 3, (3, 2), (2, 1), (1, 0), (1, 2)), nn.Flatten(), nn.Linear(54, 4)).double()
+    module = make().double()
     x, labels = torch.randn(3, 2, 6, 8).double(), torch.tensor([0, 3, 1])
     radius = torch.rand_like(x)
     crown, ibp = crown_margins(module, x, radius, labels)
@@ -83,10 +107,64 @@ def test_crown_with_batch_statistics_and_its_loss():
     assert all(torch.isfinite(p.grad).all() for p in module.parameters())
 
 
-def test_crown_is_for_chains():
+@settings(max_examples=10)
+@given(seed=st.integers(0, 99), size=st.integers(4, 8), eps=st.sampled_from([0.0, 1e-3, 0.02, 0.2]))
+def test_crown_of_a_residual_net_holds(seed, size, eps):
+    module, x = residual(seed, size)
+    labels, radius = torch.tensor([0, 1, 4]), torch.full_like(x, eps)
+    with torch.no_grad():
+        crown, ibp = crown_margins(module, x, radius, labels)
+        torch.testing.assert_close(ibp, margins(module, x, radius, labels), rtol=1e-4, atol=1e-5)
+        noise = torch.rand(200, *x.shape) * 2 - 1
+        noise[100:] = noise[100:].sign()
+        logits = module((x + radius * noise).flatten(0, 1)).unflatten(0, (200, -1))
+    for row, label in enumerate(labels):
+        rest = [k for k in range(5) if k != label]
+        assert (crown[row] <= (logits[:, row, label, None] - logits[:, row, rest]).amin(0) + 1e-5).all()
+    if eps <= 1e-3:
+        assert (crown >= ibp - 1e-5).all()
+
+
+def test_crown_trains_a_residual_net():
     module, x = residual()
-    with pytest.raises(UnsupportedLayer, match="CROWN-IBP goes through chains of single-input layers"):
-        crown_margins(module, x, torch.zeros_like(x), torch.tensor([0, 1, 2]))
+    labels, radius = torch.arange(3), torch.full_like(x, 1e-2)
+    module.double()
+    x, radius = x.double(), radius.double()
+    loss = lambda: crown_ibp_loss(module, x, radius, labels, beta=0.7)  # noqa: E731
+    loss().backward()
+    for parameter in (module.stem[0].weight, module.short.weight, module.last.weight):
+        step = 1e-6 * torch.randn_like(parameter)
+        with torch.no_grad():
+            parameter += step
+            after = loss()
+            parameter -= 2 * step
+            slope = (after - loss()) / 2
+            parameter += step
+        torch.testing.assert_close(slope, (parameter.grad * step).sum(), rtol=1e-4, atol=1e-12)
+
+
+REFUSED = [
+    (lambda self, x: self.last(F.sigmoid(x)), "sigmoid in .*: CROWN-IBP has no rule for it; use IBP's `margins`"),
+    (lambda self, x: self.last(self.smooth(x)), r"layer 'smooth' \(Tanh\): CROWN-IBP has no rule"),
+    (lambda self, x: self.last(x @ (x - 1)), "matmul in .*: CROWN-IBP takes several operands in sums and cat alone"),
+    (lambda self, x: self.last(x + x[:1]), "add in .*: CROWN-IBP has no rule for an operand that is broadcast"),
+    (lambda self, x: self.last(torch.cat([x, x])), "cat in .*: CROWN-IBP has no rule for cat along the batch"),
+]
+
+
+@pytest.mark.parametrize(("forward", "message"), REFUSED, ids=[message[:20] for _, message in REFUSED])
+def test_crown_names_what_it_has_no_rule_for(forward, message):
+    class Refused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.smooth, self.last = nn.Tanh(), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return forward(self, x)
+
+    x = torch.randn(3, 3)
+    with pytest.raises(UnsupportedLayer, match=message):
+        crown_margins(Refused(), x, torch.zeros_like(x), torch.tensor([0, 1, 2]))
 
 
 # ---- attacks and SABR

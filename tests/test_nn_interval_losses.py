@@ -17,9 +17,9 @@ from warpup.nn.interval import (
     bound,
     epsilon_schedule,
     ibp_init_,
+    kappa_schedule,
     margin_loss,
     margins,
-    ramp,
     relu_balance_loss,
     tightness_loss,
 )
@@ -79,6 +79,21 @@ def test_sound_margins_are_below_the_plain_ones():
     torch.testing.assert_close(sound, plain, rtol=1e-3, atol=1e-3)
     with pytest.raises(UnsupportedLayer, match="sound bounds need frozen statistics"):
         bound(module.train(), x, radius, clean=x, sound=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sound_margins_do_not_follow_autocast(dtype):
+    """Products in 16 bits would be wrong by far more than what the margins are lowered by."""
+    module, x = chain()
+    labels, radius = torch.arange(5) % 4, torch.full_like(x, 1e-3)
+    want, usual = (margins(module, x, radius, labels, sound=sound) for sound in (True, False))
+    with torch.autocast("cpu", dtype):
+        found, plain = (margins(module, x, radius, labels, sound=sound) for sound in (True, False))
+        center, extent = bound(module, x, radius, sound=True)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, want)
+    assert (plain - usual).abs().max() > 1e-5  # autocast does something
+    assert all(torch.equal(g, w) for g, w in zip((center, extent), bound(module, x, radius, sound=True), strict=True))
 
 
 # ---- the initialisation: widths by layer
@@ -204,6 +219,6 @@ def test_epsilon_schedule():
         epsilon_schedule(0.1, 0, 10, mid=0)
 
 
-def test_ramp():
-    assert [ramp(eps, 0.2) for eps in (0, 0.1, 0.2)] == [1, 0.5, 0]
-    assert [ramp(eps, 0.2, 0.5) for eps in (0, 0.1, 0.2)] == pytest.approx([1, 0.75, 0.5])
+def test_kappa_schedule():
+    assert [kappa_schedule(eps, 0.2) for eps in (0, 0.1, 0.2)] == [1, 0.5, 0]
+    assert [kappa_schedule(eps, 0.2, 0.5) for eps in (0, 0.1, 0.2)] == pytest.approx([1, 0.75, 0.5])

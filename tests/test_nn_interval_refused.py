@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from nets import chain
 from warpup.nn.interval import Box, UnsupportedLayer, bound, margin_loss, margins, rule
@@ -40,11 +41,19 @@ def hooked():
     return nn.Sequential(layer)
 
 
+def hooked_root(register="register_forward_hook"):
+    module = nn.Sequential(nn.Linear(3, 3))
+    getattr(module, register)(lambda *_: None)
+    return module
+
+
 REFUSED = [
     (lambda: nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 3)), r"layer '1' \(LSTM\): boxes cannot go .*; build it"),
     (Chooses, "Chooses: torch.fx cannot trace its forward .*control flow"),
     (Sorts, r"cumprod in layer 'inner.1' \(Halves\): boxes cannot"),
     (hooked, r"layer '0' \(Linear\): it has forward hooks"),
+    (hooked_root, "Sequential has forward hooks, which bounds would leave out"),
+    (lambda: hooked_root("register_forward_pre_hook"), "Sequential has forward hooks"),
     (lambda: nn.Sequential(nn.Dropout(0.3)), r"layer '0' \(Dropout\): dropout is random in training mode"),
     (lambda: nn.BatchNorm1d(3), r"layer '0' \(BatchNorm1d\): .* pass clean=, or statistics='midpoint'"),
     (lambda: nn.Bilinear(3, 3, 3), "Bilinear"),
@@ -58,6 +67,56 @@ def test_refused_layers_are_named(make, message):
     x = torch.randn(4, 3)
     with pytest.raises((UnsupportedLayer, TypeError), match=message):
         bound(make(), x, torch.zeros_like(x))
+
+
+OPTIONS = [
+    (lambda x: torch.div(x, 2, rounding_mode="floor"), "div in .*unexpected keyword argument 'rounding_mode'.*leave"),
+    (lambda x: torch.exp(x, out=None), "exp in .*unexpected keyword argument 'out'"),
+    (lambda x: x.add(x, x), "add in .*: a product of two boxes"),
+    (lambda x: F.scaled_dot_product_attention(x, x, x, None, 0.3), "attention in .*: dropout_p is 0.3, .*: pass 0"),
+    (lambda x: F.scaled_dot_product_attention(x, x, x, enable_gqa=True), "option enable_gqa has no rule: repeat"),
+    (lambda x: F.scaled_dot_product_attention(x, x, x, x), "attn_mask must not come from the input"),
+    (lambda x: F.scaled_dot_product_attention(x, x, torch.ones(4, 3)), "every operand must come from the input"),
+    (lambda x: torch.softmax(x, -1, torch.float64), "softmax in .*: option dtype has no rule: leave it out"),
+    (lambda x: F.softmax(x), "softmax in .*: its dim is not given"),
+    (lambda x: F.softplus(x, 1, 5), "softplus in .*: threshold must be at least 20.*got 5"),
+    (lambda x: F.softplus(x, beta=-1), "softplus in .*: beta must be above 0, got -1"),
+    (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "avg_pool2d in .*: divisor_override has no rule"),
+    (nn.Sequential(nn.Softplus(2.0, 3.0)), r"layer '0' \(Softplus\): threshold must be at least 20"),
+    (nn.Sequential(nn.CELU(-1.0)), r"layer '0' \(CELU\): alpha must be above 0"),
+    (nn.Sequential(nn.MaxPool1d(2, return_indices=True)), r"layer '0' \(MaxPool1d\): return_indices has no rule"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), OPTIONS, ids=[message[:30] for _, message in OPTIONS])
+def test_refused_options_are_named(call, message):
+    class Calls(nn.Module):
+        def forward(self, x):
+            return call(x)
+
+    x = torch.randn(4, 3)
+    with pytest.raises(UnsupportedLayer, match=message):
+        bound(call if isinstance(call, nn.Module) else Calls(), x, torch.zeros_like(x))
+
+
+def test_no_sound_bounds():
+    x = torch.randn(4, 3)
+    with pytest.raises(UnsupportedLayer, match=r"layer '1' \(Softplus\): it has no sound bounds: leave sound=True out"):
+        bound(nn.Sequential(nn.ReLU(), nn.Softplus()), x, torch.zeros_like(x), sound=True)
+
+
+def test_an_error_within_a_rule_stays_one():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return x
+
+    @rule(Odd)
+    def _(walk, layer, x):
+        return len(0)
+
+    x = torch.randn(4, 3)
+    with pytest.raises(TypeError, match="object of type 'int' has no len"):
+        bound(nn.Sequential(Odd()), x, torch.zeros_like(x))
 
 
 WRONG = [

@@ -10,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from warpup.nn.hyper_interval import HyperInterval, drift_loss, mlp, ramp
+from warpup.nn.hyper_interval import HyperInterval, drift_loss, gamma_and_kappa, mlp
 from warpup.nn.interval_weights import (
     IntervalConv2d,
     IntervalLinear,
@@ -311,7 +311,7 @@ def test_drift_is_counted_on_both_ends_and_the_center():
 
 
 def test_ramps_end_at_half_the_steps():
-    found = [ramp(step, 100, 0.4, 0.5) for step in (0, 25, 50, 99)]
+    found = [gamma_and_kappa(step, 100, 0.4, 0.5) for step in (0, 25, 50, 99)]
     assert found == [(0.0, 1.0), (0.2, 0.75), (0.4, 0.5), (0.4, 0.5)]
 
 

@@ -207,13 +207,43 @@ def test_ablation_has_four_arms_at_two_eps(small, capsys, monkeypatch):
     assert len(set(parameters)) == 2  # with and without batch normalisation
 
 
-def test_wrong_calls_end_in_one_line(small, capsys, monkeypatch):
-    assert "no file or directory nowhere; expected 'digits'" in call(capsys, "nowhere")[2]
+WRONG_CALLS = [
+    (("nowhere",), "no file or directory nowhere; expected 'digits'"),
+    (("empty",), "nothing known in empty; expected 'digits'"),
+    (("--eps", 0.1, "digits"), "Unrecognized options: digits; an option takes one value, and DATA comes before"),
+    (("--eps", 0.1, 0.2), "Unrecognized options: 0.2; an option takes one value"),
+    (
+        ("--eps", "0.1,0.2"),
+        "Error parsing --eps: could not convert string to float: '0.1,0.2'; `warpup certify --help`",
+    ),
+    (("--eps", -0.1), "certify.eps: expected more than 0, got -0.1"),
+    (("--eps", "nan"), "certify.eps: expected more than 0, got nan"),
+    (("--eps", 8), "pixels are in [0, 1], got 8 (8/255 is 0.031)"),
+    (("--width", 0), "--width: expected at least 1, got 0"),
+    (("--hidden", -1), "--hidden: expected at least 1, got -1"),
+    (("--seeds", 0), "--seeds: expected at least 1, got 0"),
+    (("--jobs", -2), "--jobs: expected at least 0, got -2"),
+    (("--device", "cude"), "--device: expected cpu"),
+    (("stripes.npz", "--device", "cuda:77"), "--device: expected cpu"),
+    (("stripes.npz", "--ablation"), "--ablation: its settings are those of the digits, got the data stripes.npz"),
+    (("--ablation", "--eps", 0.1), "--ablation has settings of its own: Unrecognized options: --eps, 0.1"),
+    (("--ablation", "--no-batch-norm"), "--ablation has settings of its own: Unrecognized options: --no-batch-norm"),
+    (("--ablation", "--jobs", -1), "--jobs: expected at least 0, got -1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_CALLS, ids=[message[:40] for _, message in WRONG_CALLS])
+def test_wrong_calls_end_in_one_line(small, capsys, arguments, message):
     Path("empty").mkdir()
-    assert "nothing known in empty; expected 'digits'" in call(capsys, "empty")[2]
-    assert "--seeds: expected at least 1, got 0" in call(capsys, "--seeds", 0)[2]
-    assert "--ablation: its settings are those of the digits" in call(capsys, "stripes.npz", "--ablation")[2]
-    assert "pixels are in [0, 1], got 8 (8/255 is 0.031)" in call(capsys, "stripes.npz", *small, "--eps", 8)[2]
+    code = cli.main(["certify", *map(str, arguments)])
+    error = capsys.readouterr().err
+    assert (code, error.count("\n")) == (2, 1), error
+    assert error.startswith("warpup certify: ")
+    assert message in error
+    assert not Path("runs").exists()  # nothing was begun
+
+
+def test_digits_without_scikit_learn(small, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     code, _, error = call(capsys, *small)
-    assert (code, error) == (1, "warpup certify: the digits come with scikit-learn: pip install scikit-learn")
+    assert (code, error) == (1, "warpup certify: the digits need scikit-learn: pip install 'scikit-learn>=1.3'")

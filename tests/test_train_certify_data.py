@@ -106,7 +106,7 @@ def test_digits():
     assert (len(data.x_train), len(data.x_test), data.classes) == (1437, 360, 10)
     assert data.x_train.shape[1:] == (1, 8, 8)
     assert (float(data.x_train.min()), float(data.x_train.max())) == (0, 1)
-    assert data.fingerprint == load_images("digits").fingerprint
+    assert data.fingerprint.endswith("sha256 d52690acc2c2a6dd")  # the split that all published numbers are of
 
 
 def test_augmentation_shifts_and_flips():

@@ -15,7 +15,8 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run `warpup ARGUMENTS` (default: the process's) and return its exit code: 0, 1 on an error, 130 after Ctrl-C."""
+    """Run `warpup ARGUMENTS` (default: the process's) and return its exit code: 0, 1 on an error, 2 on a wrong
+    call, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         print(f"warpup: no command {name!r}, expected one of: {', '.join(COMMANDS)}", file=sys.stderr)
-        return 1
+        return 2
     if name == "info":
         from warpup.info import main as info
 
@@ -43,7 +44,7 @@ def guarded(name: str, rest: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging
 
-    from warpup.train import Interrupted, TrainError, commands
+    from warpup.train import Interrupted, TrainError, UsageError, commands
 
     logging.disable_progress_bar()
     try:
@@ -59,7 +60,7 @@ def guarded(name: str, rest: list[str]) -> int:
         kind = "" if known else f"{type(error).__name__}: "
         hint = "" if known else " (WARPUP_TRACEBACK=1 shows where)"
         print(f"warpup {name}: {kind}{text}{hint}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from warpup import _native
@@ -34,12 +36,13 @@ def twins() -> list[tuple[str, bool, bool]]:
 
 
 def main(arguments: list[str] = ()) -> int:
-    """Print what is installed."""
+    """Print what is installed; returns the exit status."""
     from rich.console import Console
     from rich.table import Table
 
     if arguments:
-        raise ValueError(f"warpup info takes no arguments, got {' '.join(arguments)}")
+        print(f"warpup info: expected no arguments, got {' '.join(arguments)}", file=sys.stderr)
+        return 2
     console = Console()
     for key, value in describe().items():
         console.print(f"[bold]{key:16}[/] {value}", soft_wrap=True, highlight=False)

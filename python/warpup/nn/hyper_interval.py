@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from warpup.ops.interval import interval_linear
-from warpup.ops.interval_layers import Box
+from warpup.ops.interval_layers import Pair
 from warpup.ops.interval_norm import interval_relu
 
 from .interval_weights import forward_boxes
@@ -65,26 +65,26 @@ class HyperInterval(nn.Module):
         with torch.no_grad():
             self.hyper[-1].bias.copy_(start)  # the target begins at its own initialisation
 
-    def embedding_box(self, task: int, gamma: float | None = None) -> Box:
+    def embedding_box(self, task: int, gamma: float | None = None) -> Pair:
         """(center, radius), (n,) each, of a task's embedding box; gamma: in place of the module's own."""
         radius = (self.gamma if gamma is None else gamma) * self.spreads[task].softmax(0)
         return radius / 2 * self.embeddings[task].cos(), radius
 
-    def intersection(self, tasks: int | None = None) -> Box:
+    def intersection(self, tasks: int | None = None) -> Pair:
         """(center, radius) of the intersection of the first `tasks` embedding boxes (default: all); never empty."""
         boxes = [self.embedding_box(task) for task in range(len(self.embeddings) if tasks is None else tasks)]
         lower = torch.stack([center - radius for center, radius in boxes]).amax(0)
         upper = torch.stack([center + radius for center, radius in boxes]).amin(0)
         return (lower + upper) / 2, (upper - lower) / 2
 
-    def weights(self, center: Tensor, radius: Tensor) -> Iterator[Box]:
+    def weights(self, center: Tensor, radius: Tensor) -> Iterator[Pair]:
         """Boxes of the target's parameters, in their order, for a box of embeddings."""
         center, radius = self.flat_weights(center, radius)
         sizes = [shape.numel() for shape in self.shapes]
         for c, r, shape in zip(center.split(sizes), radius.split(sizes), self.shapes, strict=True):
             yield c.view(shape), r.view(shape)
 
-    def flat_weights(self, center: Tensor, radius: Tensor) -> Box:
+    def flat_weights(self, center: Tensor, radius: Tensor) -> Pair:
         """The same as two vectors: all parameters one after the other."""
         center, radius = center[None], radius[None]
         for layer in self.hyper:
@@ -123,7 +123,7 @@ def drift_loss(hyper: HyperInterval, before: Tensor) -> Tensor:
     return (hyper.targets(len(before)) - before).square().sum() / max(1, len(before))
 
 
-def ramp(step: int, steps: int, gamma: float, kappa: float) -> tuple[float, float]:
+def gamma_and_kappa(step: int, steps: int, gamma: float, kappa: float) -> tuple[float, float]:
     """(gamma, kappa) at `step` of a task's `steps`: gamma from 0 and kappa from 1, linear over the first half, then
     constant. The authors' kappa falls by a fixed 5e-5 a step in that half; ending where it is meant to is ours."""
     done = min(1.0, 2 * step / steps)

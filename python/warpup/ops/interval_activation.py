@@ -227,8 +227,11 @@ def interval_softmax(center: Tensor, radius: Tensor, dim: int = -1) -> tuple[Ten
     whose sums without i do not cancel, however much one logit dominates.
 
     Args:
-        center, radius: as in `interval_sigmoid`, of one dimension at least. A center of -inf (a mask) has the box
-            0 +- 0; where all are, so do all, without gradient.
+        center, radius: as in `interval_sigmoid`, of one dimension at least. A center of -inf (a mask) with a finite
+            radius has the box 0 +- 0, exactly; where all are, so do all, without gradient. One center of inf has the
+            limit, 1 +- 0 and 0 +- 0 beside it, where plain softmax is NaN; two make the row NaN. A radius of inf gives
+            0 to 1 while the lower end of another logit is finite, else NaN or a negative radius, which is no box.
+            center - radius must not overflow.
         dim: the dimension that sums to 1; another than the last is copied to be last.
 
     Returns:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from warpup.ops.interval_activation import interval_softmax
-from warpup.ops.interval_layers import Box
+from warpup.ops.interval_layers import Pair
 
 
-def interval_matmul(a: Box, b: Box) -> Box:
+def interval_matmul(a: Pair, b: Pair) -> Pair:
     """A box of `x @ y` over all x in `a` and y in `b`, in midpoint-radius form: three library products.
 
     `center = ca @ cb`, `radius = (|ca| + ra) @ rb + ra @ |cb|`. Sound; exact where one of the two has radius 0, else at
@@ -29,14 +29,14 @@ def interval_matmul(a: Box, b: Box) -> Box:
 
 
 def interval_attention(
-    query: Box,
-    key: Box,
-    value: Box,
+    query: Pair,
+    key: Pair,
+    value: Pair,
     *,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
-) -> Box:
+) -> Pair:
     """A box of scaled dot-product attention over all queries, keys and values in their boxes.
 
     Scores by `interval_matmul`, probabilities by `interval_softmax`, and their product with the values in a form that

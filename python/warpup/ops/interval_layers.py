@@ -6,13 +6,15 @@ element: a negative radius gives what is no box, a NaN spreads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Box = tuple[Tensor, Tensor]
+from warpup.ops.logprob import accumulator
+
+Pair = tuple[Tensor, Tensor]  # center, radius
 
 
 def interval_box(
@@ -22,7 +24,7 @@ def interval_box(
     low: float | Sequence[float] | Tensor | None = None,
     high: float | Sequence[float] | Tensor | None = None,
     std: float | Sequence[float] | Tensor | None = None,
-) -> Box:
+) -> Pair:
     """The box of all inputs within eps of `x`, element by element, that are valid: within [low, high].
 
     Args:
@@ -69,30 +71,36 @@ def interval_box(
     return x + (up - down) / 2, (up + down) / 2
 
 
-def interval_add(a: Box, b: Box) -> Box:
+def interval_add(a: Pair, b: Pair) -> Pair:
     """The box of `x + y` over x in `a` and y in `b`: exact where they are independent, else sound."""
     return a[0] + b[0], a[1] + b[1]
 
 
-def interval_sub(a: Box, b: Box) -> Box:
+def interval_sub(a: Pair, b: Pair) -> Pair:
     """The box of `x - y` over x in `a` and y in `b`: exact where they are independent, else sound."""
     return a[0] - b[0], a[1] + b[1]
 
 
-def interval_max_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, dilation=1) -> Box:
-    """The tightest box of `max_pool2d`, which is monotone: on the lower and on the upper ends."""
-    lower, upper = (
-        F.max_pool2d(end, kernel_size, stride, padding, dilation) for end in (center - radius, center + radius)
-    )
+def rising(function: Callable, center: Tensor, radius: Tensor, *options) -> Pair:
+    """The tightest box of a function that does not fall in any element: from that of the lower ends to that of the
+    upper ends."""
+    lower, upper = (function(end, *options) for end in (center - radius, center + radius))
     return (lower + upper) / 2, (upper - lower) / 2
 
 
-def interval_avg_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, **options) -> Box:
+def interval_max_pool2d(
+    center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False
+) -> Pair:
+    """The tightest box of `max_pool2d`, which is monotone."""
+    return rising(F.max_pool2d, center, radius, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def interval_avg_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, **options) -> Pair:
     """The exact box of `avg_pool2d`, which is linear with weights >= 0. options: as torch's."""
     return tuple(F.avg_pool2d(t, kernel_size, stride, padding, **options) for t in (center, radius))
 
 
-def interval_adaptive_avg_pool2d(center: Tensor, radius: Tensor, output_size) -> Box:
+def interval_adaptive_avg_pool2d(center: Tensor, radius: Tensor, output_size) -> Pair:
     """The exact box of `adaptive_avg_pool2d`."""
     return tuple(F.adaptive_avg_pool2d(t, output_size) for t in (center, radius))
 
@@ -100,7 +108,7 @@ def interval_adaptive_avg_pool2d(center: Tensor, radius: Tensor, output_size) ->
 # ---- normalisation --------------------------------------------------------------------------------------------------
 
 
-def _over_root(d: Tensor, r: Tensor, n: int, dims: tuple[int, ...], eps: float, least: Tensor, most, spread) -> Box:
+def _over_root(d: Tensor, r: Tensor, n: int, dims: tuple[int, ...], eps: float, least: Tensor, most, spread) -> Pair:
     """The box of `d[i] / sqrt(E / n + eps)`, E = sum d^2, over the box d +- r, least <= E <= most.
 
     It rises with d[i], and for a given d[i] shrinks towards 0 as the sum Q of the others' squares grows. So the upper
@@ -119,10 +127,11 @@ def _over_root(d: Tensor, r: Tensor, n: int, dims: tuple[int, ...], eps: float, 
     return (lower + upper) / 2, (upper - lower).clamp_min(0) / 2  # of a box without width they differ by roundings
 
 
-def _scaled(center: Tensor, radius: Tensor, weight: Tensor | None, bias: Tensor | None) -> Box:
+def _scaled(box: Pair, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Pair:
+    center, radius = box
     if weight is not None:
         center, radius = center * weight, radius * weight.abs()
-    return center if bias is None else center + bias, radius
+    return (center if bias is None else center + bias).to(dtype), radius.to(dtype)
 
 
 def _trailing(op: str, center: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int, tuple[int, ...]]:
@@ -142,7 +151,7 @@ def interval_layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
-) -> Box:
+) -> Pair:
     """A box of `layer_norm` over all x with |x - center| <= radius.
 
     The box of `d = x - mean(x)` is exact. Then `y[i] = d[i] / sqrt((d[i]^2 + Q) / n + eps)`, bounded as if d[i] and the
@@ -154,18 +163,19 @@ def interval_layer_norm(
         center, radius, normalized_shape, weight, bias, eps: as in `torch.nn.functional.layer_norm`, radius >= 0.
 
     Returns:
-        (center, radius) of center's shape.
+        (center, radius) of center's shape and dtype; 16-bit ones are computed in float32.
 
     Raises:
         ValueError: normalized_shape does not fit.
     """
     n, dims = _trailing("interval_layer_norm", center, normalized_shape)
+    dtype, center, radius = center.dtype, *(t.to(accumulator(center)) for t in (center, radius))
     d = center - center.mean(dims, keepdim=True)
     r = radius * (1 - 2 / n) + radius.mean(dims, keepdim=True)
     size, reach = (torch.linalg.vector_norm(t, dim=dims, keepdim=True) for t in (d, radius))
     least, most = (size - reach).clamp_min(0).square(), (size + reach).square()
     found = _over_root(d, r, n, dims, eps, least, most, spread=1 + 1 / max(n - 1, 1))
-    return _scaled(*found, weight, bias)
+    return _scaled(found, weight, bias, dtype)
 
 
 def interval_rms_norm(
@@ -174,23 +184,24 @@ def interval_rms_norm(
     normalized_shape: int | Sequence[int],
     weight: Tensor | None = None,
     eps: float | None = None,
-) -> Box:
+) -> Pair:
     """The tightest box of `rms_norm` over all x with |x - center| <= radius.
 
     `y[i] = x[i] / sqrt((x[i]^2 + Q) / n + eps)`, where x[i] and the sum Q of the others' squares do move freely: both
     bounds are attained, and |y[i]| <= sqrt(n).
 
     Args:
-        center, radius, normalized_shape, weight, eps: as in `torch.nn.functional.rms_norm` (eps None: the dtype's),
-            radius >= 0.
+        center, radius, normalized_shape, weight, eps: as in `torch.nn.functional.rms_norm` (eps None: that of
+            the dtype that it is computed in), radius >= 0.
 
     Returns:
-        (center, radius) of center's shape.
+        (center, radius) of center's shape and dtype; 16-bit ones are computed in float32.
 
     Raises:
         ValueError: normalized_shape does not fit.
     """
     n, dims = _trailing("interval_rms_norm", center, normalized_shape)
-    eps = torch.finfo(center.dtype).eps if eps is None else eps
+    eps = torch.finfo(accumulator(center)).eps if eps is None else eps
+    dtype, center, radius = center.dtype, *(t.to(accumulator(center)) for t in (center, radius))
     free = center.new_zeros(()), center.new_full((), torch.inf)
-    return _scaled(*_over_root(center, radius, n, dims, eps, *free, spread=1), weight, None)
+    return _scaled(_over_root(center, radius, n, dims, eps, *free, spread=1), weight, None, dtype)

@@ -21,9 +21,9 @@ with g_n = n u / (1 - n u) (Higham 2002, chapter 3).
    least normal number, is rounded to nearest, which loses at most eps16 / 2.
 Where C is not finite, or P is not, R is infinite: the bounds are NaN or infinite, never wrong.
 
-It needs products as such: no TF32, no bfloat16 inside of float32 products (`torch.set_float32_matmul_precision`), no
-flushed denormals (`torch.set_flush_denormal`), no fast matrix multiplication (Strassen), which no BLAS in use has; and
-no autocast, which is turned off here.
+It needs products as such: no TF32, no bfloat16 inside of float32 products (`check_precision` looks), no flushed
+denormals (`torch.set_flush_denormal`), no fast matrix multiplication (Strassen), which no BLAS in use has; and no
+autocast, which is turned off here.
 """
 
 from __future__ import annotations
@@ -36,10 +36,22 @@ from warpup.ops.logprob import accumulator
 
 
 def check_precision() -> None:
-    if torch.get_float32_matmul_precision() != "highest":
+    """ValueError if float32 products may be of less than full precision, by either of torch's ways to ask for it."""
+    for backend in ("cuda", "mkldnn"):  # each tells what holds for it, whatever was set: for all, for it, the old way
+        found = getattr(getattr(getattr(torch.backends, backend, None), "matmul", None), "fp32_precision", "none")
+        if found not in ("none", "ieee"):
+            raise ValueError(
+                f"sound bounds need float32 products of full precision, torch.backends.{backend}.matmul.fp32_precision "
+                f"is {found!r}: set it to 'ieee' (or call torch.set_float32_matmul_precision('highest'))"
+            )
+    try:
+        found = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set in the other way, which was looked at
+        return
+    if found != "highest":
         raise ValueError(
             "sound bounds need float32 products of full precision; call torch.set_float32_matmul_precision('highest'), "
-            f"now it is {torch.get_float32_matmul_precision()!r}"
+            f"now it is {found!r}"
         )
 
 

@@ -6,7 +6,7 @@ recipe.run(model, tokenizer, "runs/first")
 
 from .certify import CertifiedTraining
 from .certify_data import Images, load_images
-from .errors import Interrupted, TrainError
+from .errors import Interrupted, TrainError, UsageError
 from .evaluate import Evaluation, evaluate
 from .log import ProgressBar
 from .recipe import Recipe, load_model, newest_model
@@ -26,6 +26,7 @@ __all__ = [
     "Recipe",
     "Rollouts",
     "TrainError",
+    "UsageError",
     "Warmup",
     "evaluate",
     "load_images",

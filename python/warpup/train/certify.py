@@ -22,10 +22,10 @@ from warpup.nn.interval import (
     crown_ibp_loss,
     epsilon_schedule,
     ibp_init_,
+    kappa_schedule,
     margin_loss,
     margins,
     pgd,
-    ramp,
     relu_balance_loss,
     sabr_box,
     tightness_loss,
@@ -130,8 +130,8 @@ class CertifiedTraining:
         temporary.replace(path)
         return results
 
-    def check(self, data: Images, model: nn.Module) -> None:
-        """Raise TrainError on settings, data and models that do not go together."""
+    def check_settings(self) -> None:
+        """Raise TrainError on settings that no data and no model can have."""
         check_positive(self, "eps", "epochs", "batch_size", "lr", "tau", "points", "save_every", place=STAGE)
         if self.start + self.warmup > self.epochs or min(self.start, self.warmup) < 0:
             raise TrainError(
@@ -139,8 +139,6 @@ class CertifiedTraining:
             )
         if self.eps > 1:
             raise TrainError(f"{STAGE}.eps: pixels are in [0, 1], got {self.eps:g} (8/255 is 0.031)")
-        if self.batch_size > len(data.x_train):
-            raise TrainError(f"{STAGE}.batch_size: {self.batch_size} is more than the {len(data.x_train)} images")
         if self.clip < 0 or not all(0 <= share <= 1 for share in self.decay):
             raise TrainError(
                 f"{STAGE}: expected a clip of at least 0 and decays that are shares of the epochs, in [0, 1], got "
@@ -154,6 +152,12 @@ class CertifiedTraining:
                 f"{STAGE}: expected kappa in [0, 1] and a regulariser of at least 0, got {self.kappa!r} and "
                 f"{self.regulariser!r}"
             )
+
+    def check(self, data: Images, model: nn.Module) -> None:
+        """Raise TrainError on settings, data and models that do not go together."""
+        self.check_settings()
+        if self.batch_size > len(data.x_train):
+            raise TrainError(f"{STAGE}.batch_size: {self.batch_size} is more than the {len(data.x_train)} images")
         with evaluating(model), torch.no_grad():
             example = data.normal(pixels(data.x_test[:1])).to(next(model.parameters()).device)
             outputs = model(example).shape[-1]
@@ -207,9 +211,9 @@ class CertifiedTraining:
         if eps == 0:
             return F.cross_entropy(model(clean), labels)
         center, radius = data.box(x, eps)
-        options = {"clean": clean, "kappa": ramp(eps, self.eps, self.kappa) if self.kappa else 0.0}
+        options = {"clean": clean, "kappa": kappa_schedule(eps, self.eps, self.kappa) if self.kappa else 0.0}
         if self.bounds == "crown-ibp":
-            beta = ramp(eps, self.eps)
+            beta = kappa_schedule(eps, self.eps)
             if beta > 0:
                 return crown_ibp_loss(model, center, radius, labels, beta=beta, clean=clean)
         if self.bounds == "sabr":

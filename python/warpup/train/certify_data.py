@@ -15,6 +15,7 @@ from torch import Tensor
 
 from warpup.ops.interval_layers import interval_box
 
+from .digits import HELD_OUT, load_digits_images
 from .errors import TrainError
 
 DIGITS = "digits"
@@ -125,15 +126,10 @@ def load_images(source: str | Path) -> Images:
 
 
 def _digits() -> Images:
-    """1797 images of 8 x 8; 360 of them, drawn once for all, are the test set."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise TrainError("the digits come with scikit-learn: pip install scikit-learn") from error
-    found = load_digits()
-    x, y = torch.from_numpy(found.images).float().unsqueeze(1) / 16, torch.from_numpy(found.target).long()
+    """HELD_OUT of the images, drawn once for all, are the test set, whatever the seed of a run."""
+    x, y = load_digits_images()
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(x)))
-    test, train = order[:360], order[360:]
+    test, train = order[:HELD_OUT], order[HELD_OUT:]
     return Images(DIGITS, x[train], y[train], x[test], y[test])
 
 

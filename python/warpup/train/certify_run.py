@@ -14,9 +14,10 @@ import tyro
 
 from warpup.nn import cnn7
 
+from .arguments import as_usage, at_least, parse
 from .certify import CertifiedTraining
 from .certify_data import DIGITS, Images, load_images
-from .errors import TrainError
+from .errors import UsageError
 from .log import ProgressBar, Report
 from .parallel import run_aside, run_here
 from .recipe import locked, seed_everything
@@ -45,14 +46,10 @@ SMALL = Net(16, 128)
 
 
 @dataclass
-class CertifyArguments:
-    """Train CNN-7 with verified robustness on DATA ("digits" by default, or a directory), print its errors, write
-    report.html."""
+class Runs:
+    """Train four arms of CNN-7 on the digits at two eps: what the parts of the short warm-up do. Print their errors,
+    write report.html."""
 
-    training: Annotated[CertifiedTraining, tyro.conf.arg(name="")] = field(default_factory=CertifiedTraining)
-    """Settings of the training; the defaults are those for the data set."""
-    net: Annotated[Net, tyro.conf.arg(name="")] = SMALL
-    """Size of the net."""
     out: str = "runs/certify"
     """Folder of the results; what is done there already is reused."""
     seed: int = 0
@@ -66,7 +63,19 @@ class CertifyArguments:
     attack: bool = False
     """Also attack the test set with PGD."""
     ablation: bool = False
-    """On the digits: what the parts of the short warm-up do, four arms at two eps."""
+    """On the digits: what the parts of the short warm-up do, four arms at two eps. It has settings of its own, and
+    takes these options alone."""
+
+
+@dataclass
+class CertifyArguments(Runs):
+    """Train CNN-7 with verified robustness on DATA ("digits" by default, or a directory), print its errors, write
+    report.html."""
+
+    training: Annotated[CertifiedTraining, tyro.conf.arg(name="")] = field(default_factory=CertifiedTraining)
+    """Settings of the training; the defaults are those for the data set."""
+    net: Annotated[Net, tyro.conf.arg(name="")] = SMALL
+    """Size of the net."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +140,33 @@ def run_arm(
     return {"arm": arm.name, "seed": seed, "folder": str(out), **found}
 
 
-def run_certify(source: str, given: CertifyArguments) -> Path:
-    """Train or reuse every run, print the table, write the report; returns its path."""
+def checked_device(given: str, source: str) -> str:
+    """The device to train on; UsageError if torch has none of that name."""
+    device = given or ("cuda" if torch.cuda.is_available() and source != DIGITS else "cpu")
+    try:
+        torch.empty(1, device=device).item()
+    except Exception as error:  # each backend raises what it likes
+        here = " or cuda" if torch.cuda.is_available() else ", there is no GPU here"
+        raise UsageError(f"--device: expected cpu{here}, got {device!r}") from error
+    return device
+
+
+def run_certify(source: str, given: Runs) -> Path:
+    """Train or reuse every run, print the table, write the report; returns its path.
+
+    given: CertifyArguments, or with `ablation` any Runs.
+    """
     from .certify_report import print_table, write_report
 
-    if given.seeds < 1:
-        raise TrainError(f"--seeds: expected at least 1, got {given.seeds}")
+    at_least(given, seeds=1, jobs=0)
     if given.ablation and source != DIGITS:
-        raise TrainError(f"--ablation: its settings are those of the digits, got the data {source}")
-    out, began = Path(given.out), time.perf_counter()
+        raise UsageError(f"--ablation: its settings are those of the digits, got the data {source}; leave one out")
     arms = ablation() if given.ablation else [Arm("short warm-up", given.training, given.net)]
-    device = given.device or ("cuda" if torch.cuda.is_available() and source != DIGITS else "cpu")
+    with as_usage():
+        for arm in arms:
+            at_least(arm.net, width=1, hidden=1)
+            arm.training.check_settings()
+    device, out, began = checked_device(given.device, source), Path(given.out), time.perf_counter()
     with locked(out):
         tasks = [
             (arm, source, seed, device, given.attack, out / arm.folder / f"seed-{seed}")
@@ -167,9 +192,18 @@ def certify(arguments: list[str]) -> None:
     source = DIGITS
     if arguments and not arguments[0].startswith("-"):
         source, *arguments = arguments
+    if "--ablation" in arguments:
+        try:
+            rest = [argument for argument in arguments if argument != "--ablation"]
+            given = replace(parse(Runs, rest, "warpup certify --ablation"), ablation=True)
+        except UsageError as error:
+            raise UsageError(f"--ablation has settings of its own: {error}") from None
+        run_certify(source, given)
+        return
     default = CertifyArguments()
     if source != DIGITS:
-        data = load_images(source)
+        with as_usage():
+            data = load_images(source)
         kind = data.name if data.name in PRESETS else ("cifar10" if data.augment else "mnist")
         default = CertifyArguments(training=PRESETS[kind], net=Net())
-    run_certify(source, tyro.cli(CertifyArguments, args=arguments, default=default, prog="warpup certify [DATA]"))
+    run_certify(source, parse(CertifyArguments, arguments, "warpup certify [DATA]", default))

@@ -10,11 +10,12 @@ import tyro
 from warpup.data import REFLECTION_WORDS
 from warpup.reflection.tokens import WORDS
 
+from .arguments import parse
 from .compare import compare, show
 from .config import TrainConfig, check_positive, load_config
 from .data import examples_of
 from .decoding import split_words
-from .errors import TrainError
+from .errors import TrainError, UsageError
 from .evaluate import evaluate
 from .log import ProgressBar
 from .recipe import Recipe, load_model, newest_model
@@ -29,7 +30,7 @@ def train(arguments: list[str]) -> None:
     config = TrainConfig()
     if arguments and not arguments[0].startswith("-"):
         config, arguments = load_config(arguments[0]), arguments[1:]
-    config = tyro.cli(TrainConfig, args=arguments, default=config, prog="warpup train [CONFIG]")
+    config = parse(TrainConfig, arguments, "warpup train [CONFIG]", config)
     for key in ("model", "out"):
         if not getattr(config, key):
             raise TrainError(f"{key}: nothing given; set it in the config file or with --{key}")
@@ -90,11 +91,11 @@ def sample(arguments: list[str]) -> None:
     from .evaluate import decode
     from .rollout import rollout
 
-    given = tyro.cli(SampleArguments, args=arguments, prog="warpup sample")
+    given = parse(SampleArguments, arguments, "warpup sample")
     if given.n < 1 or given.max_new_tokens < 1 or given.temperature < 0:
-        raise TrainError("--n and --max-new-tokens must be at least 1, --temperature at least 0")
+        raise UsageError("--n and --max-new-tokens must be at least 1, --temperature at least 0")
     if bool(given.prompt) == bool(given.data):
-        raise TrainError("give either --prompt or --data")
+        raise UsageError("give either --prompt or --data")
     model, tokenizer = load_model(newest_model(given.run))
     prompts, copies = [given.prompt], given.n
     if given.data:
@@ -161,16 +162,16 @@ def eval(arguments: list[str]) -> None:
     """warpup eval RUN."""
     from .config import HeldOutConfig
 
-    given = tyro.cli(EvalArguments, args=arguments, prog="warpup eval")
+    given = parse(EvalArguments, arguments, "warpup eval")
     own = Path(given.run) / "train.json"
     held = HeldOutConfig(**json.loads(own.read_text())["held_out"]) if own.is_file() else HeldOutConfig()
     held = replace(
         held, data=given.data or held.data, reward=given.reward or held.reward or VERIFIER, limit=given.limit
     )
     if not held.data:
-        raise TrainError("nothing to measure on: give --data (the run has no held-out data of its own)")
+        raise UsageError("nothing to measure on: give --data (the run has no held-out data of its own)")
     if given.samples < 0 or given.temperature <= 0 or not 0 < given.top_p <= 1 or given.max_new_tokens < 1:
-        raise TrainError("expected --samples >= 0, --temperature > 0, 0 < --top-p <= 1, --max-new-tokens >= 1")
+        raise UsageError("expected --samples >= 0, --temperature > 0, 0 < --top-p <= 1, --max-new-tokens >= 1")
     folder = newest_model(given.run)
     model, tokenizer = load_model(folder)
     options = {
@@ -181,7 +182,7 @@ def eval(arguments: list[str]) -> None:
     }
     if given.schedule:
         if given.samples < 1 or given.seeds < 1:
-            raise TrainError("--schedule compares samples: expected --samples and --seeds of at least 1")
+            raise UsageError("--schedule compares samples: expected --samples and --seeds of at least 1")
         words = given.words or ",".join(REFLECTION_WORDS if held.reward == VERIFIER else WORDS)
         seeds = range(given.seed, given.seed + given.seeds)
         with ProgressBar() as bar:
@@ -214,7 +215,7 @@ def demo(arguments: list[str]) -> None:
     """warpup demo."""
     from .demo import DemoArguments, run_demo
 
-    run_demo(tyro.cli(DemoArguments, args=arguments, prog="warpup demo"))
+    run_demo(parse(DemoArguments, arguments, "warpup demo"))
 
 
 def certify(arguments: list[str]) -> None:
@@ -228,4 +229,4 @@ def continual(arguments: list[str]) -> None:
     """warpup continual."""
     from .continual import ContinualArguments, run_continual
 
-    run_continual(tyro.cli(ContinualArguments, args=arguments, prog="warpup continual"))
+    run_continual(parse(ContinualArguments, arguments, "warpup continual"))

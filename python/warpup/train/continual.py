@@ -33,11 +33,13 @@ from torch import nn
 from warpup.nn.interval_weights import certified
 
 from . import checkpoint
+from .arguments import at_least
 from .continual_methods import LEARNERS, Finetune, Settings, Task, outputs_of, tasks_of
-from .errors import Interrupted, TrainError
+from .errors import Interrupted, TrainError, UsageError
 from .log import ProgressBar, Report
 from .parallel import run_aside, run_here
 from .recipe import check_config, locked
+from .run import Signals
 
 Method = Literal["intercontinet", "hyperinterval", "finetune"]
 
@@ -76,7 +78,8 @@ def run_method(method: Method, seed: int, settings: Settings, out: Path, report:
     """Learn all tasks in turn; each finished one is a checkpoint in `out`, from the newest of which a run goes on.
 
     Returns method, seed, tasks (names), and measured and certified: after task t, a list over the tasks up to it. A
-    resumed run equals one that was not stopped, bit for bit.
+    resumed run equals one that was not stopped, bit for bit. Raises Interrupted after Ctrl-C or SIGTERM, once the task
+    at work is finished; a second Ctrl-C does not wait for that.
     """
     tasks = tasks_of(settings, seed)
     torch.manual_seed(seed)
@@ -87,25 +90,29 @@ def run_method(method: Method, seed: int, settings: Settings, out: Path, report:
         learner.module.load_state_dict(load_file(newest / "model.safetensors"))
         found = json.loads((newest / "trainer.json").read_text())
     total = settings.steps + (settings.scale_steps if method == "intercontinet" else 0)
-    for number in range(len(found["measured"]), len(tasks)):
-        task, began = tasks[number], time.perf_counter()
-        generator = torch.Generator().manual_seed(len(tasks) * seed + number)
+    with Signals() as signals:
+        for number in range(len(found["measured"]), len(tasks)):
+            task, began = tasks[number], time.perf_counter()
+            generator = torch.Generator().manual_seed(len(tasks) * seed + number)
 
-        def draw(task=task, generator=generator):
-            rows = torch.randint(len(task.x), (settings.batch,), generator=generator)
-            return task.x[rows], task.y[rows]
+            def draw(task=task, generator=generator):
+                rows = torch.randint(len(task.x), (settings.batch,), generator=generator)
+                return task.x[rows], task.y[rows]
 
-        def say(done, loss, number=number):
-            if done % 50 == 0 and done < total:
-                report(f"seed {seed} {method}", number * total + done, len(tasks) * total, {"loss": loss.item()})
+            def say(done, loss, number=number):
+                if done % 50 == 0 and done < total:
+                    report(f"seed {seed} {method}", number * total + done, len(tasks) * total, {"loss": loss.item()})
 
-        learner.learn(number, task, draw, say)
-        measured, bounds = measure(learner, tasks[: number + 1])
-        found["measured"].append(measured)
-        found["certified"].append(bounds)
-        found["seconds"] += time.perf_counter() - began
-        save(out, number + 1, learner.module, found)
-        report(f"seed {seed} {method}", (number + 1) * total, len(tasks) * total, {"accuracy": measured[number]})
+            learner.learn(number, task, draw, say)
+            measured, bounds = measure(learner, tasks[: number + 1])
+            found["measured"].append(measured)
+            found["certified"].append(bounds)
+            found["seconds"] += time.perf_counter() - began
+            save(out, number + 1, learner.module, found)
+            report(f"seed {seed} {method}", (number + 1) * total, len(tasks) * total, {"accuracy": measured[number]})
+            if signals.received:
+                done = f"{method}, seed {seed}: stopped and saved after task {number + 1} of {len(tasks)}"
+                raise Interrupted(f"{done}; the same command goes on from there")
     return found
 
 
@@ -142,10 +149,9 @@ def run_continual(given: ContinualArguments) -> list[dict[str, Any]]:
     """
     from .continual_report import show
 
-    if given.seeds < 1:
-        raise TrainError(f"--seeds: expected at least 1, got {given.seeds}")
+    at_least(given, seeds=1, jobs=0)
     if not given.methods:
-        raise TrainError(f"--methods: expected some of {', '.join(LEARNERS)}, got none")
+        raise UsageError(f"--methods: expected some of {', '.join(LEARNERS)}, got none")
     out, settings = Path(given.out), Settings(given.scenario)
     with locked(out):
         check_config(out / "config.json", asdict(settings))

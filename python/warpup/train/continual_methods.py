@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup.nn.hyper_interval import HyperInterval, drift_loss, mlp, ramp
+from warpup.nn.hyper_interval import HyperInterval, drift_loss, gamma_and_kappa, mlp
 from warpup.nn.interval_weights import IntervalLinear, IntervalSequential, certified, worst_case_loss
 
 from .digits import load_digits_split
@@ -38,7 +38,7 @@ class Settings:
     hyper_hidden: int = 32
     hyper_lr: float = 0.005
     gamma: float = 0.3  # 1: 83.0, with certificates that break down while later tasks are learned
-    kappa: float = 0.5  # at the end of the ramp
+    kappa: float = 0.5  # from the middle of the steps on
     beta: float = 0.01  # of the drift term; .1: 93.4, as later tasks are learned less well
     # finetune
     plain_lr: float = 0.005
@@ -152,7 +152,7 @@ class Hyper(Finetune):
             before = hyper.targets(number)
         for i in range(settings.steps):
             x, y = draw()
-            gamma, kappa = ramp(i, settings.steps, settings.gamma, settings.kappa)
+            gamma, kappa = gamma_and_kappa(i, settings.steps, settings.gamma, settings.kappa)
             center, radius, clean = (end[:, task.head] for end in hyper(x, number, gamma))
             loss = worst_case_loss(center, radius, y, kappa, clean=clean)
             step(optimizer, loss + settings.beta * drift_loss(hyper, before), i, say)

@@ -29,6 +29,7 @@ from warpup.data import (
 )
 
 from . import checkpoint
+from .arguments import at_least
 from .errors import TrainError
 from .evaluate import evaluate
 from .log import ProgressBar, Report
@@ -223,8 +224,7 @@ def run_demo(given: DemoArguments) -> Path:
     """Train or reuse every chain, print the table, write the report; returns the report's path."""
     from .report import print_table, write_report
 
-    if given.seeds < 1:
-        raise TrainError(f"--seeds: expected at least 1, got {given.seeds}")
+    at_least(given, seeds=1, jobs=0)
     out, size = Path(given.out), QUICK if given.quick else FULL
     size = replace(size, experts=12) if given.model == "moe" else size
     began = time.perf_counter()

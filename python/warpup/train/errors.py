@@ -7,3 +7,7 @@ class TrainError(Exception):
 
 class Interrupted(TrainError):
     """Training was stopped from outside (Ctrl-C, SIGTERM) after its state was saved. The message says how to resume."""
+
+
+class UsageError(TrainError):
+    """A command was called wrongly; nothing was done. Its exit status is 2."""

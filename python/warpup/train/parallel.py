@@ -14,6 +14,7 @@ import torch
 
 from .errors import Interrupted
 from .log import Report
+from .run import Signals
 
 
 def run_here(function: Callable, tasks: Sequence[tuple], report: Report) -> list[Any]:
@@ -95,7 +96,8 @@ def run_in_child(function: Callable, task: tuple) -> Any:
         nonlocal said, told
         if not told and _stop.is_set():
             told = True
-            signal.raise_signal(signal.SIGINT)  # the loop saves, then stops
+            if not Signals.noted():  # a Ctrl-C on a terminal came to this process too
+                signal.raise_signal(signal.SIGINT)  # the loop saves, then stops
         if step == steps or time.monotonic() - said > 0.5:
             said = time.monotonic()
             _messages.put((stage, step, steps, {k: v for k, v in numbers.items() if not isinstance(v, dict)}))

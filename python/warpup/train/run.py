@@ -179,6 +179,11 @@ class Signals:
                 self.before[number] = signal.signal(number, self._note)
         return self
 
+    @staticmethod
+    def noted() -> bool:
+        """Whether the innermost open one was told to stop already, so that telling it again would not let it save."""
+        return bool(getattr(getattr(signal.getsignal(signal.SIGINT), "__self__", None), "received", 0.0))
+
     def _note(self, number, frame):
         if self.received and time.monotonic() - self.received > 1:
             raise KeyboardInterrupt

@@ -12,7 +12,7 @@ from .crown import crown_ibp_loss, crown_margins
 from .graph import UnsupportedLayer
 from .layers import Box, Refusal, rule
 from .sabr import pgd, sabr_box
-from .warmup import epsilon_schedule, ibp_init_, ramp, relu_balance_loss, tightness_loss
+from .warmup import epsilon_schedule, ibp_init_, kappa_schedule, relu_balance_loss, tightness_loss
 
 __all__ = [
     "Box",
@@ -25,10 +25,10 @@ __all__ = [
     "crown_margins",
     "epsilon_schedule",
     "ibp_init_",
+    "kappa_schedule",
     "margin_loss",
     "margins",
     "pgd",
-    "ramp",
     "relu_balance_loss",
     "rule",
     "sabr_box",

@@ -1,75 +1,170 @@
-"""Rules of the layers that have an operator of their own beside linear maps, ReLU and batch normalisation."""
+"""Rules of activations, softmax, normalisation, products and attention: what has an operator, but no sound bounds."""
 
 from __future__ import annotations
 
 import operator
-from types import ModuleType
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup.ops import interval_activation, interval_attention, interval_layers
+from warpup.ops import interval_activation as ops
+from warpup.ops.interval_attention import interval_attention, interval_matmul
+from warpup.ops.interval_layers import interval_layer_norm, interval_rms_norm
 
-from .layers import Box, Refusal, rule
-
-
-class Operator(NamedTuple):
-    """An operator of `warpup.ops`. It takes the box, as (center, radius), and then what its function takes, by the
-    function's names; an operator of several boxes takes each as a pair."""
-
-    module: ModuleType
-    functions: tuple  # the first is called for the clean point
-    layer: type[nn.Module] | None = None
-    attributes: tuple[str, ...] = ()  # of the layer, its function's options
-    pairs: bool = False
+from .layers import Box, Refusal, add, divide, like_function, negative, rule
+from .shapes import relu6
 
 
-_NORM = ("normalized_shape", "weight", "bias", "eps")
-OPERATORS = {
-    "interval_sigmoid": Operator(interval_activation, (F.sigmoid, torch.sigmoid, "sigmoid"), nn.Sigmoid),
-    "interval_tanh": Operator(interval_activation, (F.tanh, torch.tanh, "tanh"), nn.Tanh),
-    "interval_gelu": Operator(interval_activation, (F.gelu,), nn.GELU, ("approximate",)),
-    "interval_silu": Operator(interval_activation, (F.silu,), nn.SiLU),
-    "interval_hardswish": Operator(interval_activation, (F.hardswish,), nn.Hardswish),
-    "interval_leaky_relu": Operator(interval_activation, (F.leaky_relu,), nn.LeakyReLU, ("negative_slope",)),
-    "interval_elu": Operator(interval_activation, (F.elu,), nn.ELU, ("alpha",)),
-    "interval_exp": Operator(interval_activation, (torch.exp, "exp")),
-    "interval_softmax": Operator(interval_activation, (F.softmax, torch.softmax, "softmax"), nn.Softmax, ("dim",)),
-    "interval_layer_norm": Operator(interval_layers, (F.layer_norm,), nn.LayerNorm, _NORM),
-    "interval_rms_norm": Operator(interval_layers, (F.rms_norm,), nn.RMSNorm, ("normalized_shape", "weight", "eps")),
-    "interval_matmul": Operator(
-        interval_attention, (torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm"), pairs=True
-    ),
-    "interval_attention": Operator(interval_attention, (F.scaled_dot_product_attention,), pairs=True),
-}
-IGNORED = ("_stacklevel", "inplace")  # options that say nothing about the result
+def refuse_sound(walk) -> None:
+    if walk.sound:
+        raise Refusal("it has no sound bounds: leave sound=True out, or put a ReLU in its place")
 
 
-def _add(name: str, row: Operator) -> None:
-    def apply(walk, *values, **options):
-        if walk.sound:
-            raise Refusal("it has no sound bounds")
-        if name == "interval_softmax" and options.get("dim", values[1] if len(values) > 1 else None) is None:
-            raise Refusal("its dim is not given")
-        op = getattr(row.module, name)
-        boxes, rest = [v for v in values if isinstance(v, Box)], [v for v in values if not isinstance(v, Box)]
-        if row.pairs and len(boxes) < len(values):
-            raise Refusal("every operand must come from the input")
-        options = {k: v for k, v in options.items() if k not in IGNORED and v is not None}
-        parts = [box[:2] for box in boxes] if row.pairs else boxes[0][:2]
-        center, radius = op(*parts, *rest, **options)
-        cleans = [box.clean for box in boxes if box.clean is not None]
-        return Box(center, radius, row.functions[0](*cleans, *rest, **options) if cleans else None)
-
-    def of_layer(walk, layer, x):
-        return apply(walk, x, **{attribute: getattr(layer, attribute) for attribute in row.attributes})
-
-    rule(*row.functions)(apply)
-    if row.layer:
-        rule(row.layer)(of_layer)
+# ---- activations
 
 
-for _name, _row in OPERATORS.items():
-    _add(_name, _row)
+def through(walk, op: Callable, x: Box, **options) -> Box:
+    """An element-wise operator, which takes the clean point along."""
+    refuse_sound(walk)
+    return Box(*op(x.center, x.radius, clean=x.clean, **options))
+
+
+def without_options(op: Callable, *targets) -> None:
+    rule(*targets)(lambda walk, x, inplace=False: through(walk, op, x))
+
+
+without_options(ops.interval_sigmoid, F.sigmoid, torch.sigmoid, "sigmoid")
+without_options(ops.interval_tanh, F.tanh, torch.tanh, "tanh")
+without_options(ops.interval_silu, F.silu)
+without_options(ops.interval_hardswish, F.hardswish)
+without_options(ops.interval_exp, torch.exp, "exp")
+
+
+@rule(F.gelu)
+def _(walk, x, approximate="none"):
+    return through(walk, ops.interval_gelu, x, approximate=approximate)
+
+
+@rule(F.leaky_relu)
+def _(walk, x, negative_slope=0.01, inplace=False):
+    return through(walk, ops.interval_leaky_relu, x, negative_slope=negative_slope)
+
+
+@rule(F.elu)
+def elu(walk, x, alpha=1.0, inplace=False):
+    return through(walk, ops.interval_elu, x, alpha=alpha)
+
+
+@rule(F.celu)
+def _(walk, x, alpha=1.0, inplace=False):
+    if alpha <= 0:
+        raise Refusal(f"alpha must be above 0, got {alpha}")
+    return elu(walk, x.each(torch.div, alpha)).each(torch.mul, alpha)
+
+
+@rule(F.selu, torch.selu)
+def _(walk, x, inplace=False):
+    return elu(walk, x, 1.6732632423543772).each(torch.mul, 1.0507009873554805)
+
+
+@rule(F.softplus)
+def softplus(walk, x, beta=1.0, threshold=20.0):
+    if beta <= 0:
+        raise Refusal(f"beta must be above 0, got {beta}")
+    if threshold < 20:  # torch steps from log(1 + e^t) down to t there; from 20 on by less than 2e-9
+        raise Refusal(f"threshold must be at least 20, below which the function has a step, got {threshold}")
+    return through(walk, ops.interval_softplus, x.each(torch.mul, beta)).each(torch.div, beta)
+
+
+@rule(F.logsigmoid)
+def _(walk, x):
+    return negative(walk, softplus(walk, negative(walk, x)))
+
+
+@rule(F.hardsigmoid)
+def _(walk, x, inplace=False):
+    return divide(walk, relu6(walk, add(walk, x, 3.0)), 6.0)
+
+
+@rule(F.softmax, torch.softmax, "softmax")
+def _(walk, x, dim=None, _stacklevel=3, dtype=None):
+    refuse_sound(walk)
+    if dim is None:
+        raise Refusal("its dim is not given")
+    if dtype is not None or isinstance(_stacklevel, torch.dtype):  # torch.softmax has it in third place
+        raise Refusal("option dtype has no rule: leave it out, and call bound in that dtype")
+    center, radius = ops.interval_softmax(x.center, x.radius, dim)
+    radius = torch.where(x.radius >= 0, radius.clamp_min(0), radius)  # roundings may turn a tiny box over
+    return Box(center, radius, None if x.clean is None else x.clean.softmax(dim))
+
+
+# ---- normalisation
+
+
+@rule(F.layer_norm)
+def _(walk, x, normalized_shape, weight=None, bias=None, eps=1e-5):
+    return normalised(walk, x, interval_layer_norm, F.layer_norm, normalized_shape, weight, bias, eps)
+
+
+@rule(F.rms_norm)
+def _(walk, x, normalized_shape, weight=None, eps=None):
+    return normalised(walk, x, interval_rms_norm, F.rms_norm, normalized_shape, weight, eps)
+
+
+def normalised(walk, x: Box, op: Callable, function: Callable, *options) -> Box:
+    refuse_sound(walk)
+    return Box(*op(x.center, x.radius, *options), None if x.clean is None else function(x.clean, *options))
+
+
+# ---- products
+
+
+def pairs(walk, *boxes) -> list[tuple[Tensor, Tensor]]:
+    """(center, radius) of each."""
+    refuse_sound(walk)
+    if not all(isinstance(box, Box) for box in boxes):
+        raise Refusal("every operand must come from the input")
+    return [box[:2] for box in boxes]
+
+
+@rule(torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm")
+def _(walk, x, other):
+    found = interval_matmul(*pairs(walk, x, other))
+    return Box(*found, None if x.clean is None else x.clean @ other.clean)
+
+
+@rule(F.scaled_dot_product_attention)
+def _(
+    walk, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):  # fmt: skip
+    if dropout_p:
+        raise Refusal(f"dropout_p is {dropout_p}, and dropout has no bounds: pass 0 in eval mode")
+    if enable_gqa:
+        raise Refusal("option enable_gqa has no rule: repeat the heads of key and value")
+    if isinstance(attn_mask, Box):
+        raise Refusal("attn_mask must not come from the input")
+    options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale}
+    found = interval_attention(*pairs(walk, query, key, value), **options)
+    cleans = query.clean, key.clean, value.clean
+    return Box(*found, None if cleans[0] is None else F.scaled_dot_product_attention(*cleans, **options))
+
+
+# ---- layers
+
+like_function(nn.Sigmoid, F.sigmoid)
+like_function(nn.Tanh, F.tanh)
+like_function(nn.SiLU, F.silu)
+like_function(nn.Hardswish, F.hardswish)
+like_function(nn.GELU, F.gelu, "approximate")
+like_function(nn.LeakyReLU, F.leaky_relu, "negative_slope")
+like_function(nn.ELU, F.elu, "alpha")
+like_function(nn.CELU, F.celu, "alpha")
+like_function(nn.SELU, F.selu)
+like_function(nn.Softplus, F.softplus, "beta", "threshold")
+like_function(nn.LogSigmoid, F.logsigmoid)
+like_function(nn.Hardsigmoid, F.hardsigmoid)
+like_function(nn.Softmax, F.softmax, "dim")
+like_function(nn.LayerNorm, F.layer_norm, "normalized_shape", "weight", "bias", "eps")
+like_function(nn.RMSNorm, F.rms_norm, "normalized_shape", "weight", "eps")

@@ -6,6 +6,7 @@ through each layer by itself, and what comes out contains every output of every 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from warpup.ops.interval_margin import margin_bounds, margin_cross_entropy, others
 from warpup.ops.interval_norm import BoxSums, interval_relu
+from warpup.ops.interval_sound import check_precision
 
 from . import activations, shapes  # noqa: F401  their rules
 from .graph import Plan, UnsupportedLayer, named_modules, plan_of, unsupported
@@ -95,6 +97,13 @@ class Walk:
             return found(self, *layer, *args, **kwargs)
         except Refusal as reason:
             raise unsupported(node, modules, str(reason)) from None
+        except TypeError:
+            try:
+                inspect.signature(found).bind(self, *layer, *args, **kwargs)
+            except TypeError as misfit:
+                reason = f"{misfit}, which its rule does not take: leave the option out, or {REMEDY}"
+                raise unsupported(node, modules, reason) from None
+            raise
 
     def relu(self, x: Box) -> Box:
         sums = self.sums is not None
@@ -195,6 +204,7 @@ def margins(
     box, weight, bias = Walk(sound=sound, statistics=statistics).run(module, check_box(center, radius, None), head=True)
     if not sound:
         return margin_bounds(box.center, box.radius, weight, bias, labels)
+    check_precision()
     with torch.autocast(center.device.type, enabled=False):
         found = margin_bounds(box.center, box.radius, weight, bias, labels)
         size = F.linear(box.center.abs() + box.radius, weight.abs(), None if bias is None else bias.abs())
@@ -218,8 +228,8 @@ def margin_loss(
     """kappa * CE(logits of clean) + (1 - kappa) * CE(-[0, margins], 0), mean over the batch: loss[, sums].
 
     Robust cross-entropy of the margins' lower bounds with the last linear layer elided (`margin_cross_entropy`); the
-    other arguments are `bound`'s. kappa above 0 needs clean (`ramp` gives the usual schedule of kappa). Shi et al. 2021
-    use kappa 0.
+    other arguments are `bound`'s. kappa: `kappa_schedule` gives the usual one, Shi et al. 2021 use 0; above 0 it needs
+    clean.
     """
     if kappa and clean is None:
         raise ValueError(f"kappa={kappa} weighs the clean loss: pass clean=")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from types import FunctionType
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,6 +28,10 @@ class Plan:
     def __init__(self, module: nn.Module, rules):
         modules = named_modules(module)
         self.nodes = list(trace(root_of(module), rules).nodes)
+        for node in self.nodes:
+            if "input" in node.kwargs:  # torch's name of the first argument, which rules do not have
+                rest = dict(node.kwargs)
+                node.args, node.kwargs = (rest.pop("input"), *node.args), rest
         layer = {node: modules[node.target] for node in self.nodes if node.op == "call_module"}
         self._alias_in_place(layer)
         self.rules = {node: self._rule(node, modules, rules) for node in self.nodes if node.op.startswith("call_")}
@@ -44,7 +50,7 @@ class Plan:
         """Whoever reads a value after it was changed in place reads the change."""
         place = {node: i for i, node in enumerate(self.nodes)}
         for node in self.nodes:
-            if calls(node, IN_PLACE) or node.kwargs.get("inplace") or getattr(layer.get(node), "inplace", False):
+            if calls(node, IN_PLACE) or asks_in_place(node) or getattr(layer.get(node), "inplace", False):
                 for user in [user for user in node.args[0].users if place[user] > place[node]]:
                     user.replace_input_with(node.args[0], node)
 
@@ -61,6 +67,16 @@ class Plan:
 def calls(node: fx.Node, functions: tuple) -> bool:
     """Whether a node calls one of these functions or methods (a layer may have a method's name)."""
     return node.op in ("call_function", "call_method") and node.target in functions
+
+
+def asks_in_place(node: fx.Node) -> bool:
+    """Whether a function is called with inplace=True, by name or by place."""
+    if node.op != "call_function" or not isinstance(node.target, FunctionType):  # torch's C++ functions have none
+        return False
+    try:
+        return bool(inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace"))
+    except TypeError:  # no call of this function: its own error says so
+        return False
 
 
 _plans: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from warpup.ops.interval import interval_conv1d, interval_conv2d, interval_linear
+from warpup.ops.interval_layers import interval_add, interval_sub
 from warpup.ops.interval_norm import interval_batch_norm
 
 
@@ -61,6 +62,14 @@ class Rules:
 rule = RULES = Rules()
 
 
+def like_function(layer: type[nn.Module], function: Callable, *attributes: str) -> None:
+    """Make a layer's rule that of its function, which takes these attributes of the layer as options."""
+
+    @rule(layer)
+    def _(walk, layer, x):
+        return RULES.functions[function](walk, x, **{name: getattr(layer, name) for name in attributes})
+
+
 # ---- linear maps
 
 
@@ -69,12 +78,10 @@ def linear(walk, x, weight, bias=None):
     return Box(*interval_linear(x.center, x.radius, weight, bias, clean=x.clean, sound=walk.sound))
 
 
-@rule(nn.Linear)
-def _(walk, layer, x):
-    return linear(walk, x, layer.weight, layer.bias)
+like_function(nn.Linear, F.linear, "weight", "bias")
 
 
-def conv(op, walk, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv(op, walk, x, weight, bias, stride, padding, dilation, groups):
     padding = padding_of(padding, weight, dilation)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return Box(*op(x.center, x.radius, weight, bias, **options, clean=x.clean, sound=walk.sound))
@@ -95,13 +102,13 @@ def padding_of(padding, weight: Tensor, dilation):
 
 
 @rule(F.conv1d)
-def conv1d(walk, x, *rest, **options):
-    return conv(interval_conv1d, walk, x, *rest, **options)
+def _(walk, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    return conv(interval_conv1d, walk, x, weight, bias, stride, padding, dilation, groups)
 
 
 @rule(F.conv2d)
-def conv2d(walk, x, *rest, **options):
-    return conv(interval_conv2d, walk, x, *rest, **options)
+def _(walk, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    return conv(interval_conv2d, walk, x, weight, bias, stride, padding, dilation, groups)
 
 
 @rule(nn.Conv1d, nn.Conv2d)
@@ -155,9 +162,7 @@ def relu(walk, x, inplace=False):
     return walk.relu(x)
 
 
-@rule(nn.ReLU)
-def _(walk, layer, x):
-    return walk.relu(x)
+like_function(nn.ReLU, F.relu)
 
 
 # ---- arithmetic
@@ -169,16 +174,21 @@ def _point(value, like: Box) -> Box:
     return Box(point, torch.zeros_like(point), None if like.clean is None else point)
 
 
-@rule(operator.add, operator.iadd, torch.add, "add", "add_")
-def add(walk, x, y):
+def _sum(walk, op, function, x, y, alpha) -> Box:
+    """x + alpha y or x - alpha y, by op on boxes and function on clean points."""
     x, y = (v if isinstance(v, Box) else _point(v, y if isinstance(y, Box) else x) for v in (x, y))
-    clean = None if x.clean is None else x.clean + y.clean
-    return walk.rounded(Box(x.center + y.center, x.radius + y.radius, clean))
+    y = y if alpha == 1 else scale(walk, y, alpha)
+    return walk.rounded(Box(*op(x[:2], y[:2]), None if x.clean is None else function(x.clean, y.clean)))
+
+
+@rule(operator.add, operator.iadd, torch.add, "add", "add_")
+def add(walk, x, other, alpha=1):
+    return _sum(walk, interval_add, torch.add, x, other, alpha)
 
 
 @rule(operator.sub, operator.isub, torch.sub, "sub", "sub_")
-def sub(walk, x, y):
-    return add(walk, x, negative(walk, y) if isinstance(y, Box) else -y)
+def sub(walk, x, other, alpha=1):
+    return _sum(walk, interval_sub, torch.sub, x, other, alpha)
 
 
 @rule(operator.neg, torch.neg, "neg")
@@ -187,16 +197,16 @@ def negative(walk, x):
 
 
 @rule(operator.mul, operator.imul, torch.mul, "mul", "mul_")
-def scale(walk, x, y):
-    if isinstance(x, Box) and isinstance(y, Box):
+def scale(walk, x, other):
+    if isinstance(x, Box) and isinstance(other, Box):
         raise Refusal("a product of two boxes element by element has no rule")
-    x, k = (x, y) if isinstance(x, Box) else (y, x)
+    x, k = (x, other) if isinstance(x, Box) else (other, x)
     clean = None if x.clean is None else x.clean * k
     return walk.rounded(Box(x.center * k, x.radius * abs(k), clean))
 
 
 @rule(operator.truediv, operator.itruediv, torch.div, "div", "div_")
-def divide(walk, x, y):
-    if isinstance(y, Box):
+def divide(walk, x, other):
+    if isinstance(other, Box):
         raise Refusal("a division by a box has no rule")
-    return walk.rounded(Box(x.center / y, x.radius / abs(y), None if x.clean is None else x.clean / y))
+    return walk.rounded(Box(x.center / other, x.radius / abs(other), None if x.clean is None else x.clean / other))

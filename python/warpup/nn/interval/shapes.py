@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 import operator
 
@@ -10,7 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .layers import Box, Refusal, rule
+from warpup.ops.interval_activation import interval_clamp
+from warpup.ops.interval_layers import rising
+
+from .layers import Box, Refusal, like_function, rule
 
 MOVES = {
     torch.flatten: ("flatten",), torch.reshape: ("reshape", "view"), torch.squeeze: ("squeeze",),
@@ -18,6 +22,10 @@ MOVES = {
     torch.unflatten: ("unflatten",), torch.movedim: ("movedim",), torch.flip: ("flip",), torch.clone: ("clone",),
     torch.Tensor.contiguous: ("contiguous",), torch.Tensor.expand: ("expand",),
 }  # fmt: skip
+
+
+AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean")
+LINEAR = {*MOVES, *itertools.chain(*MOVES.values()), *AVERAGES, operator.getitem, F.pad}  # and no constant added
 
 
 def _mover(name: str):
@@ -33,9 +41,7 @@ def _(walk, x, index):
     return x.each(operator.getitem, index)
 
 
-@rule(nn.Flatten)
-def _(walk, layer, x):
-    return x.each(torch.flatten, layer.start_dim, layer.end_dim)
+like_function(nn.Flatten, torch.flatten, "start_dim", "end_dim")
 
 
 @rule(nn.Unflatten)
@@ -48,11 +54,6 @@ def _(walk, layer, x):
     return x
 
 
-@rule(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
-def _(walk, layer, x):
-    return dropout(walk, x, layer.p, layer.training)
-
-
 @rule(F.dropout, F.dropout2d)
 def dropout(walk, x, p=0.5, training=True, inplace=False):
     if training and p > 0:
@@ -60,16 +61,15 @@ def dropout(walk, x, p=0.5, training=True, inplace=False):
     return x
 
 
+for _layer in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout):
+    like_function(_layer, F.dropout, "p", "training")
+
+
 @rule(torch.cat, torch.concat)
-def _(walk, boxes, dim=0):
-    if not all(isinstance(box, Box) for box in boxes):
+def _(walk, tensors, dim=0):
+    if not all(isinstance(box, Box) for box in tensors):
         raise Refusal("every operand must come from the input")
-    return Box(*(None if parts[0] is None else torch.cat(parts, dim) for parts in zip(*boxes, strict=True)))
-
-
-@rule(nn.ZeroPad1d, nn.ZeroPad2d)
-def _(walk, layer, x):
-    return x.each(F.pad, layer.padding)
+    return Box(*(None if parts[0] is None else torch.cat(parts, dim) for parts in zip(*tensors, strict=True)))
 
 
 @rule(F.pad)
@@ -77,6 +77,11 @@ def _(walk, x, pad, mode="constant", value=None):
     if mode != "constant" or value:
         raise Refusal(f"only padding with zeros has a rule, got mode {mode!r} and value {value}")
     return x.each(F.pad, pad)
+
+
+@rule(nn.ZeroPad1d, nn.ZeroPad2d)
+def _(walk, layer, x):
+    return x.each(F.pad, layer.padding)
 
 
 # ---- averages
@@ -95,95 +100,92 @@ def _(walk, x, *rest, **options):
     return average(walk, x, x.center.numel(), torch.mean, *rest, **options)
 
 
-def avg_pool(walk, x, pool, kernel_size, *rest, divisor_override=None, **options):
-    if divisor_override:
-        raise Refusal("divisor_override has no rule")
-    dims = 1 if pool is F.avg_pool1d else 2
-    terms = kernel_size**dims if isinstance(kernel_size, int) else math.prod(kernel_size)
-    return average(walk, x, terms, pool, kernel_size, *rest, **options)
-
-
 @rule(F.avg_pool1d)
-def _(walk, x, *rest, **options):
-    return avg_pool(walk, x, F.avg_pool1d, *rest, **options)
+def _(walk, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
+    terms = kernel_size if isinstance(kernel_size, int) else kernel_size[0]
+    return average(walk, x, terms, F.avg_pool1d, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
 @rule(F.avg_pool2d)
-def _(walk, x, *rest, **options):
-    return avg_pool(walk, x, F.avg_pool2d, *rest, **options)
-
-
-@rule(nn.AvgPool1d, nn.AvgPool2d)
-def _(walk, layer, x):
-    pool = F.avg_pool1d if isinstance(layer, nn.AvgPool1d) else F.avg_pool2d
-    options = (layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode, layer.count_include_pad)
-    return avg_pool(walk, x, pool, *options, divisor_override=getattr(layer, "divisor_override", None))
+def _(
+    walk, x, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+):  # fmt: skip
+    if divisor_override:
+        raise Refusal("divisor_override has no rule: scale the result of the plain mean")
+    terms = kernel_size**2 if isinstance(kernel_size, int) else math.prod(kernel_size)
+    return average(walk, x, terms, F.avg_pool2d, kernel_size, stride, padding, ceil_mode, count_include_pad)
 
 
 @rule(F.adaptive_avg_pool1d)
-def adaptive_avg_pool1d(walk, x, output_size):
+def _(walk, x, output_size):
     return average(walk, x, x.center.shape[-1], F.adaptive_avg_pool1d, output_size)
 
 
 @rule(F.adaptive_avg_pool2d)
-def adaptive_avg_pool2d(walk, x, output_size):
+def _(walk, x, output_size):
     return average(walk, x, math.prod(x.center.shape[-2:]), F.adaptive_avg_pool2d, output_size)
 
 
-@rule(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
-def _(walk, layer, x):
-    pool = adaptive_avg_pool1d if isinstance(layer, nn.AdaptiveAvgPool1d) else adaptive_avg_pool2d
-    return pool(walk, x, layer.output_size)
+_OPTIONS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+like_function(nn.AvgPool1d, F.avg_pool1d, *_OPTIONS)
+like_function(nn.AvgPool2d, F.avg_pool2d, *_OPTIONS, "divisor_override")
+like_function(nn.AdaptiveAvgPool1d, F.adaptive_avg_pool1d, "output_size")
+like_function(nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d, "output_size")
 
 
 # ---- what never falls: the box of the ends
 
 
-def rising(walk, x: Box, function, *rest, **options) -> Box:
-    """A function that does not fall in any element, without roundings of its own."""
-    low, high = (function(end, *rest, **options) for end in (x.center - x.radius, x.center + x.radius))
-    clean = None if x.clean is None else function(x.clean, *rest, **options)
-    return walk.rounded(Box((low + high) / 2, (high - low) / 2, clean))
+def of_ends(walk, x: Box, function, *rest) -> Box:
+    clean = None if x.clean is None else function(x.clean, *rest)
+    return walk.rounded(Box(*rising(function, x.center, x.radius, *rest), clean))
 
 
-def max_pool(function):
-    def apply(walk, x, *rest, **options):
-        if options.get("return_indices"):
-            raise Refusal("return_indices has no rule")
-        return rising(walk, x, function, *rest, **options)
-
-    return apply
-
-
-rule(F.max_pool1d, torch.max_pool1d)(max_pool(F.max_pool1d))
-rule(F.max_pool2d, torch.max_pool2d)(max_pool(F.max_pool2d))
+def _max_pool(function, *names):
+    @rule(*names)
+    def _(walk, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+        if return_indices:
+            raise Refusal("return_indices has no rule: leave it out")
+        return of_ends(walk, x, function, kernel_size, stride, padding, dilation, ceil_mode)
 
 
-@rule(nn.MaxPool1d, nn.MaxPool2d)
-def _(walk, layer, x):
-    pool = F.max_pool1d if isinstance(layer, nn.MaxPool1d) else F.max_pool2d
-    options = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")}
-    return max_pool(pool)(walk, x, **options, return_indices=layer.return_indices)
+_max_pool(F.max_pool1d, F.max_pool1d, torch.max_pool1d)
+_max_pool(F.max_pool2d, F.max_pool2d, torch.max_pool2d)
+_OPTIONS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+like_function(nn.MaxPool1d, F.max_pool1d, *_OPTIONS)
+like_function(nn.MaxPool2d, F.max_pool2d, *_OPTIONS)
 
 
 @rule(torch.clamp, torch.clip, "clamp", "clip")
-def _(walk, x, *rest, **options):
-    return rising(walk, x, torch.clamp, *rest, **options)
+def clamp(walk, x, min=None, max=None):
+    if isinstance(min, torch.Tensor) or isinstance(max, torch.Tensor):
+        return of_ends(walk, x, torch.clamp, min, max)
+    min, max = -math.inf if min is None else min, math.inf if max is None else max
+    return walk.rounded(Box(*interval_clamp(x.center, x.radius, min, max, clean=x.clean)))
 
 
-@rule(nn.Hardtanh, nn.ReLU6)
-def _(walk, layer, x):
-    return rising(walk, x, torch.clamp, layer.min_val, layer.max_val)
+@rule(torch.clamp_min, "clamp_min")
+def _(walk, x, min):
+    return clamp(walk, x, min=min)
+
+
+@rule(torch.clamp_max, "clamp_max")
+def _(walk, x, max):
+    return clamp(walk, x, max=max)
 
 
 @rule(F.hardtanh)
 def _(walk, x, min_val=-1.0, max_val=1.0, inplace=False):
-    return rising(walk, x, torch.clamp, min_val, max_val)
+    return clamp(walk, x, min_val, max_val)
 
 
 @rule(F.relu6)
-def _(walk, x, inplace=False):
-    return rising(walk, x, torch.clamp, 0.0, 6.0)
+def relu6(walk, x, inplace=False):
+    return clamp(walk, x, 0.0, 6.0)
+
+
+like_function(nn.Hardtanh, F.hardtanh, "min_val", "max_val")
+like_function(nn.ReLU6, F.relu6)
 
 
 # ---- what a forward asks of a tensor's shape

@@ -103,7 +103,7 @@ class epsilon_schedule:
         return alpha_t * (before + self.exponent * (done - before))
 
 
-def ramp(eps: float, eps_max: float, final: float = 0.0) -> float:
+def kappa_schedule(eps: float, eps_max: float, final: float = 0.0) -> float:
     """(eps_max - eps (1 - final)) / eps_max: from 1 at eps 0 to `final` at eps_max.
 
     kappa of `margin_loss` (Gowal et al.), and beta of `crown_ibp_loss`.
