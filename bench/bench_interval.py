@@ -195,7 +195,7 @@ def network(device: str, kind: str, name: str, loss: str) -> Work:
         both = differentiable(partial(function, BY_HAND, loss), wide, wrt, "forward+backward")
         return both.run(*both.arguments())
 
-    # Of 10 million boxes some end within a rounding of 0, where the ReLU's derivative jumps: moving the input by 1e-6 of
+    # Of 10 million boxes some end within a rounding of 0, where a ReLU's derivative jumps: moving the input by 1e-6 of
     # itself moves the exact gradients of the first layers by 2e-3 of themselves.
     return Work(candidates, bytes=3 * size, reference=reference, tolerance=FLIPS if name == "cnn" else 0.0)
 

@@ -255,6 +255,18 @@ def test_softmax_of_infinities(twin, center, radius, lower, upper, dtype):
         assert found.nan_to_num(-1).tolist() == torch.tensor([want]).nan_to_num(-1).tolist()
 
 
+def test_softmax_where_every_lower_end_overflows(twin):
+    c, r = interval_softmax(*(torch.full((1, 2), x, device=twin.device) for x in (-3e38, 3e38)))
+    assert (c - r).tolist() == [[0, 0]]
+    assert (c + r).tolist() == [[1, 1]]
+
+
+def test_softmax_of_tiny_boxes_is_not_turned_over(twin):
+    center = torch.randn(64, 7, generator=torch.Generator().manual_seed(0)).to(twin.device)
+    for radius in (0.0, 1e-12, 1e-8, 1e-7):
+        assert (interval_softmax(center, torch.full_like(center, radius))[1] >= 0).all()
+
+
 def test_softmax_dimensions_and_special_values(twin):
     x = SOFTMAX.make("small", torch.float32, twin.device)
     across = interval_softmax(x["center"].t(), x["radius"].t(), dim=0)

@@ -27,6 +27,13 @@ WARPUP_CLONES void box_of_ends(const acc_t<T>* __restrict lower, const acc_t<T>*
 }
 
 template <class Acc>
+WARPUP_CLONES void put_in_order(const Acc* __restrict l, const Acc* __restrict u, int64_t n, Acc* __restrict lower,
+                                const Acc* __restrict upper) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) lower[j] = in_order(l[j], u[j], lower[j], upper[j]);
+}
+
+template <class Acc>
 WARPUP_CLONES void compete(const Acc* x, int64_t n, Competition<Acc>* out) {
   Acc max = -kInf<Acc>, second = -kInf<Acc>;
 #pragma omp simd reduction(max : max)
@@ -46,7 +53,7 @@ template <class Acc>
 WARPUP_CLONES void shares(const Competition<Acc>& all, const Acc* __restrict own, const Acc* __restrict x, int64_t n,
                           Acc* __restrict out) {
   if (all.empty()) {
-    std::fill(out, out + n, Acc(0));
+    for (int64_t j = 0; j < n; ++j) out[j] = all.uncontested(own[j]);
     return;
   }
   const Competition<Acc> local = all;
@@ -98,6 +105,7 @@ void interval_softmax_cpu(const IntervalSoftmaxArgs<T>& args) {
       box_ends(args.center + at, args.radius + at, n, l, u);
       compete(u, n, &high), compete(l, n, &low);
       shares(high, l, u, n, lower), shares(low, u, l, n, upper);
+      put_in_order(l, u, n, lower, upper);
       box_of_ends(lower, upper, n, args.out_center + at, args.out_radius + at);
     }
   });

@@ -32,6 +32,7 @@ struct Competition {
   }
 
   WARPUP_HD bool empty() const { return at < 0 && rest == 0; }
+  WARPUP_HD Acc uncontested(Acc own) const { return own == -kInf<Acc> ? Acc(0) : Acc(1); }  // where empty()
   WARPUP_HD Acc term(Acc x, int64_t j) const { return j == at ? Acc(0) : exp_neg(x - second); }
 
   WARPUP_HD Share<Acc> share(Acc own, Acc x, int64_t i) const {
@@ -42,6 +43,12 @@ struct Competition {
     return others == 0 ? Share<Acc>{1, 0, 0} : Share<Acc>{part / sum, against / sum, others};
   }
 };
+
+// The lower bound; where two bounds so near that their roundings change places are those of a box, the upper one.
+template <class Acc>
+WARPUP_HD Acc in_order(Acc l, Acc u, Acc lower, Acc upper) {
+  return l <= u && lower > upper ? Acc(upper) : Acc(lower);
+}
 
 template <class Acc>
 WARPUP_HD Largest<Acc> merged(const Largest<Acc>& a, const Largest<Acc>& b) {

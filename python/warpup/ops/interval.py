@@ -149,7 +149,7 @@ def _box_backward(product: Product, gc, gr, gx, center, radius, weight, weight_r
         dc, dx = (d, dx) if x is center and g is gc else (dc, d)
     if gr is not None:
         if need_r or need_w:
-            dr, signed = product.backward(gr, radius, weight.abs(), need_r, need_w)
+            dr, signed = product.backward(gr, radius, weight.abs() if need_r else weight, need_r, need_w)
             if need_w:
                 _ops.interval_sign_(signed, *(_as(t, signed) for t in (weight, dw)))
                 dw = signed

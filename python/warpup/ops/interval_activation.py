@@ -230,8 +230,7 @@ def interval_softmax(center: Tensor, radius: Tensor, dim: int = -1) -> tuple[Ten
         center, radius: as in `interval_sigmoid`, of one dimension at least. A center of -inf (a mask) with a finite
             radius has the box 0 +- 0, exactly; where all are, so do all, without gradient. One center of inf has the
             limit, 1 +- 0 and 0 +- 0 beside it, where plain softmax is NaN; two make the row NaN. A radius of inf gives
-            0 to 1 while the lower end of another logit is finite, else NaN or a negative radius, which is no box.
-            center - radius must not overflow.
+            0 to 1, two give NaN.
         dim: the dimension that sums to 1; another than the last is copied to be last.
 
     Returns:

@@ -95,9 +95,7 @@ def _(walk, x, dim=None, _stacklevel=3, dtype=None):
         raise Refusal("its dim is not given")
     if dtype is not None or isinstance(_stacklevel, torch.dtype):  # torch.softmax has it in third place
         raise Refusal("option dtype has no rule: leave it out, and call bound in that dtype")
-    center, radius = ops.interval_softmax(x.center, x.radius, dim)
-    radius = torch.where(x.radius >= 0, radius.clamp_min(0), radius)  # roundings may turn a tiny box over
-    return Box(center, radius, None if x.clean is None else x.clean.softmax(dim))
+    return Box(*ops.interval_softmax(x.center, x.radius, dim), None if x.clean is None else x.clean.softmax(dim))
 
 
 # ---- normalisation
