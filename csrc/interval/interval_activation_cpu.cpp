@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "core/widen.h"
 #include "interval/interval_activation_math.h"
 
 namespace warpup {
@@ -8,19 +9,7 @@ namespace {
 
 constexpr int64_t kBlock = 512;  // six of them, widened, stay in L1
 
-// 16-bit values widened in a loop of their own: beside arithmetic gcc vectorises their loads badly.
-template <class T>
-inline const acc_t<T>* widened(const T* x, int64_t n, acc_t<T>* buffer) {
-  if constexpr (sizeof(T) > 2) {
-    return x;
-  } else {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) buffer[j] = load(x[j]);
-    return buffer;
-  }
-}
-
-// Where a loop writes T from: T's own memory, or a buffer that `narrow` then rounds.
+// Where a loop writes T from: T's own memory, or a buffer that `settle` then rounds.
 template <class T>
 inline acc_t<T>* target(T* to, acc_t<T>* buffer) {
   if constexpr (sizeof(T) > 2) {
@@ -30,7 +19,7 @@ inline acc_t<T>* target(T* to, acc_t<T>* buffer) {
   }
 }
 template <class T>
-inline void narrow(const acc_t<T>* from, int64_t n, T* to) {
+inline void settle(const acc_t<T>* from, int64_t n, T* to) {
   if constexpr (sizeof(T) == 2) {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) to[j] = store<T>(from[j]);
@@ -46,7 +35,7 @@ WARPUP_CLONES void activate(const T* x, int64_t n, acc_t<T> a, acc_t<T> b, T* to
   acc_t<T>* y = target(to, out);
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) y[j] = activation<kind>(v[j], a, b).value;
-  narrow(y, n, to);
+  settle(y, n, to);
 }
 
 template <class T, Activation kind>
@@ -56,7 +45,7 @@ WARPUP_CLONES void activate_gradient(const T* x, const T* grad, int64_t n, acc_t
   acc_t<T>* y = target(to, out);
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) y[j] = g[j] * activation<kind>(v[j], a, b).slope;
-  narrow(y, n, to);
+  settle(y, n, to);
 }
 
 template <class T, Activation kind>
@@ -70,7 +59,7 @@ WARPUP_CLONES void activate_box(const T* center, const T* radius, int64_t n, acc
     const auto box = activated<kind>(Box<acc_t<T>>{c[j], r[j]}, a, b);
     y[j] = box.center, s[j] = box.radius;
   }
-  narrow(y, n, to_center), narrow(s, n, to_radius);
+  settle(y, n, to_center), settle(s, n, to_radius);
 }
 
 template <class T, Activation kind>
@@ -85,7 +74,7 @@ WARPUP_CLONES void activate_box_gradient(const T* center, const T* radius, const
     const auto box = activated_gradient<kind>(Box<acc_t<T>>{c[j], r[j]}, Box<acc_t<T>>{gc[j], gr[j]}, a, b);
     y[j] = box.center, s[j] = box.radius;
   }
-  narrow(y, n, to_center), narrow(s, n, to_radius);
+  settle(y, n, to_center), settle(s, n, to_radius);
 }
 
 namespace {

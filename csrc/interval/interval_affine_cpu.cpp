@@ -4,6 +4,7 @@
 
 #include "core/parallel.h"
 #include "core/stream_store.h"
+#include "core/widen.h"
 #include "interval/interval_affine.h"
 #include "interval/interval_affine_math.h"
 
@@ -37,20 +38,12 @@ WARPUP_HD void each_segment(const ChannelLayout& layout, int64_t task, const Bod
   }
 }
 
-// x[0, n) in the accumulator's type: x itself, or its copy in `buffer`; zeros where x is null.
+// x[begin, begin + n) in the accumulator's type; zeros where x is null.
 template <class T>
-WARPUP_HD const acc_t<T>* widened(const T* x, int64_t begin, int64_t n, acc_t<T>* buffer) {
-  if (!x) {
-    std::memset(buffer, 0, n * sizeof(acc_t<T>));
-    return buffer;
-  }
-  if constexpr (std::is_same_v<T, acc_t<T>>) {
-    return x + begin;
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) buffer[i] = load(x[begin + i]);
-    return buffer;
-  }
+WARPUP_HD const acc_t<T>* loaded(const T* x, int64_t begin, int64_t n, acc_t<T>* buffer) {
+  if (x) return widened(x + begin, n, buffer);
+  std::memset(buffer, 0, n * sizeof(acc_t<T>));
+  return buffer;
 }
 
 template <class T>
@@ -86,10 +79,10 @@ WARPUP_CLONES void moments_task(const ChannelAffineArgs<T>& args, int64_t task) 
   const ChannelLayout& layout = args.layout;
   Acc buffer[kBlock], shift[kBlock];
   each_segment(layout, task, [&](const Segment& at, int64_t chunk) __attribute__((always_inline)) {
-    const Acc* x = widened(args.source, at.begin, at.n, buffer);
+    const Acc* x = loaded(args.source, at.begin, at.n, buffer);
     Acc* sums = args.partials + (chunk * layout.channels + at.channel) * 2;
     if (layout.inner == 1) {
-      const Acc* first = widened(args.source, at.channel, at.n, shift);
+      const Acc* first = loaded(args.source, at.channel, at.n, shift);
 #pragma omp simd
       for (int64_t i = 0; i < at.n; ++i) {
         const Acc d = x[i] - first[i];
@@ -149,8 +142,8 @@ WARPUP_HD void affine_segment(const IntervalAffineArgs<T>& args, const Segment& 
   const Acc one = 1, zero = 0;
   const Acc* s = args.scale ? args.scale + at.channel : &one;
   const Acc* t = args.scale ? args.shift + at.channel : &zero;
-  const Acc* c = widened(args.center, at.begin, at.n, wide[0]);
-  const Acc* r = widened(args.radius, at.begin, at.n, wide[1]);
+  const Acc* c = loaded(args.center, at.begin, at.n, wide[0]);
+  const Acc* r = loaded(args.radius, at.begin, at.n, wide[1]);
   int below = 0;
   if (args.scale) {
     const Acc* mean = kSound ? args.mean + at.channel : &zero;
@@ -179,7 +172,7 @@ WARPUP_HD void affine_segment(const IntervalAffineArgs<T>& args, const Segment& 
   put(args.out_center + at.begin, out[0], at.n, streamed);
   put(args.out_radius + at.begin, out[1], at.n, streamed);
   if (!args.clean) return;
-  const Acc* x = widened(args.clean, at.begin, at.n, wide[0]);
+  const Acc* x = loaded(args.clean, at.begin, at.n, wide[0]);
 #pragma omp simd
   for (int64_t i = 0; i < at.n; ++i) {
     const Acc z = s[i * kStep] * x[i] + t[i * kStep];
@@ -218,9 +211,9 @@ WARPUP_HD void backward_segment(const IntervalAffineBackwardArgs<T>& args, const
   const Acc* mean = affine ? args.mean + at.channel : &zero;
   static constexpr Acc none[kBlock] = {};
   const Acc* bias = args.bias ? args.bias + at.channel : none;
-  const Acc *c = widened(args.center, at.begin, at.n, wide[0]), *r = widened(args.radius, at.begin, at.n, wide[1]);
-  const Acc *gc = widened(args.grad_center, at.begin, at.n, wide[2]),
-            *gr = widened(args.grad_radius, at.begin, at.n, wide[3]);
+  const Acc *c = loaded(args.center, at.begin, at.n, wide[0]), *r = loaded(args.radius, at.begin, at.n, wide[1]);
+  const Acc *gc = loaded(args.grad_center, at.begin, at.n, wide[2]),
+            *gr = loaded(args.grad_radius, at.begin, at.n, wide[3]);
 #pragma omp simd
   for (int64_t i = 0; i < at.n; ++i) {
     const Acc center = c[i], radius = r[i], scale = s[i * kStep];
@@ -234,8 +227,7 @@ WARPUP_HD void backward_segment(const IntervalAffineBackwardArgs<T>& args, const
   put_narrowed(args.out_center + at.begin, y[0], at.n, streamed && args.source != 0);
   put_narrowed(args.out_radius + at.begin, y[1], at.n, streamed);
   if (args.clean) {
-    const Acc *x = widened(args.clean, at.begin, at.n, wide[0]),
-              *gx = widened(args.grad_clean, at.begin, at.n, wide[1]);
+    const Acc *x = loaded(args.clean, at.begin, at.n, wide[0]), *gx = loaded(args.grad_clean, at.begin, at.n, wide[1]);
 #pragma omp simd
     for (int64_t i = 0; i < at.n; ++i) {
       const Acc scale = s[i * kStep], z = scale * x[i] + t[i * kStep], h = kRelu && z <= 0 ? Acc(0) : gx[i];
@@ -287,7 +279,7 @@ WARPUP_CLONES void source_tasks(const IntervalAffineBackwardArgs<T>& args, const
   const int64_t step = layout.inner == 1;
   for (int64_t task = first; task < last; ++task) {
     each_segment(layout, task, [&](const Segment& at, int64_t) __attribute__((always_inline)) {
-      const Acc *x = widened(v, at.begin, at.n, wide[0]), *g = widened<T>(d, at.begin, at.n, wide[1]);
+      const Acc *x = loaded(v, at.begin, at.n, wide[0]), *g = loaded<T>(d, at.begin, at.n, wide[1]);
       const Acc *mean = args.mean + at.channel, *as = a + at.channel, *bs = b + at.channel;
 #pragma omp simd
       for (int64_t i = 0; i < at.n; ++i) y[i] = g[i] - (as[i * step] + bs[i * step] * (x[i] - mean[i * step]));

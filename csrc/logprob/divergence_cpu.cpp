@@ -3,6 +3,7 @@
 #include "core/math.h"
 #include "core/parallel.h"
 #include "core/stream_store.h"
+#include "core/widen.h"
 #include "logprob/divergence.h"
 
 namespace warpup {
@@ -21,18 +22,6 @@ struct RowSum {
 struct Sums {
   double value = 0, c = 0;
 };
-
-// 16-bit values widened in a loop of their own: beside arithmetic gcc vectorises their loads badly.
-template <class T>
-inline const acc_t<T>* widened(const T* x, int64_t n, acc_t<T>* buffer) {
-  if constexpr (sizeof(T) > 2) {
-    return x;
-  } else {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) buffer[j] = load(x[j]);
-    return buffer;
-  }
-}
 
 }  // namespace
 

@@ -2,6 +2,7 @@
 
 #include "core/parallel.h"
 #include "core/stream_store.h"
+#include "core/widen.h"
 #include "logprob/token_logprob.h"
 #include "logprob/token_logprob_math.h"
 
@@ -19,19 +20,6 @@ WARPUP_CLONES void block_max(const Acc* __restrict z, int64_t n, Acc* __restrict
 #pragma omp simd reduction(max : high)
   for (int64_t j = 0; j < n; ++j) high = z[j] > high ? z[j] : high;
   *out = high;
-}
-
-// 16-bit values are widened in a loop of their own: the compiler vectorises exp badly beside 16-bit loads.
-template <class T>
-WARPUP_CLONES void widen(const T* __restrict x, int64_t n, acc_t<T>* __restrict z) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) z[j] = load(x[j]);
-}
-
-template <class T>
-WARPUP_CLONES void narrow(const acc_t<T>* __restrict from, int64_t n, T* __restrict to) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) to[j] = store<T>(from[j]);
 }
 
 template <class Acc>

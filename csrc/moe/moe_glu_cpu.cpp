@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
+#include "core/widen.h"
 #include "moe/moe_glu.h"
 #include "moe/moe_glu_math.h"
 
@@ -29,18 +30,6 @@ WARPUP_CLONES void join(const acc_t<T>* __restrict g, const acc_t<T>* __restrict
   for (int64_t j = 0; j < n; ++j) h[kTurns ? 2 * j : j] = store<T>(g[j]);
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) h[kTurns ? 2 * j + 1 : width + j] = store<T>(u[j]);
-}
-
-template <class T>
-WARPUP_CLONES void widen_row(const T* __restrict x, int64_t n, acc_t<T>* __restrict to) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) to[j] = load(x[j]);
-}
-
-template <class T>
-WARPUP_CLONES void narrow_row(const acc_t<T>* __restrict x, int64_t n, T* __restrict to) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) to[j] = store<T>(x[j]);
 }
 
 template <class Acc, GluKind kKind>
@@ -85,7 +74,7 @@ void moe_glu_cpu(const MoeGluArgs<T>& args) {
           const int64_t n = std::min(kBlock, width - j);
           split<T, turns>(args.h + 2 * s * width + (turns ? 2 * j : j), width, n, g, u);
           glu_block<Acc, kKind>(g, u, n, weight_of(args, copy), a);
-          narrow_row(a, n, to + j);
+          narrow(a, n, to + j);
         }
       }
     });
@@ -115,11 +104,11 @@ void moe_glu_backward_cpu(const MoeGluBackwardArgs<T>& args) {
           const int64_t n = std::min(kBlock, width - j), at = turns ? 2 * j : j;
           Acc part = 0;
           split<T, turns>(f.h + 2 * s * width + at, width, n, g, u);
-          widen_row(args.grad_a + s * width + j, n, d);
+          widen(args.grad_a + s * width + j, n, d);
           glu_backward_block<Acc, kKind>(g, u, n, weight_of(f, copy), d, &part);
           dot += part;
           join<T, turns>(g, u, width, n, dh + at);
-          if (a) narrow_row(d, n, a + j);
+          if (a) narrow(d, n, a + j);
         }
         if (args.grad_weights) args.grad_weights[copy] = static_cast<Acc>(dot);
       }

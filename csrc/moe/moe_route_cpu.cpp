@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "core/parallel.h"
+#include "core/widen.h"
 #include "moe/moe_route.h"
 #include "moe/moe_route_math.h"
 
@@ -23,18 +24,6 @@ struct RouteRow {
 };
 
 }  // namespace
-
-template <class T>
-WARPUP_CLONES void route_widen(const T* __restrict x, int64_t n, acc_t<T>* __restrict z) {
-#pragma omp simd
-  for (int64_t e = 0; e < n; ++e) z[e] = load(x[e]);
-}
-
-template <class T>
-WARPUP_CLONES void route_narrow(const acc_t<T>* __restrict from, int64_t n, T* __restrict to) {
-#pragma omp simd
-  for (int64_t e = 0; e < n; ++e) to[e] = store<T>(from[e]);
-}
 
 // p = softmax z (0 without a logit above -inf), and (max, log of the sum).
 template <class Acc>
@@ -191,7 +180,7 @@ void route_token(const MoeRouteArgs<T>& args, int64_t t, RouteRow<acc_t<T>>& row
   const int64_t n = args.experts, k = args.k;
   Acc *weights = args.weights + t * k, *stats = args.stats + 2 * t;
   int64_t* chosen = args.indices + t * k;
-  route_widen(args.logits + t * args.stride, n, row.z);
+  widen(args.logits + t * args.stride, n, row.z);
   route_softmax(row.z, n, row.p, stats);
   if (!counted(args, t)) stats[1] = kInf<Acc>;
   if (stats[1] == kInf<Acc>) {
@@ -283,7 +272,7 @@ void route_token_gradient(const MoeRouteBackwardArgs<T>& args, int64_t t, const 
   const int64_t n = f.experts, k = f.k, *chosen = f.indices + t * k;
   const bool softmax = f.score == RouteScore::softmax;
   const Acc max = f.stats[2 * t], log_sum = f.stats[2 * t + 1], pull = z_factor * (max + log_sum);
-  route_widen(f.logits + t * f.stride, n, row.z);
+  widen(f.logits + t * f.stride, n, row.z);
   if (softmax || z_factor != 0) route_probabilities(row.z, n, max, log_sum, row.p);
   const Acc total = softmax ? Acc(1) : scores(f.score, row.z, n, row.s);
   const Acc* s = softmax ? row.p : row.s;
@@ -350,7 +339,7 @@ void moe_route_backward_cpu(const MoeRouteBackwardArgs<T>& args) {
         sequence = b;
       }
       route_token_gradient(args, t, mean_gradient, z_factor, row);
-      route_narrow(row.key, n, out);
+      narrow(row.key, n, out);
     }
   });
 }

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/parallel.h"
+#include "core/widen.h"
 #include "reflection/sample_step_math.h"
 
 namespace warpup {
@@ -12,12 +13,6 @@ constexpr int64_t kBlock = 2048;
 constexpr int64_t kRun = 1024;  // added up in Acc: longer sums lose digits
 
 }  // namespace
-
-template <class T>
-WARPUP_CLONES void widen_logits(const T* __restrict x, int64_t n, acc_t<T>* __restrict z) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) z[j] = load(x[j]);
-}
 
 template <class T>
 WARPUP_CLONES void add_difference(const T* __restrict tuned, const T* __restrict base, int64_t n, acc_t<T> beta,
@@ -169,7 +164,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   Acc raw_max = -kInf<Acc>;
   for (int64_t begin = 0; begin < v; begin += kBlock) {
     const int64_t n = std::min(kBlock, v - begin);
-    widen_logits(args.logits + r * args.stride + begin, n, z + begin);
+    widen(args.logits + r * args.stride + begin, n, z + begin);
     if (args.tuned) {
       add_difference(args.tuned + r * args.tuned_stride + begin, args.base + r * args.base_stride + begin, n, plan.beta,
                      z + begin);
