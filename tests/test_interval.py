@@ -158,6 +158,15 @@ def test_the_first_layer_makes_no_gradient_of_its_input():
     assert sum(e.count for e in profile.key_averages() if e.key == "aten::mm") == 3
 
 
+@pytest.mark.parametrize("op", ["interval_linear", "interval_weights"])
+@pytest.mark.parametrize("piece", [1, 5, 16])
+def test_a_large_weight_is_made_absolute_in_pieces(op, piece, twin, monkeypatch):
+    monkeypatch.setattr("warpup.ops.interval.PIECE", piece)
+    case = OPS[op]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        case.check(case.make("small", dtype, twin.device))
+
+
 def test_sign_of_a_zero_weight_is_zero(twin):
     w = torch.tensor([[0.0, -2.0, 3.0, -0.0]], device=twin.device).requires_grad_()
     r0 = torch.tensor([[1.0, 2.0, 3.0, 4.0]], device=twin.device)

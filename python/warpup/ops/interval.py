@@ -1,8 +1,8 @@
 """Boxes through linear maps: center and radius of W x + b for every x in a box, and for every W in one.
 
 A box is (center, radius), radius >= 0: all x with |x - center| <= radius, element by element. The products are the
-library's; |W| lives for one of them, is never kept, and sign(W) never exists: one of our kernels puts the signs into
-the product that the weight's gradient comes from.
+library's; |W| lives for one of them, a large one in pieces, is never kept, and sign(W) never exists: one of our kernels
+puts the signs into the product that the weight's gradient comes from.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from warpup.ops.logprob_linear import autocast
 
 library = torch.library.Library("warpup", "FRAGMENT")
 MODES = ("midpoint", "exact")
+PIECE = 1 << 20  # elements of |W| at once, on a CPU: as much new memory as W costs page faults, as long as the product
 
 OPERANDS = "Tensor center, Tensor radius, Tensor weight, Tensor? bias, Tensor? weight_radius, Tensor? clean"
 GRADIENTS = "Tensor? grad_center, Tensor? grad_radius, Tensor? grad_clean, "
@@ -93,6 +94,8 @@ class Product(NamedTuple):
 
     of: Callable  # (x, W, bias or None)
     backward: Callable  # (gradient, x, W, whether x's is needed, whether W's) -> (of x, of W), None where not needed
+    absolute: Callable  # (x, W): of (x, |W|)
+    absolute_backward: Callable  # as backward, of |W| in place of W's: sign(W) is put in later
     bias: Callable  # gradient -> of the bias
 
 
@@ -100,7 +103,33 @@ def _linear_backward(g, x, w, need_x, need_w):
     return g @ w if need_x else None, g.t() @ x if need_w else None
 
 
-LINEAR = Product(F.linear, _linear_backward, lambda g: g.sum(0))
+def _pieces(w: Tensor) -> list[tuple[int, int]]:
+    """Rows of W, so many that |W| of them is a PIECE."""
+    rows = max(1, PIECE // max(1, w.shape[1])) if w.is_cpu and w.element_size() > 2 else len(w)
+    return [(begin, min(begin + rows, len(w))) for begin in range(0, len(w), max(1, rows))]
+
+
+def _linear_absolute(x, w):
+    pieces = _pieces(w)
+    if len(pieces) < 2:
+        return F.linear(x, w.abs())
+    out, piece = x.new_empty(len(x), len(w)), torch.empty_like(w[: pieces[0][1]])
+    for begin, end in pieces:
+        torch.mm(x, torch.abs(w[begin:end], out=piece[: end - begin]).t(), out=out[:, begin:end])
+    return out
+
+
+def _linear_absolute_backward(g, x, w, need_x, need_w):
+    pieces = _pieces(w)
+    if len(pieces) < 2 or not need_x:
+        return _linear_backward(g, x, w.abs() if need_x else w, need_x, need_w)
+    dx, piece = torch.zeros_like(x), torch.empty_like(w[: pieces[0][1]])
+    for begin, end in pieces:
+        dx.addmm_(g[:, begin:end], torch.abs(w[begin:end], out=piece[: end - begin]))
+    return dx, g.t() @ x if need_w else None
+
+
+LINEAR = Product(F.linear, _linear_backward, _linear_absolute, _linear_absolute_backward, lambda g: g.sum(0))
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -118,11 +147,17 @@ def conv_product(layout: torch.memory_format, stride, padding, dilation, groups:
     def backward(g, x, w, need_x, need_w):
         return torch.ops.aten.convolution_backward(g, x, w, None, *places, [need_x, need_w, False])[:2]
 
-    return Product(of, backward, lambda g: g.sum([0, *range(2, g.dim())]))
+    return Product(
+        of,
+        backward,
+        lambda x, w: of(x, w.abs()),
+        lambda g, x, w, need_x, need_w: backward(g, x, w.abs() if need_x else w, need_x, need_w),
+        lambda g: g.sum([0, *range(2, g.dim())]),
+    )
 
 
 def _box(product: Product, center, radius, weight, bias, weight_radius, clean):
-    c, r = product.of(center, weight, bias), product.of(radius, weight.abs(), None)
+    c, r = product.of(center, weight, bias), product.absolute(radius, weight)
     if weight_radius is not None:
         r += product.of(center.abs().add_(radius), weight_radius, None)
     return c, r, center.new_empty(0) if clean is None else product.of(clean, weight, bias)
@@ -149,7 +184,7 @@ def _box_backward(product: Product, gc, gr, gx, center, radius, weight, weight_r
         dc, dx = (d, dx) if x is center and g is gc else (dc, d)
     if gr is not None:
         if need_r or need_w:
-            dr, signed = product.backward(gr, radius, weight.abs() if need_r else weight, need_r, need_w)
+            dr, signed = product.absolute_backward(gr, radius, weight, need_r, need_w)
             if need_w:
                 _ops.interval_sign_(signed, *(_as(t, signed) for t in (weight, dw)))
                 dw = signed
