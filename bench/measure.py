@@ -7,6 +7,7 @@ without it. Both call `measure` and print `report.table`. Inputs, references and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 import roofline
 from cases import Case, Inputs, gradients_of, leaves, upcast
-from memory import peak_memory
+from memory import kept_memory, peak_memory
 from timing import Candidate, HostClock, Samples, interleave
 
 # Of the result's norm: for peers, and for us where no eager peer sets a tighter limit.
@@ -94,8 +95,9 @@ class Result:
         return {"case": self.case.name, **facts, "gemm_rate": self.gemm_rate, "rows": rows}
 
 
-def measure(case: Comparison, device: str, **rounds) -> Result:
-    """Checks every candidate; only if all are right, times them in turn, with the copy among them."""
+def measure(case: Comparison, device: str, *, new_memory: bool = False, **rounds) -> Result:
+    """Checks every candidate; only if all are right, times them in turn, with the copy among them. `new_memory`: what
+    they allocate on a CPU is new to the process each time."""
     try:
         work = case.build()
     except Exception as error:
@@ -125,10 +127,8 @@ def measure(case: Comparison, device: str, **rounds) -> Result:
         for name, candidate in timed.items():
             rows[name].peak_bytes = peak_memory(candidate, device)
         copy, moved = roofline.copy(device)
-        clock = roofline.clock(device)
-        clock.reserve = max(row.peak_bytes or 0 for row in rows.values())
-        samples = interleave(timed | {roofline.COPY: copy}, clock, **rounds)
-        clock.reserve = 0
+        with nullcontext() if new_memory else kept_memory():
+            samples = interleave(timed | {roofline.COPY: copy}, roofline.clock(device), **rounds)
         result.copy_bandwidth = moved / samples.pop(roofline.COPY).median
     for name in samples:
         rows[name].samples = samples[name]

@@ -74,7 +74,7 @@ def headline(device: str) -> str:
         f"{where}; {e['threads']} threads on {e['cores']} cores, load {e['load']:.1f}",
         f"torch {e['torch']}, warpup {e['warpup']['version']} at {e['git']}; at the start: {rates}",
         "us: median (IQR: its spread); % copy: of the copy timed in the same rounds; MB: peak beyond the inputs;",
-        "x: a candidate's time over the first one's.",
+        "x: a candidate's time over the first one's. On a CPU freed memory is kept unless --new-memory is given.",
     ]
     if device == "cpu" and e["load"] > e["cores"] / 2:
         lines.append(

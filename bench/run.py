@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--show", type=Path, help="only print a summary of such a file")
     parser.add_argument("--budget", type=float, default=4.0, help="seconds of timing a case")
+    parser.add_argument("--new-memory", action="store_true", help="CPU: time with glibc's default, page faults and all")
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="start no case after so many seconds")
     arguments = parser.parse_args()
     if arguments.show:
@@ -46,7 +47,7 @@ def main() -> int:
             left_out.append(case.name)
             continue
         print(f"... {case.name}", file=sys.stderr, flush=True)
-        results.append(measure(case, arguments.device, **rounds))
+        results.append(measure(case, arguments.device, new_memory=arguments.new_memory, **rounds))
         if arguments.json:  # after each case: a run that is cut short still leaves its numbers
             arguments.json.write_text(json.dumps(record(results, arguments.device), indent=1))
     print(table(results, arguments.device, color=sys.stdout.isatty()))

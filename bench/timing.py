@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import gc
 import math
-import mmap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-import numpy as np
 import torch
 
 
@@ -50,37 +48,22 @@ class Samples:
         return high - low
 
 
-def claim(size: int) -> None:
-    """Touches `size` bytes of new memory and frees them. The host of a virtual machine may take back what has lain free
-    for a second or two, and the next to touch it waits for it (2 s a GB were seen): not a candidate's doing."""
-    if size < 1 << 20:
-        return
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        pages = np.frombuffer(memory, np.uint8)
-        pages[:: mmap.PAGESIZE] = 1
-        del pages
-
-
 class HostClock:
     """Wall-clock time, for CPU work and for the host's share of a launch. Short calls are repeated within a sample.
 
-    A result is freed after the clock stops. A result that a candidate allocates is allocated on the clock, for each of
-    them alike: fresh pages of a large tensor cost page faults, which is a good part of its time on a CPU.
+    A result is freed after the clock stops. What a candidate allocates is allocated on the clock, from memory that was
+    freed before where `kept_memory` is open.
     """
 
     def __init__(self, device: str, shortest_sample: float = 200e-6):
         self.synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
         self.shortest_sample = shortest_sample
-        self.reserve = 0  # bytes to `claim` before each sample: what the largest of the candidates needs
 
     def calls(self, candidate: Candidate, seconds: float) -> int:
         return 1 if candidate.setup else min(1000, max(1, math.ceil(self.shortest_sample / seconds)))
 
     def sample(self, candidate: Candidate, calls: int) -> Callable[[], float]:
         run, arguments = candidate.run, candidate.arguments()
-        claim(self.reserve)
         self.synchronize()
         output = None
         start = time.perf_counter_ns()
