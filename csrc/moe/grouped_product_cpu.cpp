@@ -17,6 +17,8 @@ namespace {
 constexpr int kRows = 6, kColumns = 64;        // of a tile: 24 of 32 registers hold sums
 constexpr int64_t kPacked = int64_t(1) << 17;  // pairs of b that stay in half of an L2 while a goes by
 constexpr int64_t kDepth = 128;                // pairs of a sum at once: of b, 64 columns of them stay in an L1
+constexpr int kFew = 8, kLanes = 48;           // of a tile that b is not packed for: rows of b, and of a
+constexpr int64_t kMost = 2 * kLanes;          // rows of a that stay in an L2 while b goes by
 
 // Pieces of 64 elements of b, two lines, that are fetched while a tile is computed, for the tiles after it.
 struct Ahead {
@@ -41,6 +43,10 @@ struct Kernels {
   // A tile out[6][64] of sums over pairs, a [pairs][6] and b [pairs][64].
   void (*tile)(const uint32_t* a, const uint32_t* b, int64_t pairs, const Parts& parts, bfloat16* out, int64_t stride,
                bool stream, const Ahead& ahead);
+  // out[n][8], n <= 48: sums over `depth` of 8 rows of b as they lie and a packed as columns; `next` are fetched. May
+  // be null.
+  void (*few)(const bfloat16* const* b, const bfloat16* const* next, const uint32_t* a, int64_t n, int64_t depth,
+              bfloat16* out, int64_t stride);
 };
 
 constexpr bfloat16 kZeros[kColumns] = {};
@@ -204,15 +210,85 @@ WARPUP_DOT_PRODUCTS void dot_product_tile(const uint32_t* a, const uint32_t* b, 
     }
   }
 }
+
+// The sums of 8 rows of b with 16 kVectors columns of a, rounded.
+template <int kVectors>
+WARPUP_DOT_PRODUCTS void few_sums(const bfloat16* const* b, const bfloat16* const* next, const uint32_t* a,
+                                  int64_t depth, bfloat16 (*out)[kColumns]) {
+  constexpr int64_t kLine = 16;  // pairs
+  __m512 sums[kFew][kVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < kFew; ++i) {
+#pragma GCC unroll 3
+    for (int j = 0; j < kVectors; ++j) sums[i][j] = _mm512_setzero_ps();
+  }
+  const auto add = [&](int64_t p, auto pair_of)
+                       __attribute__((always_inline, target("avx512f,avx512bw,avx512vl,avx512bf16"))) {
+                         __m512bh other[kVectors];
+#pragma GCC unroll 3
+                         for (int j = 0; j < kVectors; ++j)
+                           other[j] = (__m512bh)_mm512_loadu_si512(a + p * kColumns + 16 * j);
+#pragma GCC unroll 8
+                         for (int i = 0; i < kFew; ++i) {
+                           const __m512bh mine = (__m512bh)_mm512_set1_epi32(pair_of(i));
+#pragma GCC unroll 3
+                           for (int j = 0; j < kVectors; ++j) sums[i][j] = _mm512_dpbf16_ps(sums[i][j], mine, other[j]);
+                         }
+                       };
+  const int64_t whole = depth / 2;
+  for (int64_t line = 0; line < whole; line += kLine) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kFew; ++i) _mm_prefetch(reinterpret_cast<const char*>(next[i] + 2 * line), _MM_HINT_T1);
+    const int64_t end = std::min(whole, line + kLine);
+    for (int64_t p = line; p < end; ++p) {
+      add(p, [&](int i) __attribute__((always_inline)) {
+        int pair;
+        std::memcpy(&pair, b[i] + 2 * p, sizeof(pair));
+        return pair;
+      });
+    }
+  }
+  if (depth % 2) add(whole, [&](int i) __attribute__((always_inline)) { return int(b[i][depth - 1].bits); });
+#pragma GCC unroll 8
+  for (int i = 0; i < kFew; ++i) {
+#pragma GCC unroll 3
+    for (int j = 0; j < kVectors; ++j) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[i] + 16 * j), (__m256i)_mm512_cvtneps_pbh(sums[i][j]));
+    }
+  }
+}
+
+WARPUP_DOT_PRODUCTS void dot_product_few(const bfloat16* const* b, const bfloat16* const* next, const uint32_t* a,
+                                         int64_t n, int64_t depth, bfloat16* out, int64_t stride) {
+  alignas(64) bfloat16 tile[kFew][kColumns];
+  const auto sums = n > 32 ? few_sums<3> : n > 16 ? few_sums<2> : few_sums<1>;
+  sums(b, next, a, depth, tile);
+  for (int64_t t = 0; t < n; t += 8) {  // 8 x 8 elements turned
+    __m128i r[8], s[8];
+    for (int i = 0; i < 8; ++i) r[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(tile[i] + t));
+    for (int i = 0; i < 8; i += 2) {
+      s[i] = _mm_unpacklo_epi16(r[i], r[i + 1]), s[i + 1] = _mm_unpackhi_epi16(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+      r[i] = _mm_unpacklo_epi32(s[i], s[i + 2]), r[i + 1] = _mm_unpackhi_epi32(s[i], s[i + 2]);
+      r[i + 2] = _mm_unpacklo_epi32(s[i + 1], s[i + 3]), r[i + 3] = _mm_unpackhi_epi32(s[i + 1], s[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      s[2 * i] = _mm_unpacklo_epi64(r[i], r[i + 4]), s[2 * i + 1] = _mm_unpackhi_epi64(r[i], r[i + 4]);
+    }
+    const int64_t rows = std::min<int64_t>(8, n - t);
+    for (int64_t i = 0; i < rows; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(out + (t + i) * stride), s[i]);
+  }
+}
 #endif
 
 Kernels widest() {
 #ifdef WARPUP_DOT_PRODUCTS
   if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl")) {
-    return {dot_product_pack, dot_product_pack_turned, dot_product_tile};
+    return {dot_product_pack, dot_product_pack_turned, dot_product_tile, dot_product_few};
   }
 #endif
-  return {portable_pack, portable_pack_turned, portable_tile};
+  return {portable_pack, portable_pack_turned, portable_tile, nullptr};
 }
 
 // One group: out [m, columns] = sum over `depth` of a and b.
@@ -329,6 +405,42 @@ void tiles_of(const GroupedProductArgs& args, const Group& g, int64_t first, int
   }
 }
 
+// Whether a group has so few rows that packing b costs more than lanes that stay empty.
+bool is_few(const GroupedProductArgs& args, const Group& g, const Kernels& kernels) {
+  const auto rounded = [&](int64_t to) { return (g.m + to - 1) / to * to; };
+  return kernels.few && args.turned && !args.weights && g.m <= kMost && rounded(16) < rounded(kRows) + 16;
+}
+
+// Column tiles [first, last) of such a group: b's rows as they lie, a packed as columns.
+void few_of(const GroupedProductArgs& args, const Group& g, int64_t first, int64_t last, const Kernels& kernels,
+            std::vector<uint32_t>& packed) {
+  const int64_t tiles = (g.m + kLanes - 1) / kLanes, each = (g.m + tiles - 1) / tiles, size = g.pairs() * kColumns;
+  packed.resize(tiles * size);
+  const auto rows = [&](int64_t t) { return std::min(each, g.m - t * each); };
+  for (int64_t t = 0; t < tiles; ++t) {
+    kernels.pack_turned(g.a.data() + t * each, rows(t), 0, g.depth, packed.data() + t * size);
+  }
+  const int64_t end = std::min(args.columns, last * kColumns);
+  for (int64_t n = first * kColumns; n < end; n += kFew) {
+    const bfloat16 *b[kFew], *next[kFew];
+    for (int64_t i = 0; i < kFew; ++i) {  // past the last column: the last again
+      b[i] = g.b[std::min(n + i, args.columns - 1)], next[i] = g.b[std::min(n + kFew + i, args.columns - 1)];
+    }
+    for (int64_t t = 0; t < tiles; ++t) {
+      bfloat16* out = g.out + t * each * args.columns + n;
+      if (n + kFew <= args.columns) {
+        kernels.few(b, next, packed.data() + t * size, rows(t), g.depth, out, args.columns);
+        continue;
+      }
+      bfloat16 edge[kLanes * kFew];
+      kernels.few(b, next, packed.data() + t * size, rows(t), g.depth, edge, kFew);
+      for (int64_t r = 0; r < rows(t); ++r) {
+        std::memcpy(out + r * args.columns, edge + r * kFew, (args.columns - n) * sizeof(*out));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 void grouped_product_cpu(const GroupedProductArgs& args) {
@@ -360,6 +472,10 @@ void grouped_product_cpu(const GroupedProductArgs& args) {
       const int64_t begin = first <= start[e] ? 0 : cut(first), end = last <= start[e] ? 0 : cut(last);
       if (begin >= end) continue;
       const Group g = group_of(args, e);
+      if (is_few(args, g, kernels)) {
+        few_of(args, g, begin, end, kernels, buffers.b);
+        continue;
+      }
       buffers.a.resize((g.m + kRows - 1) / kRows * kRows * g.pairs());
       pack_a(args, g, buffers.a.data());
       tiles_of(args, g, begin, end, stream, kernels, buffers);
