@@ -32,7 +32,7 @@ def within(got, want, naive, scale=1.0):
 @st.composite
 def products(draw):
     experts, n, k = (draw(st.sampled_from(s)) for s in ([1, 2, 5], [1, 5, 6, 13, 64, 70], [0, 1, 2, 7, 63, 64, 130]))
-    counts = draw(st.lists(st.sampled_from([0, 1, 2, 5, 6, 7, 31]), min_size=experts, max_size=experts))
+    counts = draw(st.lists(st.sampled_from([0, 1, 2, 5, 6, 7, 31, 49, 100]), min_size=experts, max_size=experts))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     dtype, beyond = draw(st.sampled_from(DTYPES)), draw(st.sampled_from([0, 3]))
     offsets = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()])

@@ -75,7 +75,8 @@ inline void grouped_product() {
   const int64_t groups = below(5), width = below(chance(0.3) ? 140 : 20), columns = below(chance(0.3) ? 200 : 70);
   const int64_t beyond = below(3), sources = 1 + below(6);
   std::vector<int64_t> bounds{0};
-  for (int64_t e = 0; e < groups; ++e) bounds.push_back(bounds.back() + (chance(0.3) ? 0 : below(20)));
+  for (int64_t e = 0; e < groups; ++e)
+    bounds.push_back(bounds.back() + (chance(0.3) ? 0 : below(chance(0.2) ? 110 : 20)));
   const int64_t rows = bounds.back() + beyond;
   const bool a_moved = chance(0.5), b_moved = weights && chance(0.5);
   Array offsets(DType::i64, {groups + 1}), a_rows(DType::i64, {rows}), b_rows(DType::i64, {rows});
