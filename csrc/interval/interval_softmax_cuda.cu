@@ -51,9 +51,10 @@ __global__ __launch_bounds__(kThreads) void interval_softmax_kernel(const Interv
   const Ends<T> l{args.center + at, args.radius + at, -1}, u{args.center + at, args.radius + at, 1};
   const Competition<Acc> high = compete(u, args.n), low = compete(l, args.n);
   for (int64_t j = threadIdx.x; j < args.n; j += kThreads) {
-    const Acc upper = low.empty() ? low.uncontested(u[j]) : low.share(u[j], l[j], j).value;
-    const Acc share = high.empty() ? high.uncontested(l[j]) : high.share(l[j], u[j], j).value;
-    const Acc lower = in_order(l[j], u[j], share, upper);
+    const Acc below = l[j], above = u[j];
+    const Acc upper = low.empty() ? low.uncontested(above) : low.share(above, below, j).value;
+    const Acc share = high.empty() ? Acc(0) : high.share(below, above, j).value;  // empty: lower ends are -inf, too
+    const Acc lower = in_order(below, above, share, upper);
     args.out_center[at + j] = store<T>((lower + upper) / 2);
     args.out_radius[at + j] = store<T>((upper - lower) / 2);
   }
