@@ -2,8 +2,7 @@
 
 CUDA: the caching allocator's own peak. CPU: the system's high-water mark of resident memory (VmHWM), reset before
 the call by writing 5 to /proc/self/clear_refs. It sees what torch's allocator, a kernel's own scratch and NumPy
-take alike, in pages really touched. It is blind below some pages, and where the heap's free memory is used again: large
-tensors never are, they are mapped and unmapped, and the rest of the heap is trimmed first.
+take alike, in pages really touched. It is blind below some pages; what the heap holds free is given back first.
 """
 
 from __future__ import annotations
@@ -57,3 +56,4 @@ def kept_memory() -> Iterator[None]:
         yield
     finally:
         libc.mallopt(trim, 128 << 10), libc.mallopt(mappings, 1 << 16)
+        libc.malloc_trim(0)

@@ -3,6 +3,7 @@
 
 #include "core/math.h"
 #include "core/parallel.h"
+#include "core/widen.h"
 #include "interval/interval_margin.h"
 
 namespace warpup {
@@ -20,10 +21,7 @@ struct WideRows {
       data = x;
     } else {
       copy.resize(rows * n);
-      for (int64_t i = 0; i < rows; ++i) {
-#pragma omp simd
-        for (int64_t j = 0; j < n; ++j) copy[i * n + j] = load(x[i * stride + j]);
-      }
+      for (int64_t i = 0; i < rows; ++i) widen(x + i * stride, n, copy.data() + i * n);
       data = copy.data(), this->stride = n;
     }
   }

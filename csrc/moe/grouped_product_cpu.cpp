@@ -18,7 +18,7 @@ constexpr int kRows = 6, kColumns = 64;        // of a tile: 24 of 32 registers 
 constexpr int64_t kPacked = int64_t(1) << 17;  // pairs of b that stay in half of an L2 while a goes by
 constexpr int64_t kDepth = 128;                // pairs of a sum at once: of b, 64 columns of them stay in an L1
 constexpr int kFew = 8, kLanes = 48;           // of a tile that b is not packed for: rows of b, and of a
-constexpr int64_t kMost = 2 * kLanes;          // rows of a that stay in an L2 while b goes by
+constexpr int64_t kFewPacked = 3 << 16;        // pairs of packed a that stay in an L2 while b goes by
 
 // Pieces of 64 elements of b, two lines, that are fetched while a tile is computed, for the tiles after it.
 struct Ahead {
@@ -405,16 +405,17 @@ void tiles_of(const GroupedProductArgs& args, const Group& g, int64_t first, int
   }
 }
 
-// Whether a group has so few rows that packing b costs more than lanes that stay empty.
-bool is_few(const GroupedProductArgs& args, const Group& g, const Kernels& kernels) {
-  const auto rounded = [&](int64_t to) { return (g.m + to - 1) / to * to; };
-  return kernels.few && args.turned && !args.weights && g.m <= kMost && rounded(16) < rounded(kRows) + 16;
+// Tiles of the packed a of a group with few rows; 0 where they are too many for b to go by unpacked.
+int64_t few_tiles(const GroupedProductArgs& args, const Group& g, const Kernels& kernels) {
+  const int64_t tiles = (g.m + kLanes - 1) / kLanes;
+  const bool few = kernels.few && args.turned && !args.weights && tiles * g.pairs() * kColumns <= kFewPacked;
+  return few && tiles <= 2 ? tiles : 0;
 }
 
 // Column tiles [first, last) of such a group: b's rows as they lie, a packed as columns.
-void few_of(const GroupedProductArgs& args, const Group& g, int64_t first, int64_t last, const Kernels& kernels,
-            std::vector<uint32_t>& packed) {
-  const int64_t tiles = (g.m + kLanes - 1) / kLanes, each = (g.m + tiles - 1) / tiles, size = g.pairs() * kColumns;
+void few_of(const GroupedProductArgs& args, const Group& g, int64_t tiles, int64_t first, int64_t last,
+            const Kernels& kernels, std::vector<uint32_t>& packed) {
+  const int64_t each = (g.m + 16 * tiles - 1) / (16 * tiles) * 16, size = g.pairs() * kColumns;  // whole vectors
   packed.resize(tiles * size);
   const auto rows = [&](int64_t t) { return std::min(each, g.m - t * each); };
   for (int64_t t = 0; t < tiles; ++t) {
@@ -472,8 +473,8 @@ void grouped_product_cpu(const GroupedProductArgs& args) {
       const int64_t begin = first <= start[e] ? 0 : cut(first), end = last <= start[e] ? 0 : cut(last);
       if (begin >= end) continue;
       const Group g = group_of(args, e);
-      if (is_few(args, g, kernels)) {
-        few_of(args, g, begin, end, kernels, buffers.b);
+      if (const int64_t few = few_tiles(args, g, kernels)) {
+        few_of(args, g, few, begin, end, kernels, buffers.b);
         continue;
       }
       buffers.a.resize((g.m + kRows - 1) / kRows * kRows * g.pairs());

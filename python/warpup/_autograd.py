@@ -10,14 +10,20 @@ from torch import Tensor
 
 
 class _Twice(torch.autograd.Function):
-    """The identity; its own backward is an error."""
+    """A copy of a gradient that depends on `sources`; its own backward is an error."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, gradient, _):
-        return gradient.view_as(gradient)
+    def forward(gradient, *sources):
+        return gradient.clone()
 
     @staticmethod
-    def backward(ctx, *_):
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
         raise RuntimeError(
             "warpup's operators have no second derivative: their gradients were differentiated again "
             "(create_graph=True). Where you need one, use its `reference_` function in warpup.ops"
@@ -25,17 +31,17 @@ class _Twice(torch.autograd.Function):
 
 
 def once_differentiable(backward: Callable) -> Callable:
-    """A `backward` whose results raise where they are differentiated again. torch's decorator of this name does so only
-    where the incoming gradient requires a gradient; else the term would be missing without a word."""
+    """A `backward` whose results raise where they are differentiated again, by what it saved or was given. torch's
+    decorator of this name heeds only what was given; else the term would be missing without a word."""
 
     @wraps(backward)
     def once(ctx, *gradients):
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return backward(ctx, *gradients)
+        sources = [t for t in (*ctx.saved_tensors, *gradients) if isinstance(t, Tensor) and t.requires_grad]
         with torch.no_grad():
             found = backward(ctx, *gradients)
-        tracked = torch.empty(0, requires_grad=True)
         found = found if isinstance(found, tuple) else (found,)
-        return tuple(_Twice.apply(g, tracked) if isinstance(g, Tensor) else g for g in found)
+        return tuple(_Twice.apply(g, *sources) if isinstance(g, Tensor) else g for g in found)
 
     return once
