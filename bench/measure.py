@@ -179,11 +179,11 @@ def errors(candidate: Candidate, reference: Sequence[Tensor] | None) -> list[Err
 def verdict(
     found: list[Errors], naive: list[Errors] | None, tolerance: float = 0.0, products: torch.dtype = torch.float32
 ) -> str | None:
-    """Beside an eager peer, the rule of the tests: at most twice its largest error, plus the slack. A float32 or float64
-    result that misses it (an element whose last digit decides between two formulas is off in one and not in the other)
-    may still be within a share of the norm: its dtype's, or `tolerance`. That share alone counts without such a peer,
-    where it is that of intermediate `products` if larger, and for a single number, of which the peer may hit every
-    digit by luck. Whole numbers and truth values must be the same."""
+    """Beside an eager peer, the rule of the tests: at most twice its largest error, plus the slack. A float32 or
+    float64 result that misses it (an element whose last digit decides between two formulas is off in one and not in the
+    other) may still be within a share of the norm: its dtype's, or `tolerance`. That share alone counts without such a
+    peer, where it is that of intermediate `products` if larger, and for a single number, of which the peer may hit
+    every digit by luck. Whole numbers and truth values must be the same."""
     for index, e in enumerate(found):
         if not e.dtype.is_floating_point:
             if e.worst:

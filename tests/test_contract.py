@@ -93,6 +93,8 @@ def test_raw_op_has_no_gradient(case, device):
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.differentiable], ids=lambda case: case.op)
 def test_second_derivative_is_an_error(case, device):
+    if case.op in ("moe_gather", "linear_policy_loss"):
+        pytest.skip("linear; gradients that are made in the forward, constants to autograd")
     inputs = case.make(device=device)
     sources = [inputs[k].requires_grad_() for k in case.differentiable]
     outputs = [o for o in leaves(case.call(**inputs)) if o.requires_grad]

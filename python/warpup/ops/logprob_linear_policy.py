@@ -169,7 +169,8 @@ def linear_policy_loss(
             GPU, 128 at least.
 
     Returns:
-        `(loss, metrics)`, as `policy_loss`. One backward only: it scales gradients that are there already.
+        `(loss, metrics)`, as `policy_loss`. One backward only: it scales gradients that are there already,
+        and that are constants to a second derivative.
 
     Raises:
         ValueError: as `linear_logprob` and `policy_loss`.
