@@ -49,7 +49,8 @@ def main() -> int:
         print(f"... {case.name}", file=sys.stderr, flush=True)
         results.append(measure(case, arguments.device, new_memory=arguments.new_memory, **rounds))
         if arguments.json:  # after each case: a run that is cut short still leaves its numbers
-            arguments.json.write_text(json.dumps(record(results, arguments.device), indent=1))
+            facts = record(results, arguments.device) | {"new_memory": arguments.new_memory}
+            arguments.json.write_text(json.dumps(facts, indent=1))
     print(table(results, arguments.device, color=sys.stdout.isatty()))
     if left_out:
         print("Left out for lack of time: " + ", ".join(left_out))
