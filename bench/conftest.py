@@ -5,20 +5,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+import torch
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]  # the tests' case table is ours, too
-
-import torch  # noqa: E402
-
-import warpup._native as native  # noqa: E402
-from measure import Result  # noqa: E402
-from measure import measure as measure_case  # noqa: E402
-from report import environment, table  # noqa: E402
+import warpup._native as native
+from bench.harness.measure import Result
+from bench.harness.measure import measure as measure_case
+from bench.harness.report import environment, table
 
 RESULTS: list[Result] = []
 

@@ -48,20 +48,20 @@ if [ -z "$dry" ]; then
 fi
 step cuda 60 "$python" -c "
 import torch, warpup._native as native
-print('torch', torch.__version__, '|', native.build_info())
+print('torch', torch.__version__, '|', native.arrays.build_info())
 assert '$device' == 'cpu' or native.has_cuda(), 'no CUDA twins in this build, or torch sees no GPU'"
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
 ignore=() parallel=()
 if ! has hypothesis; then
-  notes+=("hypothesis is missing: the tests did not run, bench/sanitize.py checked the case table in their place")
+  notes+=("hypothesis is missing: the tests did not run, bench.gpu.sanitize checked the case table in their place")
 elif has pytest; then
   has xdist && parallel=(-n "$([ -n "$dry" ] && echo 0 || echo 8)") || notes+=("pytest-xdist is missing: tests ran one by one")
   for module in datasets reasoning_gym jax; do  # what only some tests import
     has $module && continue
     while read -r file; do
       ignore+=("--ignore=$file") && notes+=("$module is missing: left out $file")
-    done < <(grep -lE "^(import|from) $module\b" tests/test_*.py)
+    done < <(grep -lE "^(import|from) $module\b" tests/*/test_*.py tests/*/*/test_*.py)
   done
   tests=(tests -k "cuda and not hostcuda")  # the other twins are CI's business
   [ -n "$dry" ] && tests=(tests/test_contract.py -k test_deterministic)
@@ -72,13 +72,13 @@ fi
 
 # ---- compute-sanitizer, four tools side by side ---------------------------------------------------------------------
 if [ -n "$dry" ]; then
-  step sanitize 60 "$python" bench/sanitize.py --device cpu --sizes grad
+  step sanitize 60 "$python" -m bench.gpu.sanitize --device cpu --sizes grad
 elif command -v compute-sanitizer >/dev/null; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   pids=() tools=(memcheck racecheck synccheck initcheck) begin=$SECONDS
   for tool in "${tools[@]}"; do
     timeout --kill-after=5 120 compute-sanitizer --tool "$tool" --error-exitcode 99 --print-limit 20 \
-      "$python" bench/sanitize.py >"$out/sanitize_$tool.log" 2>&1 &
+      "$python" -m bench.gpu.sanitize >"$out/sanitize_$tool.log" 2>&1 &
     pids+=($!)
   done
   for i in "${!tools[@]}"; do
@@ -91,19 +91,19 @@ elif command -v compute-sanitizer >/dev/null; then
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else
   notes+=("compute-sanitizer is missing: not run")
-  step sanitize 60 "$python" bench/sanitize.py
+  step sanitize 60 "$python" -m bench.gpu.sanitize
 fi
 
 # ---- streams, graphs, launches; then speed --------------------------------------------------------------------------
-step gpu_checks 120 "$python" bench/gpu_checks.py --device $device --json "$out/gpu_checks.json"
+step gpu_checks 120 "$python" -m bench.gpu.gpu_checks --device $device --json "$out/gpu_checks.json"
 cases='^(token_logprob|((?! (forward|backward) (bf16|fp32) ).)*$)'  # of the other ops both ways at once only
-step bench 240 "$python" bench/run.py --device $device "${quick[@]}" -k "$cases" --budget 1 --stop-after 150 \
+step bench 240 "$python" -m bench --device $device "${quick[@]}" -k "$cases" --budget 1 --stop-after 150 \
   --json "$out/bench.json"
 
 # ---- the short table, last ------------------------------------------------------------------------------------------
 echo
 grep -v USDT "$out/gpu_checks.log"
-"$python" bench/run.py --show "$out/bench.json" || true
+"$python" -m bench --show "$out/bench.json" || true
 for note in "${notes[@]}"; do echo "note: $note"; done
 echo "all in $SECONDS s; logs and JSON in $out"
 if [ ${#failed[@]} -gt 0 ]; then

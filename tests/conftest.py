@@ -4,9 +4,7 @@ host executor (`tests/cpp/hostcuda`), the CUDA kernel on a GPU where there is on
 from __future__ import annotations
 
 import fcntl
-import importlib
 import os
-import pkgutil
 import shutil
 import subprocess
 import sys
@@ -17,8 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-import warpup.ops
-from warpup import _native
+from warpup import _native, _op
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -64,6 +61,18 @@ def hostcuda_ops():
     return torch.ops.warpup_hostcuda
 
 
+class HostOps:
+    """The ops of the host executor; those that exist as compositions or on the CPU alone are the package's own."""
+
+    def __init__(self, ops):
+        self.ops = ops
+
+    def __getattr__(self, name):
+        found = getattr(self.ops if hasattr(self.ops, name) else torch.ops.warpup, name)
+        setattr(self, name, found)
+        return found
+
+
 @dataclass(frozen=True)
 class Twin:
     name: str
@@ -81,9 +90,7 @@ def twin(request, monkeypatch) -> Twin:
     require(request.param)
     if request.param == "hostcuda":
         ops = request.getfixturevalue("hostcuda_ops")
-        for module in pkgutil.iter_modules(warpup.ops.__path__, "warpup.ops."):
-            if hasattr(importlib.import_module(module.name), "_ops"):
-                monkeypatch.setattr(f"{module.name}._ops", ops)
+        monkeypatch.setattr(_op, "ops", HostOps(ops))
     return Twin(request.param, "cuda" if request.param == "cuda" else "cpu")
 
 

@@ -1,19 +1,13 @@
 """Every benchmark runs and its candidates are right, at tiny sizes; and a wrong candidate is told."""
 
 import gc
-import importlib
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCH = Path(__file__).resolve().parent.parent / "bench"
-sys.path.insert(0, str(BENCH))
+from bench.harness import measure, modules
 
-import measure  # noqa: E402
-
-MODULES = [importlib.import_module(path.stem) for path in sorted(BENCH.glob("bench_*.py"))]
+MODULES = modules()
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, build
+from tests.conftest import ROOT, build
 from warpup import _native
 
-CORE = Path(_native.core.__file__)
+CORE = Path(_native.arrays.__file__)
 
 
 def output_of(*command) -> str:
@@ -56,7 +56,7 @@ def test_no_build_paths(library):
 
 
 def test_version():
-    assert _native.build_info()["version"] == importlib.metadata.version("warpup")
+    assert _native.arrays.build_info()["version"] == importlib.metadata.version("warpup")
 
 
 def test_torch_and_pybind11_are_included_in_bind_only():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from cases import CASES, gradients_of, leaves, name_of
+from tests.support.cases import CASES, gradients_of, leaves, name_of
 
 EACH_VARIANT = [pytest.param(c, v, id=f"{c.op}-{v}") for c in CASES for v in c.variants]
 EACH_DTYPE = [pytest.param(c, v, t, id=f"{c.op}-{v}-{name_of(t)}") for c in CASES for v in c.variants for t in c.dtypes]

@@ -45,7 +45,7 @@ def test_token_logprob(change, message, grad):
 
 
 def test_token_logprob_backward():
-    """The raw op and `_core` take gradients from anyone."""
+    """The raw op and `warpup.arrays` take gradients from anyone."""
     ops, z, y = torch.ops.warpup, LOGPROB["logits"], LOGPROB["targets"]
     given = (z, y, None, 1.0, -100, None, None, 0.0, None)
     *_, stats = ops.token_logprob(*given, False, False, False)
@@ -137,7 +137,7 @@ def test_policy_loss_packed(change, message):
 
 
 def test_policy_loss_backward():
-    """The raw op and `_core` take options and gradients from anyone."""
+    """The raw op and `warpup.arrays` take options and gradients from anyone."""
     ops, z = torch.ops.warpup, torch.zeros(2, 3)
     tensors = (z, z, torch.zeros(2), z == 0, *(None,) * 6)
     choices, numbers = [0, 1, 0, 0, 0], [0.8, 1.2, 1.2, *(0.0,) * 10, 1.0, 1.0, 0.0, 0.0, 0.0]

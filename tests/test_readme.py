@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import llama, mixture
+from tests.support.tiny import llama, mixture
 from warpup.data import word_tokenizer
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()

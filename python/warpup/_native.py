@@ -1,4 +1,4 @@
-"""Finds and loads the two binaries: `_core` (pybind11) and `libwarpup_ops.so` (torch custom ops, stable ABI)."""
+"""Finds and loads the ops library, `libwarpup_ops.so`: torch custom ops on the stable ABI."""
 
 from __future__ import annotations
 
@@ -14,37 +14,20 @@ if tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) <
     )
 
 try:
-    from warpup import _core as core
+    from warpup import arrays
 except ImportError as error:
     raise ImportError(
         "warpup's compiled module is missing or does not load on this machine; build it with `pip install .` in the "
         f"repository ({error})"
     ) from error
 
-# Beside `_core`, not beside this file: in an editable install they are in different places.
-OPS_LIBRARY = Path(core.__file__).with_name("libwarpup_ops.so")
+# Beside `arrays`, not beside this file: in an editable install they are in different places.
+OPS_LIBRARY = Path(arrays.__file__).with_name("libwarpup_ops.so")
 if not OPS_LIBRARY.exists():
     raise ImportError(f"{OPS_LIBRARY} is missing, the installation is incomplete: pip install --force-reinstall .")
 torch.ops.load_library(OPS_LIBRARY)
 
 
-def build_info() -> dict:
-    """What the binaries were built for: version, compiler, CPU capability in use, CUDA architectures, torch headers."""
-    return core.build_info()
-
-
 def has_cuda() -> bool:
-    """Whether the CUDA twins are in this build and torch sees a GPU to run them on."""
-    return core.build_info()["cuda_archs"] is not None and torch.cuda.is_available()
-
-
-_fallthroughs = torch.library.Library("warpup", "IMPL")
-
-
-def load_ops(*names: str):
-    """The `torch.ops.warpup` namespace, after `names` are made to fall through autograd: a result of a raw op never
-    requires a gradient, so that backward through it fails loudly. The public functions carry the autograd (an autograd
-    kernel inside the op would double its call overhead)."""
-    for name in names:
-        _fallthroughs.impl(name, torch.library.fallthrough_kernel, "Autograd")
-    return torch.ops.warpup
+    """Whether the CUDA kernels are in this build and torch sees a GPU to run them on."""
+    return arrays.build_info()["cuda_archs"] is not None and torch.cuda.is_available()

@@ -11,7 +11,7 @@ from warpup import _native
 
 def describe() -> dict[str, str]:
     """Facts about the installation, in the order in which they are printed."""
-    build = _native.build_info()
+    build = _native.arrays.build_info()
     archs = build["cuda_archs"]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -23,7 +23,7 @@ def describe() -> dict[str, str]:
         "CUDA archs built": f"{archs} with nvcc {build['cuda_toolkit']}" if archs else "none",
         "GPU": ", ".join(gpus) or "none seen by torch",
         "ops library": str(_native.OPS_LIBRARY),
-        "pybind11 module": _native.core.__file__,
+        "pybind11 module": _native.arrays.__file__,
     }
 
 
@@ -31,7 +31,7 @@ def twins() -> list[tuple[str, bool, bool]]:
     """(op, has a CPU kernel, has a CUDA kernel) of every warpup op that is registered with torch."""
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("warpup::"))
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    cuda = _native.build_info()["cuda_archs"] is not None
+    cuda = _native.arrays.build_info()["cuda_archs"] is not None
     return [(name, has(name, "CPU"), cuda and has(name, "CUDA")) for name in names]
 
 

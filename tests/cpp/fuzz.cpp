@@ -1,4 +1,4 @@
-// Sanitizer driver: the CPU kernels through their entries (csrc/bind/<family>.h) on random shapes, strides and dtypes,
+// Sanitizer driver: the CPU kernels through their entries (csrc/<family>/<op>_check.h) on random shapes, strides and dtypes,
 // under AddressSanitizer and UBSan, against plain loops in double. No Python, no torch.
 //
 //   fuzz [--seed N] [--count N]      prints `N passed, N failed` last

@@ -13,7 +13,7 @@
 #include <thread>
 #include <vector>
 
-#include "bind/view.h"
+#include "core/view.h"
 
 namespace fuzz {
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "bind/advantage.h"
+#include "advantage/advantage_check.h"
 #include "fuzz.h"
 
 namespace fuzz {

@@ -1,7 +1,7 @@
 // interval_activation and interval_softmax against what sampling the box shows, and against plain loops.
 #pragma once
 
-#include "bind/interval_activation.h"
+#include "interval/interval_activation_check.h"
 #include "fuzz.h"
 
 namespace fuzz {

@@ -1,7 +1,7 @@
 // margin_bounds against plain loops.
 #pragma once
 
-#include "bind/interval_margin.h"
+#include "interval/interval_margin_check.h"
 #include "fuzz.h"
 
 namespace fuzz {

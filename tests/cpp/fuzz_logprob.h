@@ -1,7 +1,7 @@
 // token_logprob against plain loops.
 #pragma once
 
-#include "bind/logprob.h"
+#include "logprob/token_logprob_check.h"
 #include "fuzz.h"
 
 namespace fuzz {

@@ -1,7 +1,7 @@
 // divergence and topk_divergence against plain loops, and the scalar functions under them.
 #pragma once
 
-#include "bind/logprob_divergence.h"
+#include "divergence/divergence_check.h"
 #include "fuzz.h"
 
 namespace fuzz {

@@ -5,7 +5,7 @@
 #include <tuple>
 #include <utility>
 
-#include "bind/logprob_policy.h"
+#include "policy/policy_loss_check.h"
 #include "fuzz.h"
 
 namespace fuzz {

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "bind/moe.h"
-#include "bind/moe_route.h"
+#include "moe/moe_gather_check.h"
+#include "moe/moe_route_check.h"
 #include "fuzz.h"
 
 namespace fuzz {

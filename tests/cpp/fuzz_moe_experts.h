@@ -1,8 +1,8 @@
 // moe_glu and grouped_product against plain loops.
 #pragma once
 
-#include "bind/moe_glu.h"
-#include "bind/moe_product.h"
+#include "moe/moe_glu_check.h"
+#include "moe/grouped_product_check.h"
 #include "fuzz.h"
 
 namespace fuzz {

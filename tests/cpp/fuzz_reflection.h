@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <array>
 
-#include "bind/reflection.h"
+#include "reflection/reflection_check.h"
 #include "fuzz.h"
 
 namespace fuzz {

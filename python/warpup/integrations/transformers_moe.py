@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import activations
 from transformers.integrations import moe
 
-from warpup.ops.moe import moe_combine, moe_gather, moe_plan
-from warpup.ops.moe_experts import moe_experts
-from warpup.ops.moe_grouped import expert_of, grouped_mm
+from warpup.moe.grouped_mm import expert_of, grouped_mm
+from warpup.moe.moe_experts import moe_experts
+from warpup.moe.moe_gather import moe_combine, moe_gather, moe_plan
 
 KINDS = {
     torch.nn.SiLU: "silu",

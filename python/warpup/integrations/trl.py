@@ -21,8 +21,8 @@ from torch.nn import functional
 from trl.trainer.utils import nanmax, nanmin
 
 from warpup import policy_loss, token_logprob
-from warpup.ops.logprob import IGNORE_INDEX
-from warpup.ops.logprob_policy import POLICY_KINDS
+from warpup.logprob.token_logprob import IGNORE_INDEX
+from warpup.policy.policy_loss import POLICY_KINDS
 
 
 class LossType(NamedTuple):

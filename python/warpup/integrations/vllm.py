@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from warpup.integrations._requests import Requests, schedule_from
-from warpup.ops.reflection import reflection_state_update_
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
+from warpup.reflection.apply_schedule import reflection_state_update_
 
 try:
     from vllm.v1.sample.logits_processor import LogitsProcessor as Base

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from warpup.ops.reflection import (
+from warpup.reflection.apply_schedule import (
     FIELDS,
     MARKER,
     SCHEDULE,
@@ -16,13 +16,13 @@ from warpup.ops.reflection import (
     apply_schedule_,
     reflection_state_update_,
 )
-from warpup.ops.reflection_sample import SAMPLING, SampledStep, sample_step, sampling_row
+from warpup.reflection.sample_step import SAMPLING, SampledStep, sample_step, sampling_row
 from warpup.reflection.schedule import ReflectionSchedule
 from warpup.reflection.tokens import ReflectionTokens
 
 
 class Standing(NamedTuple):
-    """Where requests stand, one value a row, int64: `phase` indexes `warpup.ops.reflection.PHASES`."""
+    """Where requests stand, one value a row, int64: `phase` indexes `warpup.reflection.apply_schedule.PHASES`."""
 
     phase: Tensor
     generated: Tensor

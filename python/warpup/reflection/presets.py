@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from warpup.ops.reflection import PHASES
+from warpup.reflection.apply_schedule import PHASES
 from warpup.reflection.batch import ReflectionBatch
 from warpup.reflection.schedule import ReflectionSchedule
 from warpup.reflection.tokens import ReflectionTokens

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from warpup.ops.reflection import ANCHORS, PHASES, SCHEDULE, WAVES
+from warpup.reflection.apply_schedule import ANCHORS, PHASES, SCHEDULE, WAVES
 from warpup.reflection.tokens import ReflectionTokens
 
 UNITS = ("logit", "nat")

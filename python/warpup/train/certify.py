@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup.nn.interval import (
+from warpup.interval import (
     bound,
     crown_ibp_loss,
     epsilon_schedule,
@@ -30,7 +30,7 @@ from warpup.nn.interval import (
     sabr_box,
     tightness_loss,
 )
-from warpup.nn.interval.sabr import evaluating
+from warpup.interval.network.sabr import evaluating
 
 from . import checkpoint
 from .certify_data import Images, pixels, shifted
@@ -45,7 +45,7 @@ STAGE = "certify"
 
 @dataclass
 class CertifiedTraining:
-    """Settings of certified training; `fit` trains any module that `warpup.nn.interval.bound` takes and that ends in a
+    """Settings of certified training; `fit` trains any module that `warpup.interval.bound` takes and that ends in a
     linear layer."""
 
     eps: float = 0.1

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from warpup.nn import cnn7
+from warpup.interval import cnn7
 
 from .arguments import as_usage, at_least, parse
 from .certify import CertifiedTraining

@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from warpup.nn.interval_weights import certified
+from warpup.interval.weights.interval_weights import certified
 
 from . import checkpoint
 from .arguments import at_least

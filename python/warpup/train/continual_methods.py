@@ -1,5 +1,5 @@
 """The tasks of `warpup continual` and the ways to learn them: nested weight boxes, a hypernetwork on embedding boxes,
-and plain fine-tuning. What they promise stands in continual.py, the formulas in `warpup.nn`."""
+and plain fine-tuning. What they promise stands in continual.py, the formulas in `warpup.interval.weights`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup.nn.hyper_interval import HyperInterval, drift_loss, gamma_and_kappa, mlp
-from warpup.nn.interval_weights import IntervalLinear, IntervalSequential, certified, worst_case_loss
+from warpup.interval.weights.hyper_interval import HyperInterval, drift_loss, gamma_and_kappa, mlp
+from warpup.interval.weights.interval_weights import IntervalLinear, IntervalSequential, certified, worst_case_loss
 
 from .digits import load_digits_split
 

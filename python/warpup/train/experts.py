@@ -15,8 +15,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from warpup.ops.moe_balance import moe_balance_loss
-from warpup.ops.moe_route import moe_route
+from warpup.moe.moe_balance_loss import moe_balance_loss
+from warpup.moe.moe_route import moe_route
 
 INDICES = ("top_k_index", "router_indices")  # what experts call them
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")  # in configs

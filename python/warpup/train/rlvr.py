@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from warpup import group_advantage, policy_loss
-from warpup.ops.logprob_policy import POLICY_KINDS
+from warpup.policy.policy_loss import POLICY_KINDS
 
 from .batch import Batch, check_length, completion_logprob, encode_prompt, micro_batches
 from .data import Data, RewardName

@@ -1,0 +1,146 @@
+"""Family `logprob`: log-probabilities from hidden states, beside the products alone and what makes the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, lru_cache, partial
+
+import torch
+
+from bench.harness.measure import DIRECTIONS, Comparison, Work, compiled, differentiable, expected, moved
+from bench.harness.timing import Candidate
+from tests.support.cases import OPS, gradients_of
+
+DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+SHAPES = {"cpu": (2048, 1024, 32000), "cuda": (8192, 4096, 151936), "quick": (8, 16, 500)}
+GEMMS = {"forward": 1, "backward": 3, "forward+backward": 4}  # logits; logits again, two gradients
+PRODUCTS = "its GEMMs alone"
+
+
+def cases(device: str, size: str) -> Iterator[Comparison]:
+    shape = SHAPES[size]
+    for dtype in DTYPES if device == "cpu" else (torch.bfloat16,):
+        for direction in DIRECTIONS:
+            goals = {PRODUCTS: 0.8, "eager": 1} if size != "quick" and direction == "forward+backward" else {}
+            name = f"linear_logprob {direction} {DTYPES[dtype]} {list(shape)}"
+            yield Comparison(name, partial(linear_logprob, device, shape, dtype, direction), goals)
+        batched = [shape[0] // 512 or 1, min(512, shape[0]), *shape[1:]]
+        goals = {PRODUCTS: 0.8, "eager": 1} if size != "quick" else {}
+        name = f"linear_policy_loss forward+backward {DTYPES[dtype]} {batched}"
+        yield Comparison(name, partial(linear_policy_loss, device, tuple(batched), dtype), goals)
+
+
+def test_logprob_linear(case, measure):
+    measure(case)
+
+
+@lru_cache(1)  # the cases of one dtype follow each other
+def inputs_of(device, shape, dtype):
+    inputs = OPS["linear_logprob"].inputs(shape, dtype, device, 0, "plain")
+    return {k: inputs[k] for k in ("hidden", "weight", "targets")}
+
+
+@lru_cache(1)
+def results_of(device, shape, dtype):
+    """Log-probs and gradients in float64, some rows at a time."""
+    x = inputs_of(device, shape, dtype)
+    (g,) = gradients_of([torch.empty(shape[0], device=device)])
+    weight = x["weight"].double().requires_grad_()
+    logp, grad_hidden, grad_weight = [], [], torch.zeros_like(weight)
+    for h, y, gradient in zip(*(t.split(256) for t in (x["hidden"], x["targets"], g)), strict=True):
+        h = h.double().requires_grad_()
+        out = OPS["linear_logprob"].reference(h, weight, y)
+        found = torch.autograd.grad(out, (h, weight), gradient.double())
+        logp.append(out.detach()), grad_hidden.append(found[0])
+        grad_weight += found[1]
+    return torch.cat(logp), torch.cat(grad_hidden), grad_weight.detach()
+
+
+def eager(hidden, weight, targets):
+    """Cross-entropy from logits, as trainers write it: accumulated in float32 whatever the logits are."""
+    logits = torch.nn.functional.linear(hidden, weight)
+    return -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def products(x, direction, logits_made: int) -> Candidate:
+    """The matrix products of `direction` in one piece each, on memory that is there."""
+    hidden, weight = x["hidden"].flatten(0, -2), x["weight"]
+    logits, out_hidden, out_weight = hidden @ weight.t(), torch.empty_like(hidden), torch.empty_like(weight)
+
+    def run():
+        for _ in range(logits_made):
+            torch.mm(hidden, weight.t(), out=logits)
+        if "backward" in direction:
+            torch.mm(logits, weight, out=out_hidden)
+            torch.mm(logits.t(), hidden, out=out_weight)
+
+    return Candidate(run, result=None)
+
+
+def linear_logprob(device, shape, dtype, direction) -> Work:
+    op = OPS["linear_logprob"]
+    x = inputs_of(device, shape, dtype)
+    functions = {"warpup": op.call, "eager": eager, "torch.compile": compiled(eager)}
+    candidates = {n: differentiable(f, x, ("hidden", "weight"), direction) for n, f in functions.items()}
+    candidates[PRODUCTS] = products(x, direction, len(direction.split("+")))
+    rows, width, vocab = shape
+    return Work(
+        candidates,
+        bytes=moved(direction, op.bytes(x)),
+        reference=lambda: expected(direction, results_of(device, shape, dtype), 2),
+        flops=2 * rows * width * vocab * GEMMS[direction],
+        dtype=dtype,
+    )
+
+
+def loss_of(function):
+    """Without the metrics, which are those of `policy_loss`."""
+    return lambda **inputs: function(**inputs)[0]
+
+
+@cache
+def liger():
+    """Liger-Kernel's chunked loss, whose gradients are made in the forward as well; a sequence at a time."""
+    try:
+        from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+    except ImportError:
+        return None
+    loss = LigerFusedLinearGRPOLoss(loss_type="bnpo", use_ref_model=False, beta=0.0)
+    return lambda hidden, weight, targets, old_logp, advantages, mask, kind: loss(
+        hidden, weight, targets, mask, advantages, old_per_token_logps=old_logp
+    )
+
+
+def linear_policy_loss(device, shape, dtype) -> Work:
+    op, direction = OPS["linear_policy_loss"], "forward+backward"
+    x = op.inputs(shape, dtype, device, 0, "plain")
+    x = {k: v for k, v in x.items() if k != "bias"}
+    functions = {"warpup": op.call, "eager": op.reference, "torch.compile": compiled(op.reference)}
+    if liger():
+        functions["Liger-Kernel"] = liger()
+    candidates = {n: differentiable(loss_of(f), x, ("hidden", "weight"), direction) for n, f in functions.items()}
+    candidates[PRODUCTS] = products(x, direction, 1)
+    batch, length, width, vocab = shape
+
+    def reference():
+        """A sequence at a time, in float64."""
+        weight = x["weight"].double().requires_grad_()
+        gradient = gradients_of([torch.empty((), device=device)])[0].double()
+        divisor, grad_weight, parts = ("token", float(x["mask"].sum())), torch.zeros_like(weight), []
+        for i in range(batch):
+            part = {k: x[k][i : i + 1] for k in ("targets", "old_logp", "advantages", "mask")}
+            part |= {k: v.double() for k, v in part.items() if v.is_floating_point()}
+            hidden = x["hidden"][i : i + 1].double().requires_grad_()
+            loss, _ = op.reference(hidden, weight, **part, normalizer=divisor)
+            found = torch.autograd.grad(loss, (hidden, weight), gradient)
+            parts.append((loss.detach(), found[0]))
+            grad_weight += found[1]
+        return sum(p[0] for p in parts), torch.cat([p[1] for p in parts]), grad_weight.detach()
+
+    return Work(
+        candidates,
+        bytes=moved(direction, op.bytes(x)),
+        reference=reference,
+        flops=6 * batch * length * width * vocab,
+        dtype=dtype,
+    )

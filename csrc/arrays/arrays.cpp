@@ -1,0 +1,285 @@
+// The pybind11 module: build information, and every entry on arrays of any framework, outputs given by the caller.
+// Nothing here knows torch; torch tensors come in through DLPack like all others.
+#include "arrays/arrays.h"
+
+#include <pybind11/stl.h>
+
+#include "advantage/advantage_check.h"
+#include "core/parallel.h"
+#include "interval/interval_activation_check.h"
+#include "interval/interval_check.h"
+#include "interval/interval_margin_check.h"
+#include "logprob/token_logprob_check.h"
+#include "moe/grouped_product_check.h"
+#include "moe/moe_gather_check.h"
+#include "moe/moe_glu_check.h"
+#include "moe/moe_route_check.h"
+#include "policy/policy_loss_check.h"
+#include "reflection/reflection_check.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace warpup {
+
+void parallel_for_impl(int64_t begin, int64_t end, int64_t grain, void (*body)(const void*, int64_t, int64_t),
+                       const void* context) {
+#ifdef _OPENMP
+  const int64_t n = end - begin, chunks = std::min<int64_t>(omp_get_max_threads(), (n + grain - 1) / grain);
+  if (chunks > 1 && !omp_in_parallel()) {
+#pragma omp parallel for num_threads(chunks) schedule(static)
+    for (int64_t c = 0; c < chunks; ++c) body(context, begin + n * c / chunks, begin + n * (c + 1) / chunks);
+    return;
+  }
+#endif
+  (void)grain;
+  body(context, begin, end);
+}
+
+namespace {
+
+std::vector<ArraysRegistration::Register>& registrations() {
+  static std::vector<ArraysRegistration::Register> all;  // made at its first use: files register in any order
+  return all;
+}
+
+// What `WARPUP_CLONES` resolves to on this machine.
+const char* cpu_capability() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
+  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2, FMA)";
+  return "x86-64";
+#else
+  return "default";
+#endif
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = WARPUP_VERSION;
+  info["cpu"] = cpu_capability();
+  info["compiler"] = WARPUP_COMPILER;
+#ifdef WARPUP_WITH_CUDA
+  info["cuda_archs"] = WARPUP_CUDA_ARCHS;
+  info["cuda_toolkit"] = WARPUP_CUDA_TOOLKIT;
+#else
+  info["cuda_archs"] = py::none();
+  info["cuda_toolkit"] = py::none();
+#endif
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["torch_headers"] = WARPUP_TORCH_HEADERS;
+  return info;
+}
+
+}  // namespace
+
+ArraysRegistration::ArraysRegistration(Register function) { registrations().push_back(function); }
+
+}  // namespace warpup
+
+PYBIND11_MODULE(WARPUP_MODULE, m) {
+  // Entries touch no Python object: other threads may run meanwhile.
+  const auto def = [&m](const char* name, auto entry, const auto&... arguments) {
+    m.def(name, entry, py::call_guard<py::gil_scoped_release>(), arguments...);
+  };
+  m.doc() =
+      "warpup kernels on DLPack arrays; outputs are given by the caller. See csrc/<family>/<op>.h for each contract.";
+  m.def("build_info", &warpup::build_info);
+  warpup::Arrays arrays(m);
+  for (const auto add : warpup::registrations()) add(arrays);
+
+  using View = const warpup::View&;
+  using Optional = const warpup::OptionalView&;
+  def(
+      "token_logprob",
+      [](View logits, View targets, Optional temperature, double temperature_scalar, int64_t ignore_index,
+         Optional boosted, Optional delta, double delta_scalar, Optional kept, int64_t vocab_begin, int64_t vocab_total,
+         Optional state, View logp, Optional entropy, Optional lse, Optional sum_p2, View stats) {
+        warpup::token_logprob(logits, targets,
+                              {temperature, temperature_scalar, ignore_index, boosted, delta, delta_scalar, kept,
+                               vocab_begin, vocab_total},
+                              state, logp, entropy, lse, sum_p2, stats);
+      },
+      "logits"_a, "targets"_a, "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0,
+      "ignore_index"_a = -100, "boosted"_a = py::none(), "delta"_a = py::none(), "delta_scalar"_a = 0.0,
+      "kept"_a = py::none(), "vocab_begin"_a = 0, "vocab_total"_a = -1, "state"_a = py::none(), "logp"_a,
+      "entropy"_a = py::none(), "lse"_a = py::none(), "sum_p2"_a = py::none(), "stats"_a);
+  def(
+      "token_logprob_backward",
+      [](View logits, View targets, Optional temperature, double temperature_scalar, int64_t ignore_index,
+         Optional boosted, Optional delta, double delta_scalar, Optional kept, int64_t vocab_begin, int64_t vocab_total,
+         View stats, Optional entropy, Optional sum_p2, Optional grad_logp, Optional grad_entropy, Optional grad_lse,
+         Optional grad_sum_p2, View grad_logits) {
+        warpup::token_logprob_backward(logits, targets,
+                                       {temperature, temperature_scalar, ignore_index, boosted, delta, delta_scalar,
+                                        kept, vocab_begin, vocab_total},
+                                       stats, entropy, sum_p2, {grad_logp, grad_entropy, grad_lse, grad_sum_p2},
+                                       grad_logits);
+      },
+      "logits"_a, "targets"_a, "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0,
+      "ignore_index"_a = -100, "boosted"_a = py::none(), "delta"_a = py::none(), "delta_scalar"_a = 0.0,
+      "kept"_a = py::none(), "vocab_begin"_a = 0, "vocab_total"_a = -1, "stats"_a, "entropy"_a = py::none(),
+      "sum_p2"_a = py::none(), "grad_logp"_a = py::none(), "grad_entropy"_a = py::none(), "grad_lse"_a = py::none(),
+      "grad_sum_p2"_a = py::none(), "grad_logits"_a);
+
+  py::class_<warpup::PolicyOptions>(m, "PolicyOptions")
+      .def(py::init<std::vector<int64_t>, std::vector<double>>(), "choices"_a, "numbers"_a);
+  def("policy_loss", &warpup::policy_loss, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a, "ref_logp"_a = py::none(),
+      "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(), "entropy"_a = py::none(),
+      "cu_seqlens"_a = py::none(), "denominator"_a = py::none(), py::kw_only(), "options"_a, "loss"_a, "metrics"_a,
+      "row_state"_a, "partials"_a);
+  def("policy_loss_backward", &warpup::policy_loss_backward, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a,
+      "ref_logp"_a = py::none(), "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(),
+      "entropy"_a = py::none(), "cu_seqlens"_a = py::none(), py::kw_only(), "options"_a, "row_state"_a, "grad_loss"_a,
+      "grad_logp"_a, "grad_ref_kl"_a = py::none(), "grad_entropy"_a = py::none());
+
+  def("margin_bounds", &warpup::margin_bounds, "center"_a, "radius"_a, "weight"_a, "bias"_a = py::none(), "labels"_a,
+      py::kw_only(), "bounds"_a, "loss"_a = py::none(), "share"_a = py::none());
+  def("margin_bounds_backward", &warpup::margin_bounds_backward, "center"_a, "radius"_a, "weight"_a, "labels"_a,
+      "share"_a = py::none(), py::kw_only(), "grad_bounds"_a = py::none(), "grad_loss"_a = py::none(), "grad_center"_a,
+      "grad_radius"_a, "grad_weight"_a, "grad_bias"_a);
+  def("interval_activation", &warpup::interval_activation, "center"_a, "radius"_a, "clean"_a = py::none(),
+      py::kw_only(), "kind"_a, "a"_a = 0.0, "b"_a = 0.0, "out_center"_a, "out_radius"_a, "out_clean"_a = py::none());
+  def("interval_activation_backward", &warpup::interval_activation_backward, "center"_a, "radius"_a,
+      "clean"_a = py::none(), py::kw_only(), "kind"_a, "a"_a = 0.0, "b"_a = 0.0, "grad_out_center"_a,
+      "grad_out_radius"_a, "grad_out_clean"_a = py::none(), "grad_center"_a, "grad_radius"_a,
+      "grad_clean"_a = py::none());
+  def("interval_softmax", &warpup::interval_softmax, "center"_a, "radius"_a, py::kw_only(), "out_center"_a,
+      "out_radius"_a);
+  def("interval_softmax_backward", &warpup::interval_softmax_backward, "center"_a, "radius"_a, py::kw_only(),
+      "grad_out_center"_a, "grad_out_radius"_a, "grad_center"_a, "grad_radius"_a);
+
+  def("group_advantage", &warpup::group_advantage, "rewards"_a, "offsets"_a = py::none(), "order"_a = py::none(),
+      "lengths"_a = py::none(), "batch"_a = py::none(), py::kw_only(), "group_size"_a = 0, "baseline"_a = "mean",
+      "scale"_a = "std", "eps"_a = 1e-4, "correction"_a = 1, "singleton"_a = "zero", "advantages"_a,
+      "count"_a = py::none(), "mean"_a = py::none(), "std"_a = py::none(), "mean_abs"_a = py::none(),
+      "zero_variance"_a = py::none());
+  def("group_plan", &warpup::group_plan, "ids"_a, py::kw_only(), "order"_a, "offsets"_a);
+  def("reverse_scan", &warpup::reverse_scan, "rewards"_a, "values"_a, "mask"_a, "bootstrap"_a = py::none(),
+      py::kw_only(), "gamma"_a, "decay"_a, "cut"_a = false, "x"_a, "returns"_a = py::none());
+  def("role_advantage", &warpup::role_advantage, "rewards"_a, "roles"_a, "baseline_state"_a, py::kw_only(),
+      "decay"_a = 0.95, "advantages"_a, "new_state"_a);
+  def("moe_glu", &warpup::moe_glu, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(), py::kw_only(),
+      "activation"_a = "silu", "a"_a);
+  def("moe_glu_backward", &warpup::moe_glu_backward, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(),
+      py::kw_only(), "grad_a"_a, "activation"_a = "silu", "grad_h"_a, "a"_a = py::none(),
+      "grad_weights"_a = py::none());
+  def("grouped_product", &warpup::grouped_product, "a"_a, "b"_a, "offsets"_a, "a_rows"_a = py::none(),
+      "b_rows"_a = py::none(), py::kw_only(), "turned"_a = false, "out"_a);
+
+  def("masked_moments", &warpup::masked_moments, "x"_a, "mask"_a = py::none(), py::kw_only(), "skip_nan"_a = false,
+      "correction"_a = 1, "partials"_a, "moments"_a);
+  def("masked_whiten", &warpup::masked_whiten, "x"_a, "mask"_a = py::none(), py::kw_only(), "shift_mean"_a = true,
+      "correction"_a = 1, "eps"_a = 1e-8, "out"_a, "partials"_a, "moments"_a);
+  def("tree_values", &warpup::tree_values, "rewards"_a, "children"_a, "begin"_a, "end"_a, py::kw_only(), "values"_a,
+      "settled"_a);
+
+  def("moe_plan", &warpup::moe_plan, "indices"_a, py::kw_only(), "block"_a = 1, "counts"_a, "offsets"_a,
+      "permutation"_a, "inverse"_a, "chunks"_a);
+  def("moe_gather", &warpup::moe_gather, "x"_a, "permutation"_a, "inverse"_a, "weights"_a = py::none(),
+      "y"_a = py::none(), py::kw_only(), "out"_a, "grad_weights"_a = py::none());
+  def("moe_combine", &warpup::moe_combine, "y"_a, "weights"_a = py::none(), "inverse"_a, py::kw_only(), "out"_a);
+  def(
+      "moe_route",
+      [](View logits, Optional bias, Optional replay, Optional mask, Optional bounds, int64_t k,
+         const std::string& score, bool over_chosen, bool renormalize, double epsilon, double scale, int64_t groups,
+         int64_t kept_groups, int64_t group_top, View weights, View indices, View counts, View mean_score, View z_loss,
+         View stats, View lengths, View slot_scores, View slot_counts) {
+        warpup::moe_route(logits, bias, replay, mask, bounds, k,
+                          {score, over_chosen, renormalize, epsilon, scale, groups, kept_groups, group_top},
+                          {weights, indices, counts, mean_score, z_loss, stats, lengths}, slot_scores, slot_counts);
+      },
+      "logits"_a, "bias"_a = py::none(), "replay"_a = py::none(), "mask"_a = py::none(), "bounds"_a = py::none(),
+      py::kw_only(), "k"_a, "score"_a = "softmax", "over_chosen"_a = false, "renormalize"_a = false, "epsilon"_a = 0.0,
+      "scale"_a = 1.0, "groups"_a = 0, "kept_groups"_a = 0, "group_top"_a = 0, "weights"_a, "indices"_a, "counts"_a,
+      "mean_score"_a, "z_loss"_a, "stats"_a, "lengths"_a, "slot_scores"_a, "slot_counts"_a);
+  def(
+      "moe_route_backward",
+      [](View logits, Optional bounds, const std::string& score, bool over_chosen, bool renormalize, double epsilon,
+         double scale, View indices, View stats, View lengths, Optional grad_weights, Optional grad_mean_score,
+         Optional grad_z_loss, View grad_logits) {
+        warpup::moe_route_backward(logits, bounds, {score, over_chosen, renormalize, epsilon, scale}, indices, stats,
+                                   lengths, grad_weights, grad_mean_score, grad_z_loss, grad_logits);
+      },
+      "logits"_a, "bounds"_a = py::none(), py::kw_only(), "score"_a = "softmax", "over_chosen"_a = false,
+      "renormalize"_a = false, "epsilon"_a = 0.0, "scale"_a = 1.0, "indices"_a, "stats"_a, "lengths"_a,
+      "grad_weights"_a = py::none(), "grad_mean_score"_a = py::none(), "grad_z_loss"_a = py::none(), "grad_logits"_a);
+
+  def(
+      "reflection_state_update_",
+      [](View state, View schedules, View sets, View markers, View tokens, View slots, Optional first, Optional count,
+         Optional prompt, Optional rollback) {
+        warpup::reflection_state_update({state, schedules, sets, {}}, markers, tokens, slots, first, count, prompt,
+                                        rollback);
+      },
+      "state"_a, "schedules"_a, "sets"_a, "markers"_a, "tokens"_a, "slots"_a, "first"_a = py::none(),
+      "count"_a = py::none(), "prompt"_a = py::none(), "rollback"_a = py::none());
+  def(
+      "apply_schedule_",
+      [](View logits, View state, View schedules, View sets, View knots, View slots, Optional back,
+         Optional temperature, double temperature_scalar, View delta) {
+        warpup::apply_schedule(logits, {state, schedules, sets, knots}, slots, back, temperature, temperature_scalar,
+                               delta);
+      },
+      "logits"_a, "state"_a, "schedules"_a, "sets"_a, "knots"_a, "slots"_a, "back"_a = py::none(),
+      "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "delta"_a);
+  def(
+      "sample_step",
+      [](View logits, Optional tuned, Optional base, View state, View schedules, View sets, View knots, View sampling,
+         View slots, Optional back, Optional seen, int64_t stream, Optional scratch, View token, View logp_raw,
+         View logp, View kept, View p_r, View delta, View temperature) {
+        warpup::sample_step(logits, tuned, base, {state, schedules, sets, knots}, sampling, slots, back, seen, stream,
+                            scratch, {token, logp_raw, logp, kept, p_r, delta, temperature});
+      },
+      "logits"_a, "tuned"_a = py::none(), "base"_a = py::none(), py::kw_only(), "state"_a, "schedules"_a, "sets"_a,
+      "knots"_a, "sampling"_a, "slots"_a, "back"_a = py::none(), "seen"_a = py::none(), "stream"_a = 0,
+      "scratch"_a = py::none(), "token"_a, "logp_raw"_a, "logp"_a, "kept"_a, "p_r"_a, "delta"_a, "temperature"_a);
+
+  const auto parameters = [](Optional mean, Optional var, Optional weight, Optional bias, double eps) {
+    return warpup::ChannelParameters{mean, var, weight, bias, eps};
+  };
+  def(
+      "interval_affine",
+      [parameters](View center, View radius, Optional clean, Optional mean, Optional var, Optional weight,
+                   Optional bias, int64_t source, double eps, bool relu, bool sound, Optional partials, Optional scale,
+                   Optional shift, View out_center, View out_radius, Optional out_clean, Optional sum_partials,
+                   Optional sums) {
+        warpup::interval_affine(center, radius, clean, parameters(mean, var, weight, bias, eps), source, relu, sound,
+                                partials, scale, shift, out_center, out_radius, out_clean, sum_partials, sums);
+      },
+      "center"_a, "radius"_a, "clean"_a = py::none(), py::kw_only(), "mean"_a = py::none(), "var"_a = py::none(),
+      "weight"_a = py::none(), "bias"_a = py::none(), "source"_a = -1, "eps"_a = 1e-5, "relu"_a = false,
+      "sound"_a = false, "partials"_a = py::none(), "scale"_a = py::none(), "shift"_a = py::none(), "out_center"_a,
+      "out_radius"_a, "out_clean"_a = py::none(), "sum_partials"_a = py::none(), "sums"_a = py::none());
+  def(
+      "interval_affine_backward",
+      [parameters](Optional grad_center, Optional grad_radius, Optional grad_clean, View center, View radius,
+                   Optional clean, bool from_outputs, Optional mean, Optional var, Optional weight, Optional bias,
+                   int64_t source, double eps, bool relu, Optional added, Optional partials, Optional totals,
+                   Optional scale, Optional shift, View out_center, View out_radius, Optional out_clean,
+                   Optional out_weight, Optional out_bias) {
+        warpup::interval_affine_backward({grad_center, grad_radius, grad_clean}, center, radius, clean, from_outputs,
+                                         parameters(mean, var, weight, bias, eps), scale, shift, source, relu, added,
+                                         partials, totals, out_center, out_radius, out_clean, out_weight, out_bias);
+      },
+      "grad_center"_a, "grad_radius"_a, "grad_clean"_a = py::none(), py::kw_only(), "center"_a, "radius"_a,
+      "clean"_a = py::none(), "from_outputs"_a = false, "mean"_a = py::none(), "var"_a = py::none(),
+      "weight"_a = py::none(), "bias"_a = py::none(), "source"_a = -1, "eps"_a = 1e-5, "relu"_a = false,
+      "added"_a = py::none(), "partials"_a = py::none(), "totals"_a = py::none(), "scale"_a = py::none(),
+      "shift"_a = py::none(), "out_center"_a, "out_radius"_a, "out_clean"_a = py::none(), "out_weight"_a = py::none(),
+      "out_bias"_a = py::none());
+  def("interval_sign_", &warpup::interval_sign, "gradient"_a, "weight"_a, "base"_a = py::none());
+  def("interval_product", &warpup::interval_product, "a_center"_a, "a_radius"_a, "b_center"_a, "b_radius"_a,
+      py::kw_only(), "shift"_a, "excess"_a);
+  def("interval_product_backward", &warpup::interval_product_backward, "a_center"_a, "a_radius"_a, "b_center"_a,
+      "b_radius"_a, "grad_shift"_a, "grad_excess"_a, py::kw_only(), "transposed"_a = false, "out_center"_a,
+      "out_radius"_a);
+}

@@ -1,0 +1,48 @@
+// dtype x device, chosen once per call.
+#pragma once
+
+#include "core/device.h"
+#include "core/view.h"
+
+namespace warpup {
+
+// Calls body.template operator()<T>() with the C++ type of a floating dtype.
+template <class Body>
+void dispatch_floating(const char* op, const char* name, DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::f32:
+      return body.template operator()<float>();
+    case DType::f64:
+      return body.template operator()<double>();
+    case DType::bf16:
+      return body.template operator()<bfloat16>();
+    case DType::f16:
+      return body.template operator()<float16>();
+    default:
+      fail(op, ": ", name, " must be float32, float64, bfloat16 or float16, got ", name_of(dtype));
+  }
+}
+
+// Runs the twin that belongs to the device. WARPUP_RUN(token_logprob, T, device, args)
+#if defined(WARPUP_HOST_CUDA)  // tests: the CUDA twin on the host executor, on CPU memory
+#define WARPUP_RUN(op, T, device, args) op##_cuda<T>(args, (device).stream)
+#elif defined(WARPUP_WITH_CUDA)
+#define WARPUP_RUN(op, T, device, args) \
+  ((device).cuda ? (DeviceGuard((device).index), op##_cuda<T>(args, (device).stream)) : op##_cpu<T>(args))
+#else
+#define WARPUP_RUN(op, T, device, args)                                                                            \
+  ((device).cuda ? fail(#op ": this build of warpup has no CUDA kernels; put nvcc on PATH and reinstall, `warpup " \
+                            "info` shows what is built")                                                           \
+                 : op##_cpu<T>(args))
+#endif
+
+template <class T>
+T* data(const View& v) {
+  return static_cast<T*>(v.data);
+}
+template <class T>
+T* data(const OptionalView& v) {
+  return v ? static_cast<T*>(v->data) : nullptr;
+}
+
+}  // namespace warpup

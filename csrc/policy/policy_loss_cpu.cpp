@@ -1,0 +1,337 @@
+// A piece is walked in runs that fit the first cache, in stages: each stage is a plain loop over arrays, so that the
+// compiler vectorises it, and only the stage of the formula exists once a formula.
+#include <algorithm>
+
+#include "core/parallel.h"
+#include "policy/policy_loss.h"
+#include "policy/policy_loss_reduce.h"
+
+namespace warpup {
+namespace {
+
+// Tokens that are added up in T: longer float32 sums lose digits (8192 of them: 2 of 7).
+constexpr int64_t kRun = 512;
+
+// The inputs of a run, from its first token on.
+template <class T>
+struct Inputs {
+  const T *logp, *old, *advantages, *ref, *weights, *penalty, *ref_kl, *entropy;  // the last five may be null
+  const uint8_t* mask;
+  bool row_advantage, row_weight;
+
+  Inputs(const PolicyLossArgs<T>& a, int64_t b, int64_t begin)
+      : row_advantage(a.advantages.step == 0), row_weight(a.weights.step == 0) {
+    const auto at = [&](const auto& s) { return s ? s.row(a.layout, b) + begin * s.step : nullptr; };
+    logp = at(a.logp), old = at(a.old_logp), advantages = at(a.advantages), ref = at(a.ref_logp);
+    weights = at(a.weights), penalty = at(a.penalty), ref_kl = at(a.ref_kl), entropy = at(a.entropy);
+    mask = at(a.mask);
+  }
+};
+
+// What the stages hand on, all of it 0 (ratios 1) under the mask.
+template <class T>
+struct Run {
+  T on[kRun], x[kRun], advantage[kRun];  // x: logp - old_logp
+  T r[kRun], ratio[kRun];                // e^x, and the formula's
+  T loss[kRun], slope[kRun];             // of the policy term
+  T kl[kRun], kl_slope[kRun];            // what is added to it
+  T open[kRun];                          // the tokens that a shared slope flows to
+};
+
+// The mask as numbers, in a loop of its own: beside bytes the compiler would take 32 tokens at once and run out of
+// registers.
+template <class T>
+inline void widen(const uint8_t* mask, int64_t n, T* on) {
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) on[t] = mask[t] != 0 ? T(1) : T(0);
+}
+
+// Loads are unconditional and the mask selects afterwards: that is what lets the compiler vectorise.
+template <class T>
+WARPUP_CLONES void load_run(const Inputs<T> in, int64_t n, Run<T>* __restrict run) {
+  widen(in.mask, n, run->on);
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) {
+    const T x = in.logp[t] - in.old[t];
+    run->x[t] = run->on[t] != 0 ? x : T(0);
+  }
+  if (in.row_advantage) {
+    const T a = in.advantages[0];
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) run->advantage[t] = run->on[t] != 0 ? a : T(0);
+  } else {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) {
+      const T a = in.advantages[t];
+      run->advantage[t] = run->on[t] != 0 ? a : T(0);
+    }
+  }
+}
+
+// The sum of row_term over a run, and its tokens.
+template <class T, PolicyLevel kLevel>
+WARPUP_CLONES RowSums<double> row_run(const Run<T>& run, int64_t n, const PolicyBounds<T> bounds) {
+  T sum = 0, tokens = 0;
+#pragma omp simd reduction(+ : sum, tokens)
+  for (int64_t t = 0; t < n; ++t) {
+    sum += run.on[t] * row_term(kLevel, run.x[t], run.advantage[t], bounds), tokens += run.on[t];
+  }
+  return {double(sum), double(tokens)};
+}
+
+// The policy term and, for the forward, the sums that belong to it.
+template <class T, PolicyFormula kFormula, bool kForward>
+WARPUP_CLONES void policy_run(const T* logp, int64_t n, bool by_row, T positive, T negative, const PolicyBounds<T> p,
+                              Run<T>* __restrict run, PolicySums<T>* out) {
+  T low = 0, high = 0, dual = 0, ratios = 0, ratio_max = 0, approx_kl = 0, tokens = 0;
+  const T own = by_row ? T(0) : T(1);  // a number: the vectoriser takes no bool from outside the loop
+#pragma omp simd reduction(+ : low, high, dual, ratios, approx_kl, tokens) reduction(max : ratio_max)
+  for (int64_t t = 0; t < n; ++t) {
+    const T on = run->on[t], x = run->x[t], a = run->advantage[t], r = exp_held(x);
+    const T of_row = a < 0 ? negative : positive, ratio = own != 0 ? r : of_row;
+    const T lp = logp[t];
+    const PolicyTerm<T> term = policy_term<kFormula>(ratio, x, on != 0 ? lp : T(0), a, p);
+    run->r[t] = r, run->ratio[t] = ratio;
+    run->loss[t] = term.loss, run->slope[t] = term.slope;
+    if constexpr (kFormula == PolicyFormula::geometric) {
+      run->open[t] = a != 0 ? on - term.clipped_low - term.clipped_high : T(0);
+    }
+    if constexpr (kForward) {
+      const T q = on * ratio;
+      low += term.clipped_low, high += term.clipped_high, dual += term.dual, tokens += on;
+      ratios += q, ratio_max = q > ratio_max ? q : ratio_max;
+      approx_kl += r - T(1) - x;
+    }
+  }
+  if constexpr (kForward) *out = {T(0), tokens, low, high, dual, ratios, ratio_max, approx_kl, T(0), T(0)};
+}
+
+// penalty |x|, then the weights.
+template <class T>
+WARPUP_CLONES void weigh_run(const T* penalty, const T* weights, bool row_weight, int64_t n, Run<T>* __restrict run) {
+  if (penalty) {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) {
+      const T x = run->x[t], p = penalty[t], c = x != 0 ? p : T(0);
+      run->loss[t] += c * (x < 0 ? -x : x), run->slope[t] += x < 0 ? -c : c;
+    }
+  }
+  if (weights) {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) {
+      const T weight = weights[row_weight ? 0 : t], w = run->on[t] != 0 ? weight : T(0);
+      run->loss[t] *= w, run->slope[t] *= w;
+    }
+  }
+}
+
+template <class T>
+WARPUP_CLONES void kl_run(const T* logp, const T* ref, int64_t n, const KlWeights<T> weights, Run<T>* __restrict run) {
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) {
+    const T on = run->on[t], d = ref[t] - logp[t];
+    const KlTerm<T> term = kl_term(on != 0 ? d : T(0), weights);
+    run->kl[t] = term.value, run->kl_slope[t] = on * term.slope;
+  }
+}
+
+// The caller's KL, the correction by the ratio.
+template <class T>
+WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, int64_t n, Run<T>* __restrict run) {
+  if (ref_kl) {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) {
+      const T kl = coef * ref_kl[t];
+      run->kl[t] += run->on[t] != 0 ? kl : T(0);
+    }
+  }
+  if (corrected) {
+    const T* q = by_row ? run->ratio : run->r;
+    T* shared = by_row ? run->slope : run->kl_slope;
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) {
+      run->kl[t] *= q[t], run->kl_slope[t] *= q[t];
+      shared[t] += run->kl[t];
+    }
+  }
+}
+
+template <class T>
+WARPUP_CLONES void sum_run(const T* entropy, T coef, int64_t n, const Run<T>& run, PolicySums<T>* out) {
+  T loss = 0, kl = 0, slope = 0;
+#pragma omp simd reduction(+ : loss, kl, slope)
+  for (int64_t t = 0; t < n; ++t) loss += run.loss[t], kl += run.kl[t], slope += run.slope[t];
+  out->ref_kl = kl, out->slope = slope, out->loss = loss + kl;
+  if (!entropy) return;
+  T bonus = 0;
+#pragma omp simd reduction(+ : bonus)
+  for (int64_t t = 0; t < n; ++t) {
+    const T h = coef * entropy[t];
+    bonus += run.on[t] != 0 ? h : T(0);
+  }
+  out->loss += bonus;
+}
+
+template <class T>
+WARPUP_CLONES void write_run(T scale, const T* state, bool spread, bool clipped, int64_t n, const Run<T>& run,
+                             T* __restrict grad) {
+  const T slope = state[kSlope];
+  const T* open = clipped ? run.open : run.on;
+  if (spread) {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) grad[t] = scale * (slope * open[t] + run.kl_slope[t]);
+  } else {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) grad[t] = scale * (slope * run.slope[t] + run.kl_slope[t]);
+  }
+}
+
+// d loss / d an input that the loss is linear in: coef times the row's weight, times the ratio of a corrected KL.
+template <class T>
+WARPUP_CLONES void write_linear(T scale, const T* q, int64_t n, const Run<T>& run, T* __restrict grad) {
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) grad[t] = scale * run.on[t];
+  if (!q) return;
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) grad[t] *= q[t];
+}
+
+// Calls body(run inputs, first token, count) for a piece's runs.
+template <class Body>
+void for_each_run(const PolicyLayout::Piece& piece, const Body& body) {
+  for (int64_t begin = 0; begin < piece.count; begin += kRun) {
+    body(piece.begin + begin, std::min(kRun, piece.count - begin));
+  }
+}
+
+// All stages but the last.
+template <PolicyFormula kFormula, bool kForward, class T>
+void evaluate(const PolicyLossArgs<T>& args, const Inputs<T>& in, const T* state, int64_t n, Run<T>* run,
+              PolicySums<T>* sums) {
+  load_run(in, n, run);
+  policy_run<T, kFormula, kForward>(in.logp, n, by_row(args.level), state[kRatio], state[kRatioNegative],
+                                    PolicyBounds<T>(args.params), run, sums);
+  const T* weights = args.level == PolicyLevel::gamma ? nullptr : in.weights;  // there they are in the ratio
+  if (in.penalty || weights) weigh_run(in.penalty, weights, in.row_weight, n, run);
+  if (in.ref) {
+    kl_run(in.logp, in.ref, n, KlWeights<T>(args.params), run);
+  } else {
+    std::fill_n(run->kl, n, T(0)), std::fill_n(run->kl_slope, n, T(0));
+  }
+  if (in.ref_kl || args.kl_corrected) {
+    add_kl_run(in.ref_kl, T(args.params.kl_given), args.kl_corrected, corrects_by_row(args.level), n, run);
+  }
+}
+
+template <class T>
+RowSums<double> sum_of_row_terms(const PolicyLossArgs<T>& args, const PolicyLayout::Piece& piece) {
+  Run<T> run;
+  RowSums<double> sums{};
+  for_each_run(piece, [&](int64_t begin, int64_t n) {
+    const Inputs<T> in(args, piece.row, begin);
+    load_run(in, n, &run);
+    const PolicyBounds<T> bounds(args.params);
+    const RowSums<double> s = args.level == PolicyLevel::gamma ? row_run<T, PolicyLevel::gamma>(run, n, bounds)
+                              : args.level == PolicyLevel::geometric
+                                  ? row_run<T, PolicyLevel::geometric>(run, n, bounds)
+                                  : row_run<T, PolicyLevel::sequence>(run, n, bounds);
+    sums.sum += s.sum, sums.tokens += s.tokens;
+    if (args.level != PolicyLevel::gamma || !in.weights || in.row_weight) return;
+    for (int64_t t = 0; t < n; ++t) sums.sum += run.on[t] != 0 ? double(gamma_term(in.weights[t])) : 0.0;
+  });
+  return sums;
+}
+
+template <PolicyFormula kFormula, class T>
+PolicySums<T> forward_piece(const PolicyLossArgs<T>& args, const PolicyLayout::Piece& piece, const T* state) {
+  Run<T> run;
+  PolicySums<double> sums{};
+  for_each_run(piece, [&](int64_t begin, int64_t n) {
+    const Inputs<T> in(args, piece.row, begin);
+    PolicySums<T> s;
+    evaluate<kFormula, true>(args, in, state, n, &run, &s);
+    sum_run(in.entropy, T(args.params.entropy), n, run, &s);
+    sums = add(sums, cast<double>(s));
+  });
+  return cast<T>(sums);
+}
+
+template <PolicyFormula kFormula, class T>
+void backward_piece(const PolicyLossBackwardArgs<T>& args, const PolicyLayout::Piece& piece) {
+  const PolicyLossArgs<T>& f = args.forward;
+  const T* state = f.row_state + piece.row * kPolicyState;
+  const T scale = *args.grad_loss * state[kWeight];
+  const int64_t row = f.layout.offsets ? f.layout.offset(piece.row) : piece.row * f.layout.length;
+  Run<T> run;
+  for_each_run(piece, [&](int64_t begin, int64_t n) {
+    const Inputs<T> in(f, piece.row, begin);
+    evaluate<kFormula, false>(f, in, state, n, &run, static_cast<PolicySums<T>*>(nullptr));
+    write_run(scale, state, spreads(f.level), kFormula == PolicyFormula::geometric, n, run,
+              args.grad_logp + row + begin);
+    const T* q = !f.kl_corrected ? nullptr : corrects_by_row(f.level) ? run.ratio : run.r;
+    if (args.grad_ref_kl) write_linear(scale * T(f.params.kl_given), q, n, run, args.grad_ref_kl + row + begin);
+    if (args.grad_entropy) {
+      write_linear(scale * T(f.params.entropy), static_cast<const T*>(nullptr), n, run,
+                   args.grad_entropy + row + begin);
+    }
+  });
+}
+
+template <class Body>
+void for_each_piece(const PolicyLayout& layout, const Body& body) {
+  const int64_t slots = layout.slots();
+  const int64_t tokens = layout.offsets ? layout.total : layout.batch * layout.length;
+  const int64_t grain = std::max<int64_t>(1, kPolicyPiece / std::max<int64_t>(1, tokens / std::max<int64_t>(1, slots)));
+  parallel_for(0, slots, grain, [&](int64_t first, int64_t last) {
+    for (int64_t slot = first; slot < last; ++slot) body(slot, layout.piece(slot));
+  });
+}
+
+}  // namespace
+
+template <class T>
+void policy_loss_cpu(const PolicyLossArgs<T>& args) {
+  const bool rows = sums_rows(args.level);
+  if (rows && (args.layout.offsets ? args.layout.total : args.layout.length) > kPolicyPiece) {
+    for_each_piece(args.layout, [&](int64_t slot, const PolicyLayout::Piece& piece) {
+      if (args.layout.one_piece(piece.row)) return;  // its ratio is found below, while its tokens are in the cache
+      const RowSums<double> sums = sum_of_row_terms(args, piece);
+      row_sums_of(args, slot) = {T(sums.sum), T(sums.tokens)};
+    });
+  }
+  dispatch_formula(args.formula, [&]<PolicyFormula kFormula>() {
+    for_each_piece(args.layout, [&](int64_t slot, const PolicyLayout::Piece& piece) {
+      T state[kPolicyState] = {T(1), T(1), T(1), T(1)};
+      RowRatio ratio{1, 1, 1};
+      if (rows) {
+        const bool alone = args.layout.one_piece(piece.row);
+        ratio = ratio_of_row(args, piece.row, alone ? sum_of_row_terms(args, piece) : RowSums<double>{});
+        state[kRatio] = T(ratio.positive), state[kRatioNegative] = T(ratio.negative);
+      }
+      if (piece.begin == 0) write_row_ratio(args, piece.row, ratio);
+      sums_of(args, slot) = forward_piece<kFormula>(args, piece, state);
+    });
+  });
+  PolicyTotals totals{};
+  for (int64_t b = 0; b < args.layout.batch; ++b) totals = add(totals, row_totals(args, b));
+  const double denominator = denominator_of(args, totals);
+  for (int64_t b = 0; b < args.layout.batch; ++b) write_row_weight(args, b, denominator);
+  write_results(args, totals, denominator);
+}
+
+template <class T>
+void policy_loss_backward_cpu(const PolicyLossBackwardArgs<T>& args) {
+  dispatch_formula(args.forward.formula, [&]<PolicyFormula kFormula>() {
+    for_each_piece(args.forward.layout,
+                   [&](int64_t, const PolicyLayout::Piece& piece) { backward_piece<kFormula>(args, piece); });
+  });
+}
+
+#define INSTANTIATE(T)                                             \
+  template void policy_loss_cpu<T>(const PolicyLossArgs<T>& args); \
+  template void policy_loss_backward_cpu<T>(const PolicyLossBackwardArgs<T>& args);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace warpup

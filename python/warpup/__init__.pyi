@@ -1,0 +1,151 @@
+# The public names and where they live: `__init__.py` reads this at run time, and imports a name when it is first used.
+from . import advantage, arrays, data, distributed, interval, logprob, moe, policy, reflection, train
+from .advantage.group_advantage import GroupPlan, GroupStats, group_advantage, group_plan, role_advantage
+from .advantage.token_advantage import gae, masked_whiten, reward_to_go, segment_advantage, segment_ids, tree_advantage
+from .divergence.divergence import divergence, topk_divergence
+from .divergence.linear_divergence import linear_divergence
+from .interval.interval_activation import (
+    interval_clamp,
+    interval_elu,
+    interval_exp,
+    interval_gelu,
+    interval_hardswish,
+    interval_leaky_relu,
+    interval_sigmoid,
+    interval_silu,
+    interval_softmax,
+    interval_softplus,
+    interval_tanh,
+)
+from .interval.interval_attention import interval_attention, interval_matmul
+from .interval.interval_batch_norm import BoxSums, interval_batch_norm, interval_relu
+from .interval.interval_layers import (
+    interval_adaptive_avg_pool2d,
+    interval_add,
+    interval_avg_pool2d,
+    interval_box,
+    interval_layer_norm,
+    interval_max_pool2d,
+    interval_rms_norm,
+    interval_sub,
+)
+from .interval.interval_linear import interval_conv1d, interval_conv2d, interval_linear
+from .interval.margin_bounds import margin_bounds, margin_cross_entropy
+from .logprob.linear_logprob import linear_logprob
+from .logprob.token_logprob import replay_logprob, token_logprob
+from .moe.grouped_mm import grouped_mm
+from .moe.moe_balance_loss import moe_balance_loss, moe_device_balance_loss, moe_update_bias
+from .moe.moe_experts import moe_experts
+from .moe.moe_gather import MoEPlan, moe_combine, moe_gather, moe_plan
+from .moe.moe_route import MoERoute, moe_route
+from .policy.linear_policy_loss import linear_policy_loss
+from .policy.losses import (
+    after_shared_prefix,
+    coverage_loss,
+    coverage_weights,
+    degree_loss,
+    preference_loss,
+    sequence_logprob,
+    weighted_nll,
+    z_loss,
+)
+from .policy.masks import clip_cov_tokens, kl_cov_tokens, rollout_weights, sequence_mask, top_entropy_mask
+from .policy.policy_loss import policy_loss
+from .reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
+from .reflection.apply_schedule import ReflectionTables, apply_schedule_, reflection_state_update_
+from .reflection.sample_step import SampledStep, continuous_tokens, mark_seen, sample_step
+
+__all__ = [
+    "BoxSums",
+    "GroupPlan",
+    "GroupStats",
+    "MoEPlan",
+    "MoERoute",
+    "ReflectionBatch",
+    "ReflectionSchedule",
+    "ReflectionTables",
+    "ReflectionTokens",
+    "SampledStep",
+    "advantage",
+    "after_shared_prefix",
+    "apply_schedule_",
+    "arrays",
+    "clip_cov_tokens",
+    "continuous_tokens",
+    "coverage_loss",
+    "coverage_weights",
+    "data",
+    "degree_loss",
+    "distributed",
+    "divergence",
+    "gae",
+    "group_advantage",
+    "group_plan",
+    "grouped_mm",
+    "interval",
+    "interval_adaptive_avg_pool2d",
+    "interval_add",
+    "interval_attention",
+    "interval_avg_pool2d",
+    "interval_batch_norm",
+    "interval_box",
+    "interval_clamp",
+    "interval_conv1d",
+    "interval_conv2d",
+    "interval_elu",
+    "interval_exp",
+    "interval_gelu",
+    "interval_hardswish",
+    "interval_layer_norm",
+    "interval_leaky_relu",
+    "interval_linear",
+    "interval_matmul",
+    "interval_max_pool2d",
+    "interval_relu",
+    "interval_rms_norm",
+    "interval_sigmoid",
+    "interval_silu",
+    "interval_softmax",
+    "interval_softplus",
+    "interval_sub",
+    "interval_tanh",
+    "kl_cov_tokens",
+    "linear_divergence",
+    "linear_logprob",
+    "linear_policy_loss",
+    "logprob",
+    "margin_bounds",
+    "margin_cross_entropy",
+    "mark_seen",
+    "masked_whiten",
+    "moe",
+    "moe_balance_loss",
+    "moe_combine",
+    "moe_device_balance_loss",
+    "moe_experts",
+    "moe_gather",
+    "moe_plan",
+    "moe_route",
+    "moe_update_bias",
+    "policy",
+    "policy_loss",
+    "preference_loss",
+    "reflection",
+    "reflection_state_update_",
+    "replay_logprob",
+    "reward_to_go",
+    "role_advantage",
+    "rollout_weights",
+    "sample_step",
+    "segment_advantage",
+    "segment_ids",
+    "sequence_logprob",
+    "sequence_mask",
+    "token_logprob",
+    "top_entropy_mask",
+    "topk_divergence",
+    "train",
+    "tree_advantage",
+    "weighted_nll",
+    "z_loss",
+]

@@ -1,0 +1,247 @@
+"""From raw ops of the C++ library to ops that torch can differentiate, trace and compile.
+
+A differentiable op is a pair of raw ops, `name` and `name_backward`, each a plain kernel without autograd. The names of
+their arguments say how the two belong together, and `differentiable` reads it from their schemas:
+
+    divergence(Tensor student, Tensor teacher, str kind) -> (Tensor value, Tensor stats)
+    divergence_backward(Tensor student, Tensor teacher, str kind, Tensor stats, Tensor grad_value)
+        -> (Tensor grad_student)
+
+`student`, `teacher` and `kind` are inputs of the forward, so they are kept for the backward; `stats` is one of its
+outputs, kept too; `grad_value` is the gradient of the output `value`, the only output that has one; the result
+`grad_student` is the gradient of `student`, the only input that gets one. Nothing is wired by hand: a misnamed argument
+is an error at import, not a wrong gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+from warpup import _native  # noqa: F401  loads the library
+
+ops = torch.ops.warpup  # looked up at every call: the tests put other builds of the same kernels in its place
+_library = torch.library.Library("warpup", "FRAGMENT")
+_raw: set[str] = set()
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """What sums over `x` are made in: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The operands of a matrix product, under autocast in its dtype, as torch's own products take them."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    to = torch.get_autocast_dtype(kind)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(to) for t in tensors)
+
+
+# ---- Registration ---------------------------------------------------------------------------------------------------
+
+
+def fake(*names: str) -> Callable[[Callable], Callable]:
+    """Decorator: what the raw ops `names` return, as shapes and dtypes alone, for tracing."""
+
+    def register(function: Callable) -> Callable:
+        for name in names:
+            torch.library.register_fake(f"warpup::{name}", function)
+            raw(name)
+        return function
+
+    return register
+
+
+def composite(schema: str) -> Callable[[Callable], Callable]:
+    """Decorator: a raw op made of other ops, kernels and library products, on whatever device its tensors are."""
+
+    def register(function: Callable) -> Callable:
+        name = schema.partition("(")[0]
+        _library.define(schema)
+        _library.impl(name, torch.no_grad()(function), "CompositeExplicitAutograd")
+        return function
+
+    return register
+
+
+def raw(*names: str) -> None:
+    """A result of these raw ops never requires a gradient, so that backward through it fails loudly. (Autograd stands
+    outside: a kernel for it inside the op would double the overhead of a call.) `fake` does this for its names."""
+    for name in names:
+        if name not in _raw:
+            _raw.add(name)
+            _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+
+
+# ---- Autograd -------------------------------------------------------------------------------------------------------
+
+
+class _Twice(torch.autograd.Function):
+    """A copy of a gradient that depends on `sources`; its own backward is an error."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient, *sources):
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError(
+            "warpup's operators have no second derivative: their gradients were differentiated again "
+            "(create_graph=True). Where you need one, use its `reference_` function, beside it in its module"
+        )
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """A `backward` whose results raise where they are differentiated again, by what it saved or was given. torch's
+    decorator of this name heeds only what was given; else the term would be missing without a word."""
+
+    @wraps(backward)
+    def once(ctx, *gradients):
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return backward(ctx, *gradients)
+        sources = [t for t in (*ctx.saved_tensors, *gradients) if isinstance(t, Tensor) and t.requires_grad]
+        with torch.no_grad():
+            found = backward(ctx, *gradients)
+        found = found if isinstance(found, tuple) else (found,)
+        return tuple(_Twice.apply(g, *sources) if isinstance(g, Tensor) else g for g in found)
+
+    return once
+
+
+def differentiable(
+    name: str, *, backward: str = "", when: dict[str, str] | None = None, backward_fake: Callable | None = None
+) -> Callable:
+    """The raw op `name` with its gradients: a function of the same arguments, in their order, and the same results.
+
+    Args:
+        name: the raw op. Its fake is registered with `fake`.
+        backward: the raw op of its gradients, `<name>_backward` by default. One that writes over an input,
+            `op_backward_(Tensor(a!) x, ...) -> ()`, gives the gradient of that input. An argument `bool[] needs`
+            hears which of the gradients it returns are needed. The others are found as the module's text says; those
+            that are none of this must have a default, and come last.
+        when: output -> the input that decides whether that output is there: a bool, or a tensor that may be None. An
+            input `with_<output>` need not be listed. An output that is not there has no elements and no gradient, and
+            the backward is given None in its place.
+        backward_fake: what the backward returns; by default tensors like the inputs whose gradients they are, without
+            elements where those are None or not needed.
+    """
+    backward = backward or f"{name}_backward"
+    forward_schema = getattr(torch.ops.warpup, name).default._schema
+    backward_schema = getattr(torch.ops.warpup, backward).default._schema
+    inputs = [a.name for a in forward_schema.arguments]
+    is_tensor = ["Tensor" in str(a.type) for a in forward_schema.arguments]
+    outputs = [r.name for r in forward_schema.returns]
+    when = {o: f"with_{o}" for o in outputs if f"with_{o}" in inputs} | (when or {})
+    condition = {outputs.index(o): inputs.index(i) for o, i in when.items()}
+
+    # What each argument of the backward is: ("input" | "output" | "grad", position) or ("needs", None).
+    sources: list[tuple[str, int]] = []
+    for argument in backward_schema.arguments:
+        a = argument.name
+        if a.removeprefix("grad_") in outputs and a.startswith("grad_"):
+            sources.append(("grad", outputs.index(a.removeprefix("grad_"))))
+        elif a in inputs:
+            sources.append(("input", inputs.index(a)))
+        elif a in outputs:
+            sources.append(("output", outputs.index(a)))
+        elif a == "needs":
+            sources.append(("needs", 0))
+        elif not argument.has_default_value():
+            raise TypeError(f"{backward}: argument {a} is neither of {inputs} nor of {outputs} nor a gradient of these")
+    written = [a.name for a in backward_schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    results = (
+        written if not backward_schema.returns else [r.name.removeprefix("grad_") for r in backward_schema.returns]
+    )
+    if not results or not set(results) <= set(inputs):
+        raise TypeError(f"{backward}: returns must be named grad_<input>, of {inputs}; got {results}")
+    gets = [inputs.index(r) for r in results]  # positions of the inputs that get a gradient
+    graded = {i for kind, i in sources if kind == "grad"}
+    required = [a for a in backward_schema.arguments if a.name.startswith("grad_") and str(a.type) == "Tensor"]
+    materialize = len(graded) > 1 and bool(required)
+    count = len(inputs)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments):
+            return getattr(ops, name)(*arguments)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            found = output if isinstance(output, tuple) else (output,)
+            absent = {o for o, i in condition.items() if inputs[i] is None or inputs[i] is False}
+            ctx.mark_non_differentiable(*(x for i, x in enumerate(found) if i not in graded or i in absent))
+            ctx.set_materialize_grads(materialize)
+            ctx.absent = absent
+            ctx.options = [None if t else x for t, x in zip(is_tensor, inputs, strict=True)]
+            kept = []
+            for kind, i in sources:
+                if kind == "input" and is_tensor[i]:
+                    kept.append(inputs[i])
+                elif kind == "output":
+                    kept.append(None if i in absent else found[i])
+            ctx.save_for_backward(*kept)
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx, *gradients):
+            if all(g is None or i in ctx.absent for i, g in enumerate(gradients)):
+                return (None,) * count
+            saved, arguments = list(ctx.saved_tensors), []
+            for kind, i in sources:
+                if kind == "grad":
+                    g = None if i in ctx.absent else gradients[i]
+                    arguments.append(None if g is None else g.contiguous())
+                elif kind == "needs":
+                    arguments.append([bool(ctx.needs_input_grad[j]) for j in gets])
+                elif kind == "input" and not is_tensor[i]:
+                    arguments.append(ctx.options[i])
+                else:
+                    arguments.append(saved.pop(0))
+            found = getattr(ops, backward)(*arguments)
+            if found is None:  # written over the input; a later backward that needs it must raise
+                found = arguments[[s for s in sources].index(("input", gets[0]))]
+                torch.autograd.graph.increment_version(found)
+            found = found if isinstance(found, tuple | list) else (found,)
+            of = dict(zip(gets, found, strict=True))
+            return tuple(of[j] if j in of and ctx.needs_input_grad[j] else None for j in range(count))
+
+    def default_fake(*arguments):
+        of = dict(zip((a.name for a in backward_schema.arguments), arguments, strict=False))
+        needs = of.get("needs", [True] * len(gets))
+        first = next(a for a in arguments if isinstance(a, Tensor))
+
+        def like(x, needed):
+            if x is None or not needed:
+                return first.new_empty(0)
+            return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+        if not backward_schema.returns:
+            return None
+        found = tuple(like(of[r], needed) for r, needed in zip(results, needs, strict=True))
+        return found if len(found) > 1 else found[0]
+
+    if backward_fake is not None or all(r in {a.name for a in backward_schema.arguments} for r in results):
+        fake(backward)(backward_fake or default_fake)
+    else:
+        raise TypeError(f"{backward}: it is not given all of {results}, so it needs a backward_fake")
+
+    def call(*arguments):
+        if torch.is_grad_enabled():
+            for i in gets:
+                if arguments[i] is not None and arguments[i].requires_grad:
+                    return Function.apply(*arguments)
+        return getattr(ops, name)(*arguments)
+
+    Function.__name__ = Function.__qualname__ = call.__name__ = call.__qualname__ = name
+    return call

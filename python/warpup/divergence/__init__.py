@@ -1,0 +1,1 @@
+"""Divergences between a student's and a teacher's next-token distributions."""

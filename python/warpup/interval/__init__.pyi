@@ -1,0 +1,30 @@
+from .interval_batch_norm import BoxSums
+from .network.bound import Walk, bound, margin_loss, margins
+from .network.cnn7 import cnn7
+from .network.crown import crown_ibp_loss, crown_margins
+from .network.graph import UnsupportedLayer
+from .network.layers import Box, Refusal, rule
+from .network.sabr import pgd, sabr_box
+from .network.warmup import epsilon_schedule, ibp_init_, kappa_schedule, relu_balance_loss, tightness_loss
+
+__all__ = [
+    "Box",
+    "BoxSums",
+    "Refusal",
+    "UnsupportedLayer",
+    "Walk",
+    "bound",
+    "cnn7",
+    "crown_ibp_loss",
+    "crown_margins",
+    "epsilon_schedule",
+    "ibp_init_",
+    "kappa_schedule",
+    "margin_loss",
+    "margins",
+    "pgd",
+    "relu_balance_loss",
+    "rule",
+    "sabr_box",
+    "tightness_loss",
+]

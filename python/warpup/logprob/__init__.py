@@ -1,0 +1,1 @@
+"""Log-probabilities of tokens, from logits and from hidden states."""

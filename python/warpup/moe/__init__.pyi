@@ -1,0 +1,4 @@
+from . import metrics
+from .layer import DeepSeekMoE
+
+__all__ = ["DeepSeekMoE", "metrics"]

@@ -1,1 +1,0 @@
-"""The operators, by family. Each op has, in this order: reference, fakes, autograd Function, public function."""

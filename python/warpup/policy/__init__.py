@@ -1,0 +1,1 @@
+"""Policy-gradient and preference losses on log-probabilities."""

@@ -1,0 +1,144 @@
+"""`policy_loss` in plain torch: the oracle of the tests and the eager peer of the benchmarks. Each loss is written as
+its paper or its first implementation writes it, gradients by autograd."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from warpup.policy.kinds import METRICS, clip_of, constants_of, normalizer_of
+from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, row_sums
+
+
+def reference_policy_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    kind: str = "grpo",
+    clip: tuple[float, float] | None = None,
+    delta: float | None = None,
+    dual_clip: float | None = None,
+    constants: tuple[float, ...] | None = None,
+    weights: Tensor | None = None,
+    selected: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    ref_logp: Tensor | None = None,
+    ref_kl: Tensor | None = None,
+    kl_coef: float = 0.0,
+    kl: str = "k3",
+    kl_corrected: bool = False,
+    entropy: Tensor | None = None,
+    entropy_coef: float = 0.0,
+    normalizer: str | float | Tensor | tuple | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The arguments of `warpup.policy_loss`; any dtype."""
+    on = mask != 0
+    m = on.to(logp.dtype)
+
+    def masked(x: Tensor) -> Tensor:
+        return per_token(x, logp, cu_seqlens).to(logp.dtype).masked_fill(~on, 0.0)
+
+    def rows(x: Tensor) -> Tensor:
+        return row_sums(x * m, cu_seqlens)
+
+    def spread(x: Tensor) -> Tensor:
+        return per_token(x, logp, cu_seqlens)
+
+    n = row_sums(m, cu_seqlens)
+    lp, log_ratio, a = logp.masked_fill(~on, 0.0), masked(logp - old_logp), masked(advantages)
+    w = torch.ones_like(lp) if weights is None else masked(weights)
+    r = log_ratio.exp()
+    low, high = clip_of(kind, clip)
+    mean = rows(log_ratio) / n.clamp_min(1)
+    ratio, is_low, is_high, dual = r, (r < 1 - low) & (a < 0), (r > 1 + high) & (a > 0), torch.zeros_like(on)
+
+    if kind in ("gspo", "luspo", "gspo_token"):
+        ratio = spread(mean.exp())
+        if kind == "gspo_token":
+            ratio = (lp - lp.detach() + spread(mean.detach())).clamp(max=10).exp()
+        is_low, is_high = (ratio < 1 - low) & (a < 0), (ratio > 1 + high) & (a > 0)
+    if kind in ("cispo", "cispo_verl", "a_lol_seq"):
+        held = r.clamp(max=high) if kind == "cispo" else r.clamp(1 - low, 1 + high)
+        loss = -held.detach() * a * lp
+        if kind == "cispo":
+            is_low, is_high = torch.zeros_like(on), (r > high) & (a > 0)
+    elif kind == "a_lol":
+        ratio = spread(rows(log_ratio).clamp(max=88).exp().detach())
+        loss = -ratio.clamp(1 - low, 1 + high) * a * lp
+        is_low, is_high = (ratio < 1 - low) & (a < 0), (ratio > 1 + high) & (a > 0)
+    elif kind in ("gpg", "a_lol_ref_free"):
+        ratio, is_low, is_high, loss = torch.ones_like(r), torch.zeros_like(on), torch.zeros_like(on), -a * lp
+    elif kind == "sapo":
+        tau = torch.where(a > 0, *(a.new_tensor(t) for t in constants_of(kind, constants)))
+        loss = -torch.sigmoid(tau * (r - 1)) * 4 / tau * a
+    elif kind == "vespo":
+        log_w = rows(log_ratio.detach().clamp(-20, 20))
+        if weights is not None:
+            log_weight = weights.to(logp.dtype).log().clamp(math.log(1e-8), 20)
+            of_rows = weights.dim() == 1 and weights.shape == n.shape
+            log_w = log_w + (log_weight if of_rows else rows(masked(log_weight)))
+        log_w = spread(log_w.clamp(math.log(1e-8), 20))
+        kp, lp_, kn, ln = constants_of(kind, constants)
+        phi = [(max(l, 1e-4) + k * log_w - max(l, 1e-4) * log_w.exp()).exp() for k, l in ((kp, lp_), (kn, ln))]
+        ratio, w = torch.where(a >= 0, *phi), torch.ones_like(w)
+        loss = -ratio * a * lp
+    elif kind == "gmpo":
+        signed = a.sign() * torch.minimum(a.sign() * log_ratio, a.sign() * log_ratio.clamp(-low, high))
+        ratio = spread((rows(signed) / n.clamp_min(1)).exp())
+        loss = -ratio * a
+        is_low, is_high = (log_ratio < -low) & (a < 0), (log_ratio > high) & (a > 0)
+    else:
+        above = ratio if delta is None else ratio.clamp(max=delta)
+        loss = -torch.minimum(above * a, ratio.clamp(1 - low, 1 + high) * a)
+        is_high = (ratio > min(1 + high, delta or math.inf)) & (a > 0)
+        cap = min(max(1 + high, delta or math.inf), dual_clip or math.inf)
+        dual = (ratio > cap) & (a < 0)
+        if dual_clip is not None:
+            loss = torch.where(a < 0, torch.minimum(loss, -dual_clip * a), loss)
+    if kind == "clip_cov":
+        if selected is None:
+            selected = clip_cov_tokens(
+                logp, old_logp, advantages, mask, clip=(low, high), generator=generator, cu_seqlens=cu_seqlens
+            )
+        w = w * ~selected
+    if kind == "kl_cov":
+        if selected is None:
+            selected = kl_cov_tokens(logp, advantages, mask, cu_seqlens=cu_seqlens)
+        loss = loss + constants_of(kind, constants)[0] * selected * log_ratio.abs()
+
+    added = torch.zeros_like(loss)
+    if kl_coef:
+        added = kl_coef * (masked(ref_kl) if kl == "full" else estimate(kl, masked(ref_logp - logp)))
+        if kl_corrected:
+            added = added * (ratio if kind in ("gspo", "luspo", "gspo_token") else r)
+    bonus = -entropy_coef * masked(entropy) if entropy_coef else torch.zeros_like(loss)
+
+    per_sequence, denominator, value = normalizer_of(normalizer, kind, cu_seqlens is not None)
+    sums = rows(loss * w + added + bonus)
+    sums = sums / n.clamp_min(1) if per_sequence else sums
+    total = (n.sum(), (n > 0).sum(), logp.numel(), value)[denominator]
+    if not isinstance(total, Tensor):
+        total = logp.new_tensor(float(total))
+    result = torch.where(total == 0, 0.0, sums.sum() / total.to(logp.dtype).where(total != 0, 1.0))
+    with torch.no_grad():
+        count, peak = n.sum().clamp_min(1), (ratio * m).amax() if ratio.numel() else ratio.new_zeros(())
+        means = (is_low, is_high, dual, ratio, r - 1 - log_ratio, added)
+        low, high, dual, ratio, approx_kl, ref_kl = (rows(x.to(m.dtype)).sum() / count for x in means)
+        values = (n.sum(), low, high, dual, ratio, peak, approx_kl, ref_kl)
+    return result, {name: v.to(logp.dtype) for name, v in zip(METRICS, values, strict=True)}
+
+
+def estimate(kl: str, d: Tensor) -> Tensor:
+    """The estimator of a name, of d = ref_logp - logp."""
+    if kl.endswith("+"):  # straight-through: this value, k2's gradient
+        value, k2 = estimate(kl[:-1], d), d * d / 2
+        return k2 - k2.detach() + value.detach()
+    if kl == "k3_verl":
+        d = d.clamp(-20, 20)
+        return (d.exp() - d - 1).clamp(-10, 10)
+    return {"k1": -d, "k2": d * d / 2, "k3": d.exp() - d - 1}[kl]

@@ -1,0 +1,233 @@
+"""One decode step in one operator: combination, schedule, penalties, phase temperature, filters, a keyed draw.
+
+Contract, numerics and bytes moved: csrc/reflection/sample_step.h.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from warpup import _op
+from warpup.reflection.apply_schedule import ReflectionTables, _delta, _schedule, _set, _standing
+
+_op.raw("sample_step")
+
+SAMPLING = ("think", "answer", "code", "top_k", "top_p", "min_p", "repetition", "presence", "seed", "beta", *"123456")
+IN_PROMPT, GENERATED = 1, 2  # bits of `seen`
+
+
+class SampledStep(NamedTuple):
+    """One value a row. The log-prob before any filter is `logp + kept.log()`."""
+
+    token: Tensor  # int64; -1 in a row of no request
+    logp_raw: Tensor  # of the combined logits themselves: T = 1, no schedule, penalty or filter
+    logp: Tensor  # of the distribution that the token was drawn from; 0 where T = 0
+    kept: Tensor  # mass that the filters left, of the scheduled, penalised and tempered distribution
+    p_r: Tensor  # mass of the schedule's tokens at T before delta: what a closed-form replay needs
+    delta: Tensor  # float32, added to the schedule's tokens
+    temperature: Tensor  # float32, of the row's phase
+
+
+def sampling_row(
+    temperature: float | Mapping[str, float] = 1.0,
+    *,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition: float = 1.0,
+    presence: float = 0.0,
+    seed: int = 0,
+    beta: float = 1.0,
+) -> list[float]:
+    """A row of `ReflectionTables.sampling`.
+
+    temperature: a number, or one by phase: {"think": 1.0, "answer": 1.0, "code": 0.0}; 0 takes the likeliest token.
+    top_k: 0 off. top_p: 1 off. min_p: 0 off. repetition: divides positive logits of seen tokens and multiplies the
+    others, 1 off. presence: taken from the logits of generated tokens. seed: of the request, 0 to 2^53 - 1. beta: of
+    emulated fine-tuning.
+    """
+    phases = temperature if isinstance(temperature, Mapping) else dict.fromkeys(SAMPLING[:3], temperature)
+    if set(phases) != set(SAMPLING[:3]) or not all(0 <= t < math.inf for t in phases.values()):
+        raise ValueError(
+            f"temperature: expected a number of 0 or more, or one each of {SAMPLING[:3]}, got {temperature}"
+        )
+    for name, value, ok, expected in (
+        ("top_k", top_k, top_k >= 0, "0 (off) or more"),
+        ("top_p", top_p, 0 <= top_p <= 1, "0 to 1 (off)"),
+        ("min_p", min_p, 0 <= min_p <= 1, "0 (off) to 1"),
+        ("repetition", repetition, 0 < repetition < math.inf, "above 0"),
+        ("presence", presence, math.isfinite(presence), "finite"),
+        ("seed", seed, 0 <= seed < 2**53 and seed == int(seed), "an integer from 0 to 2^53 - 1"),
+        ("beta", beta, math.isfinite(beta), "finite"),
+    ):
+        if not ok:
+            raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    values = [phases[name] for name in SAMPLING[:3]] + [top_k, top_p, min_p, repetition, presence, seed, beta]
+    return [float(v) for v in values] + [0.0] * 6
+
+
+# ---- reference ------------------------------------------------------------------------------------------------------
+
+
+def _random_bits(seed: int, position: int, stream: int, items: np.ndarray) -> np.ndarray:
+    """csrc/core/random.h in NumPy."""
+    mask = 0xFFFFFFFF
+    c, k = [position & mask, position >> 32, stream & mask, 0], [seed & mask, seed >> 32]
+    for _ in range(10):
+        p, q = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [q >> 32 ^ c[1] ^ k[0], q & mask, p >> 32 ^ c[3] ^ k[1], p & mask]
+        k = [(k[0] + 0x9E3779B9) & mask, (k[1] + 0xBB67AE85) & mask]
+
+    def scrambled(x):
+        x = ((x ^ x >> np.uint64(16)) * np.uint64(0x7FEB352D)) & np.uint64(mask)
+        x = ((x ^ x >> np.uint64(15)) * np.uint64(0x846CA68B)) & np.uint64(mask)
+        return x ^ x >> np.uint64(16)
+
+    x = scrambled(items.astype(np.uint64) ^ np.uint64(c[0]))
+    return scrambled((x + np.uint64(c[1])) & np.uint64(mask))
+
+
+def reference_sample_step(
+    logits, tables, slots, *, tuned=None, base=None, seen=None, back=None, stream=0
+) -> SampledStep:
+    """`sample_step` by its definition, with sorts, a row at a time: the oracle of the tests."""
+    acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    vocab, rows = logits.shape[1], []
+    for r, slot in enumerate(slots.tolist()):
+        if slot < 0:
+            rows.append((-1, *[0.0] * 6))
+            continue
+        s = dict(zip(SAMPLING, tables.sampling[slot].tolist(), strict=True))
+        lag = 0 if back is None else int(back[r])
+        phase, generated, _ = _standing(tables, slot, lag)
+        t = s["answer"] if phase == 2 else s["code"] if phase == 3 else s["think"]
+        delta, told = torch.tensor([_delta(tables, slot, lag, t), t], dtype=torch.float32).tolist()  # as handed out
+        z = logits[r].to(acc)
+        if tuned is not None:
+            z = z + s["beta"] * (tuned[r].to(acc) - base[r].to(acc))
+        if not (z > -torch.inf).any() or z.isnan().any() or (z == torch.inf).any():
+            poison = torch.nan if (z != -torch.inf).any() else 0.0
+            rows.append((0, *[poison] * 4, delta, told))
+            continue
+        ids = [i for i in _set(tables, _schedule(tables, slot)) if i < vocab]
+        raw, p_r = torch.log_softmax(z, -1), torch.softmax(z / (t or 1.0), -1)[ids].sum()
+        z = z.clone()
+        z[ids] += delta
+        if seen is not None:
+            z = torch.where(seen[slot] > 0, torch.where(z > 0, z / s["repetition"], z * s["repetition"]), z)
+            z = z - s["presence"] * (seen[slot] & GENERATED > 0).to(z)
+        if not (z > -torch.inf).any():
+            rows.append((0, *[0.0] * 4, delta, told))
+            continue
+        if t == 0:
+            token = int((z == z.max()).nonzero()[0])
+            rows.append((token, raw[token], 0.0, 1.0, float(token in ids), delta, told))
+            continue
+        x = (z - z.max()) / t
+        least, p = -torch.inf, torch.softmax(x, -1)
+        if 0 < s["top_k"] < vocab:
+            least = z.sort(descending=True).values[int(s["top_k"]) - 1]
+        if s["top_p"] < 1:
+            mine = p.where(z >= least, 0.0)
+            ordered = mine.sort(descending=True)
+            above = ordered.values.cumsum(0) - ordered.values
+            keep = (above < s["top_p"] * mine.sum()) | (torch.arange(vocab, device=z.device) == 0)
+            least = max(least, z[ordered.indices[keep]].min())
+        if s["min_p"] > 0:
+            least = max(least, z.max() + t * math.log(s["min_p"]))
+        kept = (z >= least) & (z > -torch.inf)
+        bits = _random_bits(int(s["seed"]), generated, stream, np.arange(vocab))
+        exponentials = torch.from_numpy(-np.log1p(-(bits.astype(np.float64) + 0.5) * 2.0**-32)).to(z)
+        token = int((x.exp() / exponentials).where(kept, -1.0).argmax())
+        mass = x.exp().where(kept, 0.0).sum()
+        rows.append((token, raw[token], x[token] - mass.log(), mass / x.exp().sum(), p_r, delta, told))
+    columns = list(zip(*rows, strict=True)) or [()] * 7
+    dtypes = (torch.int64, *[acc] * 6)
+    return SampledStep(
+        *(torch.tensor([float(x) for x in c], dtype=torch.float64).to(logits.device, d)
+          for c, d in zip(columns, dtypes, strict=True))
+    )  # fmt: skip
+
+
+# ---- op -------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_fake("warpup::sample_step")
+def _(logits, *rest):
+    rows, acc = logits.shape[0], torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtypes = (torch.int64, acc, acc, acc, acc, torch.float32, torch.float32)
+    return tuple(logits.new_empty(rows, dtype=dtype) for dtype in dtypes)
+
+
+def sample_step(
+    logits: Tensor,
+    tables: ReflectionTables,
+    slots: Tensor,
+    *,
+    tuned: Tensor | None = None,
+    base: Tensor | None = None,
+    seen: Tensor | None = None,
+    back: Tensor | None = None,
+    stream: int = 0,
+) -> SampledStep:
+    """Draw each request's next token from its raw logits, and report what the draw was made under.
+
+    In this order: `logits + beta (tuned - base)`; the schedule; penalties; the phase's temperature; top-k, top-p of
+    what is left, min-p; a Gumbel draw whose noise is a function of (request seed, position, stream, token), so that
+    neither the batch around a request nor its row changes what it draws. Nothing is sorted, nothing waits for the
+    device, the logits are read once and stay as they are. Does not move the state on:
+    `reflection_state_update_` takes the token.
+
+    Args:
+        logits: (B, V) float32, bfloat16, float16 or float64, V of stride 1.
+        tables: the requests' states, schedules and sampling; `ReflectionBatch` fills them.
+        slots: (B,) int64, the slot of each row; -1 for none.
+        tuned, base: (B, V) of the logits' dtype: a small model before (base) and after (tuned) fine-tuning, whose
+            difference is added (emulated fine-tuning; beta above 1 up-scales). Same vocabulary; slice the padding off.
+        seen: (S, V) uint8: bit 0 in the prompt, bit 1 generated; what the penalties count. `mark_seen` sets bits.
+        back: (B,) int64, as in `apply_schedule_`.
+        stream: of several draws from one distribution, which.
+
+    Returns:
+        `SampledStep`. The schedule's replay needs delta, temperature and the schedule's ids (`replay_logprob`), which
+        gives `logp + kept.log()`; where the temperature is 0 the token is certain: leave it out of the ratio.
+
+    Raises:
+        ValueError: a shape, dtype, stride or device does not fit, one of `tuned` and `base` alone; on the CPU also a
+            slot or a sampling value out of range.
+
+    Ties: equal logits are kept together, where a sort would cut among them at random.
+
+    Source: the filters as in transformers; EFT (arXiv 2310.12962), GRPO-ATS (temperature by phase), Gumbel-max.
+    """
+    state, schedules, sets, knots, _, sampling = tables
+    results = _op.ops.sample_step(
+        logits, tuned, base, state, schedules, sets, knots, sampling, slots, back, seen, stream
+    )
+    return SampledStep(*results)
+
+
+def mark_seen(seen: Tensor, slots: Tensor, tokens: Tensor, bit: int = GENERATED) -> None:
+    """Sets a bit for the (B,) or (B, W) tokens of these slots in `seen` (S, V), in place; a slot once a call."""
+    tokens = tokens.view(len(slots), -1)
+    rows = slots.unsqueeze(1).expand_as(tokens)
+    seen[rows, tokens] = seen[rows, tokens] | bit
+
+
+def continuous_tokens(
+    logits: Tensor, tables: ReflectionTables, slots: Tensor, embedding: Tensor, count: int, **options
+) -> tuple[Tensor, SampledStep]:
+    """CoT2's continuous token: the mean embedding of `count` draws from each row's distribution.
+
+    embedding: (V, D). Returns (B, D) in its dtype and the draws, a `SampledStep` of (B, count) tensors; the ratio of a
+    policy update is of the mean (or sum) of their log-probs. One draw is ordinary decoding.
+    """
+    draws = [sample_step(logits, tables, slots, stream=k, **options) for k in range(count)]
+    steps = SampledStep(*(torch.stack(column, 1) for column in zip(*draws, strict=True)))
+    return embedding[steps.token].float().mean(1).to(embedding.dtype), steps

@@ -1,0 +1,622 @@
+"""divergence, topk_divergence and linear_divergence beyond the contract: shapes, strides, special values, options,
+peers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+
+from tests.logprob.test_token_logprob import FLOATS, VOCABS, to
+from tests.support.cases import OPS, agree, gradients_of, nudged, upcast
+from warpup import divergence, linear_divergence, topk_divergence
+from warpup.divergence.divergence import DIVERGENCES, reference_divergence, reference_topk_divergence
+from warpup.divergence.linear_divergence import reference_linear_divergence
+
+CASE, TOPK = OPS["divergence"], OPS["topk_divergence"]
+INF, NAN = math.inf, math.nan
+each_kind = pytest.mark.parametrize("kind", DIVERGENCES)
+
+
+def randn(*shape, seed=0, scale=2.0, **options):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def pair(twin, *shape, dtype=torch.float32):
+    return randn(*shape, seed=0).to(twin.device, dtype), randn(*shape, seed=1).to(twin.device, dtype)
+
+
+@st.composite
+def problems(draw):
+    vocab = draw(st.one_of(VOCABS, st.sampled_from([4096, 5000])))
+    lead = draw(st.sampled_from([(), (1,), (7,), (2, 5), (2, 1, 4)]))
+    dtype = draw(st.sampled_from(FLOATS))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    scale = draw(st.sampled_from([0.1, 1.0, 10.0]))
+    count = math.prod(lead) * vocab
+
+    def logits(layout):
+        def fill(*shape):
+            return (scale * torch.randn(shape, generator=generator)).to(dtype)
+
+        if layout == "misaligned":
+            return fill(count + 1)[1:].view(*lead, vocab)
+        if layout == "padded":
+            return fill(*lead, vocab + 3)[..., 1 : vocab + 1]
+        if layout == "shifted" and lead:
+            return fill(*lead[:-1], lead[-1] + 1, vocab)[..., :-1, :]
+        return fill(*lead, vocab)
+
+    layouts = st.sampled_from(["contiguous", "misaligned", "padded", "shifted"])
+    sides = [logits(draw(layouts)) for _ in range(2)]
+    for side in sides:
+        if draw(st.booleans()):
+            side[torch.rand(side.shape, generator=generator) < draw(st.sampled_from([0.01, 0.5]))] = -INF
+    temperature = draw(st.sampled_from([1.0, 0.7, "per_row"]))
+    if temperature == "per_row":
+        temperature = torch.rand(lead, generator=generator) + 0.5
+    mask = torch.rand(lead, generator=generator) < 0.7 if draw(st.booleans()) else None
+    inputs = {"student_logits": sides[0], "teacher_logits": sides[1], "temperature": temperature, "mask": mask}
+    kind = draw(st.sampled_from(DIVERGENCES))
+    targets = torch.randint(vocab, lead, generator=generator) if kind == "logit_swap" else None
+    return inputs | {"kind": kind, "targets": targets, "beta": draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))}
+
+
+def check_bound(inputs):
+    """Against float64 within some roundings of the largest terms. (The contract's rule takes the largest error of a
+    plain formula, which a lucky one makes too small where there are few rows or tokens and much cancels.)"""
+    value, grad = CASE.run(inputs)
+    exact = upcast(inputs)
+    want_value, want_grad = CASE.run(exact, CASE.reference)
+    eps, t = torch.finfo(value.dtype).eps, inputs["temperature"]
+    t_min = t.min().item() if isinstance(t, torch.Tensor) and t.numel() else 0.5
+    logs = [(exact[k] / t_min).nan_to_num(neginf=0.0) for k in ("student_logits", "teacher_logits")]
+    size = sum(2 * x.abs().max() + math.log(x.shape[-1]) for x in logs)  # of -log p
+    terms = inputs["student_logits"].shape[-1] if inputs["kind"] == "binary" else 1
+    assert ((value.double() - want_value).abs() <= 16 * eps * terms * (1 + size)).all()
+    info = torch.finfo(grad.dtype)
+    tolerance = info.eps * (want_grad.abs() + info.tiny)
+    assert ((grad.double() - want_grad).abs() <= tolerance + 64 * eps * (1 + size) / t_min).all()
+
+
+@given(inputs=problems())
+@settings(max_examples=100)
+def test_shapes_strides_and_options(twin, inputs):
+    check_bound(to(twin.device, inputs))
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_launch(twin, kind, dtype):
+    """Both sizes of block of the CUDA twin, more than one piece of a row in its backward, a target in the last."""
+    for vocab in (4096, 9001):
+        student, teacher = pair(twin, 2, vocab, dtype=dtype)
+        targets = torch.tensor([vocab - 1, 17], device=twin.device) if kind == "logit_swap" else None
+        CASE.check({"student_logits": student, "teacher_logits": teacher, "kind": kind, "targets": targets})
+
+
+def test_streaming_stores():
+    """Over 16 MiB the CPU backward stores past the cache, in blocks, from any alignment of the result."""
+    student, teacher = randn(60, 70001, seed=0), randn(60, 70001, seed=1)
+    targets = torch.arange(60) * 1000
+    CASE.check({"student_logits": student, "teacher_logits": teacher, "kind": "logit_swap", "targets": targets})
+
+
+@each_kind
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (3, 0), (0, 0)])
+def test_nothing(twin, kind, shape):
+    student = torch.zeros(shape, device=twin.device, requires_grad=True)
+    targets = torch.zeros(shape[:-1], dtype=torch.int64, device=twin.device)
+    mask = torch.zeros(shape[:-1], dtype=torch.bool, device=twin.device)
+    value = divergence(student, torch.zeros(shape, device=twin.device), kind=kind, targets=targets, mask=mask)
+    assert torch.equal(value, torch.zeros(shape[:-1], device=twin.device))
+    value.sum().backward()
+    assert student.grad.shape == shape
+
+
+@pytest.mark.parametrize("layout", ["expanded", "strided"])
+def test_gradient_strides(twin, layout):
+    student, teacher = pair(twin, 3, 5, 131)
+    gradient = {
+        "expanded": torch.tensor(0.3, device=twin.device).expand(3, 5),
+        "strided": randn(3, 10).to(twin.device)[:, ::2],
+    }[layout]
+
+    def gradients(g):
+        z = student.detach().requires_grad_()
+        return torch.autograd.grad(divergence(z, teacher), z, g)[0]
+
+    assert torch.equal(gradients(gradient), gradients(gradient.contiguous()))
+
+
+def test_teacher_is_constant(twin):
+    student, teacher = (x.requires_grad_() for x in pair(twin, 3, 7))
+    divergence(student, teacher).sum().backward()
+    assert teacher.grad is None
+    if twin.name != "hostcuda":  # its raw ops are not registered with autograd
+        assert not divergence(student.detach(), teacher).requires_grad
+    assert student.grad.abs().max() > 0.01
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_inplace_backward(twin, kind, dtype):
+    inputs = CASE.make(dtype=dtype, device=twin.device, variant=f"{kind}+special")
+    *_, want = CASE.run(inputs)
+    leaf = inputs["student_logits"].clone().requires_grad_()
+    logits = leaf * 1
+    value = divergence(**{**inputs, "student_logits": logits}, inplace_backward=True)
+    loss = (value * gradients_of([value])[0]).sum()
+    loss.backward(retain_graph=True)
+    assert torch.equal(leaf.grad, want)
+    assert torch.equal(logits, want), "the gradient is not where the logits were"
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@each_kind
+def test_scale_by_t2(twin, kind):
+    inputs = CASE.make(device=twin.device, variant=f"{kind}+special")
+    value, gradient = CASE.run(inputs)
+    scaled = CASE.run({**inputs, "scale_by_t2": True})
+    torch.testing.assert_close(scaled[0], value * inputs["temperature"] ** 2)
+    torch.testing.assert_close(scaled[1], gradient * inputs["temperature"].unsqueeze(-1) ** 2)
+
+
+# ---- special values -------------------------------------------------------------------------------------------------
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("vocab", [6, 2600])
+def test_minus_infinity(twin, kind, dtype, vocab):
+    """Whichever side rules tokens out, value and gradient are finite, and exact for the sum of what is left."""
+    student, teacher = pair(twin, 7, vocab, dtype=dtype)
+    student[0, : vocab // 2] = -INF  # with vocab 2600: a whole block of the CPU kernel first
+    teacher[1, : vocab // 2] = -INF
+    student[2, 1:] = -INF
+    teacher[3, 1:] = -INF
+    student[4, : vocab // 2], teacher[4, vocab // 2 :] = -INF, -INF  # no token in common
+    student[5] = -INF
+    teacher[6] = -INF
+    targets = torch.arange(7, device=twin.device) % vocab
+    inputs = {"student_logits": student, "teacher_logits": teacher, "kind": kind}
+    inputs["targets"] = targets if kind == "logit_swap" else None
+    CASE.check(inputs)
+    value, grad = CASE.run(inputs)
+    assert value.isfinite().all()
+    assert grad.isfinite().all()
+    assert (grad[student == -INF] == 0).all()
+    if kind != "binary":
+        assert value[5:].tolist() == [0, 0]
+        assert (grad[5:] == 0).all()
+
+
+@each_kind
+@pytest.mark.parametrize("content", [NAN, INF, -INF])
+def test_masked_rows_are_exactly_zero(twin, kind, content):
+    """Whatever stands in them, targets included."""
+    student, teacher = pair(twin, 4, 9)
+    student[1], teacher[2], student[3, 0], teacher[3, 1] = content, content, content, content
+    mask = torch.tensor([True, False, False, False], device=twin.device)
+    targets = torch.tensor([3, -100, 9, -1], device=twin.device)
+    inputs = {"student_logits": student, "teacher_logits": teacher, "kind": kind, "mask": mask, "targets": targets}
+    value, grad = CASE.run(inputs)
+    assert value[1:].tolist() == [0, 0, 0]
+    assert (grad[1:] == 0).all()
+    assert grad[0].isfinite().all()
+    assert grad[0].abs().max() > 0
+
+
+@each_kind
+@pytest.mark.parametrize("value", [INF, NAN])
+@pytest.mark.parametrize("side", ["student_logits", "teacher_logits"])
+def test_nan_and_infinity_stay_in_their_row(twin, kind, value, side):
+    if kind == "binary" and value == INF:
+        pytest.skip("sigmoid(inf) = 1 is a number")
+    student, teacher = pair(twin, 3, 2600)
+    inputs = {"student_logits": student, "teacher_logits": teacher, "kind": kind}
+    inputs["targets"] = torch.tensor([0, 2000, 9], device=twin.device)
+    inputs[side][1, 2500] = value
+    result, grad = CASE.run(inputs)
+    assert result.isnan().tolist() == [False, True, False]
+    assert grad[[0, 2]].isfinite().all()
+
+
+@each_kind
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
+@pytest.mark.parametrize("temperature", [1.0, 0.01])
+def test_huge(twin, kind, size, temperature):
+    student, teacher = (x / 2 * size for x in pair(twin, 4, 65))
+    student[2], teacher[3] = size, -size
+    inputs = {"student_logits": student, "teacher_logits": teacher, "kind": kind, "temperature": temperature}
+    inputs["targets"] = torch.arange(4, device=twin.device) if kind == "logit_swap" else None
+    CASE.check(inputs)
+    value, grad = CASE.run(inputs)
+    assert value.isfinite().all()
+    assert grad.isfinite().all()
+
+
+@each_kind
+def test_equal_distributions(twin, kind):
+    """No divergence and no gradient, to rounding; logits differ by a constant, which only the binary kind sees."""
+    student, _ = pair(twin, 4, 300)
+    shift = 0 if kind == "binary" else 2.0
+    targets = student.argmax(-1)  # nothing to swap
+    inputs = {"student_logits": student, "teacher_logits": student + shift, "kind": kind, "targets": targets}
+    value, grad = CASE.run(inputs)
+    entropy = -(student.softmax(-1) * student.log_softmax(-1)).sum(-1) if kind == "symmetric_ce" else 0 * value
+    torch.testing.assert_close(value, entropy, atol=2e-6, rtol=2e-6)
+    if kind != "symmetric_ce":
+        assert grad.abs().max() < 2e-6
+
+
+@each_kind
+@pytest.mark.parametrize("vocab", [300, 50000])
+def test_uniform(twin, kind, vocab):
+    """Equal terms, whose roundings all go one way, against the closed form: the teacher knows half of the tokens."""
+    student, teacher = torch.zeros(2, 1, vocab, device=twin.device)
+    teacher[:, vocab // 2 :] = -INF
+    half, log2 = vocab // 2, math.log(2)
+    want = {
+        "forward": log2,
+        "reverse": -log2 / 2,
+        "jeffreys": log2 / 2,
+        "jsd": 0.5 * math.log(4 / 3) + 0.25 * (math.log(2 / 3) + log2),
+        "symmetric_ce": 0.5 * math.log(vocab) + 0.25 * math.log(half),
+        "logit_swap": log2,
+        "binary": half * log2,
+    }[kind]
+    value = divergence(student, teacher, kind=kind, targets=torch.zeros(1, dtype=torch.int64, device=twin.device))
+    assert value.item() == pytest.approx(want, rel=1e-6, abs=1e-6)
+
+
+def test_swap_of_equal_maxima(twin):
+    """The first of equal logits counts as the largest."""
+    teacher = torch.tensor([[1.0, 3.0, 0.0, 3.0]], device=twin.device)
+    student, targets = randn(1, 4).to(twin.device), torch.tensor([2], device=twin.device)
+    got = divergence(student, teacher, kind="logit_swap", targets=targets)
+    want = divergence(student, torch.tensor([[1.0, 0.0, 3.0, 3.0]], device=twin.device))
+    torch.testing.assert_close(got, want)
+
+
+# ---- peers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_trl(twin, beta):
+    """TRL's generalized_jsd_loss, values and gradients. Its mixture is ours (beta: the teacher's share) and so are its
+    ends: 0 is forward, 1 reverse. Reduction "sum" takes ours summed; masked tokens are left out of both."""
+    gkd = pytest.importorskip("trl.experimental.gkd.gkd_trainer")
+    student, teacher = pair(twin, 2, 3, 300)
+    labels = torch.tensor([[1, -100, 3], [4, 5, -100]], device=twin.device)
+    mine, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
+    value = divergence(mine, teacher, kind="jsd", beta=beta, temperature=1.7, mask=labels != -100).sum()
+    want = gkd.GKDTrainer.generalized_jsd_loss(theirs, teacher, labels, beta=beta, temperature=1.7, reduction="sum")
+    torch.testing.assert_close(value, want)
+    value.backward(), want.backward()
+    torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_jsd_ends(twin):
+    student, teacher = pair(twin, 4, 50)
+    for beta, kind in ((0.0, "forward"), (1.0, "reverse")):
+        assert torch.equal(divergence(student, teacher, kind="jsd", beta=beta), divergence(student, teacher, kind=kind))
+
+
+def test_kl_div(twin):
+    student, teacher = pair(twin, 5, 300)
+    s, t = student.log_softmax(-1), teacher.log_softmax(-1)
+    forward, reverse = (F.kl_div(a, b, reduction="none", log_target=True).sum(-1) for a, b in ((s, t), (t, s)))
+    torch.testing.assert_close(divergence(student, teacher), forward)
+    torch.testing.assert_close(divergence(student, teacher, kind="reverse"), reverse)
+    torch.testing.assert_close(divergence(student, teacher, kind="jeffreys"), forward + reverse)
+    ce = F.cross_entropy(student, teacher.softmax(-1), reduction="none")
+    ce = 0.5 * (ce + F.cross_entropy(teacher, student.softmax(-1), reduction="none"))
+    torch.testing.assert_close(divergence(student, teacher, kind="symmetric_ce"), ce)
+
+
+def test_binary_cross_entropy(twin):
+    student, teacher = pair(twin, 5, 300)
+    t = (teacher / 2).sigmoid()
+    entropy = F.binary_cross_entropy(t, t, reduction="none")
+    want = 4 * (F.binary_cross_entropy_with_logits(student / 2, t, reduction="none") - entropy).sum(-1)
+    torch.testing.assert_close(divergence(student, teacher, kind="binary", temperature=2.0, scale_by_t2=True), want)
+
+
+def test_liger(twin):
+    """Liger-Kernel's chunked jsd: `beta` weighs its teacher's term, as here; its chunk sums over the tokens."""
+    liger = pytest.importorskip("liger_kernel.chunked_loss.jsd_loss").LigerFusedLinearJSDFunction
+    student, teacher = pair(twin, 5, 300)
+    for beta in (0.0, 0.3, 1.0):
+        got = divergence(student, teacher, kind="jsd", beta=beta).sum()
+        torch.testing.assert_close(got, liger.distillation_loss_fn(student, teacher, beta=beta))
+
+
+def test_reference_is_the_formula():
+    """The oracle itself, against numbers worked out by hand: pS = (1/2, 1/4, 1/4), pT = (1/4, 1/2, 1/4)."""
+    student = torch.tensor([[2.0, 1.0, 1.0]], dtype=torch.float64).log()
+    teacher = torch.tensor([[1.0, 2.0, 1.0]], dtype=torch.float64).log()
+    log2 = math.log(2)
+    want = {
+        "forward": log2 / 4,
+        "reverse": log2 / 4,
+        "jeffreys": log2 / 2,
+        "jsd": log2 / 4 * 3 - math.log(3) / 8 * 3 - (math.log(3) - 2 * log2) / 8 * 3 - log2 / 4,
+        "symmetric_ce": 1.75 * log2,
+        "logit_swap": 0.0,  # the swap makes the teacher the student
+    }
+    p, q = 1 / (1 + math.e**-1), 0.5
+    want_binary = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+    m = 0.375
+    want["jsd"] = 0.5 * 2 * (0.25 * math.log(0.25 / m) + 0.5 * math.log(0.5 / m))
+    for kind, value in want.items():
+        got = reference_divergence(student, teacher, kind=kind, targets=torch.tensor([0]))
+        assert got.item() == pytest.approx(value, abs=1e-14), kind
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    assert reference_divergence(one, zero, kind="binary").item() == pytest.approx(want_binary, abs=1e-14)
+
+
+# ---- topk_divergence ------------------------------------------------------------------------------------------------
+
+
+def test_topk_of_everything_is_forward(twin):
+    student, teacher = pair(twin, 3, 50)
+    ids = torch.stack([torch.randperm(50) for _ in range(3)]).to(twin.device)
+    mine, full = student.clone().requires_grad_(), student.clone().requires_grad_()
+    value = topk_divergence(mine, ids, teacher.log_softmax(-1).gather(-1, ids))
+    want = divergence(full, teacher)
+    torch.testing.assert_close(value, want)
+    value.sum().backward(), want.sum().backward()
+    torch.testing.assert_close(mine.grad, full.grad)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 2050), (0, 5), (1, 9001)])
+@pytest.mark.parametrize("k", [0, 1, 5, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_topk(twin, shape, k, dtype):
+    student = randn(*shape).to(twin.device, dtype)
+    ids = torch.randint(shape[-1], (*shape[:-1], k), generator=torch.Generator().manual_seed(0)).to(twin.device)
+    logp = randn(*shape[:-1], max(k, 1), seed=1).log_softmax(-1)[..., :k].to(twin.device)
+    TOPK.check({"student_logits": student, "teacher_ids": ids, "teacher_logp": logp, "temperature": 0.7})
+
+
+def test_topk_is_not_renormalised(twin):
+    """Half of the teacher's mass listed, on a token to which the student gives all: log(.5) / 2."""
+    student = torch.tensor([[100.0, 0.0]], device=twin.device)
+    ids, logp = torch.tensor([[0]], device=twin.device), torch.tensor([[math.log(0.5)]], device=twin.device)
+    torch.testing.assert_close(topk_divergence(student, ids, logp).item(), 0.5 * math.log(0.5))
+
+
+def test_topk_masked_rows(twin):
+    student = torch.full((2, 5), NAN, device=twin.device, requires_grad=True)
+    ids, logp = torch.full((2, 3), -1, device=twin.device), torch.full((2, 3), NAN, device=twin.device)
+    value = topk_divergence(student, ids, logp, mask=torch.zeros(2, dtype=torch.bool, device=twin.device))
+    value.sum().backward()
+    assert value.tolist() == [0, 0]
+    assert (student.grad == 0).all()
+
+
+def test_topk_reference_is_the_formula():
+    student = torch.tensor([[2.0, 1.0, 1.0]], dtype=torch.float64).log()
+    logp = torch.tensor([[0.5, 0.25]], dtype=torch.float64).log()
+    got = reference_topk_divergence(student, torch.tensor([[1, 2]]), logp)
+    assert got.item() == pytest.approx(0.5 * math.log(2), abs=1e-15)
+
+
+# ---- linear_divergence ----------------------------------------------------------------------------------------------
+
+
+def linear_problem(twin, n=7, vocab=131, h_s=5, h_t=6, dtype=torch.float32, kind="forward"):
+    shapes = {"student_hidden": (n, h_s), "student_weight": (vocab, h_s)}
+    shapes |= {"teacher_hidden": (n, h_t), "teacher_weight": (vocab, h_t)}
+    inputs = {k: randn(*s, seed=i, scale=1.0).to(twin.device, dtype) for i, (k, s) in enumerate(shapes.items())}
+    options = {"kind": kind, "beta": 0.3}
+    options["mask"] = torch.arange(n, device=twin.device) != 1
+    options["temperature"] = torch.linspace(0.5, 1.5, n, device=twin.device)
+    options["targets"] = torch.arange(n, device=twin.device) % vocab if kind == "logit_swap" else None
+    return inputs, options
+
+
+def linear_run(function, inputs, options, wrt=("student_hidden", "student_weight")):
+    inputs = {k: v.detach().requires_grad_(k in wrt) for k, v in inputs.items()}
+    value = function(**inputs, **options)
+    return value.detach(), *torch.autograd.grad(value, [inputs[k] for k in wrt], gradients_of([value]))
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_linear(twin, kind, dtype, chunk):
+    inputs, options = linear_problem(twin, dtype=dtype, kind=kind)
+    got = linear_run(linear_divergence, inputs, {**options, "chunk": chunk})
+    want = linear_run(reference_linear_divergence, {k: v.double() for k, v in inputs.items()}, options)
+    perturbed = (inputs, *(nudged(inputs, seed) for seed in range(4)))
+    agree(got, want, [linear_run(reference_linear_divergence, i, options) for i in perturbed])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 100])
+def test_linear_chunks(twin, chunk):
+    """Values do not depend on the chunk beyond the GEMM's rounding; N = 0 has no chunk at all."""
+    inputs, options = linear_problem(twin, dtype=torch.float64)
+    want = linear_run(linear_divergence, inputs, options)
+    for g, w in zip(linear_run(linear_divergence, inputs, {**options, "chunk": chunk}), want, strict=True):
+        torch.testing.assert_close(g, w)
+    value, hidden, weight = linear_run(linear_divergence, *linear_problem(twin, n=0))
+    assert value.shape == (0,)
+    assert hidden.shape == (0, 5)
+    assert (weight == 0).all()
+
+
+@each_kind
+def test_linear_gradcheck(twin, kind):
+    inputs, options = linear_problem(twin, n=3, vocab=7, dtype=torch.float64, kind=kind)
+    frozen = [inputs[k] for k in ("teacher_hidden", "teacher_weight")]
+    varied = [inputs[k].requires_grad_() for k in ("student_hidden", "student_weight")]
+    assert torch.autograd.gradcheck(lambda h, w: linear_divergence(h, w, *frozen, chunk=2, **options), varied)
+
+
+@pytest.mark.parametrize("wrt", [("student_hidden",), ("student_weight",)])
+def test_linear_frozen(twin, wrt, monkeypatch):
+    """What is frozen costs no GEMM."""
+    inputs, options = linear_problem(twin)
+    want = dict(
+        zip(("student_hidden", "student_weight"), linear_run(linear_divergence, inputs, options)[1:], strict=True)
+    )
+    calls = []
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        _, got = linear_run(linear_divergence, inputs, options, wrt)
+    calls = [e.name for e in profile.events() if e.name in ("aten::mm", "aten::addmm", "aten::addmm_")]
+    assert torch.equal(got, want[wrt[0]])
+    assert len(set(calls)) <= 2
+    assert sum(name != "aten::addmm" for name in calls) == 5, "2 forward, these 2 again, 1 gradient"
+
+
+def test_linear_leading_dimensions(twin):
+    inputs, options = linear_problem(twin, n=6)
+    want = linear_divergence(**inputs, **options)
+    rows = {k: v.view(2, 3, -1) for k, v in inputs.items() if "hidden" in k}
+    per_row = {k: v.view(2, 3) for k, v in options.items() if isinstance(v, torch.Tensor)}
+    assert torch.equal(linear_divergence(**{**inputs, **rows}, **{**options, **per_row}), want.view(2, 3))
+
+
+def test_linear_weight_gradient_adds_up_in_float32(twin):
+    """512 chunks of one row: in bfloat16 the sum would stop growing at 256 times its terms."""
+    n, vocab = 512, 5
+    ones = {"dtype": torch.bfloat16, "device": twin.device}
+    weight = torch.zeros(vocab, 1, **ones).requires_grad_()
+    teacher = torch.arange(vocab, **ones).unsqueeze(1)
+    value = linear_divergence(torch.ones(n, 1, **ones), weight, torch.ones(n, 1, **ones), teacher, chunk=1)
+    value.sum().backward()
+    p = teacher.float().softmax(0)
+    torch.testing.assert_close(weight.grad.float(), n * (0.2 - p), rtol=2e-2, atol=0)
+
+
+def test_linear_compile(device):
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(linear_divergence, fullgraph=True, dynamic=True, backend=counter)
+    for n in (7, 9):
+        inputs, options = linear_problem(type("Twin", (), {"device": device}), n=n)
+        options |= {"temperature": 1.5, "chunk": 4}
+        compilations = counter.frame_count
+        got, want = (linear_run(f, inputs, options) for f in (compiled, linear_divergence))
+        for g, w in zip(got, want, strict=True):
+            assert torch.equal(g, w)
+    assert compilations == counter.frame_count > 0, "another shape compiled anew"
+
+
+def test_linear_opcheck(device):
+    inputs, options = linear_problem(type("Twin", (), {"device": device}))
+    args = (*inputs.values(), options["temperature"], options["mask"], None, "forward", 1.0, 0.5, 3)
+    torch.library.opcheck(torch.ops.warpup.linear_divergence.default, args)
+    value, stats = torch.ops.warpup.linear_divergence(*args)
+    for wanted in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(torch.ops.warpup.linear_divergence_backward.default, (*args, stats, value, *wanted))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_liger_linear(device, beta):
+    """Liger-Kernel's fused linear jsd with the soft loss alone: its loss is the mean over tokens that are not -100."""
+    liger = pytest.importorskip("liger_kernel.chunked_loss.jsd_loss").LigerFusedLinearJSDFunction
+    inputs, _ = linear_problem(type("Twin", (), {"device": device}), n=6)
+    labels = torch.tensor([1, -100, 3, 4, -100, 5], device=device)
+    mine, theirs = ({k: v.clone().requires_grad_() for k, v in inputs.items()} for _ in range(2))
+    value = linear_divergence(**mine, kind="jsd", beta=beta, mask=labels != -100).sum() / 4
+    arguments = (*theirs.values(), labels, None, None, 0.0, 1.0, beta, -100, 1.0, False, 4)
+    want = liger.apply(*arguments)
+    want = want[0] if isinstance(want, tuple) else want
+    torch.testing.assert_close(value, want)
+    value.backward(), want.backward()
+    for name in ("student_hidden", "student_weight"):
+        torch.testing.assert_close(mine[name].grad, theirs[name].grad)
+
+
+# ---- messages -------------------------------------------------------------------------------------------------------
+
+GOOD = {"student_logits": torch.zeros(2, 3), "teacher_logits": torch.zeros(2, 3)}
+WRONG = [
+    ({"student_logits": torch.zeros(2, 3, dtype=torch.int64)}, "student_logits must be float32, .*got int64"),
+    ({"student_logits": torch.tensor(0.0)}, "student_logits must have at least 1 dimension, got a scalar"),
+    ({"student_logits": torch.zeros(3, 2).T}, "last dimension of student_logits must have stride 1, got 2"),
+    ({"teacher_logits": torch.zeros(2, 4)}, r"teacher_logits must have shape \(2, 3\), got \(2, 4\)"),
+    ({"teacher_logits": torch.zeros(2, 3).bfloat16()}, "teacher_logits must be float32, got bfloat16"),
+    ({"teacher_logits": torch.zeros(3, 2).T}, "last dimension of teacher_logits must have stride 1, got 2"),
+    ({"kind": "kl"}, "kind must be one of forward, reverse, .*, binary, got 'kl'"),
+    ({"kind": "jsd", "beta": 1.5}, r"beta must be in \[0, 1\], got 1.5"),
+    ({"kind": "jsd", "beta": -0.1}, r"beta must be in \[0, 1\], got -0.1"),
+    ({"kind": "jsd", "beta": NAN}, r"beta must be in \[0, 1\], got nan"),
+    ({"temperature": 0.0}, "temperature must be above 0, got 0"),
+    ({"temperature": torch.tensor([1.0, -1.0])}, "temperature must be above 0, got -1 in row 1"),
+    ({"temperature": torch.ones(3)}, r"temperature must have shape \(2\), got \(3\)"),
+    ({"mask": torch.ones(2)}, "mask must be uint8/bool, got float32"),
+    ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask must have shape \(2\), got \(3\)"),
+    ({"kind": "logit_swap"}, "kind logit_swap needs targets, got None"),
+    ({"kind": "logit_swap", "targets": torch.tensor([0, 3])}, r"targets\[1\] = 3 is outside \[0, 3\) and not masked"),
+    ({"kind": "logit_swap", "targets": torch.zeros(2)}, "targets must be int64, got float32"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
+@pytest.mark.parametrize("grad", [False, True])
+def test_wrong_input(change, message, grad):
+    arguments = {**GOOD, **change}
+    if grad and arguments["student_logits"].is_floating_point():
+        arguments["student_logits"] = arguments["student_logits"].detach().requires_grad_()
+    with pytest.raises(ValueError, match=message):
+        divergence(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher_ids": torch.zeros(2, 2)}, "teacher_ids must be int64, got float32"),
+        ({"teacher_ids": torch.tensor([[0, 1], [2, 3]])}, r"teacher_ids\[1, 1\] = 3 is outside \[0, 3\)"),
+        ({"teacher_ids": torch.zeros(2, dtype=torch.int64)}, "teacher_ids must have 2 dimensions"),
+        ({"teacher_ids": torch.zeros(3, 2, dtype=torch.int64), "teacher_logp": torch.zeros(3, 2)},
+         r"teacher_ids without its last dimension must have shape \(2\), got \(3\)"),
+        ({"teacher_logp": torch.zeros(2, 3)}, r"teacher_logp must have shape \(2, 2\), got \(2, 3\)"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"mask": torch.ones(2)}, "mask must be uint8/bool"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_wrong_topk(change, message):
+    good = {"student_logits": torch.zeros(2, 3), "teacher_ids": torch.zeros(2, 2, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=message):
+        topk_divergence(**{**good, "teacher_logp": torch.zeros(2, 2), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"student_weight": torch.zeros(3, 5)}, r"student_weight must have shape \(V, H\) for student_hidden"),
+        ({"teacher_weight": torch.zeros(4, 6)}, "student and teacher must agree in rows and vocabulary"),
+        ({"teacher_hidden": torch.zeros(3, 6)}, "student and teacher must agree in rows and vocabulary"),
+        ({"teacher_hidden": torch.zeros(2, 6).double()}, "teacher_hidden must be torch.float32 like student_hidden"),
+        ({"chunk": 0}, "chunk must be at least 1, got 0"),
+        ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask must have shape \(2,\), got \(3,\)"),
+        ({"kind": "kl"}, "kind must be one of"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_wrong_linear(change, message):
+    good = {"student_hidden": torch.zeros(2, 4), "student_weight": torch.zeros(3, 4)}
+    good |= {"teacher_hidden": torch.zeros(2, 6), "teacher_weight": torch.zeros(3, 6)}
+    with pytest.raises(ValueError, match=message):
+        linear_divergence(**{**good, **change})
+
+
+def test_linear_divergence_under_autocast():
+    """float32 heads beside 16-bit hidden states, as mixed precision has them."""
+    generator = torch.Generator().manual_seed(0)
+    s, w, t, u = (torch.randn(n, 8, generator=generator) for n in (5, 50, 5, 50))
+    w.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = linear_divergence(s.bfloat16(), w, t, u)
+        want = divergence(torch.nn.functional.linear(s, w), torch.nn.functional.linear(t, u))
+    torch.testing.assert_close(got, want)
+    assert torch.autograd.grad(got.sum(), w)[0].dtype == torch.float32

@@ -1,0 +1,212 @@
+"""Schedules through transformers: `generate` of a small model against a loop that edits logits by hand, beams, and the
+continuous-batching protocol."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+from transformers import LogitsProcessorList
+
+from tests.support.tiny import TOKENIZER, llama
+from warpup.integrations.transformers import ReflectionContinuousProcessor, ReflectionLogitsProcessor, attach
+from warpup.reflection import ReflectionSchedule, ReflectionTokens
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOKENS = ReflectionTokens.from_tokenizer(TOKENIZER, ["wait", "back"])
+SCHEDULE = ReflectionSchedule("triangle", 30.0, 8, tokens=TOKENS)
+PROMPTS = [[8, 9, 10, 4], [11, 12], [9, 4, 5, 13, 8]]  # the last one ended its thinking
+
+
+def padded(prompts):
+    width, pad = max(map(len, prompts)), TOKENIZER.pad_token_id
+    rows = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
+    return {"input_ids": rows, "attention_mask": torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])}
+
+
+def thinking(prompt, generated):
+    ids = [i for i in [*prompt, *generated] if i in (4, 5)]
+    return not ids or ids[-1] == 4
+
+
+@torch.no_grad()
+def by_hand(model, prompt, schedule, steps, beams=None):
+    """Greedy decoding of one prompt, the schedule written out."""
+    out = []
+    for t in range(steps):
+        logits = model(torch.tensor([prompt + out])).logits[0, -1].float()
+        if thinking(prompt, out):
+            logits[list(schedule.tokens.ids)] += schedule.delta(t)
+        out.append(int(logits.argmax()))
+        if out[-1] == TOKENIZER.eos_token_id:
+            break
+    return out
+
+
+def generate(model, prompts, processor, **options):
+    settings = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": TOKENIZER.pad_token_id, **options}
+    out = model.generate(**padded(prompts), logits_processor=LogitsProcessorList([processor]), **settings)
+    width = max(map(len, prompts))
+    rows, eos = out[:, width:].tolist(), TOKENIZER.eos_token_id
+    return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
+
+
+def test_generate_is_the_loop():
+    model = llama().eval()
+    processor = ReflectionLogitsProcessor(SCHEDULE, record=True)
+    got = generate(model, PROMPTS, processor)
+    want = [by_hand(model, p, SCHEDULE, 20) for p in PROMPTS]
+    assert got == want
+    assert any(set(g) & set(TOKENS.ids) for g in got), "the schedule drew no reflection token"
+    deltas = torch.stack(processor.deltas, 1)
+    length = next((i for i, t in enumerate(want[0]) if t == 5), len(want[0]))
+    assert deltas[0, :length].tolist() == pytest.approx([SCHEDULE.delta(t) for t in range(length)], abs=1e-4)
+    assert (deltas[2] == 0).all() or 4 in want[2]
+
+
+def test_a_processor_is_used_again():
+    """Another batch, the same batch, and one that is longer by a token: each is a new generation."""
+    model = llama().eval()
+    processor = ReflectionLogitsProcessor(SCHEDULE)
+    want = [by_hand(model, p, SCHEDULE, 20) for p in PROMPTS]
+    longer = [p + g[:1] for p, g in zip(PROMPTS, want, strict=True)]
+    assert generate(model, PROMPTS, processor, max_new_tokens=1) == [w[:1] for w in want]
+    assert generate(model, PROMPTS, processor) == want
+    assert generate(model, PROMPTS[:2], processor) == want[:2]
+    other = [[7, *p] for p in longer]
+    assert generate(model, other, processor) == [by_hand(model, p, SCHEDULE, 20) for p in other]
+
+
+def test_a_schedule_a_row():
+    model = llama().eval()
+    mine = [SCHEDULE, SCHEDULE.replace(amplitude=-30.0), SCHEDULE.replace(start_offset=2)]
+    assert generate(model, PROMPTS, ReflectionLogitsProcessor(mine)) == [
+        by_hand(model, p, s, 20) for p, s in zip(PROMPTS, mine, strict=True)
+    ]
+    with pytest.raises(ValueError, match="3 schedules were given for 2 rows"):
+        generate(model, PROMPTS[:2], ReflectionLogitsProcessor(mine))
+
+
+class Stateless(ReflectionLogitsProcessor):
+    """Follows everything anew at each call."""
+
+    def _follow(self, ids):
+        prompt = self.prompt
+        if self.seen is None:
+            prompt = ids.shape[1]
+        self.seen, self.prompt = ids, prompt
+        self._batch_of(len(ids), ids.device)
+        none = torch.zeros(len(ids), dtype=torch.int64)
+        self.batch.begin_padded(range(len(ids)), ids, none, none + prompt)
+
+
+def test_beams():
+    """Rows change places between the calls."""
+    model = llama().eval()
+    tip = SCHEDULE.replace(wave="constant", amplitude=-3.0, anchor="reflection", window=(0, 4))
+    options = {"num_beams": 3, "max_new_tokens": 12}
+    for schedule in (SCHEDULE.replace(amplitude=4.0), tip):
+        want = generate(model, PROMPTS[:2], Stateless(schedule), **options)
+        assert generate(model, PROMPTS[:2], ReflectionLogitsProcessor(schedule), **options) == want
+
+
+def test_scores_are_left_alone():
+    processor = ReflectionLogitsProcessor(SCHEDULE)
+    ids, scores = torch.tensor([[8, 4]]), torch.zeros(1, len(TOKENIZER))
+    processor(ids, scores)
+    out = processor(torch.tensor([[8, 4, 9]]), scores)
+    assert scores.abs().sum() == 0
+    assert out.nonzero()[:, 1].tolist() == list(TOKENS.ids)
+    assert out.max().item() == pytest.approx(SCHEDULE.delta(1))
+    inplace = ReflectionLogitsProcessor(SCHEDULE.replace(wave="constant"), inplace=True)
+    assert inplace(ids, scores) is scores
+    assert scores.max() == 30
+
+
+# ---- continuous batching --------------------------------------------------------------------------------------------
+
+
+def request(name, prompt, generated=(), **kwargs):
+    state = SimpleNamespace(
+        request_id=name, initial_tokens=list(prompt), generated_tokens=list(generated), logit_processor_kwargs=kwargs,
+        _true_initial_tokens=0,
+    )  # fmt: skip
+    return SimpleNamespace(state=state)
+
+
+def test_continuous_batching_protocol():
+    """Requests that join, leave, are preempted (their output becomes part of the prompt) and bring their own wave."""
+    processor = ReflectionContinuousProcessor(SCHEDULE, slots=2)
+    storage = torch.empty(1, 8, dtype=torch.int32)
+    processor.fill_defaults(storage[0])
+    scores = torch.zeros(3, len(TOKENIZER))
+    assert torch.equal(processor(scores, storage[0]), scores)
+
+    def deltas(*requests):
+        return processor.prepare_tensor_args(list(requests)).view(torch.float32).tolist()
+
+    own = SCHEDULE.replace(amplitude=6.0)
+    a, b = request("a", [8, 4]), request("b", [9], reflection=own.to_json())
+    assert deltas(a, b) == [0.0, 0.0]
+    a.state.generated_tokens += [7]
+    b.state.generated_tokens += [7]
+    assert deltas(b, a) == pytest.approx([own.delta(1), SCHEDULE.delta(1)])
+    c = request("c", [4])  # no slot is left: b, which is not in this batch, gives its own
+    a.state.generated_tokens += [7]
+    assert deltas(a, c) == pytest.approx([SCHEDULE.delta(2), 0.0])
+    b.state._true_initial_tokens, b.state.initial_tokens = 1, [9, 7]
+    b.state.generated_tokens = [7, 7]
+    assert deltas(a, b) == pytest.approx([SCHEDULE.delta(2), own.delta(3)])
+    a.state.generated_tokens += [5]
+    assert deltas(a) == [0.0]
+
+    out = processor(scores, torch.tensor([1.5, 0.0, -2.0]).view(torch.int32))
+    assert out[:, list(TOKENS.ids)].tolist() == [[1.5] * 2, [0.0] * 2, [-2.0] * 2]
+    assert out.abs().sum() == 7
+
+
+def test_attach():
+    batching = pytest.importorskip("transformers.generation.continuous_batching.cb_logits_processors")
+    listed = batching.ContinuousBatchingLogitsProcessorList(LogitsProcessorList())
+    manager = SimpleNamespace(
+        logit_processor=listed, continuous_batching_config=SimpleNamespace(use_async_batching=False)
+    )
+    attach(manager, ReflectionContinuousProcessor(SCHEDULE))
+    assert listed.tensors_required == 1
+    assert listed.do_processing
+    listed.check_kwargs({"reflection": SCHEDULE.to_json()})
+    storage = torch.zeros(1, 4, dtype=torch.int32)
+    future = request("a", [4], [7])
+    future.has_new_token = True
+    listed.prepare_tensor_args([future], storage)
+    scores = listed(torch.zeros(1, 1), torch.zeros(1, len(TOKENIZER)), storage)
+    assert scores.max().item() == pytest.approx(SCHEDULE.delta(1))
+    manager.continuous_batching_config.use_async_batching = True
+    with pytest.raises(ValueError, match="use_async_batching=False"):
+        attach(manager, ReflectionContinuousProcessor(SCHEDULE))
+
+
+def test_continuous_batching_generates_the_same():
+    """transformers' own manager on the small model, against the loop by hand."""
+    configuration = transformers.GenerationConfig(
+        max_new_tokens=20, do_sample=False, eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.pad_token_id
+    )
+    if not hasattr(transformers, "ContinuousBatchingConfig"):
+        pytest.skip("an older protocol of continuous batching")
+    small = transformers.ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)  # else as large as memory allows
+    model = llama().eval()
+    manager = model.init_continuous_batching(configuration, small)
+    attach(manager, ReflectionContinuousProcessor(SCHEDULE))
+    manager.start()
+    try:
+        names = [manager.add_request(prompt) for prompt in PROMPTS]
+        results = {}
+        for _ in range(200):
+            result = manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                results[result.request_id] = result.generated_tokens
+            if len(results) == len(names):
+                break
+    finally:
+        manager.stop(block=True)
+    assert [results[name] for name in names] == [by_hand(model, p, SCHEDULE, 20) for p in PROMPTS]

@@ -1,0 +1,275 @@
+"""Linear maps and convolutions of boxes beyond the contract: hand values, containment, what is kept, messages."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from tests.support.cases import OPS, leaves, upcast
+from warpup import interval_conv1d, interval_conv2d, interval_linear
+
+PLAIN, WEIGHTS = OPS["interval_linear"], OPS["interval_weights"]
+CONVS = {1: interval_conv1d, 2: interval_conv2d}
+
+
+def ones(*shape):
+    return torch.ones(shape)
+
+
+@pytest.mark.parametrize(
+    ("op", "z", "weight", "low", "high"),
+    [
+        (interval_linear, torch.tensor([[1.0, 2, 3]]), ones(1, 3), 5, 11),
+        (interval_conv1d, torch.tensor([[[3.0, 4]]]), ones(1, 1, 2), 7, 11),
+        (interval_conv2d, torch.tensor([[[[1.0, 2], [3, 4]]]]), ones(1, 1, 2, 2), 8, 16),
+    ],
+)
+def test_published_hand_values(op, z, weight, low, high):
+    """DeepMind's bounds_test.py: boxes z +- 1, weights 1, bias 2."""
+    c, r = op(z, torch.ones_like(z), weight, torch.tensor([2.0]))
+    assert (c - r).item() == low
+    assert (c + r).item() == high
+
+
+@st.composite
+def problems(draw):
+    rows, width, columns = (draw(st.sampled_from(sizes)) for sizes in ([0, 1, 3, 17], [1, 2, 16, 33], [1, 5, 31]))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
+    variant = draw(st.sampled_from(["plain", "midpoint", "exact"]))
+    inputs = PLAIN.inputs((rows, width, columns), dtype, "cpu", draw(st.integers(0, 2**31)), variant)
+    if draw(st.booleans()):  # slices of something larger
+        inputs["center"] = torch.cat([inputs["center"]] * 2, 1)[:, width // 2 : width // 2 + width]
+        inputs["weight"] = inputs["weight"].t().contiguous().t()
+    return inputs
+
+
+@given(x=problems())
+@settings(max_examples=60)
+def test_shapes_and_layouts(twin, x):
+    case = WEIGHTS if "weight_radius" in x else PLAIN
+    x = {k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
+    want = case.run(upcast(x), case.reference)
+    for got, naive, w in zip(case.run(x), case.run(x, case.reference), want, strict=True):
+        assert got.shape == w.shape
+        if w.numel():
+            error, plain = ((t.double() - w).abs().max() for t in (got, naive))
+            assert error <= 2 * plain + 64 * torch.finfo(got.dtype).eps * w.abs().max().clamp_min(1)
+
+
+def test_exact_is_the_hull_of_all_corners(twin):
+    """Signed inputs and weights: no corner outside, and both ends are reached by one."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        c, w = (torch.randn(2, generator=generator, dtype=torch.float64) for _ in range(2))
+        r, q = (torch.rand(2, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
+        options = {"weight_radius": q.unsqueeze(0).to(twin.device), "mode": "exact"}
+        box = [t.unsqueeze(0).to(twin.device) for t in (c, r, w)]
+        got_c, got_r = (t.cpu().item() for t in interval_linear(*box, **options))
+        signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
+        values = ((c + signs[:, :2] * r) * (w + signs[:, 2:] * q)).sum(1)
+        assert got_c - got_r == pytest.approx(values.min().item(), abs=1e-13)
+        assert got_c + got_r == pytest.approx(values.max().item(), abs=1e-13)
+
+
+def test_midpoint_contains_exact_and_is_at_most_half_wider(twin):
+    x = WEIGHTS.make("small", torch.float64, twin.device, variant="exact")
+    (ce, re, _), (cm, rm, _) = (interval_linear(**{**x, "mode": m}) for m in ("exact", "midpoint"))
+    assert (cm - rm <= ce - re + 1e-12).all()
+    assert (cm + rm >= ce + re - 1e-12).all()
+    assert (rm <= 1.5 * re + 1e-12).all()
+    assert (rm > re + 1e-6).any()
+
+
+@pytest.mark.parametrize("op", ["interval_linear", "interval_weights", "interval_conv2d", "interval_conv2d_weights"])
+def test_contains_what_it_bounds(op, twin):
+    case = OPS[op]
+    for variant in case.variants:
+        x = case.make("small", torch.float64, twin.device, variant=variant)
+        x.pop("clean")
+        c, r = case.call(**x)
+        points = {k: v for k, v in x.items() if k not in ("radius", "weight_radius", "mode")}
+        generator = torch.Generator().manual_seed(1)
+        for trial in range(40):
+            moved = dict(points)
+            for name, radius in (("center", x["radius"]), ("weight", x.get("weight_radius"))):
+                if radius is not None:
+                    t = 2 * torch.rand(radius.shape, generator=generator, dtype=torch.float64) - 1
+                    t = t.sign() if trial % 2 else t
+                    moved[name] = points[name] + t.to(radius.device) * radius
+            y, _ = case.call(**moved, radius=torch.zeros_like(x["radius"]))
+            assert ((y - c).abs() <= r + 1e-10).all()
+
+
+@pytest.mark.parametrize("op", ["interval_linear", "interval_weights", "interval_conv2d"])
+def test_a_larger_box_gives_a_larger_one(op, twin):
+    case = OPS[op]
+    x = case.make("small", torch.float64, twin.device, variant=case.variants[-1])
+    x.pop("clean")
+    larger = {**x, "center": x["center"] + 0.3 * x["radius"], "radius": 1.4 * x["radius"]}
+    (c, r), (lc, lr) = case.call(**x), case.call(**larger)
+    assert (lc - lr <= c - r + 1e-12).all()
+    assert (lc + lr >= c + r - 1e-12).all()
+
+
+@pytest.mark.parametrize("op", ["interval_linear", "interval_conv2d"])
+def test_a_point_goes_the_clean_way(op, twin):
+    case = OPS[op]
+    x = case.make("small", torch.float32, twin.device)
+    c, r, clean = case.call(**{**x, "radius": torch.zeros_like(x["radius"]), "clean": x["center"].clone()})
+    assert torch.equal(c, clean)
+    assert (r == 0).all()
+
+
+def test_the_same_operand_for_clean_costs_nothing_and_gets_both_gradients(twin):
+    x = PLAIN.make("small", torch.float64, twin.device)
+    results = []
+    for same in (True, False):
+        c0 = x["center"].clone().requires_grad_()
+        w = x["weight"].clone().requires_grad_()
+        c, r, clean = interval_linear(c0, x["radius"], w, clean=c0 if same else c0 * 1)
+        assert (clean is c) == same
+        results.append(torch.autograd.grad((c * c).sum() + r.sum() + clean.exp().sum(), (c0, w)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("op", ["interval_linear", "interval_weights", "interval_conv2d"])
+def test_only_the_operands_are_kept(op, twin):
+    case = OPS[op]
+    for variant in case.variants:
+        x = case.make("small", torch.float32, twin.device, variant=variant)
+        x = {k: v.requires_grad_() if k in case.differentiable else v for k, v in x.items()}
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.data_ptr()) or t, lambda t: t):
+            case.call(**x)
+        assert kept
+        assert set(kept) <= {v.data_ptr() for v in x.values() if isinstance(v, torch.Tensor)}
+
+
+def test_the_first_layer_makes_no_gradient_of_its_input():
+    x = PLAIN.make("small", torch.float32)
+    x = {k: v.requires_grad_(k == "weight") for k, v in x.items()}
+    outputs = interval_linear(**x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        sum(o.sum() for o in outputs).backward()
+    assert sum(e.count for e in profile.key_averages() if e.key == "aten::mm") == 3
+
+
+@pytest.mark.parametrize("op", ["interval_linear", "interval_weights"])
+@pytest.mark.parametrize("piece", [1, 5, 16])
+def test_a_large_weight_is_made_absolute_in_pieces(op, piece, twin, monkeypatch):
+    monkeypatch.setattr("warpup.interval.interval_linear.PIECE", piece)
+    case = OPS[op]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        case.check(case.make("small", dtype, twin.device))
+
+
+def test_sign_of_a_zero_weight_is_zero(twin):
+    w = torch.tensor([[0.0, -2.0, 3.0, -0.0]], device=twin.device).requires_grad_()
+    r0 = torch.tensor([[1.0, 2.0, 3.0, 4.0]], device=twin.device)
+    _, r = interval_linear(torch.zeros_like(r0), r0, w)
+    (g,) = torch.autograd.grad(r.sum(), w)
+    assert g.tolist() == [[0.0, -2.0, 3.0, 0.0]]
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("mode", ["midpoint", "exact"])
+@pytest.mark.parametrize("padding", [2, "same", "valid"])
+def test_convolutions_are_linear_maps_of_windows(dims, mode, padding, twin):
+    """Without weight radius, with one, grouped, dilated; against linear maps made of unit inputs."""
+    generator = torch.Generator().manual_seed(3)
+    shape, kernel = (2, 4, 7, 6)[: 2 + dims], (3, 3)[:dims]
+    c = torch.randn(shape, generator=generator, dtype=torch.float64)
+    w = torch.randn(6, 2, *kernel, generator=generator, dtype=torch.float64)
+    r, q = torch.rand(c.shape, generator=generator).double(), torch.rand(w.shape, generator=generator).double()
+    places = {"padding": padding, "dilation": 2, "groups": 2}
+    conv = {1: F.conv1d, 2: F.conv2d}[dims]
+    units = torch.eye(c[0].numel(), dtype=torch.float64).view(-1, *shape[1:])
+    dense, radius = (conv(units, t, **places).flatten(1).t().contiguous() for t in (w, q))
+    bias = torch.randn(6, generator=generator, dtype=torch.float64)
+    want = interval_linear(c.flatten(1), r.flatten(1), dense, weight_radius=radius, mode=mode)
+    c, r, w, q, bias = (t.to(twin.device) for t in (c, r, w, q, bias))
+    got = CONVS[dims](c, r, w, bias, weight_radius=q, mode=mode, **places)
+    each = bias.view(-1, *[1] * dims)
+    for g, wanted in zip((got[0] - each, got[1]), want, strict=True):
+        torch.testing.assert_close(g.flatten(1).cpu(), wanted)
+
+
+@pytest.mark.parametrize("mode", ["midpoint", "exact"])
+@pytest.mark.parametrize("op", ["linear", "conv1d", "conv2d"])
+def test_the_center_itself_as_clean_operand(op, mode, twin):
+    """One tensor in two roles, of which a product may be shared: the same results and gradients as of a copy."""
+    generator = torch.Generator().manual_seed(4)
+    shape, kernel = {"linear": ((3, 5), ()), "conv1d": ((2, 5, 6), (3,)), "conv2d": ((2, 5, 6, 4), (3, 2))}[op]
+    weight = torch.randn(4, 5, *kernel, generator=generator, dtype=torch.float64)
+    center, radius, q = (torch.rand(s, generator=generator).double() for s in (shape, shape, weight.shape))
+    inputs = [t.to(twin.device).requires_grad_() for t in (center - 0.5, radius, weight, q)]
+    call = {"linear": interval_linear, **{f"conv{d}d": f for d, f in CONVS.items()}}[op]
+    results = []
+    for clean in (inputs[0], inputs[0].clone()):
+        out = call(*inputs[:3], weight_radius=inputs[3], mode=mode, clean=clean)
+        total = sum((scale * t.square()).sum() for scale, t in zip((1, 2, 3), out, strict=True))
+        results.append([*out, *torch.autograd.grad(total, inputs)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    product = torch.nn.functional.linear if op == "linear" else getattr(torch.nn.functional, op)
+    torch.testing.assert_close(results[0][2], product(inputs[0], inputs[2]))
+    if mode == "exact":
+        assert not torch.allclose(results[0][0], results[0][2])  # the box's center is not the clean output
+
+
+def test_images_come_out_channels_last_on_a_cpu():
+    x = OPS["interval_conv2d"].make("small")
+    for t in interval_conv2d(**x):
+        assert t.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_autocast_is_followed_but_where_sound():
+    x = PLAIN.make("small", torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, sound = interval_linear(**x), interval_linear(**x, sound=True)
+        want = F.linear(x["center"], x["weight"], x["bias"])
+    assert plain[0].dtype == torch.bfloat16
+    assert torch.equal(plain[0], want)
+    assert sound[0].dtype == torch.float32
+
+
+def test_nan_stays_nan(twin):
+    x = PLAIN.make("small", torch.float32, twin.device)
+    for name in ("center", "radius", "weight"):
+        bad = {**x, name: x[name].clone()}
+        bad[name].view(-1)[0] = torch.nan
+        assert any(t.isnan().any() for t in leaves(interval_linear(**bad))[:2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"radius": -ones(5, 37)}, "radius must be >= 0"),
+        ({"radius": ones(5, 36)}, "radius must have shape"),
+        ({"weight": ones(19, 36)}, "center must be"),
+        ({"weight": ones(19)}, "weight must have 2 dimensions"),
+        ({"bias": ones(18)}, "bias must have shape"),
+        ({"clean": ones(5, 37).double()}, "clean must be torch.float32"),
+        ({"mode": "exakt"}, "mode must be one of"),
+        ({"weight_radius": -ones(19, 37)}, "weight_radius must be >= 0"),
+        ({"weight_radius": ones(19, 37), "mode": "exact", "sound": True}, "sound goes with mode 'midpoint'"),
+        ({"out_dtype": torch.float16}, "out_dtype"),
+    ],
+)
+def test_messages(change, message):
+    with pytest.raises(ValueError, match="interval_linear: .*" + message):
+        interval_linear(**{**PLAIN.make("small"), **change})
+
+
+def test_messages_of_convolutions():
+    x = OPS["interval_conv2d"].make("small")
+    with pytest.raises(ValueError, match="groups that divide N"):
+        interval_conv2d(**{**x, "groups": 5})
+    with pytest.raises(ValueError, match="take 1 or 2 numbers"):
+        interval_conv2d(**{**x, "stride": (1, 2, 3)})
+    with pytest.raises(ValueError, match="'same' needs stride 1"):
+        interval_conv2d(**{**x, "stride": 2, "padding": "same"})

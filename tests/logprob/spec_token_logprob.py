@@ -1,0 +1,244 @@
+"""Case table of `logprob`: log-probabilities from logits and from hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import warpup
+from tests.support.case import Case, Inputs, New, Thunk, name_of
+from warpup import arrays as core
+from warpup.logprob import linear_logprob as logprob_linear
+from warpup.logprob import token_logprob as logprob
+from warpup.policy import linear_policy_loss as logprob_linear_policy
+from warpup.policy import policy_loss as logprob_policy
+
+WANTED = logprob.Wanted._fields
+SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (2, 16), "bench": (1024, 32000)}
+
+
+def targets_and_options(logits, generator, variant) -> Inputs:
+    """Variants: plain; ignored (an ignored row); entropy (the same, entropies, a temperature a row); all (every result,
+    replayed: a delta a row on some tokens, others not kept)."""
+    *lead, vocab = logits.shape
+    targets = torch.randint(vocab, lead, generator=generator)
+    inputs: Inputs = {"targets": targets, "temperature": 1.0, "entropy": False}
+    if variant != "plain":
+        targets[targets == 1] = 0
+        targets.view(-1)[0] = logprob.IGNORE_INDEX
+    if variant in ("entropy", "all"):
+        inputs |= {"entropy": True, "temperature": torch.rand(lead, generator=generator) + 0.5}
+    if variant == "all":
+        kept = (torch.rand(logits.shape, generator=generator) < 0.8).scatter(
+            -1, targets.clamp_min(0).unsqueeze(-1), True
+        )
+        delta = 3 * torch.randn(lead, generator=generator)
+        chosen = torch.arange(vocab) % 5 == 0
+        inputs |= {"lse": True, "sum_p2": True, "delta": delta, "token_set": chosen, "kept_mask": kept}
+    return inputs
+
+
+def moved_to(device: str, inputs: Inputs) -> Inputs:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def given_of(x: Inputs, vocab: int) -> logprob.Under:
+    options = {k: x[k] for k in ("delta", "token_set", "kept_mask") if k in x}
+    return logprob.under("case", vocab, x["targets"], x["temperature"], logprob.IGNORE_INDEX, **options)
+
+
+def wanted_of(x: Inputs) -> logprob.Wanted:
+    return logprob.Wanted(*(x.get(name, False) for name in WANTED))
+
+
+def token_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
+    """The variants of `targets_and_options`, all but `plain` with `-inf` logits."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
+    options = targets_and_options(logits, generator, variant)
+    if variant != "plain":
+        logits[..., 1] = -torch.inf
+    return moved_to(device, {"logits": logits, **options})
+
+
+def token_logprob_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
+    logits, given, wanted = x["logits"], given_of(x, x["logits"].shape[-1]), wanted_of(x)
+    logp, entropy, _, sum_p2, stats = ops.token_logprob(logits, *given, *wanted)
+    saved = (stats, entropy if wanted.entropy else None, sum_p2 if wanted.sum_p2 else None)
+    grads = (logp, *(logp if asked else None for asked in wanted))
+    state, outputs = logits.new_empty(*logits.shape[:-1], 5, dtype=logp.dtype), [torch.empty_like(logp)]
+    outputs += [torch.empty_like(logp) if asked else None for asked in wanted]
+    whole = (0, logits.shape[-1])
+    return [
+        ("token_logprob", (logits, *given, *wanted)),
+        ("token_logprob_slice_", (logits, *given, *whole, state, *outputs, torch.empty_like(stats))),
+        ("token_logprob_backward", (logits, *given, *saved, *grads)),
+        ("token_logprob_backward_", (logits.clone(), *given, *saved, *grads, *whole)),
+    ]
+
+
+def token_logprob_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
+    shape, dtype, wanted = tuple(x["logits"].shape), name_of(x["logits"].dtype), wanted_of(x)
+    acc = "float64" if dtype == "float64" else "float32"
+    stats, grad = new((*shape[:-1], 2), acc), new(shape, dtype)
+    names = ("logp", *(name for name, asked in zip(WANTED, wanted, strict=True) if asked))
+    outputs = {name: new(shape[:-1], acc) for name in names}
+    scalar = isinstance(x["temperature"], float)
+    common = {"temperature_scalar" if scalar else "temperature": x["temperature"], "stats": stats}
+    common |= {
+        raw: x[name] for raw, name in (("boosted", "token_set"), ("kept", "kept_mask"), ("delta", "delta")) if name in x
+    }
+    saved = {name: outputs[name] for name in ("entropy", "sum_p2") if name in outputs}
+    grads = {f"grad_{name}": g for name, g in zip(names, gradients, strict=False)}
+
+    def forward():
+        core.token_logprob(x["logits"], x["targets"], **outputs, **common)
+        return tuple(outputs.values())
+
+    def backward():
+        core.token_logprob_backward(x["logits"], x["targets"], grad_logits=grad, **saved, **grads, **common)
+        return (grad,)
+
+    return forward, backward
+
+
+def token_logprob_bytes(x: Inputs) -> tuple[int, int]:
+    size = x["logits"].numel() * x["logits"].element_size()
+    return size, 2 * size
+
+
+def linear_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
+    """(N, H, V); the variants of `targets_and_options`, all but `plain` with a bias and slices that do not divide V."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, width, vocab = size
+    hidden, weight = (torch.randn(n, width, generator=generator, dtype=torch.float64) for n in (rows, vocab))
+    options = targets_and_options(torch.empty(rows, vocab), generator, variant)
+    inputs = {"hidden": hidden.to(dtype), "weight": (2 * weight / width**0.5).to(dtype), **options}
+    if variant != "plain":
+        inputs |= {"bias": torch.randn(vocab, generator=generator).to(dtype), "chunk": 5}
+    else:
+        inputs["bias"] = torch.zeros(vocab, dtype=dtype)
+    return moved_to(device, inputs)
+
+
+def linear_logprob_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
+    tensors, wanted = (x["hidden"], x["weight"], x["bias"]), wanted_of(x)
+    arguments = (*tensors, *given_of(x, x["weight"].shape[0]), x.get("chunk", 64))
+    logp, entropy, _, sum_p2, stats = ops.linear_logprob(*arguments, *wanted)
+    saved = (stats, entropy if wanted.entropy else None, sum_p2 if wanted.sum_p2 else None)
+    grads = (logp, *(logp if asked else None for asked in wanted))
+    return [
+        ("linear_logprob", (*arguments, *wanted)),
+        ("linear_logprob_backward", (*arguments, *saved, *grads, [True, True, True])),
+    ]
+
+
+def linear_logprob_bytes(x: Inputs) -> tuple[int, int]:
+    size = sum(x[k].numel() * x[k].element_size() for k in ("hidden", "weight"))
+    return size, 2 * size
+
+
+def linear_policy_loss_inputs(size, dtype, device, seed, variant) -> Inputs:
+    """(B, T, H, V). Variants: plain; full (per-token advantages, KL, entropy bonus, weights, a bias, chunks that do not
+    divide the rows); gspo (two passes)."""
+    batch, length, width, vocab = size
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    hidden, weight = normal(batch, length, width).to(dtype), (2 * normal(vocab, width) / width**0.5).to(dtype)
+    targets = torch.randint(vocab, (batch, length), generator=generator)
+    acc = logprob.accumulator(hidden)
+    logp = logprob.reference_token_logprob((hidden.double() @ weight.double().t()), targets)
+    inputs: Inputs = {
+        "hidden": hidden,
+        "weight": weight,
+        "bias": torch.zeros(vocab, dtype=dtype),
+        "targets": targets,
+        "old_logp": (logp + 0.05 * normal(batch, length)).to(acc),
+        "advantages": normal(batch).abs().to(acc),
+        "mask": torch.rand(batch, length, generator=generator) < 0.8,
+        "kind": "gspo" if variant == "gspo" else "grpo",
+    }
+    if variant == "full":
+        inputs |= {"advantages": normal(batch, length).to(acc), "weights": normal(batch).abs().to(acc), "chunk": 4}
+        inputs |= {"ref_logp": (logp - 0.1).to(acc), "kl_coef": 0.1, "entropy_coef": 0.01, "normalizer": "sequence"}
+        inputs |= {"bias": normal(vocab).to(dtype), "temperature": 0.8}
+    return moved_to(device, inputs)
+
+
+def linear_policy_loss_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
+    rows, vocab = x["targets"].numel(), x["weight"].shape[0]
+    given = logprob.under("case", vocab, x["targets"], x.get("temperature", 1.0), logprob.IGNORE_INDEX).flat()
+    choices, numbers = logprob_policy.options_of("grpo", normalizer=1.0)
+    flat = [x[k].reshape(-1) for k in ("old_logp", "mask")]
+    token_weight = torch.ones_like(flat[0])
+    fixed = (flat[0], token_weight, flat[1], None, None, None)
+    tensors = (x["hidden"].reshape(rows, -1), x["weight"], x["bias"])
+    options = (token_weight, choices, numbers, x.get("entropy_coef", 0.0), x.get("chunk", 0), [True, True, True])
+    return [("linear_policy_gradients", (*tensors, *given, *fixed, *options))]
+
+
+CASES = [
+    Case(
+        op="token_logprob",
+        family="logprob",
+        call=lambda logits, targets, **options: (
+            logprob.replay_logprob(logits, targets, **options)
+            if "delta" in options
+            else warpup.token_logprob(logits, targets, **options)
+        ),
+        reference=logprob.reference_token_logprob,
+        sizes=SIZES,
+        variants=("plain", "ignored", "entropy", "all"),
+        inputs=token_logprob_inputs,
+        differentiable=("logits",),
+        raw=token_logprob_raw,
+        core=token_logprob_core,
+        bytes=token_logprob_bytes,
+    ),
+    Case(
+        op="linear_logprob",
+        family="logprob",
+        call=warpup.linear_logprob,
+        reference=logprob_linear.reference_linear_logprob,
+        sizes={
+            "grad": (3, 4, 7),
+            "small": (5, 19, 131),
+            "threads": (64, 32, 3000),
+            "overhead": (2, 4, 16),
+            "bench": (2048, 1024, 32000),
+        },
+        variants=("plain", "ignored", "entropy", "all"),
+        inputs=linear_logprob_inputs,
+        differentiable=("hidden", "weight", "bias"),
+        raw=linear_logprob_raw,
+        core=None,
+        products=True,
+        bytes=linear_logprob_bytes,
+    ),
+    Case(
+        op="linear_policy_loss",
+        family="logprob",
+        call=warpup.linear_policy_loss,
+        reference=logprob_linear_policy.reference_linear_policy_loss,
+        sizes={
+            "grad": (2, 3, 4, 7),
+            "small": (3, 5, 19, 131),
+            "threads": (4, 16, 32, 3000),
+            "overhead": (1, 2, 4, 16),
+            "bench": (4, 512, 1024, 32000),
+        },
+        variants=("plain", "full", "gspo"),
+        inputs=linear_policy_loss_inputs,
+        differentiable=("hidden", "weight", "bias"),
+        raw=linear_policy_loss_raw,
+        core=None,
+        products=True,
+        stopped=("plain", "full"),  # the backward runs once: autograd through the reference is what checks it
+        bytes=linear_logprob_bytes,
+    ),
+]

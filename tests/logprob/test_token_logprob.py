@@ -1,0 +1,288 @@
+"""token_logprob beyond the contract: shapes, strides, special values, options, peers, messages."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.cases import OPS, gradients_of
+from warpup import token_logprob
+from warpup.logprob.token_logprob import IGNORE_INDEX, reference_token_logprob
+
+CASE = OPS["token_logprob"]
+INF, NAN = math.inf, math.nan
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+# Around: one element, 16-byte vectors, a warp, the CUDA kernels' blocks (1024), the CPU kernel's (2048).
+VOCABS = st.sampled_from([1, 2, 3, 7, 8, 31, 32, 33, 127, 1023, 1025, 2047, 2048, 2049, 4097])
+
+
+@st.composite
+def problems(draw, vocabs=VOCABS):
+    vocab = draw(vocabs)
+    lead = draw(st.sampled_from([(), (1,), (3,), (2, 3), (2, 1, 2), (1, 1)]))
+    dtype = draw(st.sampled_from(FLOATS))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    layout = draw(st.sampled_from(["contiguous", "misaligned", "padded", "shifted"]))
+    scale = draw(st.sampled_from([0.0, 1.0, 30.0]))
+    count = math.prod(lead) * vocab
+
+    def fill(*shape):
+        return (scale * torch.randn(shape, generator=generator)).to(dtype)
+
+    if layout == "misaligned":
+        logits = fill(count + 1)[1:].view(*lead, vocab)
+    elif layout == "padded":  # a row has more elements than we look at
+        logits = fill(*lead, vocab + 3)[..., 1 : vocab + 1]
+    elif layout == "shifted" and lead:  # next-token prediction: all positions but the last
+        logits = fill(*lead[:-1], lead[-1] + 1, vocab)[..., :-1, :]
+    else:
+        logits = fill(*lead, vocab)
+    if draw(st.booleans()) and vocab > 1:
+        logits[..., vocab // 2] = -INF
+    targets = torch.randint(vocab, lead, generator=generator)
+    if draw(st.booleans()):
+        targets = torch.where(torch.rand(lead, generator=generator) < 0.3, IGNORE_INDEX, targets)
+    temperature = draw(st.sampled_from([1.0, 0.7, "per_row"]))
+    if temperature == "per_row":
+        temperature = torch.rand(lead, generator=generator) + 0.5
+    return {"logits": logits, "targets": targets, "temperature": temperature, "entropy": draw(st.booleans())}
+
+
+def to(device, inputs):
+    """Like `.to`, but on the same strides."""
+
+    def move(v):
+        if not isinstance(v, torch.Tensor) or device == "cpu":
+            return v
+        whole = v.as_strided((v.untyped_storage().nbytes() // v.element_size(),), (1,), 0).to(device)
+        return whole.as_strided(v.shape, v.stride(), v.storage_offset())
+
+    return {k: move(v) for k, v in inputs.items()}
+
+
+@given(inputs=problems())
+@settings(max_examples=60)
+def test_shapes_strides_and_options(twin, inputs):
+    CASE.check(to(twin.device, inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_launch(twin, dtype):
+    """Each size of block that the CUDA twin chooses between, and more than one piece of a row in its backward."""
+    for vocab in (1024, 16384, 16391):
+        generator = torch.Generator().manual_seed(vocab)
+        logits = (4 * torch.randn(2, vocab, generator=generator)).to(twin.device, dtype)
+        targets = torch.tensor([vocab - 1, 5000 % vocab], device=twin.device)
+        CASE.check({"logits": logits, "targets": targets, "entropy": True})
+
+
+def test_streaming_stores():
+    """Over 16 MiB the CPU backward stores past the cache, in blocks, from any alignment of the result."""
+    logits = torch.randn(60, 70001, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(60) * 1000
+    CASE.check({"logits": logits, "targets": targets})
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (0, 0)])
+def test_no_rows(twin, shape):
+    logits = torch.zeros(shape, device=twin.device, requires_grad=True)
+    logp, entropy = token_logprob(logits, torch.zeros(shape[:-1], dtype=torch.int64, device=twin.device), entropy=True)
+    assert logp.shape == entropy.shape == shape[:-1]
+    (logp.sum() + entropy.sum()).backward()
+    assert logits.grad.shape == shape
+
+
+def test_no_vocabulary(twin):
+    logits = torch.zeros(3, 0, device=twin.device, requires_grad=True)
+    targets = torch.full((3,), IGNORE_INDEX, device=twin.device)
+    logp, entropy = token_logprob(logits, targets, entropy=True)
+    assert logp.tolist() == entropy.tolist() == [0, 0, 0]
+    logp.sum().backward()
+    assert logits.grad.shape == (3, 0)
+
+
+# ---- gradients ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["expanded", "strided", "expanded_rows"])
+def test_gradient_strides(twin, layout):
+    """`.sum().backward()` gives a gradient with stride 0; a slice of a larger loss gives one with gaps."""
+    inputs = CASE.make(device=twin.device, variant="entropy")
+    logits = inputs["logits"].repeat(3, 1, 1)
+    inputs |= {"logits": logits, "targets": inputs["targets"].repeat(3, 1), "temperature": 1.5}
+    gradient = {
+        "expanded": torch.tensor(0.3, device=twin.device).expand(3, 5),
+        "strided": torch.randn(3, 10, generator=torch.Generator().manual_seed(0)).to(twin.device)[:, ::2],
+        "expanded_rows": torch.arange(3.0, device=twin.device).unsqueeze(1).expand(3, 5),
+    }[layout]
+
+    def gradients(g):
+        z = logits.detach().requires_grad_()
+        return torch.autograd.grad(token_logprob(**{**inputs, "logits": z}), z, (g, 2 * g))[0]
+
+    assert torch.equal(gradients(gradient), gradients(gradient.contiguous()))
+
+
+def test_gradient_of_one_output(twin):
+    """An output that the loss does not use must not matter, though its gradient is undefined."""
+    inputs = CASE.make(device=twin.device, variant="entropy")
+    z, gradient = inputs["logits"].requires_grad_(), {}
+    for used in ("logp", "entropy", "both"):
+        logp, entropy = token_logprob(**inputs)
+        loss = {"logp": logp.sum(), "entropy": entropy.sum(), "both": logp.sum() + entropy.sum()}[used]
+        (gradient[used],) = torch.autograd.grad(loss, z)
+    torch.testing.assert_close(gradient["both"], gradient["logp"] + gradient["entropy"])
+    assert gradient["entropy"].abs().max() > 0.1
+
+
+def test_entropy_is_constant_where_not_asked_for(twin):
+    logits = torch.randn(3, 7, device=twin.device, requires_grad=True)
+    assert isinstance(token_logprob(logits, torch.zeros(3, dtype=torch.int64, device=twin.device)), torch.Tensor)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_inplace_backward(twin, dtype):
+    inputs = CASE.make(dtype=dtype, device=twin.device, variant="entropy")
+    *_, want = CASE.run(inputs)
+    leaf = inputs["logits"].clone().requires_grad_()
+    logits = leaf * 1  # what a model's last layer returns
+    outputs = token_logprob(**{**inputs, "logits": logits}, inplace_backward=True)
+    untouched = logits.detach().clone()
+    loss = sum((o * g).sum() for o, g in zip(outputs, gradients_of(outputs), strict=True))
+    assert torch.equal(logits, untouched), "the forward wrote to the logits"
+    loss.backward(retain_graph=True)
+    assert torch.equal(leaf.grad, want)
+    assert torch.equal(logits, want), "the gradient is not where the logits were"
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# ---- special values -------------------------------------------------------------------------------------------------
+
+
+def test_ignored_rows_are_exactly_zero(twin):
+    """Whatever stands in them."""
+    logits = torch.tensor([[1.0, 2.0], [NAN, NAN], [INF, 1.0], [-INF, -INF]], device=twin.device, requires_grad=True)
+    targets = torch.tensor([0, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX], device=twin.device)
+    logp, entropy = token_logprob(logits, targets, entropy=True)
+    (logp + 2 * entropy).sum().backward()
+    assert logp[1:].tolist() == entropy[1:].tolist() == [0, 0, 0]
+    assert logits.grad[1:].tolist() == [[0, 0]] * 3
+    assert logits.grad[0].isfinite().all()
+
+
+def test_other_ignore_index(twin):
+    logits = torch.randn(3, 5, device=twin.device)
+    targets = torch.tensor([4, 0, 4], device=twin.device)
+    assert token_logprob(logits, targets, ignore_index=4)[[0, 2]].tolist() == [0, 0]
+    assert token_logprob(logits, targets, ignore_index=-7).lt(0).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("vocab", [6, 2600])
+def test_minus_infinity(twin, dtype, vocab):
+    """Impossible tokens have p = 0: finite results, except the log-prob of an impossible target."""
+    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(0)).to(twin.device, dtype)
+    logits[0, : vocab // 2] = -INF  # with vocab 2600: a whole block of the CPU kernel first
+    logits[1, 1:] = -INF  # one token is left
+    logits[2] = -INF
+    logits[3, 3] = -INF
+    logits[4, vocab // 2 :] = -INF
+    targets = torch.tensor([vocab - 1, 0, 2, 3, 0], device=twin.device)
+    inputs = {"logits": logits, "targets": targets, "entropy": True}
+    CASE.check(inputs)
+    logp, entropy, grad = CASE.run(inputs)
+    assert logp[1] == entropy[1] == logp[2] == entropy[2] == 0
+    assert (grad[1:3] == 0).all()
+    assert logp[3] == -INF
+    assert grad.isfinite().all()
+    assert entropy.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [INF, NAN])
+@pytest.mark.parametrize("position", [0, 1, 2500])
+def test_nan_and_infinity_spread_over_their_row_only(twin, value, position):
+    logits = torch.randn(3, 2600, generator=torch.Generator().manual_seed(0)).to(twin.device)
+    logits[1, position] = value
+    targets = torch.tensor([0, 1, 2], device=twin.device)
+    logp, entropy, grad = CASE.run({"logits": logits, "targets": targets, "entropy": True})
+    assert logp.isnan().tolist() == entropy.isnan().tolist() == [False, True, False]
+    assert grad[1].isnan().all()
+    assert grad[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e4), (torch.float32, 1e30), (torch.bfloat16, 1e30)])
+@pytest.mark.parametrize("temperature", [1.0, 0.01])
+def test_huge(twin, dtype, size, temperature):
+    logits = (torch.randn(4, 65, generator=torch.Generator().manual_seed(0)) * size).to(twin.device, dtype)
+    logits[2] = size
+    logits[3] = -size
+    targets = logits.argmax(-1)
+    targets[0] = logits[0].argmin()
+    inputs = {"logits": logits, "targets": targets, "temperature": temperature, "entropy": True}
+    CASE.check(inputs)
+    logp, entropy, grad = CASE.run(inputs)
+    torch.testing.assert_close(logp[2:], torch.full_like(logp[2:], -math.log(65)))
+    torch.testing.assert_close(entropy[2:], torch.full_like(logp[2:], math.log(65)))
+    assert grad.isfinite().all()
+
+
+def test_float16_limits(twin):
+    """65504, the largest float16, twice: the sum is no float16."""
+    logits = torch.tensor([[65504.0, 65504.0, -65504.0]], dtype=torch.float16, device=twin.device)
+    logp = token_logprob(logits, torch.tensor([0], device=twin.device), temperature=0.5)
+    torch.testing.assert_close(logp.item(), -math.log(2))
+
+
+def test_target_out_of_range_on_the_gpu(twin):
+    """Checking would synchronise there, so the row is NaN and its neighbours are not."""
+    if twin.name != "cuda":
+        pytest.skip("CPU tensors are checked")
+    logits = torch.randn(4, 5, device=twin.device)
+    logp, _, _ = CASE.run(
+        {"logits": logits, "targets": torch.tensor([0, 5, -1, 4], device=twin.device), "entropy": True}
+    )
+    assert logp.isnan().tolist() == [False, True, True, False]
+
+
+# ---- peers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trl(twin, dtype):
+    """TRL's selective_log_softmax and entropy_from_logits, in float32. They differ from ours by convention in two ways:
+    for bfloat16 they round the log-probs to bfloat16 (so they are given float32 here), and the entropy of a row with a
+    -inf logit is NaN (0 * -inf), where ours takes the limit 0."""
+    utils = pytest.importorskip("trl.trainer.utils")
+    logits = (2 * torch.randn(6, 300, generator=torch.Generator().manual_seed(0))).to(twin.device, dtype)
+    targets = torch.arange(6, device=twin.device) * 50
+    logp, entropy = token_logprob(logits, targets, entropy=True)
+    torch.testing.assert_close(logp, utils.selective_log_softmax(logits.float(), targets))
+    torch.testing.assert_close(entropy, utils.entropy_from_logits(logits.float()))
+
+    logits[:, 7] = -INF
+    logp, entropy = token_logprob(logits, targets, entropy=True)
+    torch.testing.assert_close(logp, utils.selective_log_softmax(logits.float(), targets))
+    assert utils.entropy_from_logits(logits.float()).isnan().all()
+    kept = torch.cat([logits[:, :7], logits[:, 8:]], -1)
+    torch.testing.assert_close(entropy, utils.entropy_from_logits(kept.float()))
+
+
+def test_cross_entropy(twin):
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)).to(twin.device)
+    targets = torch.tensor([0, 299, IGNORE_INDEX, 5, IGNORE_INDEX, 7], device=twin.device)
+    want = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(token_logprob(logits, targets), -want)
+
+
+def test_reference_is_the_formula():
+    """The oracle itself, against numbers worked out by hand: p = (1/2, 1/4, 1/4, 0)."""
+    logits = torch.tensor([[4.0, 2.0, 2.0, 0.0]], dtype=torch.float64).log()
+    logp, entropy = reference_token_logprob(logits, torch.tensor([1]), entropy=True)
+    assert logp.item() == pytest.approx(-2 * math.log(2), abs=1e-15)
+    assert entropy.item() == pytest.approx(1.5 * math.log(2), abs=1e-15)
+    logp, entropy = reference_token_logprob(logits, torch.tensor([1]), entropy=True, temperature=0.5)  # 16 : 4 : 4
+    assert logp.item() == pytest.approx(-math.log(6), abs=1e-15)

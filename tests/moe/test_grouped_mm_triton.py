@@ -1,0 +1,128 @@
+"""The Triton kernels of the grouped products under Triton's interpreter, on CPU tensors; on a GPU as they are."""
+
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="no Triton here: pip install triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the others run here")
+def test_under_the_interpreter():
+    """In a process of its own: Triton reads the switch when a kernel is defined."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+here = pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="runs in test_under_the_interpreter")
+SHAPES = [(37, 5, 19, 22), (130, 3, 150, 40), (5, 9, 1, 1), (0, 2, 3, 4), (66, 1, 129, 33), (8, 2, 4, 0)]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def problem(shape, dtype, seed=0):
+    rows, experts, n, k = shape
+    generator = torch.Generator().manual_seed(seed)
+    cuts = torch.randint(rows + 1, (experts,), generator=generator).sort().values
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), cuts])
+
+    def normal(*size):
+        return torch.randn(size, generator=generator).to(dtype).to(DEVICE)
+
+    at = torch.randint(11, (rows,), generator=generator)
+    return normal(rows, k), normal(11, k), normal(experts, n, k), normal(rows, n), normal(11, n), offsets, at
+
+
+def near(got, want, depth):
+    double = got.dtype == torch.float64  # where `want` errs as much
+    rtol, wide = (1e-12, 1e-13) if double else (2 * torch.finfo(got.dtype).eps, 1e-6)  # sums of products of order 1
+    torch.testing.assert_close(got.double(), want, rtol=rtol, atol=8 * wide * max(depth, 1) ** 0.5)
+
+
+@here
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products(shape, dtype):
+    from warpup.moe import grouped_mm_triton as moe_triton
+
+    x, source, w, *_, offsets, at = problem(shape, dtype)
+    for turned in (False, True):
+        w = w.mT.contiguous().mT if turned else w
+        for operand, rows in ((x, None), (source, at)):
+            moved = None if rows is None else rows.to(DEVICE)
+            got = moe_triton.products(operand, w, offsets.to(DEVICE), moved)
+            sorted_rows = operand if rows is None else operand[moved]
+            for e, (a, b) in enumerate(pairwise(offsets.tolist())):
+                near(got[a:b], sorted_rows[a:b].double() @ w[e].double().t(), shape[3])
+
+
+@pytest.mark.skipif(INTERPRETED, reason="launches nothing, or more than an interpreter has time for")
+def test_more_rows_than_the_second_dimension_of_a_grid_has_blocks_for(monkeypatch):
+    """65535 tiles of 64 rows are 4.2 million; on a GPU the last rows are really computed."""
+    from warpup.moe import grouped_mm_triton as moe_triton
+
+    rows, n, grids = 65536 * moe_triton.ROWS + 1, moe_triton.COLUMNS + 1, []
+    if DEVICE == "cuda":
+        x, w, offsets = (t.to(DEVICE) for t in (torch.randn(rows, 2), torch.randn(2, n, 2), torch.tensor([0, 5, rows])))
+        torch.testing.assert_close(moe_triton.products(x, w, offsets)[-100:], x[-100:] @ w[1].t())
+        return
+
+    class Recorder:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *operands, **options: None
+
+    monkeypatch.setattr(moe_triton, "_rows_kernel", Recorder())
+    x, w = torch.empty(rows, 2, device="meta"), torch.empty(2, n, 2, device="meta")
+    moe_triton.products(x, w, torch.tensor([0, 5, rows]))
+    (grid,) = grids
+    assert all(blocks <= 65535 for blocks in grid[1:])
+    assert math.prod(grid) >= 2 * 65537
+
+
+@here
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_weight_products(shape, dtype):
+    from warpup.moe import grouped_mm_triton as moe_triton
+
+    x, x_source, _, dy, dy_source, offsets, at = problem(shape, dtype)
+    moved, bounds = at.to(DEVICE), offsets.tolist()
+    for first, dy_rows in ((dy, None), (dy_source, moved)):
+        for second, x_rows in ((x, None), (x_source, moved)):
+            got = moe_triton.weight_products(first, second, offsets.to(DEVICE), dy_rows, x_rows)
+            mine = first if dy_rows is None else first[dy_rows]
+            other = second if x_rows is None else second[x_rows]
+            want = [mine[a:b].double().t() @ other[a:b].double() for a, b in pairwise(bounds)]
+            near(got, torch.stack(want), max(b - a for a, b in pairwise(bounds)))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="compiles as for a GPU")
+@pytest.mark.parametrize("kind", ["bf16", "fp64"])
+def test_compiles_for_a_gpu_without_one(kind):
+    compiler = pytest.importorskip("triton.compiler")
+    from triton import language as tl
+    from triton.backends.compiler import GPUTarget
+
+    from warpup.moe import grouped_mm_triton as moe_triton
+
+    common = {"widen": False, "exact": False, "wide": tl.float64 if kind == "fp64" else tl.float32}
+    common |= {"ROWS": 16, "COLUMNS": 32, "DEPTH": 16}
+    for kernel, switches in (
+        (moe_triton._rows_kernel, {"gathered": True, "EXPERTS": 64}),
+        (moe_triton._weights_kernel, {"dy_gathered": True, "x_gathered": False}),
+    ):
+        fixed = common | switches
+        kinds = dict.fromkeys(("x", "w", "dy", "out"), f"*{kind}")
+        kinds |= dict.fromkeys(("offsets", "at", "dy_at", "x_at"), "*i64") | dict.fromkeys(fixed, "constexpr")
+        signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
+        source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
+        assert "cubin" in compiler.compile(source, target=GPUTarget("cuda", 80, 32)).asm

@@ -1,0 +1,154 @@
+"""Case table of `logprob_policy`: policy losses on log-probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import warpup
+from tests.support.case import Case, Inputs, New, Thunk, name_of
+from warpup import arrays as core
+from warpup.policy import policy_loss as logprob_policy
+from warpup.policy.kinds import POLICY_KINDS, options_of
+from warpup.policy.reference import reference_policy_loss
+
+OTHER_KINDS = tuple(kind for kind in POLICY_KINDS if kind not in ("ppo", "grpo", "dapo", "dr_grpo"))
+# Their gradient is not the derivative of their value.
+STOPPED = (
+    "gspo_token",
+    *(name for name, kind in POLICY_KINDS.items() if kind.formula == "weighted" and kind.level != "one"),
+)
+KL_OF_KIND = {"gspo": "k3", "sapo": "k1+", "cispo_verl": "k3_verl", "gmpo": "k2"}  # the others are without a KL
+
+
+def policy_loss_inputs(size, dtype, device, seed, variant) -> Inputs:
+    """Variants: plain; kl (a reference policy, advantages a token, each sequence counts once); dr_grpo; masked (an
+    empty row, NaN under the mask, an explicit divisor); full (a KL and entropies with gradients of their own, weights);
+    packed (the same tokens in sequences of which some are empty); each other kind."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(shift):
+        return -torch.rand(size, generator=generator, dtype=torch.float64) - shift
+
+    logp, old_logp, ref_logp = uniform(0.5), uniform(0.4), uniform(0.6)
+    mask = torch.rand(size, generator=generator) < 0.8
+    advantages = torch.randn(size[:1], generator=generator, dtype=torch.float64)
+    inputs: Inputs = {"kind": {"masked": "dapo", "full": "gspo"}.get(variant, variant)}
+    if inputs["kind"] not in POLICY_KINDS:
+        inputs["kind"] = "grpo"
+    if variant in ("gspo", "gspo_token", "luspo"):
+        inputs["clip"] = (0.1, 0.15)  # theirs would hold all of these ratios
+    if variant in KL_OF_KIND:
+        inputs |= {"ref_logp": ref_logp, "kl_coef": 0.1, "kl": KL_OF_KIND[variant], "kl_corrected": True}
+    if variant == "kl":
+        advantages = torch.randn(size, generator=generator, dtype=torch.float64)
+        inputs |= {"ref_logp": ref_logp, "kl_coef": 0.1, "normalizer": "sequence"}
+    if variant == "masked":
+        mask[0] = False
+        old_logp[~mask], inputs["normalizer"] = torch.nan, 7.0
+    if variant in ("clip_cov", "kl_cov"):
+        inputs["selected"] = torch.rand(size, generator=generator) < 0.2
+    if variant == "gpg":
+        inputs["weights"] = torch.rand(size, generator=generator, dtype=torch.float64) + 0.5
+    if variant in (*OTHER_KINDS, "full", "packed"):
+        # Mostly of one sign: what a row's ratio is rounded by does not average out over its tokens, and of rows that
+        # cancel no digits are left to compare.
+        advantages = advantages.abs()
+        advantages[-1] *= -0.3
+    if variant == "full":
+        inputs |= {"ref_kl": -uniform(0), "entropy": -uniform(0), "weights": advantages.abs() + 0.5}
+        inputs |= {"kl": "full", "kl_coef": 0.2, "kl_corrected": True, "entropy_coef": 0.05}
+        inputs |= {"clip": (0.1, 0.15), "dual_clip": 1.1}
+    inputs |= {"logp": logp, "old_logp": old_logp, "advantages": advantages, "mask": mask}
+    if variant == "packed":
+        inputs = {k: v.flatten() if isinstance(v, Tensor) and k != "advantages" else v for k, v in inputs.items()}
+        tokens = logp.numel()
+        inputs["cu_seqlens"] = torch.tensor([0, 0, tokens // 3, tokens // 2, tokens // 2, tokens])[
+            -1 - size[0] :
+        ].clone()
+        inputs["cu_seqlens"][0] = 0
+        inputs |= {
+            "kind": "gspo",
+            "clip": (0.1, 0.15),
+            "normalizer": "token",
+            "advantages": advantages.resize_(len(inputs["cu_seqlens"]) - 1),
+        }
+    inputs = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.items()}
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def _policy_loss_arguments(x: Inputs) -> tuple[list, list, list, list]:
+    """Tensors of the forward and of the backward, choices and numbers, as the raw ops take them."""
+    kind = x["kind"]
+    names = ("clip", "delta", "dual_clip", "constants", "kl", "kl_coef", "kl_corrected", "entropy_coef", "normalizer")
+    options = options_of(kind, packed="cu_seqlens" in x, **{name: x[name] for name in names if name in x})
+    tensors = {name: x.get(name) for name in ("ref_logp", "weights", "penalty", "ref_kl", "entropy", "cu_seqlens")}
+    if kind == "clip_cov":
+        tensors["weights"] = 1 - as_type(x["selected"], x["logp"])
+    if kind == "kl_cov":
+        tensors["penalty"] = as_type(x["selected"], x["logp"])
+    return [x[name] for name in ("logp", "old_logp", "advantages", "mask")] + list(tensors.values()), *options
+
+
+def as_type(mask: Any, like: Any) -> Any:
+    return mask.to(like.dtype) if isinstance(mask, Tensor) else mask.astype(like.dtype)
+
+
+def policy_loss_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
+    tensors, *options = _policy_loss_arguments(x)
+    forward = (*tensors, None, *options)
+    loss, _, row_state = ops.policy_loss(*forward)
+    return [("policy_loss", forward), ("policy_loss_backward", (*tensors, *options, row_state, loss))]
+
+
+def policy_loss_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
+    tensors, choices, numbers = _policy_loss_arguments(x)
+    shape, dtype = tuple(x["logp"].shape), name_of(x["logp"].dtype)
+    rows = shape[0] if "cu_seqlens" not in x else x["cu_seqlens"].shape[0] - 1
+    slots = rows * -(-shape[1] // 8192) if len(shape) == 2 else shape[0] // 8192 + rows
+    loss, metrics, row_state = new((), dtype), new((len(logprob_policy.METRICS),), dtype), new((rows, 4), dtype)
+    partials, grad = new((slots, 12), dtype), new(shape, dtype)
+    options = core.PolicyOptions(choices, numbers)
+    extra = {f"grad_{name}": new(shape, dtype) for name in ("ref_kl", "entropy") if name in x}
+
+    def forward():
+        outputs = {"loss": loss, "metrics": metrics, "row_state": row_state, "partials": partials}
+        core.policy_loss(*tensors, options=options, **outputs)
+        return (loss, *metrics)
+
+    def backward():
+        saved = {"row_state": row_state, "grad_loss": gradients[0], "grad_logp": grad}
+        core.policy_loss_backward(*tensors, options=options, **saved, **extra)
+        return (grad,)
+
+    return forward, backward
+
+
+def policy_loss_bytes(x: Inputs) -> tuple[int, int]:
+    logp, streams = (
+        x["logp"],
+        sum(t is not None for t in x.values() if isinstance(t, Tensor) and t.shape == x["logp"].shape),
+    )
+    forward = logp.numel() * (streams * logp.element_size() + x["mask"].element_size())
+    return forward, forward + logp.numel() * logp.element_size()
+
+
+CASES = [
+    Case(
+        op="policy_loss",
+        family="logprob",
+        call=warpup.policy_loss,
+        reference=reference_policy_loss,
+        sizes={"grad": (3, 5), "small": (5, 67), "threads": (64, 3000), "overhead": (2, 16), "bench": (512, 2048)},
+        variants=("plain", "kl", "dr_grpo", "masked", "full", "packed", *OTHER_KINDS),
+        inputs=policy_loss_inputs,
+        differentiable=("logp",),
+        raw=policy_loss_raw,
+        core=policy_loss_core,
+        bytes=policy_loss_bytes,
+        dtypes=(torch.float32, torch.float64),
+        stopped=(*STOPPED, "sapo"),
+    ),
+]

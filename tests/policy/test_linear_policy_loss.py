@@ -1,0 +1,133 @@
+"""linear_policy_loss beyond the contract: every kind, chunks, normalisers, accumulation, what it refuses."""
+
+import pytest
+import torch
+
+from tests.support.cases import OPS
+from warpup import linear_logprob, linear_policy_loss, policy_loss
+from warpup.policy.kinds import NORMALIZERS, POLICY_KINDS
+
+CASE = OPS["linear_policy_loss"]
+
+
+def loss_and_gradients(x, **options):
+    operands = {k: x[k].detach().requires_grad_() for k in CASE.differentiable}
+    loss, metrics = linear_policy_loss(**{**x, **operands, **options})
+    return loss.detach(), torch.autograd.grad(loss, list(operands.values())), metrics
+
+
+@pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
+@pytest.mark.parametrize("options", ["plain", "full"])
+def test_every_kind(twin, kind, options):
+    x = CASE.make("small", torch.float64, twin.device, variant=options) | {"kind": kind}
+    if kind in ("clip_cov", "kl_cov"):
+        x["selected"] = torch.arange(15, device=twin.device).view(3, 5) % 3 == 0
+    x["mask"][1] = False
+    CASE.check(x)
+
+
+@pytest.mark.parametrize("normalizer", [*NORMALIZERS, 3.5, ("sequence", 8.0)])
+@pytest.mark.parametrize("chunk", [None, 1, 4, 100])
+def test_normalizers_and_chunks(twin, normalizer, chunk):
+    CASE.check(CASE.make("small", torch.float64, twin.device) | {"normalizer": normalizer, "chunk": chunk})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weight_gradient_is_added_up_in_float32(twin, dtype):
+    """Rows in eight chunks: as near to float64 as in one."""
+    x = CASE.inputs((4, 16, 19, 131), dtype, twin.device, 0, "plain")
+    CASE.check({**x, "chunk": 8})
+
+
+def test_same_as_its_two_parts(twin):
+    x = CASE.make("small", torch.float64, twin.device, variant="full")
+    operands = {k: x.pop(k).requires_grad_() for k in CASE.differentiable}
+    temperature, chunk, coef = (x.pop(k) for k in ("temperature", "chunk", "entropy_coef"))
+    targets = x.pop("targets").masked_fill(~x["mask"], -100)
+    logp, entropy = linear_logprob(**operands, targets=targets, temperature=temperature, entropy=True)
+    want, metrics = policy_loss(logp, entropy=entropy, entropy_coef=coef, **x)
+    grads = torch.autograd.grad(want, list(operands.values()))
+    got = loss_and_gradients(
+        {**x, **operands, "targets": targets, "temperature": temperature, "chunk": chunk, "entropy_coef": coef}
+    )
+    for g, w in zip((got[0], *got[1], *got[2].values()), (want, *grads, *metrics.values()), strict=True):
+        torch.testing.assert_close(g, w.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_micro_batches_add_up(twin):
+    x = CASE.make("small", torch.float64, twin.device)
+    divisor = ("token", float(x["mask"].sum()))
+    want = loss_and_gradients(x)
+    rows = ("hidden", "targets", "old_logp", "advantages", "mask")
+    parts = [
+        loss_and_gradients({k: v[i : i + 1] if k in rows else v for k, v in x.items()}, normalizer=divisor)
+        for i in range(3)
+    ]
+    torch.testing.assert_close(sum(p[0] for p in parts), want[0])
+    torch.testing.assert_close(torch.cat([p[1][0] for p in parts]), want[1][0])
+    torch.testing.assert_close(sum(p[1][1] for p in parts), want[1][1])
+
+
+def test_scaled_loss_and_nothing_in_the_mask(twin):
+    x = CASE.make("small", torch.float64, twin.device)
+    hidden = x["hidden"].requires_grad_()
+    (want,) = torch.autograd.grad(linear_policy_loss(**x)[0], hidden)
+    (got,) = torch.autograd.grad(3 * linear_policy_loss(**x)[0], hidden)
+    torch.testing.assert_close(got, 3 * want)
+    loss, grads, _ = loss_and_gradients({**x, "mask": torch.zeros_like(x["mask"])})
+    assert loss == 0
+    assert all((g == 0).all() for g in grads)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
+@pytest.mark.parametrize("kind", ["grpo", "gspo"])
+def test_no_tokens(twin, shape, kind):
+    x = CASE.inputs((*shape, 4, 7), torch.float32, twin.device, 0, "plain")
+    loss, grads, _ = loss_and_gradients({**x, "kind": kind})
+    assert loss == 0
+    assert all((g == 0).all() for g in grads)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "gspo"])
+def test_sampled_log_probs_in_16_bits(twin, kind):
+    x = CASE.make("small", torch.bfloat16, twin.device) | {"kind": kind}
+    low = {k: x[k].to(torch.bfloat16) for k in ("old_logp", "advantages")}
+    got, want = linear_policy_loss(**x | low)[0], linear_policy_loss(**x | {k: v.float() for k, v in low.items()})[0]
+    assert torch.equal(got, want)
+
+
+def test_float16_takes_the_loss_scale(twin):
+    """Gradients far below float16's least number come through, scaled, as a GradScaler needs them."""
+    x = CASE.make("small", torch.float16, twin.device)
+    hidden = x["hidden"].requires_grad_()
+    (got,) = torch.autograd.grad(linear_policy_loss(**x, normalizer=1e8)[0] * 2.0**16, hidden)
+    (want,) = torch.autograd.grad(linear_policy_loss(**x, normalizer=1e8 / 2**16)[0], hidden)
+    torch.testing.assert_close(got, want, rtol=1e-2, atol=1e-6)
+    assert got.abs().max() > 1e-5
+
+
+def test_one_backward_only():
+    x = CASE.make("small", torch.float64)
+    loss, _ = linear_policy_loss(**{**x, "hidden": x["hidden"].requires_grad_()})
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second backward needs a second forward"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": torch.zeros(15, 19)}, r"targets must be int64 of shape \(15,\)"),
+        ({"chunk": -5}, "chunk must be at least 1, got -5"),
+        ({"hidden": torch.zeros(3, 5, 18)}, r"hidden must be \(..., H\) and weight \(V, H\)"),
+        ({"mask": torch.zeros(3, 4)}, r"mask must have shape \(3, 5\), got \(3, 4\)"),
+        ({"old_logp": torch.zeros(3)}, r"old_logp must have shape \(3, 5\), got \(3,\)"),
+        ({"kind": "best"}, "kind must be one of"),
+        ({"entropy": torch.zeros(3, 5)}, "makes the entropy itself"),
+        ({"kl_coef": 1.0}, "needs ref_logp"),
+        ({"advantages": torch.zeros(4)}, r"advantages must have shape"),
+    ],
+)
+def test_wrong_input(change, message):
+    with pytest.raises(ValueError, match=message):
+        linear_policy_loss(**{**CASE.make("small"), **change})

@@ -1,0 +1,268 @@
+"""policy_loss beyond the contract: masks, kinds, KL estimators, normalisers, metrics, accumulation, messages."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.cases import OPS
+from warpup import policy_loss
+from warpup.policy.kinds import KL_ESTIMATORS, METRICS, NORMALIZERS, POLICY_KINDS
+
+CASE = OPS["policy_loss"]
+NAN, INF = math.nan, math.inf
+
+
+def problem(batch, length, *, dtype=torch.float64, seed=0, spread=0.3, device="cpu"):
+    """Log-probs whose ratios fall on both sides of the clip range."""
+    generator = torch.Generator().manual_seed(seed)
+    logp = -2 * torch.rand(batch, length, generator=generator, dtype=torch.float64)
+    old_logp = logp + spread * torch.randn(batch, length, generator=generator, dtype=torch.float64)
+    advantages = torch.randn(batch, generator=generator, dtype=torch.float64)
+    mask = torch.rand(batch, length, generator=generator) < 0.7
+    tensors = {"logp": logp.to(dtype), "old_logp": old_logp.to(dtype), "advantages": advantages.to(dtype), "mask": mask}
+    return {k: v.to(device) for k, v in tensors.items()}
+
+
+def loss_and_gradient(x, **options):
+    logp = x["logp"].detach().requires_grad_()
+    loss, metrics = policy_loss(**{**x, "logp": logp}, **options)
+    (gradient,) = torch.autograd.grad(loss, logp)
+    return loss.detach(), gradient, metrics
+
+
+@st.composite
+def problems(draw):
+    batch, length = draw(st.integers(0, 5)), draw(st.sampled_from([0, 1, 2, 3, 31, 32, 33, 130]))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    x = problem(
+        batch, length, dtype=dtype, seed=draw(st.integers(0, 2**31)), spread=draw(st.sampled_from([0.0, 0.3, 3.0]))
+    )
+    share = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    x["mask"] = torch.rand(batch, length, generator=generator) < share
+    if batch and draw(st.booleans()):
+        x["mask"][draw(st.integers(0, batch - 1))] = False
+    if draw(st.booleans()):
+        x["advantages"] = torch.randn(batch, length, generator=generator).to(dtype)
+    if draw(st.booleans()):  # rows with gaps, from an odd start
+        for name in ("logp", "old_logp", "mask"):
+            wide = torch.zeros(batch, length + 3, dtype=x[name].dtype)
+            wide[:, 1 : length + 1] = x[name]
+            x[name] = wide[:, 1 : length + 1]
+    # Equal terms of a row, or one after the other (packed): the float64 reference adds up no better than we do.
+    of_rows = dtype == torch.float32
+    kinds = [name for name, kind in POLICY_KINDS.items() if of_rows or kind.level == "token"]
+    x |= options_of(draw(st.sampled_from(kinds)), x)
+    x["normalizer"] = draw(st.sampled_from([None, *NORMALIZERS, 3.5, ("sequence", 8.0)]))
+    if POLICY_KINDS[x["kind"]].level != "token":  # a row is rounded as one: of rows that cancel no digits are left
+        x["advantages"] = x["advantages"].abs() * draw(st.sampled_from([-1, 1]))
+    if POLICY_KINDS[x["kind"]].formula == "clip" and draw(st.booleans()):
+        x |= {"delta": draw(st.sampled_from([None, 1.5, 4.0])), "dual_clip": draw(st.sampled_from([None, 1.1, 3.0]))}
+    if draw(st.booleans()):
+        x["weights"] = torch.rand((batch, length) if draw(st.booleans()) else (batch,), generator=generator).to(dtype)
+    if draw(st.booleans()):
+        x |= {"entropy": torch.rand(batch, length, generator=generator).to(dtype), "entropy_coef": 0.01}
+    if draw(st.booleans()):
+        x |= {"kl_coef": 0.05, "kl": draw(st.sampled_from(list(KL_ESTIMATORS))), "kl_corrected": draw(st.booleans())}
+        x["ref_kl" if x["kl"] == "full" else "ref_logp"] = x["old_logp"] - 0.1
+    return packed(x) if of_rows and draw(st.booleans()) else x
+
+
+def options_of(kind, x):
+    """What `kind` needs so that its clip holds some tokens of `problem` and not all."""
+    options = {"kind": kind}
+    if kind in ("gspo", "gspo_token", "luspo"):
+        options["clip"] = (0.1, 0.15)
+    if kind in ("clip_cov", "kl_cov"):
+        options["selected"] = x["old_logp"] - x["old_logp"].floor() < 0.2
+    return options
+
+
+def packed(x):
+    """The rows of a padded problem one after the other, cut where the rows ended."""
+    batch, length = x["logp"].shape
+    flat = {k: v.reshape(-1).contiguous() if isinstance(v, torch.Tensor) and v.dim() == 2 else v for k, v in x.items()}
+    cu_seqlens = torch.arange(batch + 1, dtype=torch.int32, device=x["logp"].device) * length
+    if flat.get("normalizer") in ("constant", None):
+        flat["normalizer"] = ("token", 9.0)
+    return {**flat, "cu_seqlens": cu_seqlens}
+
+
+@given(x=problems())
+@settings(max_examples=60)
+def test_masks_and_options(twin, x):
+    CASE.check(
+        {k: v.to(twin.device) if isinstance(v, torch.Tensor) and twin.device != "cpu" else v for k, v in x.items()}
+    )
+
+
+@pytest.mark.parametrize("length", [8191, 8192, 8193, 20000])
+def test_more_than_one_piece_of_a_row(twin, length):
+    x = problem(2, length, dtype=torch.float32, device=twin.device)
+    CASE.check({**x, "normalizer": "sequence"})
+
+
+STOPPED = ("cispo", "cispo_verl", "vespo", "a_lol", "a_lol_seq")  # sg(ratio) A logp
+MULTIPLE = ("k1+", "k3+")  # straight-through: the gradient of another function than the value
+
+
+@pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
+@pytest.mark.parametrize("kl", [None, *(kl for kl in KL_ESTIMATORS if kl not in MULTIPLE)])
+@pytest.mark.parametrize(
+    ("form", "normalizer"), [("padded", "sequence"), ("per token", ("sequence_sum", 5.0)), ("packed", "token")]
+)
+def test_gradcheck(twin, kind, kl, normalizer, form):
+    """Of a loss that stops gradients the ratio is held: old_logp moves along with logp."""
+    if twin.name != "cpu" and (form == "padded" or kl in ("k1", "k2", "k3_verl")):
+        pytest.skip("the other combinations are enough there")
+    if kind == "gspo_token":
+        pytest.skip("the ratio's value and gradient are of different tokens: test_gspo_token")
+    x = problem(2, 4, device=twin.device)
+    if form == "per token":
+        x["advantages"] = x["old_logp"] + 0.5
+    x |= {"normalizer": normalizer, "weights": x["advantages"].abs() + 0.5, **options_of(kind, x)}
+    x |= {"entropy": x["logp"].square(), "entropy_coef": 0.2}
+    if kl:
+        x |= {"kl": kl, "kl_coef": 0.3, "ref_logp": x["old_logp"] - 0.2, "kl_corrected": kind not in STOPPED}
+        x["ref_kl"] = x["old_logp"].square()
+    x = packed(x) if form == "packed" else x
+    log_ratio = x["logp"] - x["old_logp"]
+    varied = [x.pop(name).requires_grad_() for name in ("logp", "entropy", "ref_kl") if name in x]
+
+    def loss(logp, entropy, ref_kl=None):
+        old_logp = logp.detach() - log_ratio if kind in STOPPED else x["old_logp"]
+        return policy_loss(logp, **{**x, "old_logp": old_logp}, entropy=entropy, ref_kl=ref_kl)[0]
+
+    assert torch.autograd.gradcheck(loss, varied)
+
+
+def test_gspo_token(twin):
+    """With one advantage a row its gradient is GSPO's (section 4.3); beyond 10 the log ratio is held."""
+    x = problem(4, 30, device=twin.device)
+    want = loss_and_gradient({**x, "kind": "gspo", "clip": (0.1, 0.15)})
+    got = loss_and_gradient({**x, "kind": "gspo_token", "clip": (0.1, 0.15)})
+    torch.testing.assert_close(got[:2], want[:2])
+    assert (want[1] != 0).any()
+    x["old_logp"][0] -= 12
+    x["advantages"] = -x["advantages"].abs()
+    loss, gradient, metrics = loss_and_gradient({**x, "kind": "gspo_token"})
+    assert metrics["ratio_max"].item() == pytest.approx(math.exp(10))
+    assert (gradient[0] == 0).all()
+    assert loss.isfinite()
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("name", ["logp", "old_logp", "ref_logp", "advantages", "weights", "entropy"])
+@pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
+def test_what_stands_under_the_mask_changes_nothing(twin, name, value, kind):
+    x = problem(4, 40, dtype=torch.float32, device=twin.device)
+    x |= {"advantages": x["advantages"].unsqueeze(1).expand(4, 40).clone(), "ref_logp": x["old_logp"] - 0.1}
+    x |= {"weights": x["advantages"].abs(), "entropy": x["old_logp"] + 1, **options_of(kind, x)}
+    if kind not in ("grpo", "vespo", "gmpo") and (value == INF or twin.name != "cpu"):
+        pytest.skip("the other combinations are enough")
+    options = {"kl_coef": 0.1, "kl_corrected": True, "entropy_coef": 0.1}
+    want = loss_and_gradient(x, **options)
+    dirty = {**x, name: x[name].masked_fill(~x["mask"], value)}
+    got = loss_and_gradient(dirty, **options)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    assert all(torch.equal(got[2][k], want[2][k]) for k in METRICS)
+    assert (got[1][~x["mask"]] == 0).all()
+
+
+@pytest.mark.parametrize("normalizer", [*NORMALIZERS, 4.0])
+@pytest.mark.parametrize("shape", [(3, 7), (0, 7), (3, 0)])
+@pytest.mark.parametrize("form", [dict, packed])
+def test_nothing_counts(twin, normalizer, shape, form):
+    if form is packed and normalizer == "constant":
+        pytest.skip("needs a number there")
+    x = problem(*shape, device=twin.device)
+    for kind in POLICY_KINDS:
+        y = form({**x, "mask": torch.zeros_like(x["mask"]), "normalizer": normalizer, **options_of(kind, x)})
+        loss, gradient, metrics = loss_and_gradient(y)
+        assert loss == 0
+        assert gradient.shape == y["logp"].shape
+        assert (gradient == 0).all()
+        assert all(value == 0 for value in metrics.values())
+
+
+def test_masks_of_other_types(twin):
+    x = problem(3, 9, device=twin.device)
+    want = loss_and_gradient(x)
+    for dtype in (torch.int64, torch.float32, torch.uint8):
+        got = loss_and_gradient({**x, "mask": x["mask"].to(dtype)})
+        assert torch.equal(got[0], want[0])
+        assert torch.equal(got[1], want[1])
+
+
+# ---- the numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_by_hand(twin):
+    """Clip (.2, .3): unclipped, clipped above (A > 0), clipped below (A < 0), and the two sides where no clip holds."""
+    ratio = torch.tensor([[1.1, 2.0, 0.5, 0.5, 2.0]], dtype=torch.float64, device=twin.device)
+    advantages = torch.tensor([[1.0, 1.0, -1.0, 1.0, -1.0]], dtype=torch.float64, device=twin.device)
+    zeros = torch.zeros_like(ratio)
+    x = {"logp": ratio.log(), "old_logp": zeros, "advantages": advantages, "mask": zeros == 0}
+    loss, gradient, metrics = loss_and_gradient(x, clip=(0.2, 0.3), normalizer=1.0)
+    assert loss.item() == pytest.approx(-1.1 - 1.3 + 0.8 - 0.5 + 2.0)
+    assert gradient[0].tolist() == pytest.approx([-1.1, 0, 0, -0.5, 2.0])
+    assert metrics["tokens"] == 5
+    assert metrics["clip_fraction_low"].item() == metrics["clip_fraction_high"].item() == pytest.approx(0.2)
+    assert metrics["ratio_mean"].item() == pytest.approx(6.1 / 5)
+    assert metrics["ratio_max"].item() == pytest.approx(2.0)
+    assert metrics["clip_fraction_dual"] == 0
+    assert metrics["approx_kl"].item() == pytest.approx(sum(r - 1 - math.log(r) for r in ratio[0].tolist()) / 5)
+    assert metrics["ref_kl"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kl", "value", "slope"), [("k1", -0.5, 1.0), ("k2", 0.125, -0.5), ("k3", math.exp(0.5) - 1.5, 1 - math.exp(0.5))]
+)
+def test_kl_by_hand(twin, kl, value, slope):
+    """d = ref - logp = 1/2, advantage 0."""
+    zero = torch.zeros(1, 1, dtype=torch.float64, device=twin.device)
+    x = {"logp": zero, "old_logp": zero, "advantages": zero, "mask": zero == 0, "ref_logp": zero + 0.5}
+    loss, gradient, metrics = loss_and_gradient(x, kl=kl, kl_coef=2.0)
+    assert loss.item() == metrics["ref_kl"].item() == pytest.approx(2 * value)
+    assert gradient.item() == pytest.approx(2 * slope)
+
+
+def test_on_policy_gradient_is_reinforce(twin):
+    x = problem(4, 10, device=twin.device)
+    x["old_logp"] = x["logp"]
+    _, gradient, metrics = loss_and_gradient(x)
+    want = -x["advantages"].unsqueeze(1) * x["mask"] / x["mask"].sum()
+    torch.testing.assert_close(gradient, want)
+    assert metrics["ratio_max"] == 1
+
+
+def test_defaults_of_the_kinds(twin):
+    x = problem(4, 30, device=twin.device)
+    same = {
+        "ppo": {"clip": (0.2, 0.2), "normalizer": "token"},
+        "dapo": {"clip": (0.2, 0.28), "normalizer": float(x["mask"].sum())},
+        "dr_grpo": {"clip": (0.2, 0.2), "normalizer": 120.0},
+    }
+    for kind, options in same.items():
+        torch.testing.assert_close(
+            loss_and_gradient(x, kind=kind)[:2], loss_and_gradient(x, kind="grpo", **options)[:2]
+        )
+    assert loss_and_gradient(x, kind="dapo")[0] != loss_and_gradient(x, kind="ppo")[0]
+
+
+def test_extreme_ratios_are_finite(twin):
+    """exp(200) is no float32: the ratio is held, the loss is finite and the clip takes the gradient of A > 0."""
+    logp = torch.tensor([[0.0, -300.0, 0.0]], device=twin.device)
+    old_logp = torch.tensor([[-200.0, 0.0, 0.0]], device=twin.device)
+    x = {"logp": logp, "old_logp": old_logp, "advantages": logp.new_ones(1), "mask": logp <= 0}
+    loss, gradient, metrics = loss_and_gradient(x)
+    assert loss.item() == pytest.approx(-(1.2 + 0 + 1) / 3)
+    assert gradient[0].tolist() == pytest.approx([0, 0, -1 / 3])
+    assert all(value.isfinite() for value in metrics.values())

@@ -1,0 +1,355 @@
+"""`sample_step`: the same kept sets as sorting, the same distribution as transformers' processors, draws that depend on
+nothing but the request."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+import warpup
+from tests.support.cases import OPS
+from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
+from warpup.reflection.sample_step import GENERATED, IN_PROMPT, mark_seen, reference_sample_step, sampling_row
+
+CASE = OPS["sample_step"]
+TOKENS = ReflectionTokens((1, 2), (3,), (4,), (5,), (6,))
+INF, NAN = math.inf, math.nan
+
+
+def normal(*shape, scale=2.0, seed=0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch_of(rows, device, schedule=None, seeds=None, **options):
+    batch = ReflectionBatch(rows, schedule, tokens=TOKENS, device=device)
+    for r in range(rows):
+        batch.set_sampling([r], seed=seeds[r] if seeds else r, **options)
+    return batch
+
+
+# ---- what is kept ---------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.integers(1, 40),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    st.integers(0, 45),
+    st.sampled_from([0.0, 0.1, 0.5, 0.9, 0.999, 1.0]),
+    st.sampled_from([0.0, 0.05, 0.9, 1.0]),
+    st.sampled_from([0.1, 1.0, 3.0]),
+    st.sampled_from(["normal", "equal", "few", "huge", "impossible"]),
+    st.integers(0, 99),
+)
+def test_kept_set_is_that_of_sorting(twin, vocab, dtype, top_k, top_p, min_p, temperature, kind, seed):
+    """Token, log-probs and mass against the reference, which sorts; ties, huge and impossible logits among them."""
+    logits = normal(3, vocab, seed=seed)
+    logits = {
+        "normal": logits, "equal": logits.new_full((3, vocab), 1.5), "few": (logits / 2).round(), "huge": logits * 1e6,
+        "impossible": logits.masked_fill(normal(3, vocab, seed=seed + 1) > 1, -INF),
+    }[kind].to(twin.device, dtype)  # fmt: skip
+    batch = batch_of(3, twin.device, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
+    got = batch.sample(logits)
+    want = reference_sample_step(logits.double(), batch.tables, torch.arange(3))
+    assert got.token.tolist() == want.token.tolist()
+    for name in ("logp_raw", "logp", "kept", "delta", "temperature"):
+        g, w = getattr(got, name), getattr(want, name)
+        torch.testing.assert_close(g.double(), w, rtol=1e-5, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("vocab", [1, 2047, 2048, 5003])
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 600, "top_p": 0.9}, {"top_k": 50, "top_p": 0.9, "min_p": 0.01}, {"top_k": 512}, {"top_p": 0.8},
+     {"top_p": 0.99, "temperature": 9.0}, {"top_k": 3, "temperature": 0.01}],
+)  # fmt: skip
+def test_blocks(twin, vocab, options):
+    """Rows over several blocks of both twins; few tokens left and many, which the CUDA twin handles apart."""
+    batch = batch_of(4, twin.device, **options)
+    logits = normal(4, vocab).to(twin.device)
+    got, want = batch.sample(logits), reference_sample_step(logits.double(), batch.tables, torch.arange(4))
+    assert got.token.tolist() == want.token.tolist()
+    torch.testing.assert_close(got.kept.double(), want.kept, rtol=1e-5, atol=0)
+
+
+def test_transformers_keeps_the_same(twin):
+    """Their processors in their order leave the tokens that ours does: the mass left is the same, and so is each
+    log-prob. (They cut a tie at the nucleus's edge by the order of a sort; there is none here.)"""
+    rows, vocab = 8, 400
+    logits = normal(rows, vocab, scale=3.0)
+    ids = torch.randint(vocab, (rows, 20), generator=torch.Generator().manual_seed(1))
+    theirs = LogitsProcessorList(
+        [
+            RepetitionPenaltyLogitsProcessor(1.3), TemperatureLogitsWarper(0.8), TopKLogitsWarper(60),
+            TopPLogitsWarper(0.9), MinPLogitsWarper(0.02),
+        ]
+    )  # fmt: skip
+    seen = torch.zeros(rows, vocab, dtype=torch.uint8)
+    mark_seen(seen, torch.arange(rows), ids, IN_PROMPT)
+    batch = batch_of(rows, twin.device, temperature=0.8, top_k=60, top_p=0.9, min_p=0.02, repetition=1.3)
+    processed = torch.log_softmax(theirs(ids, logits.clone()), -1)
+    step = batch.sample(logits.to(twin.device), seen=seen.to(twin.device))
+    token = step.token.cpu()
+    assert processed.gather(1, token[:, None]).isfinite().all()
+    torch.testing.assert_close(step.logp.cpu(), processed.gather(1, token[:, None])[:, 0], rtol=0, atol=2e-6)
+    plain = torch.log_softmax(logits, -1).gather(1, token[:, None])[:, 0]
+    torch.testing.assert_close(step.logp_raw.cpu(), plain, rtol=0, atol=2e-6)
+
+
+# ---- the distribution -----------------------------------------------------------------------------------------------
+
+
+def chi_squared_tail(statistic, freedom):
+    """The chance of a larger one."""
+    return torch.special.gammaincc(torch.tensor(freedom / 2), statistic.float() / 2).item()
+
+
+def chi_squared(tokens, probabilities):
+    """The p-value of counts under probabilities, rare tokens taken together."""
+    expected = probabilities.double() * len(tokens)
+    counts = torch.bincount(tokens, minlength=len(expected)).double()
+    assert counts[expected == 0].sum() == 0, "an impossible token was drawn"
+    common = expected >= 5
+    expected = torch.cat([expected[common], expected[~common].sum()[None]])
+    counts = torch.cat([counts[common], counts[~common].sum()[None]])
+    kept = expected > 0
+    return chi_squared_tail(((counts - expected)[kept] ** 2 / expected[kept]).sum(), int(kept.sum()) - 1)
+
+
+@pytest.mark.parametrize("filters", [False, True])
+@pytest.mark.parametrize("by", ["seed", "position", "stream"])
+def test_same_distribution_as_transformers(by, filters):
+    """Draws that differ in the request's seed alone, in the position alone, in the stream alone."""
+    draws, vocab = 20000, 60
+    logits = normal(vocab)
+    options = {"temperature": 0.7, "top_k": 25, "top_p": 0.85} if filters else {"temperature": 1.3}
+    theirs = [TemperatureLogitsWarper(options["temperature"])]
+    theirs += [TopKLogitsWarper(25), TopPLogitsWarper(0.85)] if filters else []
+    p = torch.softmax(LogitsProcessorList(theirs)(None, logits[None].clone()), -1)[0]
+    if by == "stream":
+        batch = batch_of(1, "cpu", **options)
+        tokens = torch.cat([batch.sample(logits[None], stream=k).token for k in range(draws)])
+    else:
+        batch = ReflectionBatch(draws, tokens=TOKENS)
+        batch.tables.sampling[:] = torch.tensor(sampling_row(**options), dtype=torch.float64)
+        if by == "seed":
+            batch.tables.sampling[:, 8] = torch.arange(draws)
+        else:
+            batch.tables.state[:, 0, 0] = torch.arange(draws)
+        tokens = batch.sample(logits.expand(draws, -1)).token
+    assert chi_squared(tokens, p) > 1e-4
+    following = torch.stack([tokens[:-1], tokens[1:]], 1)[::2]  # neighbours are independent
+    top = p.topk(3).indices
+    table = torch.stack([((following[:, :1] == a) & (following[:, 1:] == top)).sum(0) for a in top]).double()
+    expected = table.sum(1, keepdim=True) * table.sum(0) / table.sum()
+    assert chi_squared_tail(((table - expected) ** 2 / expected).sum(), 4) > 1e-4
+
+
+def test_rare_tokens_in_a_large_vocabulary():
+    """151,936 equal logits: each share of the vocabulary is drawn as often as any other."""
+    draws, vocab = 800, 151936
+    batch = ReflectionBatch(draws, tokens=TOKENS)
+    batch.tables.sampling[:, 8] = torch.arange(draws)
+    tokens = batch.sample(torch.zeros(1, vocab).expand(draws, -1)).token
+    assert len(tokens.unique()) > draws - 12
+    distance = (tokens.sort().values / vocab - torch.arange(draws) / draws).abs().max()
+    assert distance * draws**0.5 < 2.2  # Kolmogorov and Smirnov: a larger one has a chance of 1e-4
+
+
+# ---- what a draw depends on -----------------------------------------------------------------------------------------
+
+
+def test_neither_row_nor_batch_matters(twin):
+    """The same requests in another order, in another batch, and one alone; in other slots."""
+    rows, vocab = 12, 700
+    schedule = ReflectionSchedule("constant", 2.0, tokens=TOKENS)
+    logits = normal(rows, vocab).to(twin.device)
+    options = {"top_k": 300, "top_p": 0.95, "temperature": 0.9}
+    batch = batch_of(rows, twin.device, schedule, seeds=list(range(100, 100 + rows)), **options)
+    want = batch.sample(logits)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(1)).to(twin.device)
+    got = batch.sample(logits[order], order)
+    assert all(torch.equal(g, w[order]) for g, w in zip(got, want, strict=True))
+    other = batch_of(1, twin.device, schedule, seeds=[107], **options)
+    alone = other.sample(logits[7:8])
+    assert all(torch.equal(g, w[7:8]) for g, w in zip(alone, want, strict=True))
+
+
+def test_seed_position_and_stream_matter(twin):
+    logits = torch.zeros(2, 500, device=twin.device)
+    batch = batch_of(2, twin.device, seeds=[5, 2**53 - 1])
+    tokens = [batch.sample(logits).token.tolist(), batch.sample(logits, stream=1).token.tolist()]
+    assert batch.sample(logits).token.tolist() == tokens[0]
+    batch.update(batch.sample(logits).token)
+    tokens.append(batch.sample(logits).token.tolist())
+    assert len({t for pair in tokens for t in pair}) == 6
+
+
+def test_threads(threads):
+    batch = batch_of(64, "cpu", top_k=50, top_p=0.9)
+    logits = normal(64, 3000)
+    threads(1)
+    want = batch.sample(logits)
+    for count in (2, 3):
+        threads(count)
+        assert all(torch.equal(g, w) for g, w in zip(batch.sample(logits), want, strict=True))
+
+
+def test_logits_stay(twin):
+    batch = batch_of(2, twin.device, ReflectionSchedule("constant", 2.0, tokens=TOKENS))
+    logits = normal(2, 50).to(twin.device)
+    before = logits.clone()
+    batch.sample(logits)
+    assert torch.equal(logits, before)
+
+
+# ---- the schedule and the replay ------------------------------------------------------------------------------------
+
+
+def test_replay_gives_the_log_prob(twin):
+    """On what the step reports alone: `replay_logprob` at (delta, T), and the closed form with p_r."""
+    schedule = ReflectionSchedule("triangle", 5.0, 12, tokens=TOKENS)
+    batch = batch_of(8, twin.device, schedule, temperature=0.8, top_p=0.9)
+    batch.begin(range(8), [[7]] * 8, [[8] * n for n in range(8)])
+    logits = normal(8, 80).to(twin.device)
+    step = batch.sample(logits)
+    unfiltered = step.logp + step.kept.log()
+    replayed = warpup.replay_logprob(
+        logits, step.token, temperature=step.temperature, delta=step.delta, token_set=TOKENS.ids
+    )
+    torch.testing.assert_close(unfiltered, replayed, rtol=0, atol=2e-6)
+    plain = warpup.token_logprob(logits, step.token, temperature=0.8)
+    raised = torch.isin(step.token, torch.tensor(TOKENS.ids, device=twin.device)) * step.delta / 0.8
+    closed = plain + raised - torch.log1p(torch.expm1(step.delta / 0.8) * step.p_r)
+    torch.testing.assert_close(unfiltered, closed, rtol=0, atol=3e-6)
+
+
+def test_temperature_by_phase(twin):
+    """GRPO-ATS: code is greedy, with log-prob 0, the text around it is not."""
+    batch = batch_of(3, twin.device, temperature={"think": 1.5, "answer": 0.7, "code": 0.0})
+    batch.begin([0, 1, 2], [[3], [3, 4], [3, 5]])
+    for r in range(3):
+        batch.set_sampling([r], {"think": 1.5, "answer": 0.7, "code": 0.0}, seed=r)
+    logits = normal(3, 30).to(twin.device)
+    logits[2, [9, 17]] = 50.0
+    step = batch.sample(logits)
+    assert step.temperature.tolist() == pytest.approx([1.5, 0.7, 0.0])
+    assert (step.token[2], step.logp[2], step.kept[2]) == (9, 0.0, 1.0)
+    assert step.logp_raw[2].item() == pytest.approx(-math.log(2), abs=1e-5)
+
+
+def test_emulated_fine_tuning(twin):
+    """beta scales what fine-tuning changed in a small model; a constant of a row cancels."""
+    large, tuned, base = (normal(4, 50, seed=s).to(twin.device) for s in range(3))
+    batch = batch_of(4, twin.device, beta=1.5)
+    step = batch.sample(large, tuned=tuned + 3, base=base - 2)
+    logp = torch.log_softmax(large + 1.5 * (tuned - base), -1).gather(1, step.token[:, None])[:, 0]
+    torch.testing.assert_close(step.logp, logp, rtol=0, atol=3e-6)
+    torch.testing.assert_close(step.logp_raw, logp, rtol=0, atol=3e-6)
+
+
+def test_presence(twin):
+    """Generated tokens pay, those of the prompt do not."""
+    seen = torch.zeros(1, 4, dtype=torch.uint8, device=twin.device)
+    mark_seen(seen, torch.tensor([0], device=twin.device), torch.tensor([[0, 1]], device=twin.device), IN_PROMPT)
+    mark_seen(seen, torch.tensor([0], device=twin.device), torch.tensor([1], device=twin.device), GENERATED)
+    assert seen.tolist() == [[1, 3, 0, 0]]
+    batch = batch_of(1, twin.device, presence=3.0)
+    found = {}
+    for k in range(60):
+        step = batch.sample(torch.zeros(1, 4, device=twin.device), seen=seen, stream=k)
+        found[step.token.item()] = step.logp.item()
+    total = 3 + math.exp(-3)
+    assert found[0] == found[2] == pytest.approx(-math.log(total), abs=1e-6)
+    assert found.get(1, -3 - math.log(total)) == pytest.approx(-3 - math.log(total), abs=1e-6)
+
+
+def test_continuous_tokens(twin):
+    """The mean of K rows of the embedding; K = 1 is the ordinary draw."""
+    from warpup.reflection.sample_step import continuous_tokens
+
+    batch = batch_of(5, twin.device)
+    logits, embedding = normal(5, 40).to(twin.device), normal(40, 6, seed=3).to(twin.device)
+    slots = torch.arange(5, device=twin.device)
+    mixed, steps = continuous_tokens(logits, batch.tables, slots, embedding, 4)
+    torch.testing.assert_close(mixed, embedding[steps.token].mean(1))
+    assert steps.token.shape == steps.logp.shape == (5, 4)
+    one, single = continuous_tokens(logits, batch.tables, slots, embedding, 1)
+    assert torch.equal(single.token[:, 0], batch.sample(logits).token)
+    assert torch.equal(one, embedding[single.token[:, 0]])
+
+
+# ---- special values -------------------------------------------------------------------------------------------------
+
+
+def test_impossible_and_poisoned_rows(twin):
+    logits = normal(5, 30).to(twin.device)
+    logits[0] = -INF
+    logits[1, 7], logits[2, 7] = NAN, INF
+    logits[3, 1:] = -INF
+    for options in ({}, {"top_k": 3, "top_p": 0.5}, {"temperature": 0.0}):
+        step = batch_of(5, twin.device, **options).sample(logits)
+        assert step.token[:4].tolist() == [0, 0, 0, 0]
+        assert step.logp[0] == step.logp_raw[0] == step.kept[0] == 0
+        assert step.logp[1:3].isnan().all()
+        assert step.logp_raw[1:3].isnan().all()
+        assert step.logp[3] == step.logp_raw[3] == 0
+        assert step.kept[3:].isfinite().all()
+    banned = batch_of(1, twin.device, ReflectionSchedule("constant", -INF, tokens=ReflectionTokens((0, 1))))
+    assert banned.sample(torch.zeros(1, 2, device=twin.device)).token.item() == 0
+    assert banned.sample(torch.zeros(1, 3, device=twin.device)).token.item() == 2
+
+
+def test_no_rows_and_rows_of_nobody(twin):
+    batch = batch_of(2, twin.device)
+    assert batch.sample(torch.zeros(0, 9, device=twin.device)).token.shape == (0,)
+    step = batch.sample(torch.zeros(2, 9, device=twin.device), torch.tensor([-1, 0], device=twin.device))
+    assert step.token[0] == -1
+    assert step.token[1] >= 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature: expected a number of 0 or more"),
+        ({"temperature": {"think": 1.0}}, "temperature: expected"),
+        ({"temperature": NAN}, "temperature: expected"),
+        ({"top_k": -1}, r"top_k: expected 0 \(off\) or more, got -1"),
+        ({"top_p": 1.5}, r"top_p: expected 0 to 1 \(off\), got 1.5"),
+        ({"min_p": -0.1}, "min_p: expected"),
+        ({"repetition": 0.0}, "repetition: expected above 0"),
+        ({"presence": INF}, "presence: expected finite"),
+        ({"seed": 2**53}, "seed: expected an integer from 0"),
+        ({"seed": 0.5}, "seed: expected an integer from 0"),
+        ({"beta": NAN}, "beta: expected finite"),
+    ],
+)
+def test_wrong_sampling(options, message):
+    with pytest.raises(ValueError, match=message):
+        batch_of(1, "cpu", **({"seeds": [options.pop("seed")]} if "seed" in options else {}), **options)
+
+
+def test_wrong_calls():
+    batch, logits = batch_of(2, "cpu"), torch.zeros(2, 9)
+    with pytest.raises(ValueError, match="tuned and base are given together"):
+        batch.sample(logits, tuned=logits)
+    with pytest.raises(ValueError, match="base must be float32, got float64"):
+        batch.sample(logits, tuned=logits, base=logits.double())
+    with pytest.raises(ValueError, match=r"seen must have shape \(2, 9\), got \(2, 8\)"):
+        batch.sample(logits, seen=torch.zeros(2, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"slots\[1\] = 2 is outside"):
+        batch.sample(logits, torch.tensor([0, 2]))
+    with pytest.raises(ValueError, match="no vocabulary"):
+        batch.sample(torch.zeros(2, 0))
+    batch.tables.sampling[1, 0] = -1
+    with pytest.raises(ValueError, match="sampling of slot 1 has a temperature"):
+        batch.sample(logits)
