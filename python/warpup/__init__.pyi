@@ -31,6 +31,14 @@ from .interval.interval_layers import (
 )
 from .interval.interval_linear import interval_conv1d, interval_conv2d, interval_linear
 from .interval.margin_bounds import margin_bounds, margin_cross_entropy
+from .logprob.likelihood import (
+    after_shared_prefix,
+    coverage_loss,
+    coverage_weights,
+    sequence_logprob,
+    weighted_nll,
+    z_loss,
+)
 from .logprob.linear_logprob import linear_logprob
 from .logprob.token_logprob import replay_logprob, token_logprob
 from .moe.grouped_mm import grouped_mm
@@ -39,18 +47,9 @@ from .moe.moe_experts import moe_experts
 from .moe.moe_gather import MoEPlan, moe_combine, moe_gather, moe_plan
 from .moe.moe_route import MoERoute, moe_route
 from .policy.linear_policy_loss import linear_policy_loss
-from .policy.losses import (
-    after_shared_prefix,
-    coverage_loss,
-    coverage_weights,
-    degree_loss,
-    preference_loss,
-    sequence_logprob,
-    weighted_nll,
-    z_loss,
-)
 from .policy.masks import clip_cov_tokens, kl_cov_tokens, rollout_weights, sequence_mask, top_entropy_mask
 from .policy.policy_loss import policy_loss
+from .policy.preference_loss import degree_loss, preference_loss
 from .reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
 from .reflection.apply_schedule import ReflectionTables, apply_schedule_, reflection_state_update_
 from .reflection.sample_step import SampledStep, continuous_tokens, mark_seen, sample_step

@@ -1,10 +1,7 @@
-"""Objectives composed from the operators: closed forms, gradients, masks, divisors, and TRL's as peers."""
+"""Likelihood losses: closed forms, gradients, masks, denominators."""
 
 import math
-from collections import defaultdict
 from decimal import Decimal, localcontext
-from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,7 +13,6 @@ from warpup import (
     after_shared_prefix,
     coverage_loss,
     coverage_weights,
-    degree_loss,
     preference_loss,
     sequence_logprob,
     weighted_nll,
@@ -175,84 +171,7 @@ def test_z_loss():
     assert slope[0].tolist() == pytest.approx([3e-4, -2e-4, 0])
 
 
-# ---- preferences ----------------------------------------------------------------------------------------------------
-
-
-def pairs(n=5, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [-8 * torch.rand(n, generator=generator, dtype=torch.float64) for _ in range(4)]
-
-
-def test_dpo_by_hand():
-    chosen, rejected = torch.tensor([-1.0, -3.0]), torch.tensor([-2.0, -1.0])
-    loss, metrics = preference_loss(chosen, rejected, torch.tensor([-1.0, -1.0]), torch.tensor([-1.8, 0.6]), beta=0.5)
-    h = [0.5 * ((-1 + 1) - (-2 + 1.8)), 0.5 * ((-3 + 1) - (-1 - 0.6))]
-    assert loss.item() == pytest.approx(sum(math.log1p(math.exp(-x)) for x in h) / 2)
-    assert metrics["accuracy"] == 0.5
-    assert metrics["margin"].item() == pytest.approx(sum(h) / 2)
-    assert metrics["chosen_reward"].item() == pytest.approx(0.5 * (0 - 2) / 2)
-    assert metrics["rejected_reward"].item() == pytest.approx(0.5 * (-0.2 - 1.6) / 2)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("kind", ["dpo", "bradley_terry"])
-def test_preference_gradients(kind, smoothing):
-    chosen, rejected, *references = pairs()
-    references = references if kind == "dpo" else [None, None]
-    options = {"kind": kind, "label_smoothing": smoothing, "margin": 0.3, "weights": torch.rand(5).double()}
-
-    def loss(a, b):
-        return preference_loss(a, b, *references, normalizer=3.0, **options)[0]
-
-    assert torch.autograd.gradcheck(loss, (chosen.requires_grad_(), rejected.requires_grad_()))
-    slope = torch.autograd.grad(loss(chosen, rejected), (chosen, rejected))
-    torch.testing.assert_close(slope[0], -slope[1])
-
-
-def test_preference_is_stable_far_out():
-    far = torch.tensor([-1e4, 1e4]).double().requires_grad_()
-    loss, _ = preference_loss(far, torch.zeros(2).double(), kind="bradley_terry")
-    assert loss.item() == pytest.approx(5e3)
-    assert torch.autograd.grad(loss, far)[0].tolist() == [-0.5, 0]
-
-
-@pytest.mark.parametrize("references", [True, False])
-def test_trl_dpo_is_the_same(references):
-    """TRL's own DPOTrainer code on the same token log-probs; its "sigmoid" loss is `dpo`."""
-    trainer = pytest.importorskip("trl").DPOTrainer
-    logp, mask = problem(6, 9)
-    logp, mask = logp.masked_fill(~mask, 0.0).requires_grad_(), torch.cat([torch.zeros(6, 1).bool(), mask], 1)
-    ref = torch.rand(6, dtype=torch.float64) - 5 if references else torch.zeros(6, dtype=torch.float64)
-    like = torch.zeros(6, 9)
-    outputs = SimpleNamespace(log_probs=logp, entropy=like, mean_logits=like, is_top1=like.bool())
-    own = MagicMock(
-        ld_alpha=None, precompute_ref_logps=True, f_divergence_type="reverse_kl", loss_types=["sigmoid"],
-        loss_weights=[1.0], beta=0.3, label_smoothing=0.0, use_weighting=False, aux_loss_enabled=False,
-        _tp_size=1, _total_train_tokens=0, _metrics={"train": defaultdict(list)},
-    )  # fmt: skip
-    own.accelerator.gather = own.accelerator.gather_for_metrics = lambda x: x
-    inputs = {
-        "input_ids": torch.zeros(6, 10).long(), "attention_mask": torch.ones(6, 10), "completion_mask": mask.long(),
-        "ref_chosen_logps": ref[:3], "ref_rejected_logps": ref[3:],
-    }  # fmt: skip
-    want = trainer._compute_loss(own, lambda **_: outputs, inputs, False)
-    total = sequence_logprob(logp, mask[:, 1:])
-    got, metrics = preference_loss(total[:3], total[3:], *((ref[:3], ref[3:]) if references else ()), beta=0.3)
-    torch.testing.assert_close(got, want)
-    slopes = (torch.autograd.grad(x, logp, retain_graph=True)[0] * mask[:, 1:] for x in (got, want))
-    torch.testing.assert_close(*slopes)
-    names = {"accuracy": "accuracies", "margin": "margins", "chosen_reward": "chosen", "rejected_reward": "rejected"}
-    for ours, theirs in names.items():
-        assert metrics[ours].item() == pytest.approx(own._metrics["train"][f"rewards/{theirs}"][0])
-
-
-def test_bradley_terry_and_smoothing_are_their_formulas():
-    good, bad, margin, _ = pairs()
-    want = -functional.logsigmoid(good - bad - margin).mean()  # TRL's RewardTrainer
-    torch.testing.assert_close(preference_loss(good, bad, kind="bradley_terry", margin=margin)[0], want)
-    h = 0.1 * (good - bad)
-    want = functional.binary_cross_entropy_with_logits(h, torch.full_like(h, 0.8))  # labels are right with chance .8
-    torch.testing.assert_close(preference_loss(good, bad, label_smoothing=0.2)[0], want)
+# ---- pairs ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_shared_prefix_changes_nothing_but_is_out_of_the_masks():
@@ -270,20 +189,12 @@ def test_a_shared_prefix_changes_nothing_but_is_out_of_the_masks():
     torch.testing.assert_close(with_prefix, without)
 
 
-def test_degree_loss():
-    logits = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[2.0, 0.0, 0.0]])
-    got = degree_loss(*logits, torch.tensor([2]), torch.tensor([0])).item()
-    assert got == pytest.approx(math.log(3) + math.log(1 + 2 * math.exp(-2)))
-
-
 def test_one_graph():
     logp, mask = problem()
-    chosen, rejected, *references = pairs()
     for loss in (
         lambda: weighted_nll(logp, mask, weights=torch.ones(4), normalizer="sequence"),
         lambda: coverage_loss(logp, mask, n=8),
         lambda: z_loss(logp, mask),
-        lambda: preference_loss(chosen, rejected, *references)[0],
     ):
         torch.testing.assert_close(torch.compile(loss, fullgraph=True, backend="eager")(), loss())
 
@@ -302,14 +213,12 @@ ROW, TABLE = torch.zeros(3), torch.zeros(3, 4)
         (lambda: weighted_nll(TABLE, TABLE, weights=ROW[:2]), r"weights must have shape \(3,\) or \(3, 4\), got \(2,"),
         (lambda: weighted_nll(TABLE, TABLE, normalizer="tokens"), "one of .*'token'.*, got 'tokens'"),
         (lambda: z_loss(TABLE, TABLE, normalizer=0), "normalizer must be above 0, got 0"),
+        (lambda: z_loss(TABLE, TABLE, normalizer=ROW), r"normalizer must be one number, got a tensor of shape \(3,\)"),
         (lambda: coverage_loss(TABLE, TABLE, n=0), "n must be at least 1, got 0"),
-        (lambda: preference_loss(ROW, ROW, kind="ipo"), "kind must be one of .*'dpo'.*, got 'ipo'"),
-        (lambda: preference_loss(ROW, ROW, ROW), "ref_chosen and ref_rejected go together"),
-        (lambda: preference_loss(ROW, ROW, ROW, ROW, kind="bradley_terry"), "takes no reference"),
-        (lambda: preference_loss(ROW, ROW[:2]), r"rejected must have chosen's shape \(B,\), got \(2,\) beside \(3,\)"),
-        (lambda: preference_loss(TABLE, TABLE), r"chosen must have chosen's shape \(B,\), got \(3, 4\)"),
-        (lambda: preference_loss(ROW, ROW.half()), "rejected must be float32 or float64, got torch.float16"),
-        (lambda: preference_loss(ROW, ROW, label_smoothing=0.5), r"in \[0, .5\), got 0.5"),
+        (lambda: coverage_loss(TABLE, TABLE, n=2, normalizer="token"), "normalizer must be a number or None, got 'tok"),
+        (lambda: coverage_loss(TABLE, TABLE, n=2, normalizer=0.0), "coverage_loss: normalizer must be above 0, got 0"),
+        (lambda: after_shared_prefix(TABLE, TABLE, TABLE, TABLE[:1]), r"one shape \(3, T\), got \(3, 4\) and \(1, 4\)"),
+        (lambda: after_shared_prefix(TABLE, TABLE[:1], TABLE, TABLE[:1]), r"rejected_ids .* one shape \(3, T\), got"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
