@@ -169,7 +169,8 @@ def test_wrong_configs_end_in_one_line(project, capsys, change, message):
 
 WRONG_CALLS = [
     (("trian",), "warpup: no command 'trian', expected one of: demo, train"),
-    (("info", "all"), "warpup info: expected no arguments, got all"),
+    (("info", "all", "ops"), "warpup info: expected at most one name, got all ops"),
+    (("info", "group_mm"), "warpup info: no operator 'group_mm'; near: grouped_mm"),
     (("sample", "start"), "give either --prompt or --data"),
     (("sample",), "warpup sample: "),
     (("eval", "start"), "nothing to measure on: give --data"),
