@@ -12,7 +12,7 @@ from pathlib import Path
 import warpup._native as native
 from bench.harness import modules
 from bench.harness.measure import measure
-from bench.harness.report import environment, record, summary, table
+from bench.harness.report import environment, record, summary, table, write
 
 
 def main() -> int:
@@ -45,8 +45,7 @@ def main() -> int:
         print(f"... {case.name}", file=sys.stderr, flush=True)
         results.append(measure(case, arguments.device, new_memory=arguments.new_memory, **rounds))
         if arguments.json:  # after each case: a run that is cut short still leaves its numbers
-            facts = record(results, arguments.device) | {"new_memory": arguments.new_memory}
-            arguments.json.write_text(json.dumps(facts, indent=1))
+            write({"new_memory": arguments.new_memory, **record(results, arguments.device)}, arguments.json)
     print(table(results, arguments.device, color=sys.stdout.isatty()))
     if left_out:
         print("Left out for lack of time: " + ", ".join(left_out))

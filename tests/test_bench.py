@@ -1,11 +1,13 @@
 """Every benchmark runs and its candidates are right, at tiny sizes; and a wrong candidate is told."""
 
 import gc
+import json
 
 import pytest
 import torch
 
-from bench.harness import measure, modules
+from bench.harness import measure, modules, report
+from tests.conftest import ROOT
 
 MODULES = modules()
 
@@ -39,3 +41,18 @@ def test_a_wrong_candidate_is_told(dtype):
     told = measure.verdict([measure.compare(got, want)], None)
     assert told.startswith("wrong: ")
     assert ("1 of 4 elements differ" in told) == (not dtype.is_floating_point)
+
+
+def test_records_keep_medians_and_spread(tmp_path):
+    """A candidate is a line, and its single times are not in it; so are the kept results."""
+    case = next(case for module in MODULES for case in module.cases("cpu", "quick"))
+    result = measure.measure(case, "cpu", budget=0.0, rounds=(2, 2))
+    report.write({"environment": {"device": "cpu"}, "results": [result.as_dict()]}, tmp_path / "results.json")
+    text = (tmp_path / "results.json").read_text()
+    [kept] = json.loads(text)["results"]
+    assert [(row["candidate"], row["rounds"]) for row in kept["rows"]] == [(row.candidate, 2) for row in result.rows]
+    assert kept["rows"][0]["median_us"] == pytest.approx(1e6 * result.rows[0].samples.median, rel=1e-3)
+    assert text.count("\n") == 2 + 1 + len(result.rows)
+    for path in (ROOT / "bench/results").glob("*.json"):
+        assert "samples" not in path.read_text()
+        assert report.summary(json.loads(path.read_text()))

@@ -75,6 +75,7 @@ class Result:
         return row.samples.median / first.samples.median
 
     def as_dict(self) -> dict:
+        """What is kept of it: medians and spread, not the single times."""
         rows = []
         for row in self.rows:
             entry = {"candidate": row.candidate, "failure": row.failure, "peak_bytes": row.peak_bytes}
@@ -83,7 +84,7 @@ class Result:
                 entry |= {
                     "median_us": seconds * 1e6,
                     "iqr_us": row.samples.iqr * 1e6,
-                    "samples_us": [s * 1e6 for s in row.samples.seconds],
+                    "rounds": len(row.samples.seconds),
                     "bytes_per_second": self.bytes / seconds,
                     "share_of_copy": self.bytes / seconds / self.copy_bandwidth if self.copy_bandwidth else None,
                     "share_of_gemm": self.flops / seconds / self.gemm_rate if self.gemm_rate else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -151,6 +152,17 @@ def table(results: list[Result], device: str, width: int | None = None, color: b
 
 def record(results: list[Result], device: str) -> dict:
     return {"environment": environment(device), "results": [r.as_dict() for r in results]}
+
+
+def write(record: dict, path: Path) -> None:
+    """As JSON with a line for each candidate and four digits of each measured number, so that a diff can be read."""
+    rounded = json.loads(json.dumps(record["results"]), parse_float=lambda x: float(f"{float(x):.4g}"))
+    cases = []
+    for case in rounded:
+        rows = ",\n   ".join(json.dumps(row) for row in case.pop("rows"))
+        cases.append(f'{json.dumps(case)[:-1]}, "rows": [\n   {rows}]}}')
+    facts = {k: v for k, v in record.items() if k != "results"}
+    path.write_text(json.dumps(facts)[:-1] + ', "results": [\n  ' + ",\n  ".join(cases) + "\n]}\n")
 
 
 def summary(record: dict) -> str:
