@@ -1,22 +1,32 @@
-"""The command `warpup`. Each subcommand imports what it needs when it runs, so that help and errors are instant."""
+"""The command `warpup`. Each subcommand is imported when it is called, so that help and errors are instant."""
 
 import os
 import sys
+from importlib import import_module
 
-COMMANDS = {
-    "demo": "train four arms on Knights & Knaves puzzles, print their table, write report.html",
-    "train": "warm up and reinforce your own model on your own data",
-    "sample": "print completions of a trained model",
-    "eval": "measure a trained model on held-out examples",
-    "certify": "train an image classifier whose answers are proven within eps, print its errors, write report.html",
-    "continual": "learn tasks one after the other with interval weights, and certify that old ones stay learned",
-    "info": "what this installation can do: versions, devices, operators",
+COMMANDS = {  # name -> (where its function is, what it does)
+    "demo": (
+        "warpup.apps.demo.command:demo",
+        "train four arms on Knights & Knaves puzzles, print their table, write report.html",
+    ),
+    "train": ("warpup.train.commands:train", "warm up and reinforce your own model on your own data"),
+    "sample": ("warpup.train.commands:sample", "print completions of a trained model"),
+    "eval": ("warpup.train.commands:eval", "measure a trained model on held-out examples"),
+    "certify": (
+        "warpup.apps.certify.command:certify",
+        "train an image classifier whose answers are proven within eps, print its errors, write report.html",
+    ),
+    "continual": (
+        "warpup.apps.continual.command:continual",
+        "learn tasks one after the other with interval weights, and certify that old ones stay learned",
+    ),
+    "info": ("warpup.info:main", "what this installation can do: versions, devices, operators"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `warpup ARGUMENTS` (default: the process's) and return its exit code: 0, 1 on an error, 2 on a wrong
-    call, 130 after Ctrl-C."""
+    call, 130 after Ctrl-C. An error ends in one line on stderr (WARPUP_TRACEBACK=1 adds the stack trace)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -25,30 +35,12 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"warpup: no command {name!r}, expected one of: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    if name == "info":
-        from warpup.info import main as info
+    from warpup.train.errors import Interrupted, TrainError, UsageError
 
-        return info(rest) or 0
-    return guarded(name, rest)
-
-
-def usage() -> str:
-    """The help text."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: warpup COMMAND ...", "", *lines, "", "`warpup COMMAND --help` tells its options."])
-
-
-def guarded(name: str, rest: list[str]) -> int:
-    """Run a subcommand; an error ends in one line on stderr (WARPUP_TRACEBACK=1 adds the stack trace)."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-
-    from warpup.train import Interrupted, TrainError, UsageError, commands
-
-    logging.disable_progress_bar()
+    place, _, function = COMMANDS[name][0].partition(":")
     try:
-        return getattr(commands, name)(rest) or 0
+        return getattr(import_module(place), function)(rest) or 0
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"warpup {name}: {stop or 'stopped'}", file=sys.stderr)
         return 130
@@ -61,6 +53,13 @@ def guarded(name: str, rest: list[str]) -> int:
         hint = "" if known else " (WARPUP_TRACEBACK=1 shows where)"
         print(f"warpup {name}: {kind}{text}{hint}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+
+
+def usage() -> str:
+    """The help text."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: warpup COMMAND ...", "", *lines, "", "`warpup COMMAND --help` tells its options."])
 
 
 if __name__ == "__main__":

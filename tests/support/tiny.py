@@ -14,7 +14,7 @@ from transformers import (
 
 from warpup.data import example, knights_and_knaves, word_tokenizer
 from warpup.train import RLVR, Warmup
-from warpup.train.recipe import use_experts
+from warpup.train.models import use_experts
 
 TOKENIZER = word_tokenizer()
 

@@ -9,7 +9,7 @@ from tests.support.tiny import EXAMPLES, TOKENIZER, llama, log_of
 from warpup.reflection import ReflectionSchedule, ReflectionTokens
 from warpup.train import RLVR, Recipe, TrainError, rollout
 from warpup.train.batch import collate, completion_logprob, encode_pair
-from warpup.train.decoding import Decoding
+from warpup.train.decoding import DecodingStrategy
 from warpup.train.rlvr import at_targets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +33,7 @@ def sample(decoding, temperature=0.7, copies=6, **options):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_ratio_of_fresh_samples_is_one_under_the_replay(name, temperature):
     """And without it, it is not: every token's log-ratio is off by what the schedule moved in all."""
-    model, rolls, batch = sample(Decoding.parse(name, TOKENIZER, WORDS), temperature)
+    model, rolls, batch = sample(DecodingStrategy.parse(name, TOKENIZER, WORDS), temperature)
     assert rolls.delta.abs().max() > 1
     old = at_targets(batch, rolls.logp, rolls.lengths)
     replay = {"delta": at_targets(batch, rolls.delta, rolls.lengths), "token_set": rolls.token_set}
@@ -45,7 +45,7 @@ def test_the_ratio_of_fresh_samples_is_one_under_the_replay(name, temperature):
 
 def test_delta_is_the_wave_until_thinking_ends():
     schedule = ReflectionSchedule("triangle", 3.0, 12, tokens=ReflectionTokens.from_tokenizer(TOKENIZER, WORDS))
-    _, rolls, _ = sample(Decoding("given", schedule))
+    _, rolls, _ = sample(DecodingStrategy("given", schedule))
     end = schedule.tokens.think_end[0]
     for row in range(30):
         tokens = rolls.completion(row)
@@ -59,7 +59,7 @@ def test_delta_is_the_wave_until_thinking_ends():
 
 def test_a_schedule_that_is_off_draws_the_same():
     _, plain, _ = sample(None)
-    _, off, _ = sample(Decoding.parse("tip:alpha=0,beta=10", TOKENIZER, WORDS))
+    _, off, _ = sample(DecodingStrategy.parse("tip:alpha=0,beta=10", TOKENIZER, WORDS))
     assert torch.equal(plain.tokens, off.tokens)
     assert torch.equal(plain.logp, off.logp)
     assert plain.delta is None
@@ -68,7 +68,7 @@ def test_a_schedule_that_is_off_draws_the_same():
 
 def test_nowait_never_draws_the_tokens():
     _, plain, _ = sample(None, temperature=1.0, copies=12)
-    decoding = Decoding(
+    decoding = DecodingStrategy(
         "nowait", ReflectionSchedule("constant", -math.inf, tokens=TOKENIZER.convert_tokens_to_ids(WORDS), phase="any")
     )
     _, banned, _ = sample(decoding, temperature=1.0, copies=12)
@@ -78,7 +78,7 @@ def test_nowait_never_draws_the_tokens():
 
 
 def test_budget_forcing_puts_off_the_end_of_thinking():
-    decoding = Decoding.parse("s1:times=1", TOKENIZER, WORDS)
+    decoding = DecodingStrategy.parse("s1:times=1", TOKENIZER, WORDS)
     end, wait = decoding.tokens.think_end[0], TOKENIZER.convert_tokens_to_ids("wait")
     _, plain, _ = sample(None, temperature=1.0, copies=12)
     _, forced, _ = sample(decoding, temperature=1.0, copies=12)
@@ -107,14 +107,14 @@ def test_budget_forcing_puts_off_the_end_of_thinking():
 )
 def test_wrong_names(name, message):
     with pytest.raises(TrainError, match=message):
-        Decoding.parse(name, TOKENIZER, WORDS)
+        DecodingStrategy.parse(name, TOKENIZER, WORDS)
 
 
 def test_json_round_trip(tmp_path):
     schedule = ReflectionSchedule("cosine", 2.0, 30, tokens=ReflectionTokens.from_tokenizer(TOKENIZER, WORDS))
     path = tmp_path / "schedule.json"
     path.write_text(schedule.to_json())
-    assert Decoding.parse(str(path), TOKENIZER, WORDS).schedule == schedule
+    assert DecodingStrategy.parse(str(path), TOKENIZER, WORDS).schedule == schedule
 
 
 def test_rlvr_under_a_schedule(tmp_path):

@@ -2,35 +2,12 @@
 
 recipe = Recipe([Warmup(data=chains, steps=500, lr=1e-3), RLVR(data=puzzles, reward=verify, lr=1e-4)])
 recipe.run(model, tokenizer, "runs/first")
+
+Read it in this order: `recipe.py` (a run: stages in one folder), `warmup.py` and `rlvr.py` (the two stages, each a
+loop that reads like the algorithm), `run.py` (what happens between two steps: log, measure, save, stop), `rollouts.py`
+(sampling).
 """
 
-from .certify import CertifiedTraining
-from .certify_data import Images, load_images
-from .errors import Interrupted, TrainError, UsageError
-from .evaluate import Evaluation, evaluate
-from .log import ProgressBar
-from .recipe import Recipe, load_model, newest_model
-from .rlvr import RLVR
-from .rollout import Rollouts, rollout
-from .run import HeldOut
-from .warmup import Warmup
+import lazy_loader
 
-__all__ = [
-    "RLVR",
-    "CertifiedTraining",
-    "Evaluation",
-    "HeldOut",
-    "Images",
-    "Interrupted",
-    "ProgressBar",
-    "Recipe",
-    "Rollouts",
-    "TrainError",
-    "UsageError",
-    "Warmup",
-    "evaluate",
-    "load_images",
-    "load_model",
-    "newest_model",
-    "rollout",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,7 +14,7 @@ from .errors import TrainError
 IGNORE = -100  # target of a position that carries no loss
 
 Tokens = list[int]
-Pair = tuple[Tokens, Tokens]  # prompt, completion
+TokenPair = tuple[Tokens, Tokens]  # of a prompt and of its completion
 
 
 def check_tokenizer(model, tokenizer) -> None:
@@ -51,7 +51,7 @@ def encode_prompt(tokenizer, prompt) -> Tokens:
     return list(ids)
 
 
-def encode_pair(tokenizer, example: Mapping) -> Pair:
+def encode_pair(tokenizer, example: Mapping) -> TokenPair:
     """Token ids of an example's prompt and of its completion; the completion ends with the end token."""
     completion = tokenizer(example["completion"], add_special_tokens=False)["input_ids"]
     return encode_prompt(tokenizer, example["prompt"]), [*completion, tokenizer.eos_token_id]
@@ -76,7 +76,7 @@ class Batch:
         return self.targets != IGNORE
 
 
-def collate(pairs: Sequence[Pair], rows: Sequence[int], pad: int, device="cpu") -> Batch:
+def collate(pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, device="cpu") -> Batch:
     """Batch of `pairs[row]` for each of `rows`."""
     picked = [pairs[row] for row in rows]
     width = max(len(prompt) + len(completion) for prompt, completion in picked) - 1
@@ -92,7 +92,7 @@ def collate(pairs: Sequence[Pair], rows: Sequence[int], pad: int, device="cpu") 
 
 
 def micro_batches(
-    pairs: Sequence[Pair], rows: Sequence[int], pad: int, max_tokens: int, device="cpu"
+    pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, max_tokens: int, device="cpu"
 ) -> Iterator[Batch]:
     """Cut `rows` into batches of similar length, each of at most `max_tokens` padded tokens (and at least one row)."""
     todo = sorted(rows, key=lambda row: -len(pairs[row][0]) - len(pairs[row][1]))

@@ -8,7 +8,6 @@ It is written under another name and renamed last, so a kill leaves the one befo
 """
 
 import json
-import os
 import random
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .errors import TrainError
+from .files import write_folder
 
 PREFIX = "step-"
 
@@ -36,21 +36,6 @@ def latest(folder: Path) -> Path | None:
 def step_of(checkpoint: Path) -> int:
     """Number of finished steps of a checkpoint."""
     return int(checkpoint.name.removeprefix(PREFIX))
-
-
-def write_folder(path: Path, fill) -> None:
-    """Make folder `path` appear at once with what `fill(temporary folder)` wrote; replaces a folder of that name."""
-    temporary = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    fill(temporary)
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-    if path.exists():
-        shutil.rmtree(path)
-    temporary.rename(path)
 
 
 def save(

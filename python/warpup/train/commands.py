@@ -1,68 +1,50 @@
-"""The subcommands of `warpup` but for `info`: arguments, and the calls behind them."""
+"""The commands on language models: `warpup train`, `warpup sample`, `warpup eval`.
+
+Modules that need torch are imported where they are used, so that help and wrong calls do not wait for it.
+"""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 import tyro
 
-from warpup.data import REFLECTION_WORDS
-from warpup.reflection.tokens import WORDS
+from warpup._command_line import parse
 
-from .arguments import parse
-from .compare import compare, show
-from .config import TrainConfig, check_positive, load_config
-from .data import examples_of
-from .decoding import split_words
 from .errors import TrainError, UsageError
-from .evaluate import evaluate
-from .log import ProgressBar
-from .recipe import Recipe, load_model, newest_model
-from .rewards import VERIFIER
-from .run import HeldOut
 
 RUN = tyro.conf.Positional
 
 
 def train(arguments: list[str]) -> None:
     """warpup train [CONFIG] [--key value ...]: flags override the file."""
-    config = TrainConfig()
+    import torch
+
+    from .config import TrainConfig, check_config_of_run, load_config
+    from .examples import examples_of
+    from .log import ProgressBar, quiet_transformers
+    from .models import load_model
+    from .recipe import Recipe
+    from .run import HeldOut
+
+    file = TrainConfig()
     if arguments and not arguments[0].startswith("-"):
-        config, arguments = load_config(arguments[0]), arguments[1:]
-    config = parse(TrainConfig, arguments, "warpup train [CONFIG]", config)
-    for key in ("model", "out"):
-        if not getattr(config, key):
-            raise TrainError(f"{key}: nothing given; set it in the config file or with --{key}")
-    stages = [stage for stage in (config.warmup, config.rlvr) if stage.data]
-    if not stages:
-        raise TrainError("no stage has data: set warmup.data, rlvr.data or both")
-    check_settings(config)
+        file, arguments = load_config(arguments[0]), arguments[1:]
+    config = parse(TrainConfig, arguments, "warpup train [CONFIG]", file)
+    check_config_of_run(config, file)
     if config.threads:
         torch.set_num_threads(config.threads)
     held = config.held_out
     held_out = (
         HeldOut(examples_of(held), held.reward, held.points, held.samples, held.max_new_tokens) if held.data else None
     )
+    quiet_transformers()
     model, tokenizer = load_model(config.model)
-    recipe = Recipe(stages)
+    recipe = Recipe([stage for stage in (config.warmup, config.rlvr) if stage.data])
     with ProgressBar() as bar:
         recipe.run(model, tokenizer, config.out, seed=config.seed, report=bar, held_out=held_out)
     (Path(config.out) / "train.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     print(f"trained model: {Path(config.out) / 'model'}   numbers: {Path(config.out) / 'metrics.jsonl'}")
-
-
-def check_settings(config: TrainConfig) -> None:
-    """Raise TrainError on a setting that no run can have."""
-    if config.warmup.data:
-        check_positive(config.warmup, "steps", "batch_size", "lr", "max_tokens", "save_every", place="warmup")
-    if config.rlvr.data:
-        names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "max_tokens", "save_every")
-        check_positive(config.rlvr, *names, place="rlvr")
-        if config.rlvr.samples < 2:
-            raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {config.rlvr.samples}")
-    if config.held_out.data:
-        check_positive(config.held_out, "points", "max_new_tokens", place="held_out")
 
 
 @dataclass
@@ -75,31 +57,42 @@ class SampleArguments:
     """The prompt; without it, prompts are read from --data."""
     data: str = ""
     """Examples to take prompts from."""
-    n: int = 4
-    """Completions of a prompt, or with --data, prompts with one completion each."""
+    n: int | None = None
+    """Completions of a prompt, or with --data, prompts with one completion each; default: 4, at temperature 0 one."""
     temperature: float = 0.7
     """Sampling temperature; 0 takes the likeliest token."""
     max_new_tokens: int = 256
     """Completions are cut off at this many tokens."""
-    seed: int = 0
-    """Seed of the sampling."""
+    seed: int | None = None
+    """Seed of the sampling; default: 0."""
 
 
 def sample(arguments: list[str]) -> None:
     """warpup sample RUN."""
-    from .batch import encode_prompt
-    from .evaluate import decode
-    from .rollout import rollout
-
     given = parse(SampleArguments, arguments, "warpup sample")
-    if given.n < 1 or given.max_new_tokens < 1 or given.temperature < 0:
+    if (given.n is not None and given.n < 1) or given.max_new_tokens < 1 or given.temperature < 0:
         raise UsageError("--n and --max-new-tokens must be at least 1, --temperature at least 0")
     if bool(given.prompt) == bool(given.data):
         raise UsageError("give either --prompt or --data")
+    greedy = given.temperature == 0
+    if greedy and given.seed is not None:
+        raise UsageError("--seed: nothing is drawn at temperature 0; leave one of the two out")
+    if greedy and given.prompt and (given.n or 1) > 1:
+        raise UsageError(f"--n: at temperature 0 all {given.n} completions of a prompt are the same; leave it out")
+
+    import torch
+
+    from .batch import encode_prompt
+    from .evaluation import decode
+    from .log import quiet_transformers
+    from .models import load_model, newest_model
+    from .rollouts import rollout
+
+    quiet_transformers()
     model, tokenizer = load_model(newest_model(given.run))
-    prompts, copies = [given.prompt], given.n
+    prompts, copies = [given.prompt], given.n or (1 if greedy else 4)
     if given.data:
-        prompts, copies = [e["prompt"] for e in read_prompts(given.data, given.n)], 1
+        prompts, copies = [e["prompt"] for e in read_prompts(given.data, given.n or 4)], 1
     rolls = rollout(
         model.eval(),
         [encode_prompt(tokenizer, prompt) for prompt in prompts],
@@ -108,7 +101,7 @@ def sample(arguments: list[str]) -> None:
         copies=copies,
         max_new_tokens=given.max_new_tokens,
         temperature=given.temperature,
-        generator=torch.Generator(model.device).manual_seed(given.seed),
+        generator=torch.Generator(model.device).manual_seed(given.seed or 0),
     )
     for row, text in enumerate(decode(tokenizer, rolls)):
         cut = "" if rolls.finished[row] else " ... (cut off)"
@@ -136,11 +129,11 @@ class EvalArguments:
     reward: str = ""
     """`module:function` or `file.py:function`; default: the run's own, else the puzzle verifier."""
     samples: int = 4
-    """Sampled completions of each example."""
-    temperature: float = 0.7
-    """Their temperature."""
-    top_p: float = 1.0
-    """Their nucleus."""
+    """Sampled completions of each example beside the greedy one."""
+    temperature: float | None = None
+    """Their temperature; default: 0.7."""
+    top_p: float | None = None
+    """Their nucleus; default: 1, all tokens."""
     max_new_tokens: int = 256
     """Completions are cut off at this many tokens."""
     limit: int | None = None
@@ -149,20 +142,45 @@ class EvalArguments:
     """Compare these decodings, such as `plain tip:alpha=3,beta=60 s1:times=1 cyclic:amplitude=3,period=60`, or
     `compare`: these and a small grid of amplitude and period, made to the length of the plain traces."""
     words: str = ""
-    """Reflection words of the schedules, separated by commas; default: the puzzles' own, or those of English traces."""
-    seeds: int = 3
-    """With --schedule: sample with so many seeds, for the spread."""
-    seed: int = 0
-    """Seed of the sampling, or the first of them."""
+    """Reflection words that are counted, and that schedules act on, separated by commas; default: the puzzles' own, or
+    those of English traces."""
+    seeds: int | None = None
+    """With --schedule: sample with so many seeds, for the spread; default: 3."""
+    seed: int | None = None
+    """Seed of the sampling, or the first of them; default: 0."""
     json: bool = False
     """Print JSON in place of a table."""
 
 
 def eval(arguments: list[str]) -> None:
     """warpup eval RUN."""
-    from .config import HeldOutConfig
-
     given = parse(EvalArguments, arguments, "warpup eval")
+    temperature = 0.7 if given.temperature is None else given.temperature
+    top_p, seed = 1.0 if given.top_p is None else given.top_p, given.seed or 0
+    seeds = 3 if given.seeds is None else given.seeds
+    if given.samples < 0 or temperature <= 0 or not 0 < top_p <= 1 or given.max_new_tokens < 1:
+        raise UsageError("expected --samples >= 0, --temperature > 0, 0 < --top-p <= 1, --max-new-tokens >= 1")
+    if given.schedule and (given.samples < 1 or seeds < 1):
+        raise UsageError("--schedule compares samples: expected --samples and --seeds of at least 1")
+    if given.samples == 0:
+        for name in ("temperature", "top_p", "seed"):
+            if getattr(given, name) is not None:
+                flag = name.replace("_", "-")
+                raise UsageError(f"--{flag}: it is that of the sampled completions, of which --samples 0 takes none")
+    if given.seeds is not None and not given.schedule:
+        raise UsageError("--seeds: only --schedule samples with several seeds; give --schedule, or --seed for one")
+
+    from warpup.data import REFLECTION_WORDS
+    from warpup.reflection.tokens import WORDS
+
+    from .config import HeldOutConfig
+    from .decoding import split_words
+    from .evaluation import evaluate
+    from .examples import examples_of
+    from .log import ProgressBar, quiet_transformers
+    from .models import load_model, newest_model
+    from .rewards import VERIFIER
+
     own = Path(given.run) / "train.json"
     held = HeldOutConfig(**json.loads(own.read_text())["held_out"]) if own.is_file() else HeldOutConfig()
     held = replace(
@@ -170,63 +188,35 @@ def eval(arguments: list[str]) -> None:
     )
     if not held.data:
         raise UsageError("nothing to measure on: give --data (the run has no held-out data of its own)")
-    if given.samples < 0 or given.temperature <= 0 or not 0 < given.top_p <= 1 or given.max_new_tokens < 1:
-        raise UsageError("expected --samples >= 0, --temperature > 0, 0 < --top-p <= 1, --max-new-tokens >= 1")
+    quiet_transformers()
     folder = newest_model(given.run)
     model, tokenizer = load_model(folder)
+    examples = examples_of(held)
+    words = split_words(given.words or ",".join(REFLECTION_WORDS if held.reward == VERIFIER else WORDS))
     options = {
         "samples": given.samples,
-        "temperature": given.temperature,
-        "top_p": given.top_p,
+        "temperature": temperature,
+        "top_p": top_p,
         "max_new_tokens": given.max_new_tokens,
     }
     if given.schedule:
-        if given.samples < 1 or given.seeds < 1:
-            raise UsageError("--schedule compares samples: expected --samples and --seeds of at least 1")
-        words = given.words or ",".join(REFLECTION_WORDS if held.reward == VERIFIER else WORDS)
-        seeds = range(given.seed, given.seed + given.seeds)
+        from warpup.apps.compare import compare, show
+
+        all_seeds = range(seed, seed + seeds)
         with ProgressBar() as bar:
             rows = compare(
-                model,
-                tokenizer,
-                examples_of(held),
-                held.reward,
-                given.schedule,
-                split_words(words),
-                seeds,
-                bar,
-                **options,
-            )
+                model, tokenizer, examples, held.reward, given.schedule, words, all_seeds, bar, **options
+            )  # fmt: skip
         if given.json:
             print(json.dumps(rows))
         else:
             show(rows, Path(given.run))
         return
-    numbers = evaluate(model, tokenizer, examples_of(held), held.reward, seed=given.seed, **options).numbers()
+    found = evaluate(model, tokenizer, examples, held.reward, seed=seed, reflection_words=words, **options)
+    numbers = found.numbers()
     if given.json:
         print(json.dumps(numbers))
         return
     print(f"{folder} on {numbers['examples']} examples of {held.data}")
     for name, value in numbers.items():
         print(f"  {name:12} {value:.4g}")
-
-
-def demo(arguments: list[str]) -> None:
-    """warpup demo."""
-    from .demo import DemoArguments, run_demo
-
-    run_demo(parse(DemoArguments, arguments, "warpup demo"))
-
-
-def certify(arguments: list[str]) -> None:
-    """warpup certify [DATA]."""
-    from .certify_run import certify
-
-    certify(arguments)
-
-
-def continual(arguments: list[str]) -> None:
-    """warpup continual."""
-    from .continual import ContinualArguments, run_continual
-
-    run_continual(parse(ContinualArguments, arguments, "warpup continual"))

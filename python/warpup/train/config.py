@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .checks import check_not_negative, check_positive, check_unused
 from .errors import TrainError
 from .rewards import VERIFIER
 from .rlvr import RLVR
@@ -36,6 +37,11 @@ class HeldOutConfig:
     """Column of the prompts."""
     answer: str | None = "answer"
     """Column of the answers; "none" if there is none."""
+
+    def check(self) -> None:
+        """Raise TrainError on settings that cannot be."""
+        check_positive(self, "points", "max_new_tokens", place="held_out")
+        check_not_negative(self, "samples", place="held_out")
 
 
 @dataclass
@@ -127,8 +133,23 @@ def _spell(option) -> str:
     return {type(None): '"none"', float: "a number", int: "a whole number", str: "a text"}.get(option, str(option))
 
 
-def check_positive(settings, *names: str, place: str) -> None:
-    """Raise TrainError unless the named settings are above 0."""
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise TrainError(f"{place}.{name}: expected more than 0, got {getattr(settings, name)!r}")
+def check_config_of_run(config: TrainConfig, file: TrainConfig) -> None:
+    """Raise TrainError on a config that no run can have, or parts of which nothing would read.
+
+    file: the config before flags changed it. A part whose data is given in the file and emptied by a flag is switched
+    off on purpose; settings of a part that never had data are a mistake.
+    """
+    for key in ("model", "out"):
+        if not getattr(config, key):
+            raise TrainError(f"{key}: nothing given; set it in the config file or with --{key}")
+    if config.threads is not None and config.threads < 1:
+        raise TrainError(f"threads: expected at least 1, got {config.threads}")
+    if not (config.warmup.data or config.rlvr.data):
+        raise TrainError("no stage has data: set warmup.data, rlvr.data or both")
+    for name in ("warmup", "rlvr", "held_out"):
+        part = getattr(config, name)
+        if part.data:
+            part.check()
+        elif not getattr(file, name).data:
+            names = [field.name for field in dataclasses.fields(part) if field.name != "data"]
+            check_unused(part, *names, place=name, why=f"{name} has no data and is left out; set {name}.data")

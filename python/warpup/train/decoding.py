@@ -1,6 +1,6 @@
 """What stands between a model's logits and the tokens that are drawn: a reflection schedule, or s1's budget forcing.
 
-`Decoding.parse` reads how the command line names them:
+`DecodingStrategy.parse` reads how the command line names them:
     plain                             the model's own softmax
     cyclic:amplitude=5,period=1200    CyclicReflex; also shift, and anchor (generation, think, reflection)
     tip:alpha=3,beta=600              TIP, the thought-switch penalty
@@ -36,7 +36,7 @@ MORE = {"cyclic": {"shift", "anchor", "phase"}, "tip": {"phase"}, "nowait": set(
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingStrategy:
     """schedule: on the logits, or none. times: ends of thinking that `wait` (a token id) replaces; `tokens` has the
     markers."""
 
@@ -47,8 +47,8 @@ class Decoding:
     times: int = 0
 
     @classmethod
-    def parse(cls, text: str, tokenizer, words: Sequence[str]) -> Decoding:
-        """Decoding of a name; `words` are the reflection words. Raises TrainError on what it does not know."""
+    def parse(cls, text: str, tokenizer, words: Sequence[str]) -> DecodingStrategy:
+        """DecodingStrategy of a name; `words` are the reflection words. Raises TrainError on what it does not know."""
         kind, _, rest = text.partition(":")
         try:
             if kind.endswith(".json"):
@@ -74,8 +74,8 @@ class Decoding:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainError(f"schedule {text!r}: {error}") from error
 
-    def follow(self, prompts: Sequence[Sequence[int]], device) -> Following:
-        return Following(self, prompts, device)
+    def follow(self, prompts: Sequence[Sequence[int]], device) -> DecodingState:
+        return DecodingState(self, prompts, device)
 
 
 def split_words(text: str) -> list[str]:
@@ -92,10 +92,10 @@ def _number(text: str) -> float | int | str:
     return text
 
 
-class Following:
+class DecodingState:
     """A decoding at work on the rows of one rollout, which are the slots of its tables."""
 
-    def __init__(self, decoding: Decoding, prompts: Sequence[Sequence[int]], device):
+    def __init__(self, decoding: DecodingStrategy, prompts: Sequence[Sequence[int]], device):
         self.batch = ReflectionBatch(len(prompts), decoding.schedule, tokens=decoding.tokens, ring=2, device=device)
         self.batch.begin(range(len(prompts)), prompts)
         self.scheduled = decoding.schedule is not None

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .files import write_text
+
 SHOWN = ("loss", "reward", "accuracy", "length", "groups", "skipped", "lr", "tokens_per_s", "eps", "clean", "verified")
 
 
@@ -22,9 +24,7 @@ class MetricsLog:
         lines = self.read()
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         if len(kept) < len(lines):
-            temporary = self.path.with_suffix(".partial")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            temporary.replace(self.path)
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
@@ -55,10 +55,18 @@ def short(numbers: dict[str, Any]) -> str:
     return "  ".join(f"{k} {v:.3g}" if isinstance(v, float) and abs(v) < 1000 else f"{k} {v:.0f}" for k, v in shown)
 
 
+def quiet_transformers() -> None:
+    """Let no bars of transformers' own stand among a command's lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 class ProgressBar:
     """One bar for the stage at work on a terminal; elsewhere a line about every ten seconds. Use as a context."""
 
     def __init__(self):
+        quiet_transformers()
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -13,17 +13,19 @@ from typing import Any, Literal
 import torch
 
 from warpup import group_advantage, policy_loss
+from warpup.data import DUMPSampler, Sampler, SECSampler, UniformSampler
 from warpup.policy.policy_loss import POLICY_KINDS
 
-from .batch import Batch, check_length, completion_logprob, encode_prompt, micro_batches
-from .data import Data, RewardName
-from .decoding import Decoding, split_words
+from .batch import Batch, TokenPair, check_length, completion_logprob, encode_prompt, micro_batches
+from .checks import check_not_negative, check_positive, check_unused
+from .decoding import DecodingStrategy, split_words
 from .errors import TrainError
-from .evaluate import decode, mean
-from .experts import Experts
-from .optim import Schedule, adamw, learning_rate
+from .evaluation import decode, mean
+from .examples import Data, RewardName, check_columns
+from .optim import RateSchedule, adamw, learning_rate
 from .rewards import VERIFIER, load_reward, score
-from .rollout import Rollouts, rollout
+from .rollouts import Rollouts, rollout
+from .routers import Routers, check_balance
 from .run import StageRun
 
 
@@ -54,7 +56,7 @@ class RLVR:
     """Highest learning rate."""
     lr_warmup: int = 0
     """Steps over which the rate rises from 0."""
-    lr_schedule: Schedule = "constant"
+    lr_schedule: RateSchedule = "constant"
     """What the rate does after the rise."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's betas."""
@@ -96,51 +98,86 @@ class RLVR:
     answer: str | None = "answer"
     """Column of the answers; null if there is none."""
 
-    def train(self, run: StageRun, examples: Sequence[dict]) -> None:
-        """Reinforce `run.model` on examples with "prompt"."""
+    def check(self) -> None:
+        """Raise TrainError on settings that no run can have, and on those that nothing would read."""
+        names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "max_tokens", "save_every")
+        check_positive(self, *names, "patience", place="rlvr")
+        check_not_negative(self, "lr_warmup", "clip", "kl_coef", "balance", place="rlvr")
+        check_columns(self, "prompt", "answer", place="rlvr")
+        if self.samples < 2:
+            raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {self.samples}")
+        if self.schedule == "plain" or self.schedule.endswith(".json"):
+            why = "no schedule acts on words" if self.schedule == "plain" else "a schedule's file has its own words"
+            check_unused(self, "words", place="rlvr", why=f"with schedule {self.schedule!r} {why}; leave it out")
+        if self.sampler not in SAMPLERS:
+            raise TrainError(f"rlvr.sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        if self.sampler == "uniform":
+            why = "the uniform sampler reads no category; leave it out or choose sampler sec or dump"
+            check_unused(self, "category", place="rlvr", why=why)
         if self.loss not in POLICY_KINDS:
             raise TrainError(f"rlvr.loss: expected one of {', '.join(POLICY_KINDS)}, got {self.loss!r}")
+        if self.clip_ratio is not None and POLICY_KINDS[self.loss].clip is None:
+            raise TrainError(f"rlvr.clip_ratio: loss {self.loss!r} clips no ratio; leave it out, got {self.clip_ratio}")
+        try:  # the operators themselves say what they refuse
+            one = torch.zeros(1, 1)
+            normalizer = self.normalizer and (self.normalizer, 1.0)
+            reference = one if self.kl_coef else None
+            policy_loss(
+                one, one, torch.zeros(1), one == 0, kind=self.loss, clip=self.clip_ratio, normalizer=normalizer,
+                ref_logp=reference, kl_coef=self.kl_coef,
+            )  # fmt: skip
+            group_advantage(torch.tensor([0.0, 1.0]), 2, baseline=self.baseline, scale=self.scale)
+        except ValueError as error:
+            raise TrainError(f"rlvr: {error}") from error
+
+    def train(self, run: StageRun, examples: Sequence[dict]) -> None:
+        """Reinforce `run.model` on examples with "prompt"."""
+        # Dropout stays off throughout: the loss compares log-probs with those of sampling, so both have to be of the
+        # same function.
         model, tokenizer, reward = run.model.eval(), run.tokenizer, load_reward(self.reward)
         prompts = [encode_prompt(tokenizer, example["prompt"]) for example in examples]
         check_length(model, max(map(len, prompts)) + self.max_new_tokens, "the longest prompt with max_new_tokens")
+        check_balance(model, self.balance, "rlvr")
         sampler = make_sampler(self.sampler, examples, self.category, run.seed)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+        # The KL term holds the model to what it was before this stage, so a copy of that is kept if it is asked for.
         reference = copy.deepcopy(model).requires_grad_(False) if self.kl_coef else None
-        options = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id, "max_new_tokens": self.max_new_tokens}
-        decoding = Decoding.parse(self.schedule, tokenizer, split_words(self.words))
+        decoding = DecodingStrategy.parse(self.schedule, tokenizer, split_words(self.words))
         if decoding.times:
             raise TrainError("rlvr.schedule: s1 writes tokens that no sampler drew, their log-probs cannot be replayed")
-        if decoding.schedule:
-            options["decoding"] = decoding
-        empty = 0
+        empty = 0  # steps in a row that had nothing to learn from
 
-        def step(i: int) -> dict[str, Any]:
-            nonlocal empty
+        for i in run.steps(self.steps, self.save_every, optimizer, sampler):
             # Sample: a group of completions for each prompt, with the log-probs they were drawn at.
             picked = sampler.next(self.prompts)
             began = time.perf_counter()
             rolls = rollout(
                 model,
                 [prompts[k] for k in picked],
+                eos=tokenizer.eos_token_id,
+                pad=tokenizer.pad_token_id,
+                max_new_tokens=self.max_new_tokens,
                 copies=self.samples,
                 temperature=self.temperature,
+                decoding=decoding if decoding.schedule else None,
                 generator=run.generator,
-                **options,
             )
             sampled_in = time.perf_counter() - began
 
-            # Score.
+            # Score: one reward a completion, by a function that checks it. A call that failed gives NaN, is counted,
+            # and takes part in nothing that follows.
             texts = decode(tokenizer, rolls)
             asked = [examples[k] for k in picked for _ in range(self.samples)]
             scores = score(reward, texts, asked)
             for error in scores.errors:
                 run.count("reward_errors", message=error)
 
-            # Advantage: a group whose rewards are all alike teaches nothing and is left out.
+            # Advantage: each reward against those of the same prompt. The group is its own baseline, so no value model
+            # is needed. A group whose rewards are all alike teaches nothing and is left out.
             rewards = torch.tensor(scores.rewards)
             advantages = group_advantage(rewards, self.samples, baseline=self.baseline, scale=self.scale)
             by_group = advantages.view(len(picked), self.samples)
-            sampler.observe(picked, by_group)
+            sampler.observe(picked, by_group)  # a curriculum prefers prompts whose rewards differ
             used = (by_group != 0).any(1)
             run.count("dropped_groups", int((~used).sum()))
             empty = 0 if used.any() else empty + 1
@@ -150,74 +187,91 @@ class RLVR:
                     f"{mean(scores.rewards):.3g}): the prompts are too hard, too easy, or the reward is constant"
                 )
 
-            # Loss and step.
+            # Loss and step, several times on the same completions if asked for; then the clipped ratio of new to old
+            # probabilities keeps the policy from running away from the one that was sampled.
             rows = used.repeat_interleave(self.samples).nonzero().squeeze(1).tolist()
             numbers = {}
             if rows:
                 lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+                pairs = [(prompts[picked[n // self.samples]], rolls.completion(n)) for n in range(len(texts))]
                 for _ in range(self.inner_epochs):
-                    numbers = self.update(run, optimizer, reference, prompts, picked, rolls, advantages, rows, lr)
+                    numbers = self.update(run, optimizer, reference, pairs, rolls, advantages, rows, lr)
             else:
                 run.count("skipped")
-            generated = int(rolls.lengths.sum())
-            return numbers | {
-                "reward": mean(scores.rewards),
-                "accuracy": mean(scores.correct),
-                "format_ok": mean(scores.format_ok),
-                "length": generated / len(texts),
-                "unfinished": 1 - mean(rolls.finished.tolist()),
-                "groups": int(used.sum()),
-                "advantage": float(advantages.abs().mean()),
-                "tokens_per_s": generated / sampled_in,
-                "sample": {"prompt": asked[0]["prompt"], "completion": texts[0], "reward": scores.rewards[0]},
-            }
 
-        run.loop(step, self.steps, self.save_every, optimizer, sampler)
+            generated = int(rolls.lengths.sum())
+            run.record(
+                numbers
+                | {
+                    "reward": mean(scores.rewards),
+                    "accuracy": mean(scores.correct),
+                    "format_ok": mean(scores.format_ok),
+                    "length": generated / len(texts),
+                    "unfinished": 1 - mean(rolls.finished.tolist()),
+                    "groups": int(used.sum()),
+                    "advantage": float(advantages.abs().mean()),
+                    "tokens_per_s": generated / sampled_in,
+                    "sample": {"prompt": asked[0]["prompt"], "completion": texts[0], "reward": scores.rewards[0]},
+                }
+            )
 
     def update(
-        self, run, optimizer, reference, prompts, picked, rolls: Rollouts, advantages, rows, lr
+        self,
+        run: StageRun,
+        optimizer,
+        reference,
+        pairs: Sequence[TokenPair],
+        rolls: Rollouts,
+        advantages: torch.Tensor,
+        rows: Sequence[int],
+        lr: float,
     ) -> dict[str, Any]:
-        """One optimizer step on the given rows of the rollouts; returns its numbers, means over tokens but the loss."""
-        pairs = [(prompts[picked[n // self.samples]], rolls.completion(n)) for n in range(rolls.tokens.shape[0])]
+        """One optimizer step on the given rows of the rollouts; returns its numbers, means over tokens but the loss.
+
+        pairs: prompt and completion of each of the N rollouts. advantages (N,). rows: which of the N to learn from.
+        """
+        # The denominator is that of the whole step, so that its micro-batches add up.
         tokens = int(rolls.lengths[rows].sum())
-        # Divisors of the whole step, so that its micro-batches add up.
         normalizer = self.normalizer or POLICY_KINDS[self.loss].normalizer
-        divisors = {"token": tokens, "constant": len(pairs) * self.max_new_tokens}
-        divisor = divisors.get(normalizer, len(rows))  # the others count sequences
+        denominators = {"token": tokens, "constant": len(pairs) * self.max_new_tokens}
+        denominator = denominators.get(normalizer, len(rows))  # the others count sequences
         total: dict[str, float] = {}
-        experts = Experts(run.model, self.balance)
+        routers = Routers(run.model, self.balance)
         for batch in micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, run.model.device):
-            mask = batch.mask
+            # Log-probs of the sampled tokens: as they were drawn, under the model now (with gradient), and under the
+            # reference. What a schedule added to the logits is added again, so that a fresh sample's ratio is 1.
             old = at_targets(batch, rolls.logp, rolls.lengths)
             replay = {}
             if rolls.delta is not None:
                 replay = {"delta": at_targets(batch, rolls.delta, rolls.lengths), "token_set": rolls.token_set}
-            with experts.watch(batch.attention):
+            with routers.watch(batch.attention):
                 logp = completion_logprob(run.model, batch, self.temperature, **replay)
             ref = None
             if reference is not None:
                 with torch.no_grad():
                     ref = completion_logprob(reference, batch, self.temperature, **replay)
+            # Raise the log-prob of a completion by its advantage: every token of it carries the same one.
             loss, metrics = policy_loss(
                 logp,
                 old,
                 advantages[batch.rows].to(logp),
-                mask,
+                batch.mask,
                 kind=self.loss,
                 clip=self.clip_ratio,
                 ref_logp=ref,
                 kl_coef=self.kl_coef,
-                normalizer=(normalizer, divisor),
+                normalizer=(normalizer, denominator),
             )
-            share = int(mask.sum()) / tokens
-            (loss + experts.loss(share)).backward()
+            share = int(batch.mask.sum()) / tokens
+            (loss + routers.loss(share)).backward()
+            # Metrics are means over this piece's tokens, weighted by its share of the step's; a maximum stays one.
             total["loss"] = total.get("loss", 0.0) + float(loss.detach())
             for name, value in metrics.items():
                 value = float(value)
                 before = total.get(name, 0.0)
                 total[name] = max(before, value) if name == "ratio_max" else before + value * share
-        norm = run.apply(optimizer, total["loss"], lr, self.clip)
-        return total | experts.numbers() | {"grad_norm": norm, "lr": lr, "tokens": tokens}
+        norm = run.optimizer_step(optimizer, total["loss"], lr, self.clip)
+        return total | routers.numbers() | {"grad_norm": norm, "lr": lr, "tokens": tokens}
 
 
 def at_targets(batch: Batch, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -228,13 +282,14 @@ def at_targets(batch: Batch, values: torch.Tensor, lengths: torch.Tensor) -> tor
     return out
 
 
-def make_sampler(kind: str, examples: Sequence[dict], category: str, seed: int):
-    """The prompt sampler of a name; the curricula need `category` in every example."""
-    from warpup.data import DUMPSampler, SECSampler, UniformSampler
+SAMPLERS = {"uniform": UniformSampler, "sec": SECSampler, "dump": DUMPSampler}
 
+
+def make_sampler(kind: str, examples: Sequence[dict], category: str, seed: int) -> Sampler:
+    """The prompt sampler of a name; the curricula need `category` in every example."""
     if kind == "uniform":
         return UniformSampler(len(examples), seed=seed)
     missing = sum(category not in example for example in examples)
     if missing:
         raise TrainError(f"sampler {kind}: {missing} of {len(examples)} examples have no {category!r} column")
-    return {"sec": SECSampler, "dump": DUMPSampler}[kind]([example[category] for example in examples], seed=seed)
+    return SAMPLERS[kind]([example[category] for example in examples], seed=seed)

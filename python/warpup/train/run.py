@@ -1,10 +1,19 @@
-"""The loop around a stage's steps: resume, checkpoints, signals, metrics, and what happens when a step fails."""
+"""What happens around a stage's steps: resume, measure, log, save, stop on a signal, and what is saved when one fails.
 
+with StageRun(...) as run:
+    for i in run.steps(100, save_every, optimizer):
+        loss = ...
+        norm = run.optimizer_step(optimizer, loss, lr, clip)
+        run.record({"loss": loss, "grad_norm": norm})
+"""
+
+import contextlib
+import math
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +22,8 @@ import torch
 
 from . import checkpoint
 from .errors import Interrupted, TrainError
-from .evaluate import evaluate
+from .evaluation import evaluate
 from .log import MetricsLog, Report, quiet
-from .optim import guarded_step
 
 PATIENCE = 5  # steps in a row without a finite loss before a run gives up
 
@@ -55,7 +63,8 @@ class HeldOut:
 
 
 class StageRun:
-    """One stage at work in its folder. A stage's file uses: model, tokenizer, generator, count, apply and loop."""
+    """One stage at work in its folder. A stage uses model, tokenizer, seed, generator, steps, optimizer_step, record
+    and count."""
 
     def __init__(
         self,
@@ -74,8 +83,55 @@ class StageRun:
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         self.counts: Counter[str] = Counter()  # events since the stage began; every count is in the metrics
         self.messages: set[str] = set()
-        self.stepped = False
+        self.stepped = False  # whether the step at work has changed the weights
         self.bad_steps = 0
+        self.before: tuple | None = None  # while a step is at work: the state and random states that it began with
+        self.open = contextlib.ExitStack()  # what ends with the run: the signals' handlers
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Where a step raised before it changed the weights, the steps before it are saved as they were."""
+        with self.open:
+            if error and self.before and not self.stepped and self.saved < self.at:
+                state, random_states = self.before
+                checkpoint.set_random_states(self.generator, *random_states)
+                self._save(state)
+
+    def steps(self, steps: int, save_every: int, optimizer, sampler=None) -> Iterator[int]:
+        """Numbers of the steps that are left of 0 .. steps - 1: after the newest checkpoint if there is one.
+
+        Between two of them the finished one is logged, and where it is time measured on held-out data. State is saved
+        every `save_every` steps, at the end, and on Ctrl-C or SIGTERM, when Interrupted is raised.
+        """
+        self.optimizer, self.sampler = optimizer, sampler
+        self.at = self._restore()
+        self.saved = self.at if checkpoint.latest(self.folder) else -1
+        if self.saved == -1 and self.held_out:
+            self.log.write({"stage": self.name, "step": 0, **self.held_out.measure(self.model, self.tokenizer)})
+        signals = self.open.enter_context(Signals())
+        while self.at < steps:
+            # What the stage does with this step happens at the yield. An error there does not come back here, so what
+            # is needed to save the steps before it is kept at hand for `__exit__`.
+            self.numbers, self.stepped, began = {}, False, time.perf_counter()
+            self.before = self._state(), checkpoint.random_states(self.generator)
+            yield self.at
+            self.before = None
+            self.at += 1
+            numbers = self.numbers | {"seconds": time.perf_counter() - began, **self.counts}
+            if self.held_out and self.held_out.due(self.at, steps):
+                numbers |= self._measure()
+            self.log.write({"stage": self.name, "step": self.at, **numbers})
+            self.report(self.name, self.at, steps, numbers)
+            if signals.received or self.at % save_every == 0 or self.at == steps:
+                self._save(self._state())
+            if signals.received:
+                raise Interrupted(f"{self.name}: stopped and saved at step {self.at} of {steps} in {self.folder}")
+
+    def record(self, numbers: dict[str, Any]) -> None:
+        """The numbers of the step at work, to be logged once it is done."""
+        self.numbers |= numbers
 
     def count(self, event: str, times: int = 1, message: str = "") -> None:
         """Count an event. The first of each message also goes into the metrics."""
@@ -84,58 +140,29 @@ class StageRun:
             self.messages.add(message)
             self.log.write({"stage": self.name, "step": self.at + 1, "event": event, "message": message})
 
-    def apply(self, optimizer, loss: float, lr: float, clip: float) -> float:
-        """Optimizer step and gradient norm; a loss or gradient that is not finite is counted and left out.
+    def optimizer_step(self, optimizer: torch.optim.Optimizer, loss: float, lr: float, clip: float) -> float:
+        """Clip the gradients to norm `clip` (0: do not), step at rate `lr`, clear the gradients; returns their norm.
 
-        Raises TrainError after several such steps in a row.
+        Where the loss or the norm is not finite the step is counted and left out: one bad batch does not end a run,
+        PATIENCE of them in a row raise TrainError.
         """
-        stepped, norm = guarded_step(optimizer, loss, lr, clip)
-        self.stepped |= stepped
-        self.bad_steps = 0 if stepped else self.bad_steps + 1
-        if not stepped:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf))
+        if math.isfinite(norm) and math.isfinite(loss):
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            self.stepped, self.bad_steps = True, 0
+        else:
+            self.bad_steps += 1
             self.count("nonfinite", message=f"loss {loss}, gradient norm {norm}: step left out")
+        optimizer.zero_grad(set_to_none=True)
         if self.bad_steps == PATIENCE:
             raise TrainError(
                 f"{self.name}: loss {loss} and gradient norm {norm} in {PATIENCE} steps in a row; the weights are "
                 "those before them. A lower learning rate, a gradient clip or clean data may help"
             )
         return norm
-
-    def loop(self, step: Callable[[int], dict[str, Any]], steps: int, save_every: int, optimizer, sampler=None) -> None:
-        """Call `step(i)` for i up to `steps`, from the newest checkpoint on if there is one.
-
-        `step` returns the numbers to log. State is saved every `save_every` steps, at the end, on Ctrl-C or SIGTERM
-        (then Interrupted is raised) and, as it was before the step, when a step raises before it changed the weights.
-        """
-        self.at = self._restore(optimizer, sampler)
-        saved = self.at if checkpoint.latest(self.folder) else -1
-        if saved == -1 and self.held_out:
-            self.log.write({"stage": self.name, "step": 0, **self.held_out.measure(self.model, self.tokenizer)})
-        with Signals() as signals:
-            while self.at < steps:
-                before, began, self.stepped = self._state(sampler), time.perf_counter(), False
-                rng = checkpoint.random_states(self.generator)
-                try:
-                    numbers = step(self.at)
-                except BaseException:
-                    if not self.stepped and saved < self.at:
-                        checkpoint.set_random_states(self.generator, *rng)
-                        checkpoint.save(
-                            self.folder, self.at, self.model, self.tokenizer, optimizer, self.generator, before
-                        )
-                    raise
-                self.at += 1
-                numbers |= {"seconds": time.perf_counter() - began, **self.counts}
-                if self.held_out and self.held_out.due(self.at, steps):
-                    numbers |= self._measure()
-                self.log.write({"stage": self.name, "step": self.at, **numbers})
-                self.report(self.name, self.at, steps, numbers)
-                if signals.received or self.at % save_every == 0 or self.at == steps:
-                    state = self._state(sampler)
-                    checkpoint.save(self.folder, self.at, self.model, self.tokenizer, optimizer, self.generator, state)
-                    saved = self.at
-                if signals.received:
-                    raise Interrupted(f"{self.name}: stopped and saved at step {self.at} of {steps} in {self.folder}")
 
     def _measure(self) -> dict[str, float]:
         """Held-out numbers; a failure to measure is counted and does not end a training that goes well."""
@@ -145,23 +172,28 @@ class StageRun:
             self.count("held_out_failures", message=str(error))
             return {}
 
-    def _state(self, sampler) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {
             "counts": dict(self.counts),
             "bad_steps": self.bad_steps,
             "threads": torch.get_num_threads(),
-            "sampler": sampler.state_dict() if sampler else None,
+            "sampler": self.sampler.state_dict() if self.sampler else None,
         }
 
-    def _restore(self, optimizer, sampler) -> int:
+    def _save(self, state: dict[str, Any]) -> None:
+        checkpoint.save(self.folder, self.at, self.model, self.tokenizer, self.optimizer, self.generator, state)
+        self.saved = self.at
+
+    def _restore(self) -> int:
+        """Number of finished steps, and everything back as it was after them."""
         newest = checkpoint.latest(self.folder)
         if newest is None:
             self.log.rewind(self.name, -1)
             return 0
-        state = checkpoint.restore(newest, self.model, optimizer, self.generator)
+        state = checkpoint.restore(newest, self.model, self.optimizer, self.generator)
         self.counts, self.bad_steps = Counter(state["counts"]), 0
-        if sampler:
-            sampler.load_state_dict(state["sampler"])
+        if self.sampler:
+            self.sampler.load_state_dict(state["sampler"])
         self.at = state["step"]
         self.log.rewind(self.name, self.at)
         if state["threads"] != (threads := torch.get_num_threads()):

@@ -9,11 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .batch import Pair, check_length, completion_logprob, encode_pair, micro_batches
-from .data import Data
+from .batch import TokenPair, check_length, completion_logprob, encode_pair, micro_batches
+from .checks import check_not_negative, check_positive
 from .errors import TrainError
-from .experts import Experts
-from .optim import Schedule, adamw, learning_rate
+from .examples import Data, check_columns
+from .optim import RateSchedule, adamw, learning_rate
+from .routers import Routers, check_balance
 from .run import StageRun
 
 
@@ -31,7 +32,7 @@ class Warmup:
     """Highest learning rate."""
     lr_warmup: int = 25
     """Steps over which the rate rises from 0."""
-    lr_schedule: Schedule = "cosine"
+    lr_schedule: RateSchedule = "cosine"
     """What the rate does after the rise."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
@@ -52,32 +53,47 @@ class Warmup:
     completion: str = "completion"
     """Column of the completions."""
 
+    def check(self) -> None:
+        """Raise TrainError on settings that no run can have."""
+        check_positive(self, "steps", "batch_size", "lr", "max_tokens", "save_every", place="warmup")
+        check_not_negative(self, "lr_warmup", "clip", "balance", place="warmup")
+        check_columns(self, "prompt", "completion", place="warmup")
+
     def train(self, run: StageRun, examples: Sequence[dict]) -> None:
         """Train `run.model` on examples with "prompt" and "completion"."""
-        model, tokenizer = run.model, run.tokenizer
-        model.train()
+        model, tokenizer = run.model.train(), run.tokenizer
+        # Text becomes tokens once, before the first step: what cannot be read, or is longer than the model has
+        # positions for, ends the run here.
         pairs = [encode_pair(tokenizer, example) for example in self._checked(examples)]
         check_length(model, max(len(prompt) + len(completion) for prompt, completion in pairs), "the longest example")
+        check_balance(model, self.balance, "warmup")
         batches = LengthBuckets(pairs, self.batch_size, run.seed)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
 
-        def step(i: int) -> dict:
+        for i in run.steps(self.steps, self.save_every, optimizer):
             began = time.perf_counter()
+
+            # Batch: rows of similar length, so that little of it is padding.
             rows = batches[i]
             tokens = sum(len(pairs[row][1]) for row in rows)
-            total, experts = 0.0, Experts(model, self.balance)
+
+            # Loss: mean of -log p over the completion tokens of the whole batch. The prompt is given, not learned. The
+            # batch goes through the model in pieces that fit into memory; each divides by the tokens of the whole, so
+            # that their gradients add up to that of the batch, however it is cut.
+            total, routers = 0.0, Routers(model, self.balance)
             for batch in micro_batches(pairs, rows, tokenizer.pad_token_id, self.max_tokens, model.device):
-                with experts.watch(batch.attention):
+                with routers.watch(batch.attention):
                     loss = -completion_logprob(model, batch).sum() / tokens
-                (loss + experts.loss(int(batch.mask.sum()) / tokens)).backward()
+                # A mixture of experts gets its routers' balance loss on top; of a dense model this is 0.
+                (loss + routers.loss(int(batch.mask.sum()) / tokens)).backward()
                 total += loss.item()
+
+            # Step, at the rate of this step.
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
-            norm = run.apply(optimizer, total, lr, self.clip)
+            norm = run.optimizer_step(optimizer, total, lr, self.clip)
             seconds = time.perf_counter() - began
             numbers = {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": tokens / seconds}
-            return numbers | experts.numbers()
-
-        run.loop(step, self.steps, self.save_every, optimizer)
+            run.record(numbers | routers.numbers())
 
     @staticmethod
     def _checked(examples):
@@ -92,11 +108,12 @@ class Warmup:
 class LengthBuckets:
     """Batches of rows of similar length; `self[step]` depends on seed and step alone, so resuming needs no cursor.
 
-    Each epoch shuffles the rows, sorts stretches of `window` batches by length, cuts them into batches and shuffles
-    those. Rows that do not fill a batch wait for another epoch.
+    Rows of one length side by side waste no padding, but a batch sorted over all data would always hold the same
+    rows. So each epoch shuffles the rows, sorts stretches of `window` batches by length, cuts them into batches and
+    shuffles those. Rows that do not fill a batch wait for another epoch.
     """
 
-    def __init__(self, pairs: Sequence[Pair], size: int, seed: int, window: int = 32):
+    def __init__(self, pairs: Sequence[TokenPair], size: int, seed: int, window: int = 32):
         self.lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
         self.size, self.seed, self.window = min(size, len(pairs)), seed, window
         self.per_epoch = len(pairs) // self.size

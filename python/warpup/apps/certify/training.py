@@ -1,0 +1,273 @@
+"""Certified training: a classifier whose answer provably does not change within eps of each input.
+
+Interval bounds with the short warm-up of Shi et al. 2021 (arXiv 2103.17268): IBP initialisation, batch normalisation,
+epsilon that grows over a few epochs, and regularisers of the boxes' widths and of the ReLUs' balance until it is grown.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from warpup.interval import (
+    bound,
+    crown_ibp_loss,
+    epsilon_schedule,
+    ibp_init_,
+    kappa_schedule,
+    margin_loss,
+    margins,
+    pgd,
+    relu_balance_loss,
+    sabr_box,
+    tightness_loss,
+)
+from warpup.interval.network.sabr import evaluating
+from warpup.train import checkpoint
+from warpup.train.checks import check_positive, check_unused
+from warpup.train.errors import Interrupted, TrainError
+from warpup.train.files import locked, write_text
+from warpup.train.log import MetricsLog, Report, quiet
+from warpup.train.run import StageRun
+from warpup.train.run_config import check_config, describe_model, seed_everything
+
+from .images import Images, pixels, shifted
+
+STAGE = "certify"
+
+
+@dataclass
+class CertifiedTraining:
+    """Settings of certified training; `fit` trains any module that `warpup.interval.bound` takes and that ends in a
+    linear layer."""
+
+    eps: float = 0.1
+    """Largest change of each pixel, of pixels in [0, 1]."""
+    epochs: int = 160
+    """Passes over the training data; what does not fill a batch waits for another pass."""
+    batch_size: int = 64
+    """Images a step."""
+    start: int = 2
+    """Epochs at eps 0 before the warm-up."""
+    warmup: int = 40
+    """Epochs over which eps grows."""
+    lr: float = 5e-4
+    """Adam's learning rate."""
+    decay: tuple[float, float] = (0.75, 0.875)
+    """Shares of the epochs after which the rate falls to a fifth."""
+    clip: float = 10.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    init: bool = True
+    """Draw the weights anew with the IBP initialisation."""
+    regulariser: float = 0.5
+    """Weight of the regularisers at the start of the warm-up; 0: none. CROWN-IBP's loss has none."""
+    tau: float = 0.5
+    """Their tolerance."""
+    kappa: float = 0.0
+    """Share of the clean loss at the full eps; it falls from 1 while eps grows. 0: robust loss alone throughout."""
+    bounds: Literal["ibp", "crown-ibp", "sabr"] = "ibp"
+    """What the robust loss is of: interval bounds; CROWN-IBP, fading into them while eps grows; small boxes (SABR)."""
+    sabr_ratio: float = 0.4
+    """Radius of SABR's small boxes, as a share of eps."""
+    shrinkage: float = 1.0
+    """SABR's factor on the upper bounds of ReLUs whose input crosses 0, in the training loss; 1: none."""
+    points: int = 20
+    """How often to measure on the test set."""
+    save_every: int = 10
+    """Epochs between checkpoints."""
+
+    def fit(
+        self, model: nn.Module, data: Images, out: str | Path, *, seed: int = 0, attack: bool = False,
+        report: Report = quiet,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Train `model` in place in folder `out`, measure it on the test set, and return the numbers.
+
+        Called again with the same arguments it goes on where it stopped, bit for bit, and a finished run is only
+        loaded. The numbers (also in results.json): clean and verified error at eps, with attack=True the error under
+        PGD and `broken`, the number of verified images that PGD broke all the same (0, or the bounds are wrong), and
+        `curve`, the same at several eps. Raises TrainError on wrong use, Interrupted after Ctrl-C.
+        """
+        out = Path(out)
+        self.check(data, model)
+        device = next(model.parameters()).device
+        with locked(out):
+            config = {"seed": seed, "model": describe_model(model), "data": data.fingerprint, **asdict(self)}
+            check_config(out / "config.json", json.loads(json.dumps(config)))
+            data, began = data.to(device), time.perf_counter()
+            newest = checkpoint.latest(out / STAGE)
+            if newest and checkpoint.step_of(newest) == self.epochs:
+                checkpoint.load_weights(model, newest)
+            else:
+                seed_everything(seed)
+                if self.init:
+                    ibp_init_(model)
+                log = MetricsLog(out / "metrics.jsonl")
+                try:
+                    with StageRun(STAGE, out / STAGE, model, None, seed=seed, log=log, report=report) as run:
+                        self.train(run, data)
+                except Interrupted as stop:
+                    raise Interrupted(f"{stop}; the same command resumes it") from None
+            model.eval()
+            return self._results(model, data, out / "results.json", attack, time.perf_counter() - began)
+
+    def _results(self, model, data: Images, path: Path, attack: bool, seconds: float) -> dict[str, Any]:
+        """Numbers of a trained model, from the file if they are there."""
+        if path.exists() and ("pgd" in (known := json.loads(path.read_text())) or not attack):
+            return known
+        results = {"eps": self.eps, **errors(model, data, self.eps, attack)}
+        grid = [self.eps * i / 6 for i in range(10)]
+        results["curve"] = [{"eps": eps, **errors(model, data, eps, attack)} for eps in grid]
+        results |= {"parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds}
+        write_text(path, json.dumps(results))
+        return results
+
+    def check_settings(self) -> None:
+        """Raise TrainError on settings that no data and no model can have."""
+        check_positive(self, "eps", "epochs", "batch_size", "lr", "tau", "points", "save_every", place=STAGE)
+        if self.start + self.warmup > self.epochs or min(self.start, self.warmup) < 0:
+            raise TrainError(
+                f"{STAGE}: start {self.start} and warm-up {self.warmup} must fit into the {self.epochs} epochs"
+            )
+        if self.eps > 1:
+            raise TrainError(f"{STAGE}.eps: pixels are in [0, 1], got {self.eps:g} (8/255 is 0.031)")
+        if self.clip < 0 or not all(0 <= share <= 1 for share in self.decay):
+            raise TrainError(
+                f"{STAGE}: expected a clip of at least 0 and decays that are shares of the epochs, in [0, 1], got "
+                f"{self.clip!r} and {self.decay!r}"
+            )
+        for name in ("sabr_ratio", "shrinkage"):
+            if not 0 < getattr(self, name) <= 1:
+                raise TrainError(f"{STAGE}.{name}: expected above 0 and at most 1, got {getattr(self, name)!r}")
+        if not (0 <= self.kappa <= 1 and self.regulariser >= 0):
+            raise TrainError(
+                f"{STAGE}: expected kappa in [0, 1] and a regulariser of at least 0, got {self.kappa!r} and "
+                f"{self.regulariser!r}"
+            )
+        if self.bounds != "sabr":
+            why = f"bounds {self.bounds!r} takes no small boxes: leave it out, or choose bounds sabr"
+            check_unused(self, "sabr_ratio", "shrinkage", place=STAGE, why=why)
+        if self.bounds == "crown-ibp":
+            why = "CROWN-IBP's loss has neither regularisers nor a clean share: leave it out, or choose other bounds"
+            if self.regulariser:
+                check_unused(self, "regulariser", place=STAGE, why=why)
+            check_unused(self, "tau", "kappa", place=STAGE, why=why)
+        if not self.regulariser:
+            check_unused(self, "tau", place=STAGE, why="it is the regularisers', whose weight is 0: leave it out")
+
+    def check(self, data: Images, model: nn.Module) -> None:
+        """Raise TrainError on settings, data and models that do not go together."""
+        self.check_settings()
+        if self.batch_size > len(data.x_train):
+            raise TrainError(f"{STAGE}.batch_size: {self.batch_size} is more than the {len(data.x_train)} images")
+        with evaluating(model), torch.no_grad():
+            example = data.normal(pixels(data.x_test[:1])).to(next(model.parameters()).device)
+            outputs = model(example).shape[-1]
+        if outputs < data.classes:
+            raise TrainError(f"{STAGE}: the model has {outputs} outputs, the labels go up to {data.classes - 1}")
+
+    def train(self, run: StageRun, data: Images) -> None:
+        """The loop: one step of the run is a pass over the images. Nothing waits for the device within a pass."""
+        model = run.model.train()
+        batches = len(data.x_train) // self.batch_size
+        # eps is 0 at first, grows over the warm-up, batch by batch, and stays: a fresh network's boxes are too wide to
+        # learn from at the full eps.
+        grow = epsilon_schedule(self.eps, self.start * batches, self.warmup * batches)
+        optimizer = torch.optim.Adam(model.parameters(), self.lr, fused=True)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+
+        for i in run.steps(self.epochs, self.save_every, optimizer):
+            run.stepped = True  # a pass that fails halfway is not saved
+            rate = self.lr * 0.2 ** sum(i >= share * self.epochs for share in self.decay)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            # The order of a pass depends on seed and pass alone, so that a resumed run needs no cursor.
+            order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(run.seed * 100_003 + i))
+            order, total, said = order.to(data.x_train.device), 0.0, time.monotonic()
+            for j in range(batches):
+                rows = order[j * self.batch_size : (j + 1) * self.batch_size]
+                x = pixels(data.x_train[rows])
+                if data.augment:
+                    x = shifted(x, run.generator)
+                eps = grow(i * batches + j + 1)
+                loss = self.loss(model, data, x, data.y_train[rows], eps, run.generator)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                total += loss.detach()
+                if time.monotonic() - said > 10:
+                    said = time.monotonic()
+                    run.report(f"epoch {i + 1}", j + 1, batches, {})
+            loss = float(total) / batches
+            if not math.isfinite(loss):
+                raise TrainError(
+                    f"{STAGE}: the loss is {loss} in epoch {i + 1}; a longer warm-up, a lower learning rate, batch "
+                    "normalisation and the IBP initialisation keep it finite"
+                )
+            due = i == 0 or (i + 1) * self.points // self.epochs > i * self.points // self.epochs
+            run.record({"loss": loss, "eps": eps, "lr": rate, **(self.measure(model, data) if due else {})})
+
+    def loss(self, model, data: Images, x: Tensor, labels: Tensor, eps: float, generator) -> Tensor:
+        """Loss of a batch of pixels in [0, 1] at the eps of this step."""
+        clean = data.normal(x)
+        if eps == 0:
+            return F.cross_entropy(model(clean), labels)
+        center, radius = data.box(x, eps)
+        options = {"clean": clean, "kappa": kappa_schedule(eps, self.eps, self.kappa) if self.kappa else 0.0}
+        if self.bounds == "crown-ibp":
+            beta = kappa_schedule(eps, self.eps)
+            if beta > 0:
+                return crown_ibp_loss(model, center, radius, labels, beta=beta, clean=clean)
+        if self.bounds == "sabr":
+            center, radius = sabr_box(model, center, radius, labels, ratio=self.sabr_ratio, generator=generator)
+            options["shrinkage"] = self.shrinkage
+        fading = self.regulariser * (1 - eps / self.eps)
+        if fading <= 0:
+            return margin_loss(model, center, radius, labels, **options)
+        loss, sums = margin_loss(model, center, radius, labels, **options, sums=True)
+        width = tightness_loss(sums, radius.mean(), self.tau)
+        return loss + fading * (width + relu_balance_loss(sums, self.tau))
+
+    @torch.no_grad()
+    def measure(self, model, data: Images) -> dict[str, float]:
+        """Errors on the test set at the final eps, and the mean width in front of each ReLU over the input's."""
+        model.eval()
+        found = errors(model, data, self.eps)
+        center, radius = data.box(pixels(data.x_test[:256]), self.eps)
+        sums = bound(model, center, radius, sums=True)[-1]
+        model.train()
+        widths = {f"width_{i}": float(s.radius / s.count / radius.mean()) for i, s in enumerate(sums, 1)}
+        return {"clean": found["clean"], "verified": found["verified"], **widths}
+
+
+def errors(model: nn.Module, data: Images, eps: float, attack: bool = False, batch: int = 512) -> dict[str, Any]:
+    """Shares of the test set: `clean` misclassified, `verified` not verified within eps by interval bounds that
+    hold in floating point (sound); with
+    attack, `pgd` misclassified at a point that was found within eps (the image itself among them), and `broken`, the
+    number of verified images among these. The model must be in eval mode."""
+    wrong = dict.fromkeys(("clean", "verified", "pgd", "broken"), 0)
+    for begin in range(0, len(data.x_test), batch):
+        x, labels = pixels(data.x_test[begin : begin + batch]), data.y_test[begin : begin + batch]
+        center, radius = data.box(x, eps)
+        with torch.no_grad():
+            missed = model(data.normal(x)).argmax(1) != labels
+            open_ = ~(margins(model, *data.box(x, eps, sound=True), labels, sound=True) > 0).all(1)
+        wrong["clean"] += missed.sum()
+        wrong["verified"] += open_.sum()
+        if attack:
+            generator = torch.Generator(x.device).manual_seed(0)
+            points = pgd(model, center, radius, labels, restarts=2, generator=generator)
+            with torch.no_grad():
+                hit = missed | (model(points).argmax(1) != labels)
+            wrong["pgd"] += hit.sum()
+            wrong["broken"] += (hit & ~open_).sum()
+    shares = {name: float(wrong[name]) / len(data.x_test) for name in ("clean", "verified", "pgd")[: 2 + attack]}
+    return shares | ({"broken": int(wrong["broken"])} if attack else {})

@@ -1,0 +1,131 @@
+"""Accuracy of a model on held-out examples: greedy, and averaged over samples."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from .batch import encode_prompt
+from .decoding import DecodingStrategy
+from .rewards import Scores, load_reward, score
+from .rollouts import rollout
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over examples (and samples). Rates in 0..1, NaN where the reward function does not tell; length in tokens,
+    end token counted; reflections: reflection words per completion; unfinished: share cut off by the length limit.
+    `avg` is accuracy over `samples` sampled completions, `greedy` that of the likeliest completion."""
+
+    avg: float
+    greedy: float
+    samples: int
+    temperature: float
+    examples: int
+    reward: float
+    format_ok: float
+    length: float
+    reflections: float
+    unfinished: float
+    errors: int
+    traces: list[dict[str, Any]]
+
+    def numbers(self) -> dict[str, Any]:
+        """All but the traces, as plain JSON."""
+        return {k: v for k, v in asdict(self).items() if k != "traces"}
+
+
+def evaluate(
+    model,
+    tokenizer,
+    examples: Sequence[Mapping],
+    reward: str | Callable,
+    *,
+    samples: int = 4,
+    temperature: float = 0.7,
+    top_p: float = 1.0,
+    decoding: DecodingStrategy | None = None,
+    greedy: bool = True,
+    max_new_tokens: int = 256,
+    reflection_words: Sequence[str] = (),
+    seed: int = 0,
+    rows: int = 256,
+    traces: int = 8,
+) -> Evaluation:
+    """Score `samples` sampled completions of each example and, if asked, its greedy one (else NaN).
+
+    rows: completions sampled at once. traces: keep the first so many examples' greedy (else first sampled) completions.
+    The means of reward, format, length and reflections are over the samples, or over the greedy ones if samples is 0.
+    The run's own random state is not touched. Raises TrainError as `rollout` and `score` do.
+    """
+    function, training = load_reward(reward), model.training
+    generator = torch.Generator(model.device).manual_seed(seed)
+    model.eval()
+    options = {"max_new_tokens": max_new_tokens, "generator": generator, "rows": rows, "decoding": decoding}
+    try:
+        sampled = _run(model, tokenizer, examples, function, samples, temperature, top_p, **options)
+        likeliest = _run(model, tokenizer, examples, function, int(greedy), 0.0, 1.0, **options)
+    finally:
+        model.train(training)
+    scores, texts, lengths, finished = sampled if samples else likeliest
+    first = likeliest if greedy else sampled
+    shown = list(zip(first[1], first[0].rewards, first[0].correct, strict=True))[:: 1 if greedy else samples]
+    words = set(reflection_words)
+    return Evaluation(
+        avg=mean(sampled[0].correct),
+        greedy=mean(likeliest[0].correct),
+        samples=samples,
+        temperature=temperature,
+        examples=len(examples),
+        reward=mean(scores.rewards),
+        format_ok=mean(scores.format_ok),
+        length=mean(lengths),
+        reflections=mean([sum(word in words for word in text.split()) for text in texts]),
+        unfinished=1 - mean(finished),
+        errors=len(sampled[0].errors) + len(likeliest[0].errors),
+        traces=[
+            {
+                "prompt": example["prompt"],
+                "answer": example.get("answer"),
+                "completion": text,
+                "reward": value,
+                "correct": right,
+            }
+            for example, (text, value, right) in zip(examples[:traces], shown, strict=False)
+        ],
+    )
+
+
+def _run(model, tokenizer, examples, function, copies, temperature, top_p, *, rows, **options):
+    """Scores, texts, lengths and finished flags of `copies` completions of each example."""
+    scores, texts, lengths, finished = Scores(), [], [], []
+    if copies == 0:
+        return scores, texts, lengths, finished
+    step = max(1, rows // copies)
+    options |= {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    for start in range(0, len(examples), step):
+        part = examples[start : start + step]
+        prompts = [encode_prompt(tokenizer, example["prompt"]) for example in part]
+        rolls = rollout(model, prompts, copies=copies, temperature=temperature, top_p=top_p, **options)
+        said = decode(tokenizer, rolls)
+        scored = score(function, said, [example for example in part for _ in range(copies)])
+        for name in ("rewards", "correct", "format_ok", "errors"):
+            getattr(scores, name).extend(getattr(scored, name))
+        texts += said
+        lengths += rolls.lengths.tolist()
+        finished += rolls.finished.tolist()
+    return scores, texts, lengths, finished
+
+
+def decode(tokenizer, rolls) -> list[str]:
+    """Texts of rollouts, without special tokens."""
+    return [tokenizer.decode(rolls.completion(i), skip_special_tokens=True) for i in range(rolls.tokens.shape[0])]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN if there is none."""
+    known = [float(v) for v in values if not math.isnan(v)]
+    return fmean(known) if known else math.nan

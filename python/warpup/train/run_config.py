@@ -1,0 +1,77 @@
+"""What a run is: settings, data and start model as plain JSON in its folder's config.json.
+
+A folder is only ever continued by the run that began it. So everything the result depends on is written down once, and
+compared when a command comes back.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import TrainError
+from .files import write_text
+from .rewards import reward_name
+
+
+def check_config(path: Path, config: dict[str, Any]) -> None:
+    """Write the config of a new run; raise TrainError, naming the differences, if the folder holds another one."""
+    if path.exists():
+        held = json.loads(path.read_text())
+        if held != config:
+            raise TrainError(
+                f"{path.parent} holds another run ({'; '.join(differences(held, config))}): choose another folder"
+            )
+        return
+    write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def differences(held, wanted, place: str = "") -> list[str]:
+    """`place: there held, now wanted` of each leaf at which two configs differ."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        keys = dict.fromkeys([*held, *wanted])
+        return [d for k in keys for d in differences(held.get(k), wanted.get(k), f"{place}.{k}" if place else k)]
+    if isinstance(held, list) and isinstance(wanted, list) and len(held) == len(wanted):
+        return [
+            d for i, (h, w) in enumerate(zip(held, wanted, strict=True)) for d in differences(h, w, f"{place}[{i}]")
+        ]
+    return [] if held == wanted else [f"{place}: there {held}, now {wanted}"]
+
+
+def describe_stage(stage, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A stage's settings as plain JSON: data by its hash, a function by its name."""
+    settings = {field.name: getattr(stage, field.name) for field in fields(stage)}
+    settings["data"] = fingerprint(examples)
+    if "reward" in settings:
+        settings["reward"] = reward_name(settings["reward"])
+    return {"kind": type(stage).__name__, **json.loads(json.dumps(settings))}
+
+
+def describe_model(model) -> dict[str, Any]:
+    """What a run starts from: class, number of parameters, and a hash of some of each weight's values."""
+    digest = hashlib.sha256()
+    for name, weight in model.state_dict().items():
+        flat = weight.detach().flatten()
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return {"kind": type(model).__name__, "parameters": count, "weights": digest.hexdigest()[:16]}
+
+
+def fingerprint(examples: Sequence[dict[str, Any]]) -> str:
+    """Number and short hash of the examples, which tell whether it is the same data."""
+    text = json.dumps(list(examples), sort_keys=True, default=str)
+    return f"{len(examples)} examples, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

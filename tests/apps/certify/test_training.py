@@ -1,0 +1,134 @@
+"""Certified training: learning, resuming bit for bit, the command and its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.stripes import QUICK, stripes
+from warpup.apps.certify import CertifiedTraining, Images
+from warpup.apps.certify.training import errors
+from warpup.train import Interrupted, TrainError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
+        nn.Linear(128, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("bounds", ["ibp", "crown-ibp", "sabr"])
+def test_training_certifies(bounds, tmp_path):
+    data, model = stripes(), net()
+    own = {"ibp": {"kappa": 0.2}, "sabr": {"shrinkage": 0.9}, "crown-ibp": {}}
+    settings = replace(QUICK, epochs=16, bounds=bounds, **own[bounds])
+    found = settings.fit(model, data, tmp_path, attack=True)
+    assert found["verified"] <= 0.4
+    assert found["broken"] == 0
+    assert not model.training
+    for at in found["curve"]:
+        assert at["clean"] <= at["pgd"] <= at["verified"]
+        assert at["broken"] == 0
+    verified = [at["verified"] for at in found["curve"]]
+    assert verified == sorted(verified)
+    assert found["curve"][6]["eps"] == pytest.approx(settings.eps)
+    assert found["curve"][0]["clean"] == found["clean"] == errors(model, data, 0.01)["clean"]
+
+
+def test_errors_by_hand():
+    """A linear model of one pixel: x > .5 is class 1, so an image is verified if it is farther than eps from there."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[0.0], [1.0]]))
+        model[1].bias.copy_(torch.tensor([0.5, 0.0]))
+    x = torch.tensor([0.1, 0.45, 0.55, 0.9, 0.98, 0.3]).view(-1, 1, 1, 1)
+    y = torch.tensor([0, 0, 1, 1, 0, 1])
+    found = errors(model, Images("pixels", x, y, x, y), 0.1, attack=True)
+    assert found == {"clean": 2 / 6, "pgd": 4 / 6, "verified": 4 / 6, "broken": 0}
+
+
+def test_the_box_stays_in_the_range_of_pixels():
+    data = replace(stripes(), mean=torch.full((1, 1, 1), 0.5), std=torch.full((1, 1, 1), 0.25))
+    x = torch.tensor([0.0, 0.05, 0.5, 1.0]).view(1, 1, 2, 2)
+    center, radius = data.box(x, 0.1)
+    low, high = ((center + sign * radius) * 0.25 + 0.5 for sign in (-1, 1))
+    torch.testing.assert_close(low.flatten(), torch.tensor([0.0, 0.0, 0.4, 0.9]))
+    torch.testing.assert_close(high.flatten(), torch.tensor([0.1, 0.15, 0.6, 1.0]))
+    assert (data.box(x, 1e-12)[1] > 0).all()
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop", [Stop, "signal"])
+def test_resuming_is_bitwise(stop, tmp_path, monkeypatch):
+    data = replace(stripes(), augment=True)
+    whole, model = net(), net()
+    settings = replace(QUICK, bounds="sabr")
+    expected = settings.fit(whole, data, tmp_path / "whole", seed=3)
+
+    def interrupt(stage, step, steps, numbers):
+        if step == 3:
+            if stop is Stop:
+                raise Stop
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stop if stop is Stop else Interrupted):
+        settings.fit(model, data, tmp_path / "parts", seed=3, report=interrupt)
+    torch.rand(7)  # another process has other random states
+    resumed = net()
+    found = settings.fit(resumed, data, tmp_path / "parts", seed=3)
+    assert {k: v for k, v in found.items() if k != "seconds"} == {k: v for k, v in expected.items() if k != "seconds"}
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    logs = [(tmp_path / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "parts")]
+    one, other = ([{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log] for log in logs)
+    assert one == other
+    assert [line["step"] for line in one] == [1, 2, 3, 4, 5, 6]
+    assert [line["eps"] for line in one] == pytest.approx([0, one[1]["eps"], 0.1, 0.1, 0.1, 0.1])
+    assert {"clean", "verified", "width_1", "width_2"} <= set(one[-1])
+
+    monkeypatch.setattr(CertifiedTraining, "train", None)  # a finished run is only loaded
+    again = net()
+    assert settings.fit(again, data, tmp_path / "parts", seed=3) == found
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in whole.state_dict().items())
+    assert settings.fit(net(), data, tmp_path / "parts", seed=3, attack=True)["broken"] == 0
+    with pytest.raises(TrainError, match=r"holds another run \(eps: there 0.1, now 0.2\)"):
+        replace(settings, eps=0.2).fit(net(), data, tmp_path / "parts", seed=3)
+    with pytest.raises(TrainError, match=r"holds another run \(data: "):
+        settings.fit(net(), replace(data, y_test=data.y_test.flip(0)), tmp_path / "parts", seed=3)
+
+
+WRONG = [
+    ({"eps": 0.0}, "certify.eps: expected more than 0, got 0.0"),
+    ({"eps": 2.0}, r"certify.eps: pixels are in \[0, 1\], got 2"),
+    ({"warmup": 6}, "start 1 and warm-up 6 must fit into the 6 epochs"),
+    ({"batch_size": 100}, "certify.batch_size: 100 is more than the 64 images"),
+    ({"kappa": 1.5}, r"expected kappa in \[0, 1\] and a regulariser of at least 0, got 1.5 and 0.5"),
+    ({"shrinkage": 1.5}, "certify.shrinkage: expected above 0 and at most 1, got 1.5"),
+    ({"epochs": 0}, "certify.epochs: expected more than 0"),
+    ({"lr": 1e30, "init": False, "clip": 0.0}, "the loss is .* in epoch .*; a longer warm-up, a lower learning rate"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:30] for _, message in WRONG])
+def test_wrong_settings(change, message, tmp_path):
+    with pytest.raises(TrainError, match=message):
+        replace(QUICK, **change).fit(net(), stripes(), tmp_path)
+
+
+def test_labels_beyond_the_outputs(tmp_path):
+    data = stripes()
+    with pytest.raises(TrainError, match="the model has 4 outputs, the labels go up to 4"):
+        QUICK.fit(net(), replace(data, y_test=data.y_test + 1), tmp_path)

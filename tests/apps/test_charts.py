@@ -1,0 +1,30 @@
+"""Charts draw what they are given."""
+
+import pytest
+
+from warpup.apps._charts import Line, bar_chart, inline_svg, line_chart
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_charts_draw_what_they_are_given():
+    points = [(0, 1.0, 0.0), (10, 2.0, 0.5)]
+    lines = [Line("one", "#123456", points), Line("none", "#000000", [])]
+    [axes] = line_chart("step", lines, (0, None)).axes
+    [drawn], [band] = axes.lines, axes.collections
+    assert drawn.get_xydata().tolist() == [[0, 1], [10, 2]]
+    assert {(10.0, 1.5), (10.0, 2.5)} <= set(map(tuple, band.get_paths()[0].vertices.tolist()))
+    assert axes.get_ylim()[0] == 0
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one"]
+    svg, again = (inline_svg(line_chart("step", lines), "<title>") for _ in range(2))
+    assert 'aria-label="&lt;title&gt;"' in svg
+    assert "&lt;title&gt;</text>" in svg
+    assert "var(--ink)" in svg
+    assert "#123456" in svg
+    assert "<style" not in svg  # nothing that would reach the rest of the page
+    assert svg == again
+    assert line_chart("step", [Line("none", "#000000", [])]) is None
+
+    [axes] = bar_chart([("a", "#123456", [(30.0, 2.0, 1), (20.0, 0.0, 0.5)])]).axes
+    assert [bar.get_height() for bar in axes.patches] == [30, 20]
+    assert [text.get_text() for text in axes.texts] == ["30", "20"]

@@ -1,0 +1,128 @@
+"""`warpup train`, `sample` and `eval` on a model of one's own, and their one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support.command import CONFIG, call, error
+from warpup.train import load_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_train_sample_eval(project, capsys):
+    code, out, _ = call(capsys, "train", "run.toml", "--rlvr.lr", "0.001")
+    assert code == 0
+    assert "run/model" in out
+    log = [json.loads(line) for line in (project / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in log] == [
+        *(("1-warmup", step) for step in range(4)),
+        *(("2-rlvr", step) for step in range(3)),
+    ]
+    assert {line["lr"] for line in log if line["stage"] == "2-rlvr" and "lr" in line} == {0.001}  # the flag won
+    assert log[3]["held_out_reward"] > 0
+
+    code, out, _ = call(capsys, "sample", "run", "--prompt", "A says B knave . ?", "--n", 3, "--max-new-tokens", 5)
+    assert code == 0
+    assert out.count("A says B knave . ?\n  -> ") == 3
+    code, out, _ = call(capsys, "sample", "run", "--data", "test.jsonl", "--n", 2, "--max-new-tokens", 5)
+    assert out.count("  -> ") == 2
+
+    code, out, _ = call(capsys, "eval", "run", "--samples", 2, "--max-new-tokens", 8, "--json")
+    numbers = json.loads(out)
+    assert (numbers["examples"], numbers["samples"]) == (4, 2)
+    assert numbers["reward"] > 0  # the run's own held-out data and reward
+    code, out, _ = call(capsys, "eval", "start", "--data", "test.jsonl", "--samples", 1, "--max-new-tokens", 8)
+    assert "reward" in out
+    assert "-2" in out  # the verifier's: an untrained model has no format
+
+
+def test_eval_compares_decodings(project, capsys):
+    names = ("s1", "cyclic:amplitude=4,period=6,phase=any")
+    flags = ("--data", "test.jsonl", "--samples", 2, "--seeds", 2, "--max-new-tokens", 8, "--words", "wait,back")
+    code, out, _ = call(capsys, "eval", "start", *flags, "--schedule", *names)
+    assert code == 0
+    assert all(name in out for name in ("plain", "s1", "cyclic:amplitude=4", "best beside plain"))
+    rows = json.loads((project / "start" / "schedules.json").read_text())
+    assert [row["decoding"] for row in rows] == ["plain", *names]
+    assert all(row["length"][0] > 0 for row in rows)
+    assert (project / "start" / "schedules.png").read_bytes().startswith(b"\x89PNG")
+
+    code, out, _ = call(capsys, "eval", "start", *flags, "--schedule", "compare", "--json")
+    compared = json.loads(out[out.index("[") :])
+    assert (code, len(compared)) == (0, 12)  # plain, TIP, s1, nine waves
+    assert "expected plain, cyclic" in error(capsys, "eval", "start", *flags, "--schedule", "zigzag")
+    assert "expected --samples and --seeds" in error(
+        capsys, "eval", "start", "--data", "test.jsonl", "--samples", 0, "--schedule", "plain", status=2
+    )
+
+
+def test_train_from_flags_and_yaml(project, capsys):
+    (project / "run.yaml").write_text(
+        "model: start\nout: other\nwarmup: {data: train.jsonl, steps: 1, betas: [0.8, 0.9]}\n"
+    )
+    assert call(capsys, "train", "run.yaml", "--seed", 3)[0] == 0
+    config = json.loads((project / "other" / "config.json").read_text())
+    assert (config["seed"], config["stages"][0]["betas"], len(config["stages"])) == (3, [0.8, 0.9], 1)
+    flags = ["--model", "start", "--out", "third", "--warmup.data", "train.jsonl", "--warmup.steps", "1"]
+    assert call(capsys, "train", *flags)[0] == 0
+    assert load_model(project / "third" / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("steps = 3", "stepz = 3"), "run.toml: warmup.unknown key 'stepz': did you mean 'steps'?"),
+        (("steps = 3", "steps = 'three'"), "run.toml: warmup.steps: expected a whole number, got 'three'"),
+        (("steps = 3", "steps = 0"), "warmup.steps: expected more than 0, got 0"),
+        (("samples = 4", "samples = 1"), "rlvr.samples: a group needs at least 2 completions, got 1"),
+        (("[rlvr]", "[rlvrr]"), "run.toml: unknown key 'rlvrr': did you mean 'rlvr'?"),
+        (("threads = 1", "threads = "), "run.toml: "),
+        (('model = "start"', ""), "model: nothing given; set it in the config file or with --model"),
+        (('model = "start"', 'model = "nowhere"'), "nowhere is not a saved model: it has no config.json"),
+        (('data = "train.jsonl"', 'data = "nowhere.jsonl"'), "warmup.data: "),
+        (('data = "train.jsonl"', 'data = ""'), "no stage has data"),
+        (("mine.py:score", "mine.py:nothing"), "reward: mine.py has no function nothing"),
+        (("[warmup]", '[warmup]\nprompt = "question"'), "no column 'question'"),
+    ],
+)
+def test_wrong_configs_end_in_one_line(project, capsys, change, message):
+    (project / "run.toml").write_text(CONFIG.replace(*change))
+    assert message in error(capsys, "train", "run.toml")
+    assert not (project / "run" / "model").exists()
+
+
+def test_what_is_not_there_is_named(project, capsys):
+    assert "no config file nowhere.toml" in error(capsys, "train", "nowhere.toml")
+    assert "no folder nowhere" in error(capsys, "sample", "nowhere", "--prompt", "A")
+
+
+def test_another_runs_folder_and_a_broken_reward_end_in_one_line(project, capsys):
+    assert call(capsys, "train", "run.toml")[0] == 0
+    assert "run holds another run (seed: there 0, now 5)" in error(capsys, "train", "run.toml", "--seed", "5")
+    (project / "mine.py").write_text("def score(completion, example):\n    raise ZeroDivisionError('oh')\n")
+    text = error(capsys, "train", "run.toml", "--out", "new", "--held-out.data", "")
+    assert "failed on all 8 completions of a step; first: ZeroDivisionError: oh" in text
+    assert (project / "new" / "1-warmup" / "step-00000003" / "model.safetensors").exists()  # nothing trained is lost
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_saves_and_the_same_command_resumes(project):
+    command = [sys.executable, "-m", "warpup.cli", "train", "run.toml", "--warmup.steps", "400", "--held-out.data", ""]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = project / "run" / "metrics.jsonl"
+    while run.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    text = run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    assert "stopped and saved at step" in text
+    assert "the same command resumes it" in text
+    assert "Traceback" not in text
+    [saved] = (project / "run" / "1-warmup").glob("step-*")
+    assert int(saved.name[5:]) == metrics.read_text().count("\n")

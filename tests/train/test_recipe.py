@@ -1,0 +1,111 @@
+"""A recipe resumes bit for bit, in its own folder only, and its stages follow one another."""
+
+import pytest
+import torch
+
+from tests.support.tiny import (
+    EXAMPLES,
+    TOKENIZER,
+    Killed,
+    killer,
+    llama,
+    log_of,
+    rlvr,
+    same,
+    steps_of,
+    warmup,
+    weights,
+)
+from warpup.data import word_tokenizer
+from warpup.train import Recipe, TrainError, load_model, newest_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_warmup_then_rlvr_learns_from_both(tmp_path):
+    model = llama()
+    Recipe([warmup(), rlvr(steps=2)]).run(model, TOKENIZER, tmp_path)
+    log = [line for line in log_of(tmp_path)]
+    assert [line["stage"] for line in log] == ["1-warmup"] * 8 + ["2-rlvr"] * 2
+    assert not same(weights(load_model(tmp_path / "1-warmup" / "step-00000008")[0]), weights(model))
+    assert same(weights(load_model(newest_model(tmp_path))[0]), weights(model))
+
+
+def test_tokenizer_without_pad(tmp_path):
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = None
+    with pytest.raises(TrainError, match="no pad token"):
+        Recipe([warmup()]).run(llama(), tokenizer, tmp_path)
+
+
+def test_tokenizer_larger_than_the_model(tmp_path):
+    with pytest.raises(TrainError, match=r"tokenizer has 41 tokens.*embedding 40 rows|do not fit"):
+        Recipe([warmup()]).run(llama(vocab_size=len(TOKENIZER) - 1), TOKENIZER, tmp_path)
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    Recipe([warmup(steps=1)]).run(llama(), TOKENIZER, tmp_path)
+    with pytest.raises(TrainError, match=r"holds another run .*stages\[0\].lr: there 0.01, now 0.5.*another folder"):
+        Recipe([warmup(steps=1, lr=0.5)]).run(llama(), TOKENIZER, tmp_path)
+    with pytest.raises(TrainError, match=r"model.weights"):
+        Recipe([warmup(steps=1)]).run(llama(seed=1), TOKENIZER, tmp_path)
+    with pytest.raises(TrainError, match=r"data: there 40 examples"):
+        Recipe([warmup(steps=1, data=EXAMPLES[:-1])]).run(llama(), TOKENIZER, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (warmup(data="nowhere.jsonl"), r"warmup.data: .*nowhere.jsonl"),
+        (warmup(data=[]), "warmup.data: no examples"),
+        (warmup(data=[{"prompt": "A"}]), "example 0 needs a prompt and a completion"),
+        (rlvr(data=[{"prompt": ""}]), "a prompt has no tokens"),
+        (rlvr(max_new_tokens=5000), r"longest prompt with max_new_tokens has 50\d\d tokens, the model takes at most"),
+        (warmup(data=[EXAMPLES[0] | {"completion": "A " * 3000}]), "longest example has 30.. tokens"),
+        (rlvr(loss="gpro"), "rlvr.loss: expected one of .*grpo.*, got 'gpro'"),
+        (rlvr(sampler="dump"), "40 of 40 examples have no 'category' column"),
+        (rlvr(reward="nomodule.here:f"), "cannot import nomodule.here"),
+        (rlvr(reward="warpup.data:nothing"), "warpup.data has no function nothing"),
+        (rlvr(reward="nowhere.py:f"), "no file nowhere.py"),
+        (rlvr(reward="f"), "expected `module:function` or `file.py:function`, got 'f'"),
+    ],
+)
+def test_wrong_data_and_rewards_are_named(stage, message, tmp_path):
+    with pytest.raises(TrainError, match=message):
+        Recipe([stage]).run(llama(), TOKENIZER, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "at"),
+    [(warmup(), 5), (rlvr(), 3), (rlvr(inner_epochs=2, kl_coef=0.1, sampler="sec", category="answer"), 5)],
+)
+def test_killed_and_resumed_equals_uninterrupted(stage, at, tmp_path):
+    whole, halved = llama(), llama()
+    Recipe([stage]).run(whole, TOKENIZER, tmp_path / "whole", seed=7)
+    with pytest.raises(Killed):
+        Recipe([stage]).run(halved, TOKENIZER, tmp_path / "halved", seed=7, report=killer(at))
+    torch.rand(5)  # whatever else the process drew
+    halved = llama()
+    Recipe([stage]).run(halved, TOKENIZER, tmp_path / "halved", seed=7)
+    assert same(weights(whole), weights(halved))
+    assert steps_of(tmp_path / "whole", "loss") == steps_of(tmp_path / "halved", "loss")  # every step once, same value
+    assert len(steps_of(tmp_path / "halved", "loss")) == stage.steps
+
+
+def test_killed_between_stages_starts_the_second_from_the_first(tmp_path):
+    whole, halved = llama(), llama()
+    recipe = Recipe([warmup(), rlvr(kl_coef=0.1)])  # KL to the warmed model, not to the resumed one
+    recipe.run(whole, TOKENIZER, tmp_path / "whole")
+    for at in (8, 5):
+        with pytest.raises(Killed):
+            recipe.run(llama(), TOKENIZER, tmp_path / "halved", report=killer(at))
+    recipe.run(halved, TOKENIZER, tmp_path / "halved")
+    assert same(weights(whole), weights(halved))
+
+
+def test_a_finished_run_is_only_loaded(tmp_path):
+    model, again = llama(), llama()
+    Recipe([warmup()]).run(model, TOKENIZER, tmp_path)
+    Recipe([warmup()]).run(again, TOKENIZER, tmp_path, report=killer(1))
+    assert same(weights(model), weights(again))
+    assert not same(weights(model), weights(llama()))

@@ -1,0 +1,88 @@
+"""The sampler is honest."""
+
+import math
+
+import pytest
+import torch
+
+from tests.support.tiny import (
+    EXAMPLES,
+    TOKENIZER,
+    gpt2,
+    llama,
+)
+from warpup.train import (
+    TrainError,
+    rollout,
+)
+from warpup.train.batch import collate, completion_logprob, encode_pair
+from warpup.train.rollouts import choose
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.filterwarnings("error")  # a cache under an old name of the argument, for one
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_log_probs_equal_teacher_forcing(make, temperature):
+    model = make().eval()
+    prompts = [encode_pair(TOKENIZER, row)[0] for row in EXAMPLES[:5]]
+    assert len({len(p) for p in prompts}) > 1  # left padding is at work
+    rolls = rollout(
+        model, prompts, eos=TOKENIZER.eos_token_id, pad=0, max_new_tokens=24, copies=6, temperature=temperature,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert 0 < rolls.finished.sum() < 30  # rows were dropped on the way
+    for row in range(30):
+        completion = rolls.completion(row)
+        batch = collate([(prompts[row // 6], completion)], [0], pad=0)
+        logp = completion_logprob(model, batch, temperature)[batch.mask]
+        torch.testing.assert_close(rolls.logp[row, : len(completion)], logp, atol=2e-5, rtol=1e-5)
+        assert (completion[-1] == TOKENIZER.eos_token_id) == bool(rolls.finished[row])
+        assert TOKENIZER.eos_token_id not in completion[:-1]
+        assert not rolls.tokens[row, len(completion) :].any()
+        assert not rolls.logp[row, len(completion) :].any()
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_greedy_rollout_equals_generate(make):
+    model = make().eval()
+    prompts = [encode_pair(TOKENIZER, row)[0] for row in EXAMPLES[:6]]
+    rolls = rollout(model, prompts, eos=TOKENIZER.eos_token_id, pad=0, max_new_tokens=20, temperature=0)
+    for row, prompt in enumerate(prompts):
+        expected = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=20, do_sample=False
+        )
+        assert rolls.completion(row) == expected[0, len(prompt) :].tolist()
+
+
+def test_finished_rows_leave_the_batch():
+    model = llama().eval()
+    with torch.no_grad():
+        model.lm_head.weight[TOKENIZER.eos_token_id] *= 3  # many rows end early
+    sizes, forward = [], model.forward
+    model.forward = lambda **inputs: sizes.append(len(inputs["input_ids"])) or forward(**inputs)
+    rolls = rollout(
+        model, [[5, 6]], eos=TOKENIZER.eos_token_id, pad=0, max_new_tokens=40, copies=64,
+        generator=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    assert sizes[0] == 1  # the prompt ran once
+    assert sum(sizes[1:]) <= rolls.lengths.sum().item() * 1.12  # not 64 * longest
+    assert sum(sizes[1:]) < 0.7 * 64 * rolls.lengths.max().item()
+
+
+def test_choose_keeps_to_the_nucleus():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(2000, 1)
+    generator = torch.Generator().manual_seed(0)
+    assert set(choose(logits, 1.0, 0.75, generator).tolist()) == {0, 1}
+    assert set(choose(logits, 1.0, 1.0, generator).tolist()) == {0, 1, 2, 3}
+    share = (choose(logits, 0.5, 1.0, generator) == 0).float().mean().item()
+    assert share == pytest.approx(0.25 / (0.25 + 0.09 + 0.0225 + 0.0025), abs=0.04)
+
+
+def test_nan_logits_name_the_place():
+    model = llama().eval()
+    with torch.no_grad():
+        model.lm_head.weight[3] = math.nan
+    with pytest.raises(TrainError, match="logits are NaN at generated token 0"):
+        rollout(model, [[5]], eos=2, pad=0, max_new_tokens=3)
