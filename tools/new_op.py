@@ -36,9 +36,10 @@ def main() -> int:
     listed = [list_public_name(family, name), list_fuzz(name)]
     for path in [*written, *listed]:
         print(path.relative_to(ROOT))
-    sources = [str(path) for path in [*written, *listed] if path.suffix in (".h", ".cpp", ".cu")]
-    subprocess.run(["clang-format", "-i", *sources], check=False)
-    subprocess.run(["ruff", "check", "-q", "--fix", "--select", "I,RUF022", *map(str, written), *map(str, listed)])
+    written = [str(path) for path in written]
+    subprocess.run(["clang-format", "-i", *(p for p in written if not p.endswith(".py"))], check=False)
+    python = [p for p in written if p.endswith(".py")] + [str(listed[0])]
+    subprocess.run(["ruff", "check", "-q", "--fix", "--select", "I,RUF022", *python], check=False)
     subprocess.run([sys.executable, str(ROOT / "tools/operators.py")], check=True)
     print("docs/operators.md")
     print(f"\nNow build, then: pytest tests/test_contract.py -k {name}")
@@ -68,9 +69,13 @@ def list_public_name(family: str, name: str) -> Path:
 def list_fuzz(name: str) -> Path:
     """In the sanitizer driver: the header, and the op in its table."""
     path = ROOT / "tests/cpp/fuzz.cpp"
-    text = path.read_text().replace('#include "fuzz.h"\n', f'#include "fuzz.h"\n#include "fuzz_{name}.h"\n', 1)
-    text = re.sub(r"(kOps\[\]\)\(\) = \{\n)", rf"\1    {name},\n", text, count=1)
-    path.write_text(text)
+    text = path.read_text()
+    headers = re.findall(r'#include "fuzz_\w+\.h"\n', text)
+    text = text.replace(headers[0], "@", 1)
+    for header in headers[1:]:
+        text = text.replace(header, "", 1)
+    text = text.replace("@", "".join(sorted([*headers, f'#include "fuzz_{name}.h"\n'])), 1)
+    path.write_text(re.sub(r"(kOps\[\]\)\(\) = \{\n)", rf"\1    {name},\n", text, count=1))
     return path
 
 

@@ -8,7 +8,7 @@ void new_op_cpu(const NewOpArgs<T>& args) {
   using Acc = acc_t<T>;
   const Acc scale = static_cast<Acc>(args.scale);
   parallel_for(0, args.count, 1 << 15, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) args.out[i] = static_cast<T>(scale * static_cast<Acc>(args.x[i]));
+    for (int64_t i = begin; i < end; ++i) args.out[i] = store<T>(scale * load(args.x[i]));
   });
 }
 

@@ -10,7 +10,7 @@ template <class T>
 __global__ __launch_bounds__(kThreads) void new_op_kernel(const NewOpArgs<T> args) {
   using Acc = acc_t<T>;
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < args.count) args.out[i] = static_cast<T>(static_cast<Acc>(args.scale) * static_cast<Acc>(args.x[i]));
+  if (i < args.count) args.out[i] = store<T>(static_cast<Acc>(args.scale) * load(args.x[i]));
 }
 
 }  // namespace

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from warpup.new_family.new_op import reference_new_op
 
 import warpup
 from tests.support.case import Case, Inputs, New, Thunk, name_of
 from warpup import arrays
-from warpup.new_family.new_op import reference_new_op
 
 
 def inputs(size, dtype, device, seed, variant) -> Inputs:
