@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 def parse(kind: type[T], arguments: list[str], command: str, default: T | None = None) -> T:
     """Dataclass of `kind` from arguments of `command`, such as "warpup train [CONFIG]"; UsageError on wrong ones."""
-    said, options = io.StringIO(), {} if default is None else {"default": default}
+    said = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(kind, args=arguments, prog=command, **options)

@@ -6,6 +6,7 @@ import ast
 import difflib
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def places() -> dict[str, Place]:
             page = "".join(f"docs/{name}" for name in re.findall(r"\((.*)\)", text))
         elif row := re.match(r"\| \[`(\w+)`\]\(\.\./(.*?)\) \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", text):
             name, module, runs, *cells = row.groups()
-            paths = [tuple(p for group in re.findall("`(.*?)`", cell) for p in expand(group)) for cell in cells]
-            found[name] = Place(name, runs, module, *paths, page)
+            kernel, tests, bench = (tuple(p for g in re.findall("`(.*?)`", c) for p in expand(g)) for c in cells)
+            found[name] = Place(name, runs, module, kernel, tests, bench, page)
     return found
 
 
@@ -132,7 +133,7 @@ def kernels() -> list[tuple[str, str]]:
     return rows
 
 
-def main(arguments: list[str] = ()) -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Print what is installed, or where one function is; returns the exit status."""
     if len(arguments) == 1 and not arguments[0].startswith("-"):
         return find(arguments[0])

@@ -18,12 +18,14 @@ class Sampler(Protocol):
 
     def next(self, k: int) -> list[int]:
         """Indices of the next k examples."""
+        ...
 
     def observe(self, indices: Sequence[int], advantages: Sequence) -> None:
         """Report the advantages of finished rollouts: one number or one group of numbers for each index."""
 
     def state_dict(self) -> dict[str, Any]:
         """State that JSON can hold."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore; raises ValueError if the state belongs to another sampler or data set."""
@@ -32,13 +34,14 @@ class Sampler(Protocol):
 class UniformSampler:
     """Every example once an epoch, in an order that is shuffled anew for each by `seed` and the epoch's number."""
 
-    def __init__(self, size: int, *, seed: int = 0):
+    def __init__(self, size: int, *, seed: int | str = 0):
         """size: number of examples, at least 1. Raises ValueError otherwise."""
         if type(size) is not int or size < 1:
             raise ValueError(f"size: expected a positive number of examples, got {size!r}")
         self.size, self.seed = size, seed
         self.taken = 0  # examples given out since the start, over all epochs
-        self._epoch = self._order = None
+        self._epoch: int | None = None  # that _order belongs to
+        self._order: list[int] = []
 
     @property
     def epoch(self) -> int:

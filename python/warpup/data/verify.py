@@ -79,7 +79,8 @@ def verify_math(completion: str, answer: str | Mapping[str, Any], *, rewards: Re
 
     # math-verify limits its time by signals, which only the main thread can receive.
     main = threading.current_thread() is threading.main_thread()
-    parsing, comparing = ({}, {}) if main else (dict(parsing_timeout=None), dict(timeout_seconds=None))
+    parsing: dict[str, Any] = {} if main else {"parsing_timeout": None}
+    comparing: dict[str, Any] = {} if main else {"timeout_seconds": None}
 
     def parse(text: str):
         return math_verify.parse(text if "$" in text or "\\boxed" in text else f"${text}$", **parsing)

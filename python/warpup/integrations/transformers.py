@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from warpup.integrations._requests import Requests, schedule_from
-from warpup.reflection import ReflectionBatch, ReflectionSchedule
+from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
 
 try:  # newer than the oldest transformers that warpup runs on
     from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
@@ -54,35 +54,37 @@ class ReflectionLogitsProcessor(LogitsProcessor):
         self.deltas: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._follow(input_ids)
+        batch = self._follow(input_ids)
         scores = scores if self.inplace else scores.clone()
-        self.delta = self.batch.apply_(scores, temperature=self.temperature)
+        self.delta = batch.apply_(scores, temperature=self.temperature)
         if self.record:
             self.deltas.append(self.delta)
         return scores
 
-    def _follow(self, ids: Tensor) -> None:
+    def _follow(self, ids: Tensor) -> ReflectionBatch:
         rows, length = ids.shape
-        seen, self.seen = self.seen, ids
-        known = seen is not None and len(seen) == rows and length > self.prompt
+        seen, self.seen, batch = self.seen, ids, self.batch
+        known = batch is not None and seen is not None and len(seen) == rows and length > self.prompt
         if known and length == seen.shape[1] + 1 and torch.equal(ids[:, :-1], seen):
-            return self.batch.update(ids[:, -1])
+            batch.update(ids[:, -1])
+            return batch
         if not (known and torch.equal(ids[:, : self.prompt], seen[:, : self.prompt])):
             self.prompt, self.deltas = length, []
-            self._batch_of(rows, ids.device)
+            batch = self._batch_of(rows, ids.device)
         none = torch.zeros(rows, dtype=torch.int64, device=ids.device)
-        self.batch.begin_padded(range(rows), ids, none, none + self.prompt)  # padding is no token of any marker
-        return None
+        batch.begin_padded(range(rows), ids, none, none + self.prompt)  # padding is no token of any marker
+        return batch
 
-    def _batch_of(self, rows: int, device) -> None:
-        many = isinstance(self.schedule, list)
-        if many and len(self.schedule) != rows:
-            raise ValueError(f"{len(self.schedule)} schedules were given for {rows} rows (prompts times beams)")
+    def _batch_of(self, rows: int, device) -> ReflectionBatch:
+        given = self.schedule if isinstance(self.schedule, list) else [self.schedule] * rows
+        if len(given) != rows:
+            raise ValueError(f"{len(given)} schedules were given for {rows} rows (prompts times beams)")
         if self.batch is None or self.batch.slots != rows or self.batch.device != device:
-            first = self.schedule[0] if many else self.schedule
-            self.batch = ReflectionBatch(rows, first, ring=2, device=device)
-            for row, schedule in enumerate(self.schedule if many else []):
-                self.batch.set_schedule([row], schedule)
+            self.batch = ReflectionBatch(rows, given[0], ring=2, device=device)
+            for row, schedule in enumerate(given[1:], 1):
+                if schedule is not given[0]:
+                    self.batch.set_schedule([row], schedule)
+        return self.batch
 
 
 class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):
@@ -136,7 +138,7 @@ class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         if self.ids is None or self.ids.device != scores.device:
-            self.ids = torch.tensor(self.schedule.tokens.ids, device=scores.device)
+            self.ids = torch.tensor(ReflectionTokens.of(self.schedule.tokens).ids, device=scores.device)
         delta = tensor_arg[: scores.shape[0]].view(torch.float32)
         return scores.index_add(1, self.ids, delta.to(scores.dtype).unsqueeze(1).expand(-1, len(self.ids)))
 

@@ -28,6 +28,8 @@ def load_reward(reward: str | Callable) -> Callable:
             if not Path(place).is_file():
                 raise TrainError(f"reward: no file {place}")
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None  # it ends in .py
+            assert spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
