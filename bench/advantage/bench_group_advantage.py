@@ -1,4 +1,4 @@
-"""Family `advantage`: rewards against their group's, over time, against a role's running mean."""
+"""`group_advantage`: rewards in any order and grouping, against plain torch and a loop over ids."""
 
 from __future__ import annotations
 
@@ -11,27 +11,21 @@ import torch
 import warpup
 from bench.harness.measure import Comparison, Work, compiled
 from bench.harness.timing import Candidate
-from warpup.advantage.group_advantage import reference_role_advantage
-from warpup.advantage.token_advantage import reference_gae
 
 SIZE, EPS = 8, 1e-4  # rows a group
 ROWS = {"cpu": 65536, "cuda": 65536, "quick": 64}
-TOKENS = {"cpu": (512, 2048), "cuda": (4096, 4096), "quick": (4, 16)}
-ROLLS = {"cpu": 8192, "cuda": 8192, "quick": 64}
 GOALS = {"loop over uids": 100, "contiguous view": 0.5}  # the view has its groups in place already: half is good
 
 
 def cases(device: str, size: str) -> Iterator[Comparison]:
-    n, tokens = ROWS[size], TOKENS[size]
+    n = ROWS[size]
     yield Comparison(f"group_advantage fixed {n} rows by {SIZE}", partial(fixed, device, n))
     yield Comparison(f"group_advantage offsets {n} rows by {SIZE}", partial(by_offsets, device, n))
     goals = GOALS if size == "cpu" else {}
     yield Comparison(f"group_advantage shuffled ids {n} rows by {SIZE}", partial(by_ids, device, n), goals)
-    yield Comparison(f"gae {list(tokens)}", partial(gae, device, tokens))
-    yield Comparison(f"role_advantage {ROLLS[size]} rows", partial(role, device, ROLLS[size]))
 
 
-def test_advantage(case, measure):
+def test_group_advantage(case, measure):
     measure(case)
 
 
@@ -114,38 +108,3 @@ def by_ids(device, n) -> Work:
     if device == "cpu":
         candidates["loop over uids"] = Candidate(partial(loop_over_uids, shuffled, [str(i) for i in ids.tolist()]))
     return Work(candidates, 2 * rewards.nbytes + ids.nbytes, lambda: [reference[shuffle]])
-
-
-# ---- gae, role_advantage --------------------------------------------------------------------------------------------
-
-
-def gae(device, shape) -> Work:
-    rewards, values = torch.randn(shape, device=device), torch.randn(shape, device=device)
-    mask = torch.rand(shape, device=device) < 0.9
-    options = {"gamma": 0.99, "lam": 0.95}
-    candidates = {
-        "warpup": Candidate(partial(warpup.gae, rewards, values, mask, **options)),
-        "eager": Candidate(partial(reference_gae, rewards, values, mask, **options)),
-    }
-    size = 4 * rewards.nbytes + mask.nbytes
-    return Work(candidates, size, lambda: reference_gae(rewards.double(), values.double(), mask, **options))
-
-
-def role(device, n) -> Work:
-    rewards, roles = torch.randn(n, device=device), torch.randint(4, (n,), device=device)
-    state = torch.zeros(4, device=device)
-
-    def loop(decay=0.95):
-        baselines, advantages = state.tolist(), []
-        for reward, role in zip(rewards.tolist(), roles.tolist(), strict=True):
-            advantages.append(reward - baselines[role])
-            baselines[role] = decay * baselines[role] + (1 - decay) * reward
-        return torch.tensor(advantages, device=device), torch.tensor(baselines, device=device)
-
-    candidates = {
-        "warpup": Candidate(partial(warpup.role_advantage, rewards, roles, state)),
-        "loop over Python floats": Candidate(loop),
-    }
-    size = 2 * rewards.nbytes + roles.nbytes
-    reference = reference_role_advantage(rewards.cpu().double(), roles.cpu(), state.cpu().double())
-    return Work(candidates, size, lambda: [r.to(device) for r in reference])

@@ -12,13 +12,14 @@
 //   A NaN reward stands for "no reward": A = 0. n = 1: A = 0, or r itself with `singleton_raw`. max == min: c = 0
 //   exactly unless the baseline is none, and A = 0 for std and batch_std: rounding noise is never divided by.
 //
-// Layout   group g is rows [g size, (g + 1) size), or [offsets[g], offsets[g + 1]), of the rewards as they lie or, with
-//          `order`, of rewards[order]. Advantages stand where their rewards stand. Empty groups are allowed.
-// Numerics deviations and sums in float32 (float64 for float64; the CPU twin sums in float64), in two passes; the mean
-// is
-//          carried as a rounded value and its remainder, so an offset of the rewards costs no digits.
-//          Offsets that are not monotone, which the binding rejects on the CPU, are clamped on CUDA: no crash, no unset
-//          row.
+// Why      in a batch, groups have any order and any size; torch ops need them padded, or a loop in Python over ids.
+// Layout   group g is rows [g size, (g + 1) size), or [offsets[g], offsets[g + 1]), of the rewards as they lie in
+//          memory or, with `order`, of rewards[order]. Advantages stand where their rewards stand. Empty groups are
+//          allowed.
+// Numerics deviations and sums in float32 (float64 for float64; the CPU kernel sums in float64), in two passes; the
+//          mean is carried as a rounded value and its remainder, so an offset of the rewards costs no digits.
+//          Offsets that are not monotone, which the check rejects on the CPU, are clamped on CUDA: no crash, no row is
+//          left unwritten.
 // Bytes    rows * 2 sizeof(T), + 8 rows with `order`, + rows * sizeof(T) with lengths, + 8 groups with offsets.
 #pragma once
 

@@ -30,7 +30,7 @@ void group_advantage_cpu(const GroupAdvantageArgs<T>& args) {
     return;
   }
   // Shared out by rows, not by groups: sizes differ, and a plan from ids ends in empty groups. A group belongs to the
-  // range that its first row lies in; those that begin at the very end are empty and go with the last range.
+  // range that has its first row; those that begin at the very end are empty and go with the last range.
   const int64_t rows = args.rows;
   parallel_for(0, std::max<int64_t>(rows, 1), kGrain, [&args, rows](int64_t first, int64_t last) {
     const int64_t* o = args.offsets;

@@ -1,4 +1,4 @@
-// One group from its rewards to its advantages, written once for both twins. A Team shares the group's rows out: the
+// One group from its rewards to its advantages, written once for both kernels. A Team shares the group's rows out: the
 // CPU's is one thread, CUDA's 8 lanes or a block. Every thread of a team makes the same calls to `reduce`, so nothing
 // here returns early.
 #pragma once

@@ -1,14 +1,17 @@
 // masked_moments: count, mean and variance of what a mask keeps; masked_whiten: with them, to mean 0 and variance 1.
+// masked_moments has no public function: group_advantage calls it for scale batch_std, masked_whiten for itself.
 //
-//   moments = (n, mean, M2 / (n - correction), 1 where max == min)          variance 0 where max == min or n <=
-//   correction out = (x - mean) / sqrt(variance + eps) (+ mean without `shift_mean`)   0 outside the mask; x - mean = 0
-//   where max == min
+//   moments = (n, mean, M2 / (n - correction), 1 where max == min)     variance 0 where max == min or n <= correction
+//   out = (x - mean) / sqrt(variance + eps) (+ mean without `shift_mean`)   0 outside the mask
+//         x - mean = 0 exactly where max == min
 //
+// Why      advantages of all tokens of a batch are brought to one scale; in torch ops that is many passes over memory,
+//          and a variance made of sums loses its digits where the mean is large.
 // Layout   x, mask, out contiguous [count]; mask bytes, 0 or not, or null: all; `skip_nan` leaves NaN out too.
 //          moments 4 float64; partials 5 float64 for each chunk of kChunk elements, scratch.
 // Numerics each chunk in float32 (float64 for float64), two passes: mean, then squared deviations; chunks are merged
-// one after
-//          another in float64 (Chan et al.). Chunks do not depend on the number of threads, nor does the result.
+//          one after another in float64 (Chan et al.). Chunks do not depend on the number of threads, nor does the
+//          result.
 // Bytes    moments: count * (sizeof(T) + 1) read.  whiten: as much again, and count * sizeof(T) written.
 #pragma once
 
@@ -17,7 +20,8 @@
 namespace warpup {
 
 struct Moments {
-  static constexpr int64_t kChunk = 4096;
+  static constexpr int64_t kChunk =
+      4096;  // 16 KB of float32: the second pass finds it in L1; 16 elements a CUDA thread
   static constexpr int kPartial = 5, kResult = 4;
   static int64_t chunks(int64_t count) { return (count + kChunk - 1) / kChunk; }
 

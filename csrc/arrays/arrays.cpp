@@ -4,7 +4,6 @@
 
 #include <pybind11/stl.h>
 
-#include "advantage/advantage_check.h"
 #include "core/parallel.h"
 #include "interval/interval_activation_check.h"
 #include "interval/interval_check.h"
@@ -15,7 +14,6 @@
 #include "moe/moe_glu_check.h"
 #include "moe/moe_route_check.h"
 #include "policy/policy_loss_check.h"
-#include "reflection/reflection_check.h"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -157,16 +155,6 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
   def("interval_softmax_backward", &warpup::interval_softmax_backward, "center"_a, "radius"_a, py::kw_only(),
       "grad_out_center"_a, "grad_out_radius"_a, "grad_center"_a, "grad_radius"_a);
 
-  def("group_advantage", &warpup::group_advantage, "rewards"_a, "offsets"_a = py::none(), "order"_a = py::none(),
-      "lengths"_a = py::none(), "batch"_a = py::none(), py::kw_only(), "group_size"_a = 0, "baseline"_a = "mean",
-      "scale"_a = "std", "eps"_a = 1e-4, "correction"_a = 1, "singleton"_a = "zero", "advantages"_a,
-      "count"_a = py::none(), "mean"_a = py::none(), "std"_a = py::none(), "mean_abs"_a = py::none(),
-      "zero_variance"_a = py::none());
-  def("group_plan", &warpup::group_plan, "ids"_a, py::kw_only(), "order"_a, "offsets"_a);
-  def("reverse_scan", &warpup::reverse_scan, "rewards"_a, "values"_a, "mask"_a, "bootstrap"_a = py::none(),
-      py::kw_only(), "gamma"_a, "decay"_a, "cut"_a = false, "x"_a, "returns"_a = py::none());
-  def("role_advantage", &warpup::role_advantage, "rewards"_a, "roles"_a, "baseline_state"_a, py::kw_only(),
-      "decay"_a = 0.95, "advantages"_a, "new_state"_a);
   def("moe_glu", &warpup::moe_glu, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(), py::kw_only(),
       "activation"_a = "silu", "a"_a);
   def("moe_glu_backward", &warpup::moe_glu_backward, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(),
@@ -174,13 +162,6 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       "grad_weights"_a = py::none());
   def("grouped_product", &warpup::grouped_product, "a"_a, "b"_a, "offsets"_a, "a_rows"_a = py::none(),
       "b_rows"_a = py::none(), py::kw_only(), "turned"_a = false, "out"_a);
-
-  def("masked_moments", &warpup::masked_moments, "x"_a, "mask"_a = py::none(), py::kw_only(), "skip_nan"_a = false,
-      "correction"_a = 1, "partials"_a, "moments"_a);
-  def("masked_whiten", &warpup::masked_whiten, "x"_a, "mask"_a = py::none(), py::kw_only(), "shift_mean"_a = true,
-      "correction"_a = 1, "eps"_a = 1e-8, "out"_a, "partials"_a, "moments"_a);
-  def("tree_values", &warpup::tree_values, "rewards"_a, "children"_a, "begin"_a, "end"_a, py::kw_only(), "values"_a,
-      "settled"_a);
 
   def("moe_plan", &warpup::moe_plan, "indices"_a, py::kw_only(), "block"_a = 1, "counts"_a, "offsets"_a,
       "permutation"_a, "inverse"_a, "chunks"_a);
@@ -212,36 +193,6 @@ PYBIND11_MODULE(WARPUP_MODULE, m) {
       "logits"_a, "bounds"_a = py::none(), py::kw_only(), "score"_a = "softmax", "over_chosen"_a = false,
       "renormalize"_a = false, "epsilon"_a = 0.0, "scale"_a = 1.0, "indices"_a, "stats"_a, "lengths"_a,
       "grad_weights"_a = py::none(), "grad_mean_score"_a = py::none(), "grad_z_loss"_a = py::none(), "grad_logits"_a);
-
-  def(
-      "reflection_state_update_",
-      [](View state, View schedules, View sets, View markers, View tokens, View slots, Optional first, Optional count,
-         Optional prompt, Optional rollback) {
-        warpup::reflection_state_update({state, schedules, sets, {}}, markers, tokens, slots, first, count, prompt,
-                                        rollback);
-      },
-      "state"_a, "schedules"_a, "sets"_a, "markers"_a, "tokens"_a, "slots"_a, "first"_a = py::none(),
-      "count"_a = py::none(), "prompt"_a = py::none(), "rollback"_a = py::none());
-  def(
-      "apply_schedule_",
-      [](View logits, View state, View schedules, View sets, View knots, View slots, Optional back,
-         Optional temperature, double temperature_scalar, View delta) {
-        warpup::apply_schedule(logits, {state, schedules, sets, knots}, slots, back, temperature, temperature_scalar,
-                               delta);
-      },
-      "logits"_a, "state"_a, "schedules"_a, "sets"_a, "knots"_a, "slots"_a, "back"_a = py::none(),
-      "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "delta"_a);
-  def(
-      "sample_step",
-      [](View logits, Optional tuned, Optional base, View state, View schedules, View sets, View knots, View sampling,
-         View slots, Optional back, Optional seen, int64_t stream, Optional scratch, View token, View logp_raw,
-         View logp, View kept, View p_r, View delta, View temperature) {
-        warpup::sample_step(logits, tuned, base, {state, schedules, sets, knots}, sampling, slots, back, seen, stream,
-                            scratch, {token, logp_raw, logp, kept, p_r, delta, temperature});
-      },
-      "logits"_a, "tuned"_a = py::none(), "base"_a = py::none(), py::kw_only(), "state"_a, "schedules"_a, "sets"_a,
-      "knots"_a, "sampling"_a, "slots"_a, "back"_a = py::none(), "seen"_a = py::none(), "stream"_a = 0,
-      "scratch"_a = py::none(), "token"_a, "logp_raw"_a, "logp"_a, "kept"_a, "p_r"_a, "delta"_a, "temperature"_a);
 
   const auto parameters = [](Optional mean, Optional var, Optional weight, Optional bias, double eps) {
     return warpup::ChannelParameters{mean, var, weight, bias, eps};

@@ -23,6 +23,23 @@ void dispatch_floating(const char* op, const char* name, DType dtype, const Body
   }
 }
 
+// The same for kernels that compute in the type they read; their callers widen 16-bit arrays first.
+template <class Body>
+void dispatch_wide(const char* op, const char* name, DType dtype, const Body& body) {
+  if (dtype == DType::f32) return body.template operator()<float>();
+  if (dtype == DType::f64) return body.template operator()<double>();
+  fail(op, ": ", name, " must be float32 or float64, got ", name_of(dtype));
+}
+
+// Whether WARPUP_RUN takes the CUDA kernel for arrays of this device: on the host executor it always does.
+inline bool runs_cuda([[maybe_unused]] const Device& device) {
+#if defined(WARPUP_HOST_CUDA)
+  return true;
+#else
+  return device.cuda;
+#endif
+}
+
 // Runs the twin that belongs to the device. WARPUP_RUN(token_logprob, T, device, args)
 #if defined(WARPUP_HOST_CUDA)  // tests: the CUDA twin on the host executor, on CPU memory
 #define WARPUP_RUN(op, T, device, args) op##_cuda<T>(args, (device).stream)

@@ -114,6 +114,18 @@ class Argument {
     return *this;
   }
 
+  // Every entry of a contiguous int64 array is an index in [0, limit). Not looked at on CUDA, where that would
+  // synchronize: kernels cope with any contents there.
+  void indices(int64_t limit) const {
+    if (v_.device.cuda) return;
+    const auto* index = static_cast<const int64_t*>(v_.data);
+    for (int64_t i = 0, n = v_.numel(); i < n; ++i) {
+      if (index[i] < 0 || index[i] >= limit) {
+        fail(op_, ": ", name_, "[", i, "] = ", index[i], " is outside [0, ", limit, ")");
+      }
+    }
+  }
+
   // Folds the leading dimensions into rows of at most two strided levels.
   Rows rows(int first_dims) const {
     Rows out{v_.count(first_dims), 1, 0, 0};

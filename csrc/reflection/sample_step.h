@@ -1,7 +1,7 @@
 // sample_step: from raw logits to the next token of each request in one operator.
 //
 //   z0 = x + beta (tuned - base)                                     emulated fine-tuning, where the two are given
-//   z1 = z0 + delta [j in R]                                         the request's schedule (schedule.h)
+//   z1 = z0 + delta [j in R]                                         the request's schedule (apply_schedule.h)
 //   z  = z1 / rho or z1 rho (z1 > 0 or not) where seen, - presence where generated
 //   x  = (z - max z) / T, T by phase;  S = sum e^x                   T = 0: the argmax, and nothing below
 //   kept: z >= the k-th largest; of these, mass above z < p times their mass; x >= log(min_p)   ties stay together
@@ -9,20 +9,22 @@
 //   logp_raw = log softmax(z0)[token]        logp = x - log(S of kept)
 //   kept = S of kept / S                     p_r = sum over R of softmax(z0 / T)
 //
-// The k-th largest and the nucleus need no sort: their threshold is found by halving an interval of values, a counting
-// pass each, until one element or none lies between its ends; both twins take the same steps.
-//
+// Why      torch ops sort the vocabulary of each row and read its logits some ten times, and what they draw depends on
+//          the rest of the batch. Here a draw is a function of the request alone, and the row is read from memory once.
+// Method   the k-th largest and the nucleus need no sort: their threshold is found by halving an interval of values, a
+//          counting pass each, until at most one element is between its ends; both kernels take the same steps.
 // Layout   logits, tuned, base [rows, vocab], unit stride along vocab; state, schedules, sets, knots, slots, back as in
-//          schedule.h; sampling [slots] Sampling; seen [slots, vocab] bytes, bit 0: in the prompt, bit 1: generated;
-//          outputs one value a row; scratch [rows, vocab] (CUDA only). A row of slot -1 gives token -1 and zeros.
+//          apply_schedule.h; sampling [slots] Sampling; seen [slots, vocab] bytes, bit 0: in the prompt, bit 1:
+//          generated; outputs one value a row; scratch [rows, vocab] (CUDA only). A row of slot -1 gives token -1 and
+//          zeros.
 // Numerics exp and products in float32 (float64 for float64), sums of masses in double on the CPU and the GPU alike.
 //          -inf is never kept; a row without a finite logit gives token 0 and zeros; NaN gives token 0 and NaN.
 //          T = 0: the lowest index of equals, logp = 0, kept = 1, p_r whether the token is in R: a point mass.
 // Bytes    rows * vocab * sizeof(T) read once; the row stays in cache (CPU: its own copy; GPU: scratch) for two more
-//          passes, and some 15 to find a threshold, on the GPU over the few that a first bound leaves.
+//          passes, and some 15 to find a threshold, on the GPU over those alone that a first bound leaves.
 #pragma once
 
-#include "reflection/schedule.h"
+#include "reflection/apply_schedule.h"
 
 namespace warpup {
 

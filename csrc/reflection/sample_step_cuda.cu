@@ -1,5 +1,5 @@
-// One block a row. The logits come once from memory; z then lies in scratch, which the L2 holds, for every further
-// pass.
+// One block a row. The logits are read from memory once; z is then in scratch, which the L2 cache holds, for every
+// further pass.
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "core/vec.cuh"

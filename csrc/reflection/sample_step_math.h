@@ -1,10 +1,10 @@
-// What one row samples under, and the search for the threshold of a filter: the same steps on both twins.
+// What one row samples under, and the search for the threshold of a filter: the same steps in both kernels.
 #pragma once
 
 #include "core/math.h"
 #include "core/random.h"
+#include "reflection/apply_schedule_math.h"
 #include "reflection/sample_step.h"
-#include "reflection/schedule_math.h"
 
 namespace warpup {
 
@@ -35,7 +35,7 @@ WARPUP_HD RowPlan<acc_t<T>> plan_of(const SampleStepArgs<T>& args, int64_t r) {
   const int64_t slot = args.slots[r];
   RowPlan<Acc> plan{};
   if (slot < 0 || slot >= args.tables.slots) return plan;
-  const Standing at = standing(args.tables, slot, args.back ? args.back[r] : 0);
+  const Progress at = progress_of(args.tables, slot, args.back ? args.back[r] : 0);
   const Sampling& s = args.sampling[slot];
   const Schedule& schedule = args.tables.schedules[slot];
   const double t = at.phase == kAnswer ? s.answer : at.phase == kCode ? s.code : s.think;
@@ -70,7 +70,8 @@ WARPUP_HD Acc between(Acc low, Acc high, int step) {
 }
 
 // The largest v with weigh(v) >= target, where weigh(v) is the Weight of the elements >= v and `measure` the part of it
-// that counts; up to elements: no other set {z >= v} lies between. `high` is the largest element.
+// that counts. Up to elements: the v returned and the largest such v cut the row at the same place. `high` is the
+// largest element.
 template <class Acc, class Weigh, class Measure>
 WARPUP_HD Acc threshold(Acc high, Acc width, double target, Weigh weigh, Measure measure) {
   Weight top = weigh(high);

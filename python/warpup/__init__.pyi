@@ -1,7 +1,12 @@
 # The public names and where they live: `__init__.py` reads this at run time, and imports a name when it is first used.
 from . import advantage, arrays, data, distributed, interval, logprob, moe, policy, reflection, train
-from .advantage.group_advantage import GroupPlan, GroupStats, group_advantage, group_plan, role_advantage
-from .advantage.token_advantage import gae, masked_whiten, reward_to_go, segment_advantage, segment_ids, tree_advantage
+from .advantage.gae import gae, reward_to_go
+from .advantage.group_advantage import GroupStats, group_advantage
+from .advantage.group_plan import GroupPlan, group_plan
+from .advantage.masked_whiten import masked_whiten
+from .advantage.role_advantage import role_advantage
+from .advantage.segment_advantage import segment_advantage, segment_ids
+from .advantage.tree_advantage import tree_advantage
 from .divergence.divergence import divergence, topk_divergence
 from .divergence.linear_divergence import linear_divergence
 from .interval.interval_activation import (

@@ -4,7 +4,10 @@
 #include <algorithm>
 #include <numeric>
 
-#include "advantage/advantage_check.h"
+#include "advantage/group_advantage_check.h"
+#include "advantage/masked_whiten.h"
+#include "advantage/masked_whiten_check.h"
+#include "advantage/role_advantage_check.h"
 #include "fuzz.h"
 
 namespace fuzz {
@@ -102,6 +105,13 @@ inline void group_advantage() {
     order.set(0, rows);
     expect_rejected(call, "order[0]");
     order.set(0, at[0]);
+  }
+  if (baseline != "length_weighted" && chance(0.05)) {
+    expect_rejected(
+        [&] {
+          warpup::group_advantage(r, {}, {}, lengths, {}, 1, baseline, "none", eps, 0, "zero", a, {}, {}, {}, {}, {});
+        },
+        "lengths belong");
   }
   if (!fixed && rows > 0 && chance(0.1)) {
     offsets.set(groups, rows + 1);

@@ -1,13 +1,15 @@
 // Advantages over tokens and trees against plain loops.
 #pragma once
 
+#include "advantage/gae_check.h"
+#include "advantage/tree_advantage_check.h"
 #include "fuzz_advantage.h"
 
 namespace fuzz {
 
-// ---- reverse_scan ---------------------------------------------------------------------------------------------------
+// ---- gae ---------------------------------------------------------------------------------------------------
 
-inline void reverse_scan() {
+inline void gae() {
   const DType dtype = wide();
   const double e = epsilon_of(dtype);
   const int64_t rows = below(5), length = chance(0.02) ? 9000 + below(100) : below(50);
@@ -20,8 +22,8 @@ inline void reverse_scan() {
   mask.fill([&](int64_t) { return chance(kept) ? 1 + below(255) : 0; });
   const auto value = [&](int64_t i) { return mask[i] == 0 && chance(0.5) ? std::nan("") : normal(); };
   r.fill(value), v.fill(value), end.fill([](int64_t) { return normal(); });
-  warpup::reverse_scan(r, given_if(with_values, v), mask, given_if(with_end, end), gamma, decay, cut, x,
-                       given_if(with_values, returns));
+  warpup::gae(r, given_if(with_values, v), mask, given_if(with_end, end), gamma, decay, cut, x,
+              given_if(with_values, returns));
   std::vector<double> want(rows * length), near(rows * length), want_returns(rows * length);
   for (int64_t b = 0; b < rows; ++b) {
     const double last = with_end ? end[b] : 0;
@@ -40,13 +42,13 @@ inline void reverse_scan() {
     }
   }
   const auto tolerance = [&](int64_t i) { return near[i]; };
-  expect_near(x, [&](int64_t i) { return want[i]; }, tolerance, "reverse_scan: x");
-  if (with_values) expect_near(returns, [&](int64_t i) { return want_returns[i]; }, tolerance, "reverse_scan: returns");
+  expect_near(x, [&](int64_t i) { return want[i]; }, tolerance, "gae: advantages");
+  if (with_values) expect_near(returns, [&](int64_t i) { return want_returns[i]; }, tolerance, "gae: returns");
 }
 
 // ---- masked_moments, masked_whiten ----------------------------------------------------------------------------------
 
-inline void masked_moments() {
+inline void masked_whiten() {
   const DType dtype = wide();
   const double e = epsilon_of(dtype), eps = std::array{0.0, 1e-8, 1e-2}[below(3)];
   const int64_t n = chance(0.05) ? 4090 + below(12) : chance(0.02) ? 20000 : below(70), correction = below(2);
@@ -89,9 +91,10 @@ inline void masked_moments() {
   expect_near(inplace ? x : out, want_out, near_out, inplace ? "masked_whiten in place" : "masked_whiten");
 }
 
-// ---- tree_values ----------------------------------------------------------------------------------------------------
+// ---- tree_advantage
+// ----------------------------------------------------------------------------------------------------
 
-inline void tree_values() {
+inline void tree_advantage() {
   const DType dtype = wide();
   const int64_t nodes = some_rows();
   std::vector<int64_t> place(nodes), parent(nodes, -1), children(nodes);
@@ -112,7 +115,7 @@ inline void tree_values() {
   }
   order.fill([&](int64_t i) { return children[i]; });
   begin.fill([&](int64_t i) { return first[i]; }), end.fill([&](int64_t i) { return last[i]; });
-  const auto call = [&] { warpup::tree_values(r, order, begin, end, values, settled); };
+  const auto call = [&] { warpup::tree_advantage(r, order, begin, end, values, settled); };
   if (nodes > 0 && chance(0.1)) {
     end.set(0, nodes + 1);
     expect_rejected(call, "end[0]");
@@ -135,7 +138,7 @@ inline void tree_values() {
     if (--open[p] == 0) want[p] = sum[p] / there[p], ready.push_back(p);  // 0 / 0 where none is there
   }
   const double near = 64 * epsilon_of(dtype);
-  expect_near(values, [&](int64_t i) { return want[i]; }, [&](int64_t) { return near; }, "tree_values");
+  expect_near(values, [&](int64_t i) { return want[i]; }, [&](int64_t) { return near; }, "tree_advantage");
 }
 
 }  // namespace fuzz

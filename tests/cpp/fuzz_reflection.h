@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <array>
 
-#include "reflection/reflection_check.h"
 #include "fuzz.h"
+#include "reflection/apply_schedule_check.h"
+#include "reflection/sample_step.h"
+#include "reflection/sample_step_check.h"
 
 namespace fuzz {
 
@@ -114,8 +116,8 @@ struct ReflectionWorld {
     const double unit = schedule(slot, 9) ? temperature : 1;
     switch (int(schedule(slot, 0))) {
       case 1: {
-        const double turned = std::fmod(std::fmod(u - c / 4, c) + c, c);
-        return unit * (a * std::fabs(4 * turned / c - 2) - a);
+        const double since_peak = std::fmod(std::fmod(u - c / 4, c) + c, c);
+        return unit * (a * std::fabs(4 * since_peak / c - 2) - a);
       }
       case 2:
         return unit * a;
@@ -136,7 +138,7 @@ struct ReflectionWorld {
   }
 };
 
-inline void reflection() {
+inline void apply_schedule() {
   ReflectionWorld w;
   for (int64_t step = 1 + below(6); step > 0; --step) {
     const int64_t rows = 1 + below(w.slots), width = below(8);
@@ -150,7 +152,7 @@ inline void reflection() {
       slots.set(r, none ? -1 : double(r));
       first.set(r, below(width + 1)), count.set(r, below(width - int64_t(first[r]) + 1));
       prompt.set(r, anew ? double(below(int64_t(count[r]) + 2)) : -1);
-      drop.set(r, below(int64_t(w.traces[r].tokens.size()) - w.traces[r].oldest + 1));
+      drop.set(r, anew ? 0 : below(int64_t(w.traces[r].tokens.size()) - w.traces[r].oldest + 1));
       if (none) continue;
       Trace& trace = w.traces[r];
       if (anew) trace = {{}, int64_t(prompt[r]), 0};
@@ -191,7 +193,7 @@ inline void reflection() {
 }
 
 // sample_step against sorting: tokens kept, masses, and that the token is one of the kept.
-inline void reflection_sample() {
+inline void sample_step() {
   ReflectionWorld w;
   const DType dtype = floating(), acc = dtype == DType::f64 ? DType::f64 : DType::f32;
   const int64_t rows = 1 + below(4), vocab = chance(0.1) ? 2040 + below(20) : 1 + below(60);
@@ -203,6 +205,7 @@ inline void reflection_sample() {
   tuned.fill([](int64_t) { return normal(); }), base.fill([](int64_t) { return normal(); });
   seen.fill([](int64_t) { return below(4); });
   slots.fill([&](int64_t) { return below(w.slots + 1) - 1; }), back.fill([](int64_t) { return 0; });
+  const bool combined = chance(0.4), penalised = chance(0.4);
   sampling.fill([&](int64_t i) -> double {
     switch (i % warpup::kSampling) {
       case 0:
@@ -216,23 +219,31 @@ inline void reflection_sample() {
       case 5:
         return chance(0.7) ? 0 : below(101) / 100.0;
       case 6:
-        return chance(0.5) ? 1 : 1 + below(8) / 8.0;
+        return chance(0.5) || !penalised ? 1 : 1 + below(8) / 8.0;
       case 7:
-        return chance(0.5) ? 0 : normal();
+        return chance(0.5) || !penalised ? 0 : normal();
       case 8:
         return double(below(int64_t(1) << 53));
       default:
-        return 0.5;
+        return combined ? 0.5 : 1;
     }
   });
-  const bool combined = chance(0.4), penalised = chance(0.4);
   using Optional = warpup::OptionalView;
   const auto given = [](bool wanted, const Array& a) { return wanted ? Optional(a.view()) : std::nullopt; };
   Array token(DType::i64, {rows}), raw(acc, {rows}), logp(acc, {rows}), kept(acc, {rows}), p_r(acc, {rows});
   Array delta(DType::f32, {rows}), temperature(DType::f32, {rows});
-  warpup::sample_step(z, given(combined, tuned), given(combined, base), w.views(), sampling, slots,
-                      Optional(back.view()), given(penalised, seen), below(3), std::nullopt,
-                      {token, raw, logp, kept, p_r, delta, temperature});
+  const auto call = [&] {
+    warpup::sample_step(z, given(combined, tuned), given(combined, base), w.views(), sampling, slots,
+                        Optional(back.view()), given(penalised, seen), below(3), std::nullopt,
+                        {token, raw, logp, kept, p_r, delta, temperature});
+  };
+  if (!penalised && slots[0] >= 0 && chance(0.1)) {
+    const int64_t repetition = int64_t(slots[0]) * warpup::kSampling + 6;
+    sampling.set(repetition, 1.5);
+    expect_rejected(call, "needs seen");
+    sampling.set(repetition, 1);
+  }
+  call();
 
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t slot = int64_t(slots[r]);

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import warpup
 from warpup.data import word_tokenizer
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens, presets
-from warpup.reflection.apply_schedule import PHASES
+from warpup.reflection.apply_schedule import PHASES, reflection_state_update_
 
 OPEN, CLOSE, CODE, END = (3,), (4, 3, 4), (5, 5), (6,)  # markers: one token, several, overlapping themselves
 TOKENS = ReflectionTokens((1, 2), OPEN, CLOSE, CODE, END)
@@ -21,8 +21,11 @@ WAVES = [("triangle", {}), ("cosine", {}), ("constant", {}), ("table", {"table":
 
 
 def wave_of(wave, **options):
-    more = dict(WAVES).get(wave, {})
-    return ReflectionSchedule(wave, **{"amplitude": 3.0, "period": 12, "tokens": TOKENS, **more, **options})
+    """A schedule of this wave, with those of the options that have an effect on it."""
+    options = {"amplitude": 3.0, "period": 12, "tokens": TOKENS, **dict(WAVES).get(wave, {}), **options}
+    idle = {"period", "shift"} if wave == "constant" else {"amplitude"} if wave == "table" else set()
+    idle |= {"period"} if wave == "table" and not options.get("shift") else set()
+    return ReflectionSchedule(wave, **{name: value for name, value in options.items() if name not in idle})
 
 
 def ended(tokens, marker):
@@ -143,7 +146,7 @@ def test_follows_like_a_search(twin, requests, schedule):
     for t in range(max(map(len, generated)) + 1):
         logits = torch.zeros(n, VOCAB, device=twin.device)
         delta = batch.apply_(logits)
-        at = batch.standing()
+        at = batch.progress()
         so_far = [g[:t] for g in generated]
         for r, (p, g) in enumerate(zip(prompts, so_far, strict=True)):
             phase, start, last, count = search(p, g, schedule)
@@ -158,7 +161,7 @@ def test_follows_like_a_search(twin, requests, schedule):
     rebuilt = ReflectionBatch(n + 1, schedule, ring=3, device=twin.device)
     rebuilt.begin(range(n), prompts, generated)
     assert torch.equal(rebuilt.tables.state[:n, 0], batch.tables.state[:n, 0])
-    assert all(torch.equal(a[:n], b[:n]) for a, b in zip(rebuilt.standing(), batch.standing(), strict=True))
+    assert all(torch.equal(a[:n], b[:n]) for a, b in zip(rebuilt.progress(), batch.progress(), strict=True))
 
 
 @given(st.data())
@@ -188,7 +191,7 @@ def test_rejected_drafts(twin, data):
             batch.update(torch.tensor([kept[len(done)]], device=twin.device), slot)
             done.append(kept[len(done)])
     plain.begin([0], [prompt], [kept])
-    assert all(torch.equal(a, b) for a, b in zip(batch.standing(), plain.standing(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(batch.progress(), plain.progress(), strict=True))
 
 
 def test_a_slot_is_used_again(twin):
@@ -196,14 +199,14 @@ def test_a_slot_is_used_again(twin):
     schedule = wave_of("triangle", anchor="reflection")
     batch = ReflectionBatch(2, schedule, device=twin.device)
     batch.begin([0, 1], [[3, 1], [3]], [[1, 7, 4, 3], [2, 7]])
-    before = [x[1].item() for x in batch.standing()]
+    before = [x[1].item() for x in batch.progress()]
     batch.begin([0], [[7]], schedule=wave_of("constant", amplitude=-1.0))
     fresh = ReflectionBatch(2, wave_of("constant", amplitude=-1.0), device=twin.device)
     fresh.begin([0], [[7]])
     logits = torch.zeros(2, VOCAB, device=twin.device)
     assert batch.apply_(logits)[0] == fresh.apply_(logits.clone())[0] == -1
-    assert [int(x[0]) for x in batch.standing()] == [int(x[0]) for x in fresh.standing()]
-    assert [x[1].item() for x in batch.standing()] == before
+    assert [int(x[0]) for x in batch.progress()] == [int(x[0]) for x in fresh.progress()]
+    assert [x[1].item() for x in batch.progress()] == before
 
 
 def test_schedules_differ_by_request(twin):
@@ -225,7 +228,7 @@ def test_phases(twin):
     path = []
     for token in [8, *OPEN, 8, *CODE, 8, *END, *CLOSE]:
         batch.update(torch.tensor([token], device=twin.device))
-        path.append(PHASES[int(batch.standing().phase[0])])
+        path.append(PHASES[int(batch.progress().phase[0])])
     assert path == ["answer", *["think"] * 3, *["code"] * 2, *["think"] * 3, "answer"]
 
 
@@ -277,7 +280,7 @@ def test_budget_forcing(twin):
         batch.update(tokens)
         taken.append(tokens.tolist())
     assert taken == [[1, 8], [1, 1], [4, 8], [4, 1], [8, 4]]
-    assert batch.standing().phase.tolist() == [2, 2]
+    assert batch.progress().phase.tolist() == [2, 2]
 
 
 def test_alpha_one(twin):
@@ -331,6 +334,10 @@ def test_json_of_a_ban():
         ({"wave": "table", "table": [(3, 1), (3, 2)]}, "by rising t"),
         ({"tokens": []}, "tokens: expected at least one id"),
         ({"tokens": [-1]}, "ids: expected token ids"),
+        ({"wave": "constant", "period": 7}, "period: has no effect on wave 'constant', leave it at 1200, got 7"),
+        ({"wave": "constant", "shift": 0.5}, "shift: has no effect on wave 'constant'"),
+        ({"wave": "table", "table": [(0, 1)], "amplitude": 2.0}, "amplitude: has no effect on wave 'table'"),
+        ({"wave": "table", "table": [(0, 1)], "period": 7}, "period: has no effect on wave 'table'"),
     ],
 )
 def test_wrong_schedules(change, message):
@@ -352,6 +359,11 @@ def test_wrong_calls():
         batch.update(torch.zeros(2))
     with pytest.raises(ValueError, match=r"row 0 has tokens \[0, 3\) of 2"):
         batch.update(torch.zeros(1, 2, dtype=torch.int64), count=torch.tensor([3]))
+    zero = torch.tensor([0])
+    with pytest.raises(ValueError, match=r"rollback\[0\] = 1 beside prompt\[0\] = 0: a slot that begins anew has no"):
+        reflection_state_update_(batch.tables, zero[:, None], zero, prompt=zero, rollback=zero + 1)
+    with pytest.raises(ValueError, match="times: expected at least 1, got 0"):
+        presets.BudgetForcing(ReflectionBatch(1, tokens=SIMPLE), wait=1, times=0)
     with pytest.raises(ValueError, match=r"markers .* are not the batch's"):
         batch.set_schedule([0], wave_of("constant", tokens=SIMPLE))
     with pytest.raises(ValueError, match="no room for 2 more sets"):
@@ -400,8 +412,20 @@ def test_multi_token_and_missing_words(byte_level):
         ReflectionTokens.from_tokenizer(byte_level, ["perhaps"])
     with pytest.raises(ValueError, match="cannot spell 'perhaps'"):
         ReflectionTokens.from_tokenizer(word_tokenizer(), ["wait", "perhaps"])
-    with pytest.raises(ValueError, match="cannot spell"):
-        ReflectionTokens.from_tokenizer(word_tokenizer(), ["wait"], think=("<a>", "</a>"))
+    for name in ("think", "code"):
+        with pytest.raises(ValueError, match=f"{name}: the tokenizer cannot spell"):
+            ReflectionTokens.from_tokenizer(word_tokenizer(), ["wait"], **{name: ("<a>", "</a>")})
+
+
+def test_code_markers(byte_level):
+    """The usual pair is left out where it is not two tokens; a pair that is given is taken in pieces, too."""
+    usual = ReflectionTokens.from_tokenizer(byte_level, ["wait"])
+    assert usual.code_start == usual.code_end == ()
+    given = ReflectionTokens.exactly(byte_level, ["wait"], code=("wait", "{}"))
+    assert given.code_start == tuple(byte_level.encode("wait"))
+    assert given.code_end == tuple(byte_level.encode("{}"))
+    assert len(given.code_end) > 1
+    assert ReflectionTokens.exactly(byte_level, ["wait"], code=None).markers[2:] == ((), ())
 
 
 def test_paper_exact(byte_level):

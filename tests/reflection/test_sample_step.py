@@ -331,6 +331,9 @@ def test_no_rows_and_rows_of_nobody(twin):
         ({"seed": 2**53}, "seed: expected an integer from 0"),
         ({"seed": 0.5}, "seed: expected an integer from 0"),
         ({"beta": NAN}, "beta: expected finite"),
+        ({"temperature": 0.0, "top_k": 3}, "temperature 0 takes the likeliest token, so they have no effect"),
+        ({"temperature": 0.0, "top_p": 0.5}, "temperature 0 takes the likeliest token"),
+        ({"temperature": 0.0, "min_p": 0.5}, "temperature 0 takes the likeliest token"),
     ],
 )
 def test_wrong_sampling(options, message):
@@ -350,6 +353,13 @@ def test_wrong_calls():
         batch.sample(logits, torch.tensor([0, 2]))
     with pytest.raises(ValueError, match="no vocabulary"):
         batch.sample(torch.zeros(2, 0))
+    for options in ({"repetition": 1.2}, {"presence": 0.5}):
+        with pytest.raises(ValueError, match="slot 0 has a repetition or presence penalty, which needs seen, got None"):
+            batch_of(2, "cpu", **options).sample(logits)
+    with pytest.raises(ValueError, match=r"slot 0 has beta 0\.5, which scales tuned - base, got None"):
+        batch_of(2, "cpu", beta=0.5).sample(logits)
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        warpup.continuous_tokens(logits, batch.tables, torch.arange(2), torch.zeros(9, 3), 0)
     batch.tables.sampling[1, 0] = -1
     with pytest.raises(ValueError, match="sampling of slot 1 has a temperature"):
         batch.sample(logits)

@@ -11,15 +11,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from warpup.advantage.group_advantage import GroupPlan, check_shape, fail, group_advantage, group_plan
-from warpup.advantage.token_advantage import masked_whiten, reward_to_go
+from warpup._op import accumulator
+from warpup.advantage._inputs import check_shape, fail
+from warpup.advantage.gae import reward_to_go
+from warpup.advantage.group_advantage import group_advantage
+from warpup.advantage.group_plan import GroupPlan, group_plan
+from warpup.advantage.masked_whiten import masked_whiten
 
 Groups = int | Tensor | GroupPlan
 
 
-def grpo(rewards: Tensor, groups: Groups, *, scale: str = "std", eps: float = 1e-4) -> Tensor:
+def grpo(rewards: Tensor, groups: Groups, *, scale: str = "std", eps: float | None = None) -> Tensor:
     """`(r - mean) / (std + 1e-4)`, Bessel's std, a singleton gives 0. `scale`: the std of the group (`std`), of the
-    whole batch (`batch_std`), or `none`.
+    whole batch (`batch_std`), or `none`. `eps` in the place of 1e-4, where there is a scale.
 
     Source: TRL GRPOTrainer (`scale_rewards`); DeepSeekMath (arXiv 2402.03300).
     """
@@ -86,7 +90,7 @@ def gdpo(rewards: Tensor, groups: Groups, *, weights: Tensor | None = None, eps:
     plan = group_plan(groups) if isinstance(groups, Tensor) else groups
     each = [group_advantage(rewards[:, c], plan, eps=eps) for c in range(columns)]
     if not each:
-        return rewards.new_zeros(n, dtype=torch.float64 if rewards.dtype == torch.float64 else torch.float32)
+        return rewards.new_zeros(n, dtype=accumulator(rewards))
     total = torch.zeros_like(each[0])
     for c, column in enumerate(each):
         total = total + (column if weights is None else column * weights[c].detach().to(column.dtype))
@@ -99,11 +103,17 @@ def reinforce_pp(
 ) -> Tensor:
     """Discounted reward-to-go of each token, whitened over the batch's tokens: (B, T), 0 outside `mask` (B, T).
 
-    `rewards` (B,) stand at each row's last token inside the mask, or are (B, T) already. `groups` is not used. A token
-    outside the mask ends the sum, as in verl; `carry=True` carries it through observation tokens.
+    `rewards` (B,) are given to each row's last token inside the mask, or are (B, T) already. `groups` is there for the
+    common signature and must be None: the batch as a whole is the baseline. A token outside the mask ends the sum, as
+    in verl; `carry=True` carries it through observation tokens.
 
     Source: REINFORCE++ (arXiv 2501.03262); verl compute_reinforce_plus_plus_outcome_advantage.
     """
+    if groups is not None:
+        fail(
+            "reinforce_pp",
+            "groups have no part in it, the whole batch is the baseline: leave them out, or take reinforce_pp_baseline",
+        )
     if rewards.dim() == 1:
         if mask.dim() != 2 or mask.shape[0] != rewards.shape[0]:
             fail("reinforce_pp", f"mask must have shape ({rewards.shape[0]}, T), got {tuple(mask.shape)}")

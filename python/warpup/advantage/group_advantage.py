@@ -1,7 +1,6 @@
-"""Grouped advantages: rewards against the other rewards of their group. Over tokens and trees: `advantage_tokens`.
+"""`group_advantage`: rewards against the other rewards of their group.
 
-Contracts, numerics and bytes moved: csrc/advantage/*.h. Advantages are constants of the loss: nothing here has a
-gradient, inputs that require one are taken as they are.
+Contract, numerics and bytes moved: csrc/advantage/group_advantage.h.
 """
 
 from __future__ import annotations
@@ -13,76 +12,11 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup.advantage._inputs import check_shape, eps_of, fail, widened
+from warpup.advantage.group_plan import GroupPlan, group_plan, reference_group_plan
+from warpup.advantage.masked_whiten import masked_moments
 
-_op.raw("group_advantage", "group_advantage_stats", "group_plan", "role_advantage", "masked_moments")
 INTEGERS = (int, torch.SymInt)  # the latter under torch.compile with dynamic shapes
-
-
-def fail(op: str, message: str):
-    raise ValueError(f"{op}: {message}")
-
-
-def widened(op: str, name: str, x: Tensor, other: Tensor | None = None) -> Tensor:
-    """`x` in the type that is computed in: float64 where it or the other is float64, else float32."""
-    if not x.is_floating_point():
-        fail(op, f"{name} must be a floating tensor, got {x.dtype}")
-    wide = x.dtype == torch.float64 or (other is not None and other.dtype == torch.float64)
-    x = x.detach() if x.requires_grad else x
-    return x.to(torch.float64 if wide else torch.float32)
-
-
-def check_shape(op: str, name: str, x: Tensor, shape: tuple) -> None:
-    if tuple(x.shape) != tuple(shape):
-        fail(op, f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
-
-
-# ---- group_plan -----------------------------------------------------------------------------------------------------
-
-
-class GroupPlan(NamedTuple):
-    """Rows sorted into groups: group g is `order[offsets[g]:offsets[g + 1]]`."""
-
-    order: Tensor  # (N,) int64
-    offsets: Tensor  # (N + 1,) int64; from the number of groups on, all entries are N
-
-
-def reference_group_plan(ids: Tensor) -> GroupPlan:
-    """`group_plan` with a library sort: what runs on a GPU."""
-    n = ids.shape[0]
-    ids, order = torch.sort(ids, stable=True)
-    rows = torch.arange(n, device=ids.device)
-    first = torch.cat([ids.new_ones(min(n, 1), dtype=torch.bool), ids[1:] != ids[:-1]])
-    group = torch.where(first, first.cumsum(0) - 1, n)  # rows that begin no group write N where N belongs
-    offsets = torch.full((n + 1,), n, device=ids.device).scatter(0, group, torch.where(first, rows, n))
-    return GroupPlan(order, offsets)
-
-
-@torch.library.register_fake("warpup::group_plan")
-def _(ids):
-    return ids.new_empty(ids.shape, dtype=torch.int64), ids.new_empty(ids.shape[0] + 1, dtype=torch.int64)
-
-
-def group_plan(ids: Tensor) -> GroupPlan:
-    """Sort rows into groups by id, once for several calls of `group_advantage`.
-
-    Args:
-        ids: (N,) int64 or int32, any values in any order: negative, sparse, huge. They are compared, never an index.
-
-    Returns:
-        `order` (N,): rows by ascending id, those of one id in their former order; and `offsets` (N + 1,) into it,
-        padded with N, since the number of groups is not known without waiting for the GPU.
-
-    Raises:
-        ValueError: `ids` is not one-dimensional or not an integer tensor.
-    """
-    if ids.dim() != 1 or ids.dtype not in (torch.int64, torch.int32):
-        fail("group_plan", f"ids must be a (N,) int64 or int32 tensor, got {tuple(ids.shape)} {ids.dtype}")
-    if ids.is_cpu:
-        return GroupPlan(*torch.ops.warpup.group_plan(ids.contiguous()))  # has a CPU twin only
-    return reference_group_plan(ids)
-
-
-# ---- group_advantage ------------------------------------------------------------------------------------------------
 
 
 class GroupStats(NamedTuple):
@@ -102,10 +36,11 @@ class GroupStats(NamedTuple):
 
 
 def reference_group_advantage(
-    rewards, groups=None, *, offsets=None, baseline="mean", scale="std", eps=1e-4, correction=1, singleton="zero",
+    rewards, groups=None, *, offsets=None, baseline="mean", scale="std", eps=None, correction=None, singleton="zero",
     lengths=None, stats=False,
 ):  # fmt: skip
     """`group_advantage` as a loop over groups in plain torch: the oracle of the tests (in float64)."""
+    eps, correction = 1e-4 if eps is None else eps, 1 if correction is None else correction
     r = rewards.detach().to(torch.float64 if rewards.dtype == torch.float64 else torch.float32)
     n_rows, out, kept = len(r), torch.zeros_like(r), []
     if isinstance(groups, int):
@@ -152,21 +87,16 @@ def reference_group_advantage(
     return out, GroupStats(*(torch.tensor(c, dtype=t, device=r.device) for c, t in zip(columns, dtypes, strict=True)))
 
 
-@torch.library.register_fake("warpup::group_advantage")
+@_op.fake("group_advantage")
 def _(rewards, *_):
     return rewards.new_empty(rewards.shape)
 
 
-@torch.library.register_fake("warpup::group_advantage_stats")
+@_op.fake("group_advantage_stats")
 def _(rewards, offsets, order, lengths, batch, group_size, *_):
     groups = rewards.shape[0] // group_size if offsets is None else offsets.shape[0] - 1
     dtypes = (torch.int64, rewards.dtype, rewards.dtype, rewards.dtype, torch.uint8)
     return rewards.new_empty(rewards.shape), *(rewards.new_empty(groups, dtype=t) for t in dtypes)
-
-
-@torch.library.register_fake("warpup::masked_moments")
-def _(x, mask, skip_nan, correction):
-    return x.new_empty(4, dtype=torch.float64)
 
 
 def group_advantage(
@@ -176,8 +106,8 @@ def group_advantage(
     offsets: Tensor | None = None,
     baseline: str = "mean",
     scale: str = "std",
-    eps: float = 1e-4,
-    correction: int = 1,
+    eps: float | None = None,
+    correction: int | None = None,
     singleton: str = "zero",
     lengths: Tensor | None = None,
     stats: bool = False,
@@ -197,10 +127,10 @@ def group_advantage(
             others; or `none`.
         scale: `std` of the group; `batch_std` of all rewards; `leave_one_out_std` of the others in the group (undivided
             where they are equal, or only one); or `none`, where `eps` is not added either.
-        eps: added to the scale.
-        correction: 1 divides squared deviations by n - 1 (Bessel), 0 by n.
+        eps: added to the scale; None: 1e-4.
+        correction: 1 divides squared deviations by n - 1 (Bessel), 0 by n; None: 1.
         singleton: a group's only reward gives `zero`, or its `raw` value.
-        lengths: (N,) any number dtype, for `length_weighted`. Where a group's sum to 0, the mean is taken.
+        lengths: (N,) any number dtype, for `length_weighted` only. Where a group's sum to 0, the mean is taken.
         stats: also return the `GroupStats`.
 
     Returns:
@@ -209,8 +139,9 @@ def group_advantage(
 
     Raises:
         ValueError: not exactly one of `groups` and `offsets`, N not a multiple of the group size, a shape or dtype that
-            does not fit, an unknown name, `lengths` missing, (CPU only) offsets that descend or do not span the
-            rewards. On CUDA, where checking would synchronise, such offsets are clamped.
+            does not fit, an unknown name, `lengths` missing, an argument that another one leaves without effect
+            (`lengths` with another baseline, `eps` or `correction` where nothing is divided), (CPU only) offsets that
+            descend or do not span the rewards. On CUDA, where checking would synchronize, such offsets are clamped.
 
     Source: TRL GRPOTrainer, verl core_algos, RLOO (arXiv 2402.14740), OPO (arXiv 2505.23585), Dr. GRPO (arXiv
     2503.20783).
@@ -239,68 +170,20 @@ def group_advantage(
         fail(op, f"offsets must be a (G + 1,) int64 tensor, got {got}")
     else:
         offsets = offsets.long().contiguous()
-    if baseline != "length_weighted":
-        lengths = None
-    elif lengths is None:
-        fail(op, "lengths (N,) are needed for baseline length_weighted, got None")
-    else:
+    if lengths is not None:
         check_shape(op, "lengths", lengths, (n,))
+        if baseline != "length_weighted":
+            fail(op, f"lengths belong to baseline='length_weighted', not to {baseline!r}: leave them out")
         lengths = lengths.detach().to(rewards.dtype)
-    batch = _op.ops.masked_moments(rewards.contiguous(), None, True, correction) if scale == "batch_std" else None
+    elif baseline == "length_weighted":
+        fail(op, "lengths (N,) are needed for baseline length_weighted, got None")
+    eps = eps_of(op, eps, scale, 1e-4)
+    if correction is not None and scale == "none" and not stats:
+        fail(op, f"correction is of a deviation, and scale='none' takes none: leave it out, got {correction}")
+    correction = 1 if correction is None else correction
+    batch = masked_moments(rewards, skip_nan=True, correction=correction) if scale == "batch_std" else None
     arguments = (rewards, offsets, order, lengths, batch, size, baseline, scale, eps, correction, singleton)
     if not stats:
         return _op.ops.group_advantage(*arguments)
     advantages, *columns, zero_variance = _op.ops.group_advantage_stats(*arguments)
     return advantages, GroupStats(*columns, zero_variance.view(torch.bool))
-
-
-# ---- role_advantage -------------------------------------------------------------------------------------------------
-
-
-def reference_role_advantage(rewards, roles, baseline_state, decay=0.95):
-    """`role_advantage` as a loop in plain torch."""
-    state = baseline_state.to(rewards.dtype).clone()
-    advantages = torch.zeros_like(rewards)
-    for i, role in enumerate(roles.tolist()):
-        if not rewards[i].isnan():
-            advantages[i] = rewards[i] - state[role]
-            state[role] = decay * state[role] + (1 - decay) * rewards[i]
-    return advantages, state
-
-
-@torch.library.register_fake("warpup::role_advantage")
-def _(rewards, roles, state, decay):
-    return rewards.new_empty(rewards.shape), rewards.new_empty(state.shape)
-
-
-def role_advantage(
-    rewards: Tensor, roles: Tensor, baseline_state: Tensor, decay: float = 0.95
-) -> tuple[Tensor, Tensor]:
-    """Advantage over a running mean of each role's rewards; rows count in their order.
-
-    For each row i in turn: `A[i] = r[i] - b[role]`, then `b[role] <- decay b[role] + (1 - decay) r[i]`.
-
-    Args:
-        rewards: (N,), any floating dtype. NaN means "no reward": advantage 0, the baseline stays.
-        roles: (N,) int64 in [0, K). For a baseline per game and role, number the pairs: `game * roles_per_game + role`.
-        baseline_state: (K,) floating, the baselines before these rows (begin with zeros). It is not changed.
-        decay: in [0, 1].
-
-    Returns:
-        Advantages (N,) and the baselines after these rows (K,), in float32 (float64 if an input is). No gradient.
-
-    Raises:
-        ValueError: a shape or dtype does not fit, decay outside [0, 1], (CPU only) a role outside [0, K). On CUDA,
-            where checking would synchronise, such a row gives NaN and changes no baseline.
-
-    Source: role-conditioned advantage estimation, SPIRAL (arXiv 2506.24119); its released code keys by player only.
-    """
-    op = "role_advantage"
-    if rewards.dim() != 1:
-        fail(op, f"rewards must have shape (N,), got {tuple(rewards.shape)}")
-    check_shape(op, "roles", roles, rewards.shape)
-    if roles.dtype not in (torch.int64, torch.int32):
-        fail(op, f"roles must be int64, got {roles.dtype}")
-    wide = widened(op, "rewards", rewards, baseline_state).contiguous()
-    state = widened(op, "baseline_state", baseline_state, rewards).contiguous()
-    return _op.ops.role_advantage(wide, roles.long().contiguous(), state, decay)

@@ -1,6 +1,7 @@
-"""The state of each request's decoding in device tables, and the schedule that it puts on the logits of some tokens.
+"""`apply_schedule_` and `reflection_state_update_`: the state of each request's decoding in device tables, and the
+schedule that it puts on the logits of some tokens.
 
-Contract, numerics and bytes moved: csrc/reflection/schedule.h. The tables are filled by `warpup.reflection`.
+Contract, numerics and bytes moved: csrc/reflection/apply_schedule.h. The tables are filled by `warpup.reflection`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
-
-_op.raw("reflection_state_update_", "apply_schedule_")
+from warpup._op import accumulator
 
 FIELDS = 10  # of a state: phase, code, think_start, last_reflection, reflections, matched (4), spare
 MARKER = 8  # tokens of a marker, at most
@@ -34,21 +34,21 @@ class ReflectionTables(NamedTuple):
     sets: Tensor  # (M,) int32: the token sets, each sorted
     knots: Tensor  # (N, 2) float64: (t, delta) of the table waves
     markers: Tensor  # (4, 2, 9) int32: begin and end of thinking, of code
-    sampling: Tensor  # (S, 16) float64: how each request samples, the columns `reflection_sample.SAMPLING`
+    sampling: Tensor  # (S, 16) float64: how each request samples, the columns `sample_step.SAMPLING`
 
 
 # ---- reference ------------------------------------------------------------------------------------------------------
 
 
-def _schedule(tables: ReflectionTables, slot: int) -> dict[str, float]:
+def schedule_of(tables: ReflectionTables, slot: int) -> dict[str, float]:
     return dict(zip(SCHEDULE, tables.schedules[slot].tolist(), strict=True))
 
 
-def _set(tables: ReflectionTables, s: dict[str, float]) -> list[int]:
+def set_of(tables: ReflectionTables, s: dict[str, float]) -> list[int]:
     return tables.sets[round(s["set"]) : round(s["set"] + s["set_size"])].tolist()
 
 
-def _standing(tables: ReflectionTables, slot: int, back: int) -> tuple[int, int, list[int]]:
+def progress_of(tables: ReflectionTables, slot: int, back: int) -> tuple[int, int, list[int]]:
     """Phase, generated tokens and state of a slot, `back` tokens ago."""
     seen, prompt, lost, oldest = tables.state[slot, 0, :4].tolist()
     ring = tables.state.shape[1] - 1
@@ -81,9 +81,9 @@ def reference_wave(s: dict[str, float], knots: list[list[float]], t: float) -> f
     return 0.0
 
 
-def _delta(tables: ReflectionTables, slot: int, back: int, temperature: float) -> float:
-    phase, generated, d = _standing(tables, slot, back)
-    s = _schedule(tables, slot)
+def delta_of(tables: ReflectionTables, slot: int, back: int, temperature: float) -> float:
+    phase, generated, d = progress_of(tables, slot, back)
+    s = schedule_of(tables, slot)
     if phase < 0 or not round(s["phases"]) >> phase & 1:
         return 0.0
     anchor = {"generation": 0, "think": d[2], "reflection": d[2] if d[3] < 0 else d[3]}[ANCHORS[round(s["anchor"])]]
@@ -97,15 +97,14 @@ def reference_apply_schedule_(logits, tables, slots, *, back=None, temperature=1
     """`apply_schedule_` as a loop over rows: the oracle of the tests."""
     temperatures = temperature.tolist() if isinstance(temperature, Tensor) else [temperature] * len(logits)
     backs = [0] * len(logits) if back is None else back.tolist()
-    deltas = [
-        _delta(tables, s, b, t) if s >= 0 else 0.0 for s, b, t in zip(slots.tolist(), backs, temperatures, strict=True)
-    ]
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    rows = zip(slots.tolist(), backs, temperatures, strict=True)
+    deltas = [delta_of(tables, slot, back, t) if slot >= 0 else 0.0 for slot, back, t in rows]
+    wide = accumulator(logits)
     delta = torch.tensor(deltas, dtype=torch.float32, device=logits.device).to(wide)  # rounded, as it is handed out
     for r, slot in enumerate(slots.tolist()):
         if slot < 0 or delta[r] == 0:
             continue
-        ids = [i for i in _set(tables, _schedule(tables, slot)) if 0 <= i < logits.shape[1]]
+        ids = [i for i in set_of(tables, schedule_of(tables, slot)) if 0 <= i < logits.shape[1]]
         logits[r, ids] = (logits[r, ids].to(wide) + delta[r]).to(logits.dtype)
     return delta
 
@@ -128,8 +127,8 @@ def reference_reflection_state_update_(
             header[0] -= 0 if header[2] else int(rollback[r])
         if header[2]:
             continue
-        s = _schedule(tables, slot)
-        chosen = set(_set(tables, s))
+        s = schedule_of(tables, slot)
+        chosen = set(set_of(tables, s))
         begin = 0 if first is None else int(first[r])
         end = tokens.shape[1] if count is None else begin + int(count[r])
         seen, prompt_length = header[:2].tolist()
@@ -162,12 +161,12 @@ def reference_reflection_state_update_(
 # ---- ops ------------------------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("warpup::reflection_state_update_")
+@_op.fake("reflection_state_update_")
 def _(state, *rest):
     return None
 
 
-@torch.library.register_fake("warpup::apply_schedule_")
+@_op.fake("apply_schedule_")
 def _(logits, *rest):
     return logits.new_empty(logits.shape[0], dtype=torch.float32)
 
@@ -188,16 +187,16 @@ def reflection_state_update_(
         tables: see `ReflectionTables`; `tables.state` is written. Each slot at most once a call.
         tokens: (R, W) int64 or int32, any strides: of a decode step W = 1, of a prompt (or to rebuild a preempted
             request) all of its ids. Ids are not checked: a negative one is no token of a set or a marker.
-        slots: (R,) int64, the slot of each row; -1 for a row that stands for nothing.
-        first, count: (R,) int64, which of a row's tokens are meant, `count` from `first` on: all where not given.
+        slots: (R,) int64, the slot of each row; -1 for a row of no request.
+        first, count: (R,) int64, which of a row's tokens are taken, `count` from `first` on: all where not given.
             (Left padding: first = the padding's length.)
-        prompt: (R,) int64: 0 or more begins the slot anew, whose first so many tokens are the prompt; -1 goes on.
+        prompt: (R,) int64: 0 or more begins the slot anew, whose first so many tokens are the prompt; -1 continues it.
         rollback: (R,) int64, tokens to forget before the new ones are taken: rejected drafts, at most
-            ring - 1 since the most that the slot held.
+            ring - 1 since the most that the slot held. 0 where a slot begins anew.
 
     Raises:
         ValueError: a shape, dtype or device does not fit; on the CPU also a slot, range or rollback out of bounds. On
-            CUDA, where checking would synchronise, such a slot does nothing, and after too long a rollback is off until
+            CUDA, where checking would synchronize, such a slot does nothing, and after too long a rollback is off until
             it begins anew.
 
     Source: the definition; phases as in CyclicReflex and GRPO-ATS.

@@ -21,8 +21,8 @@ from warpup.reflection.schedule import ReflectionSchedule
 from warpup.reflection.tokens import ReflectionTokens
 
 
-class Standing(NamedTuple):
-    """Where requests stand, one value a row, int64: `phase` indexes `warpup.reflection.apply_schedule.PHASES`."""
+class Progress(NamedTuple):
+    """How far requests are, one value a row, int64: `phase` indexes `warpup.reflection.apply_schedule.PHASES`."""
 
     phase: Tensor
     generated: Tensor
@@ -168,14 +168,14 @@ class ReflectionBatch:
         slots = self._all[: len(logits)] if slots is None else slots
         return sample_step(logits, self.tables, slots, **options)
 
-    def standing(self, slots: Tensor | None = None) -> Standing:
-        """Where requests stand, read on the device."""
+    def progress(self, slots: Tensor | None = None) -> Progress:
+        """How far requests are, read on the device."""
         state = self.tables.state[self._all if slots is None else slots].long()
         seen, prompt = state[:, 0, 0], state[:, 0, 1]
         d = state[torch.arange(len(state), device=self.device), 1 + seen % self.ring]
         phase = torch.where(d[:, 1] > 0, 3, torch.where(d[:, 0] == 0, 1, d[:, 0]))
         phase = torch.where(seen < prompt, 0, phase)
-        return Standing(phase, (seen - prompt).clamp(min=0), d[:, 2], d[:, 3], d[:, 4])
+        return Progress(phase, (seen - prompt).clamp(min=0), d[:, 2], d[:, 3], d[:, 4])
 
 
 def marker_row(ids: Sequence[int]) -> list[list[int]]:

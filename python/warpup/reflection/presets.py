@@ -48,6 +48,8 @@ class BudgetForcing:
         end = batch.markers[1]
         if len(end) != 1:
             raise ValueError(f"s1 replaces an end of thinking of one token, this tokenizer has {len(end)}")
+        if times < 1:
+            raise ValueError(f"times: expected at least 1, got {times}; without s1, do not make one")
         self.batch, self.end, self.wait, self.times = batch, end[0], wait, times
         self.forced = torch.zeros(batch.slots, dtype=torch.int64, device=batch.device)
 
@@ -56,7 +58,7 @@ class BudgetForcing:
 
     def __call__(self, tokens: Tensor, slots: Tensor | None = None) -> Tensor:
         slots = torch.arange(len(tokens), device=tokens.device) if slots is None else slots
-        thinking = self.batch.standing(slots).phase == THINK
+        thinking = self.batch.progress(slots).phase == THINK
         replace = thinking & (tokens == self.end) & (self.forced[slots] < self.times)
         self.forced[slots] += replace
         return torch.where(replace, self.wait, tokens)
@@ -92,7 +94,7 @@ class AlphaOne:
         return (self.start * (1 - generated / (self.alpha * self.budget))).clamp(min=0)
 
     def __call__(self, tokens: Tensor, previous: Tensor, uniforms: Tensor, slots: Tensor | None = None) -> Tensor:
-        at = self.batch.standing(torch.arange(len(tokens), device=tokens.device) if slots is None else slots)
+        at = self.batch.progress(torch.arange(len(tokens), device=tokens.device) if slots is None else slots)
         thinking = at.phase == THINK
         late = at.generated >= self.alpha * self.budget
         slow = torch.isin(previous, self.newlines) & (uniforms < self.chance(at.generated))

@@ -1,4 +1,5 @@
-"""One decode step in one operator: combination, schedule, penalties, phase temperature, filters, a keyed draw.
+"""`sample_step`, one decode step in one operator: combination, schedule, penalties, phase temperature, filters, a keyed
+draw.
 
 Contract, numerics and bytes moved: csrc/reflection/sample_step.h.
 """
@@ -14,9 +15,8 @@ import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup.reflection.apply_schedule import ReflectionTables, _delta, _schedule, _set, _standing
-
-_op.raw("sample_step")
+from warpup._op import accumulator
+from warpup.reflection.apply_schedule import ReflectionTables, delta_of, progress_of, schedule_of, set_of
 
 SAMPLING = ("think", "answer", "code", "top_k", "top_p", "min_p", "repetition", "presence", "seed", "beta", *"123456")
 IN_PROMPT, GENERATED = 1, 2  # bits of `seen`
@@ -50,7 +50,7 @@ def sampling_row(
     temperature: a number, or one by phase: {"think": 1.0, "answer": 1.0, "code": 0.0}; 0 takes the likeliest token.
     top_k: 0 off. top_p: 1 off. min_p: 0 off. repetition: divides positive logits of seen tokens and multiplies the
     others, 1 off. presence: taken from the logits of generated tokens. seed: of the request, 0 to 2^53 - 1. beta: of
-    emulated fine-tuning.
+    emulated fine-tuning. Raises ValueError on a value out of range, and on a filter where every temperature is 0.
     """
     phases = temperature if isinstance(temperature, Mapping) else dict.fromkeys(SAMPLING[:3], temperature)
     if set(phases) != set(SAMPLING[:3]) or not all(0 <= t < math.inf for t in phases.values()):
@@ -68,6 +68,10 @@ def sampling_row(
     ):
         if not ok:
             raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    if not any(phases.values()) and (top_k > 0 or top_p < 1 or min_p > 0):
+        raise ValueError(
+            "top_k, top_p, min_p: temperature 0 takes the likeliest token, so they have no effect: leave them out"
+        )
     values = [phases[name] for name in SAMPLING[:3]] + [top_k, top_p, min_p, repetition, presence, seed, beta]
     return [float(v) for v in values] + [0.0] * 6
 
@@ -97,25 +101,25 @@ def reference_sample_step(
     logits, tables, slots, *, tuned=None, base=None, seen=None, back=None, stream=0
 ) -> SampledStep:
     """`sample_step` by its definition, with sorts, a row at a time: the oracle of the tests."""
-    acc = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    vocab, rows = logits.shape[1], []
+    acc, vocab, rows = accumulator(logits), logits.shape[1], []
     for r, slot in enumerate(slots.tolist()):
         if slot < 0:
             rows.append((-1, *[0.0] * 6))
             continue
         s = dict(zip(SAMPLING, tables.sampling[slot].tolist(), strict=True))
         lag = 0 if back is None else int(back[r])
-        phase, generated, _ = _standing(tables, slot, lag)
+        phase, generated, _ = progress_of(tables, slot, lag)
         t = s["answer"] if phase == 2 else s["code"] if phase == 3 else s["think"]
-        delta, told = torch.tensor([_delta(tables, slot, lag, t), t], dtype=torch.float32).tolist()  # as handed out
+        given = torch.tensor([delta_of(tables, slot, lag, t), t], dtype=torch.float32)  # as it is handed out
+        delta, rounded_t = given.tolist()
         z = logits[r].to(acc)
         if tuned is not None:
             z = z + s["beta"] * (tuned[r].to(acc) - base[r].to(acc))
         if not (z > -torch.inf).any() or z.isnan().any() or (z == torch.inf).any():
             poison = torch.nan if (z != -torch.inf).any() else 0.0
-            rows.append((0, *[poison] * 4, delta, told))
+            rows.append((0, *[poison] * 4, delta, rounded_t))
             continue
-        ids = [i for i in _set(tables, _schedule(tables, slot)) if i < vocab]
+        ids = [i for i in set_of(tables, schedule_of(tables, slot)) if i < vocab]
         raw, p_r = torch.log_softmax(z, -1), torch.softmax(z / (t or 1.0), -1)[ids].sum()
         z = z.clone()
         z[ids] += delta
@@ -123,11 +127,11 @@ def reference_sample_step(
             z = torch.where(seen[slot] > 0, torch.where(z > 0, z / s["repetition"], z * s["repetition"]), z)
             z = z - s["presence"] * (seen[slot] & GENERATED > 0).to(z)
         if not (z > -torch.inf).any():
-            rows.append((0, *[0.0] * 4, delta, told))
+            rows.append((0, *[0.0] * 4, delta, rounded_t))
             continue
         if t == 0:
             token = int((z == z.max()).nonzero()[0])
-            rows.append((token, raw[token], 0.0, 1.0, float(token in ids), delta, told))
+            rows.append((token, raw[token], 0.0, 1.0, float(token in ids), delta, rounded_t))
             continue
         x = (z - z.max()) / t
         least, p = -torch.inf, torch.softmax(x, -1)
@@ -146,7 +150,7 @@ def reference_sample_step(
         exponentials = torch.from_numpy(-np.log1p(-(bits.astype(np.float64) + 0.5) * 2.0**-32)).to(z)
         token = int((x.exp() / exponentials).where(kept, -1.0).argmax())
         mass = x.exp().where(kept, 0.0).sum()
-        rows.append((token, raw[token], x[token] - mass.log(), mass / x.exp().sum(), p_r, delta, told))
+        rows.append((token, raw[token], x[token] - mass.log(), mass / x.exp().sum(), p_r, delta, rounded_t))
     columns = list(zip(*rows, strict=True)) or [()] * 7
     dtypes = (torch.int64, *[acc] * 6)
     return SampledStep(
@@ -158,9 +162,9 @@ def reference_sample_step(
 # ---- op -------------------------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("warpup::sample_step")
+@_op.fake("sample_step")
 def _(logits, *rest):
-    rows, acc = logits.shape[0], torch.float64 if logits.dtype == torch.float64 else torch.float32
+    rows, acc = logits.shape[0], accumulator(logits)
     dtypes = (torch.int64, acc, acc, acc, acc, torch.float32, torch.float32)
     return tuple(logits.new_empty(rows, dtype=dtype) for dtype in dtypes)
 
@@ -190,7 +194,8 @@ def sample_step(
         slots: (B,) int64, the slot of each row; -1 for none.
         tuned, base: (B, V) of the logits' dtype: a small model before (base) and after (tuned) fine-tuning, whose
             difference is added (emulated fine-tuning; beta above 1 up-scales). Same vocabulary; slice the padding off.
-        seen: (S, V) uint8: bit 0 in the prompt, bit 1 generated; what the penalties count. `mark_seen` sets bits.
+        seen: (S, V) uint8: bit 0 in the prompt, bit 1 generated; what the penalties count, needed where a request has
+            one. `mark_seen` sets bits.
         back: (B,) int64, as in `apply_schedule_`.
         stream: of several draws from one distribution, which.
 
@@ -200,7 +205,8 @@ def sample_step(
 
     Raises:
         ValueError: a shape, dtype, stride or device does not fit, one of `tuned` and `base` alone; on the CPU also a
-            slot or a sampling value out of range.
+            slot or a sampling value out of range, a penalty without `seen`, a beta other than 1 without `tuned` and
+            `base`. On CUDA, where checking would synchronize, these have no effect there.
 
     Ties: equal logits are kept together, where a sort would cut among them at random.
 
@@ -226,8 +232,11 @@ def continuous_tokens(
     """CoT2's continuous token: the mean embedding of `count` draws from each row's distribution.
 
     embedding: (V, D). Returns (B, D) in its dtype and the draws, a `SampledStep` of (B, count) tensors; the ratio of a
-    policy update is of the mean (or sum) of their log-probs. One draw is ordinary decoding.
+    policy update is of the mean (or sum) of their log-probs. One draw is ordinary decoding. The draws are the streams 0
+    to count - 1. Raises ValueError on a count below 1, and what `sample_step` raises.
     """
+    if count < 1:
+        raise ValueError(f"continuous_tokens: count must be at least 1, got {count}")
     draws = [sample_step(logits, tables, slots, stream=k, **options) for k in range(count)]
     steps = SampledStep(*(torch.stack(column, 1) for column in zip(*draws, strict=True)))
     return embedding[steps.token].float().mean(1).to(embedding.dtype), steps

@@ -15,6 +15,11 @@ from warpup.reflection.apply_schedule import ANCHORS, PHASES, SCHEDULE, WAVES
 from warpup.reflection.tokens import ReflectionTokens
 
 UNITS = ("logit", "nat")
+ACTS_IN = {  # the waves that a field has an effect on
+    "amplitude": ("triangle", "cosine", "constant"),
+    "period": ("triangle", "cosine"),
+    "shift": ("triangle", "cosine", "table"),
+}
 PAPER_TOKENS = ("wait", "Wait", "but", "But", "Alternatively")
 
 
@@ -25,8 +30,9 @@ class ReflectionSchedule:
     wave: "triangle", 0 -> amplitude at period / 4 -> 0 -> -amplitude at 3 period / 4 -> 0 (CyclicReflex); "cosine",
         with the same turning points; "constant", the amplitude (negative: TIP; -inf: a ban); "table", linear between
         the (t, delta) knots of `table`, held beyond; "off".
-    amplitude: logits, or nats after the temperature where `unit` is "nat". period: tokens.
-    tokens: ids or a `ReflectionTokens`, whose markers tell the phases.
+    amplitude: logits, or nats after the temperature where `unit` is "nat". period: tokens. What has no effect on a wave
+        (the period and shift of a constant, the amplitude of a table) must be left at its default.
+    tokens: ids or a `ReflectionTokens`, whose markers separate the phases.
     anchor: t counts generated tokens from the generation's start, the start of thinking, or the last token of the set
         (before the first one: the start of thinking).
     phase: where it acts: "think" (from the start, unless the prompt ended the thinking, to `</think>`), "answer",
@@ -62,6 +68,14 @@ class ReflectionSchedule:
         table = tuple((float(t), float(v)) for t, v in self.table)
         if (self.wave == "table") != bool(table) or any(a[0] >= b[0] for a, b in pairwise(table)):
             raise ValueError(f"table: expected (t, delta) knots by rising t with wave 'table' only, got {table}")
+        defaults = {f.name: f.default for f in fields(self)}
+        for name, waves in ACTS_IN.items():
+            acts = self.wave in (*waves, "off") or (name == "period" and self.wave == "table" and self.shift != 0)
+            if not acts and getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}: has no effect on wave {self.wave!r}, leave it at {defaults[name]!r}, got "
+                    f"{getattr(self, name)!r}"
+                )
         window = None if self.window is None else tuple(self.window)
         if window is not None and (len(window) != 2 or (window[1] is not None and window[0] > window[1])):
             raise ValueError(f"window: expected (begin, end) with begin <= end, got {self.window!r}")

@@ -16,6 +16,7 @@ THINK_MARKERS = (
     ("<seed:think>", "</seed:think>"),
     ("<reasoning>", "</reasoning>"),
 )
+CODE_MARKERS = ("<code>", "</code>")
 LONGEST_MARKER = 8
 
 
@@ -61,7 +62,7 @@ class ReflectionTokens:
         space: bool = True,
         punctuation: bool = True,
         think: tuple[str, str] | None = None,
-        code: tuple[str, str] | None = ("<code>", "</code>"),
+        code: tuple[str, str] | None = CODE_MARKERS,
     ) -> ReflectionTokens:
         """Every single token of the vocabulary that is one of `words` but for case, leading space and punctuation.
 
@@ -70,10 +71,10 @@ class ReflectionTokens:
             words: the words; found in any case (`case`), behind a leading space (`space`; else only without), with
                 punctuation around them (`punctuation`): "wait" finds `Wait`, ` wait`, `Wait,`.
             think: begin and end marker of thinking; None finds them among those that models use, or none.
-            code: the same for code, left out where the tokenizer cannot spell them.
+            code: the same for code; the default is left out where it is not two tokens, None leaves it out.
 
         Raises:
-            ValueError: a word that the tokenizer cannot spell, or no word is a single token.
+            ValueError: a word or a given marker that the tokenizer cannot spell, or no word is a single token.
 
         Warns: about a word that takes several tokens. It is left out: its first token begins other words too.
         """
@@ -96,19 +97,24 @@ class ReflectionTokens:
             found |= mine
         if not found:
             raise ValueError(f"words: none of {list(words)} is a single token of this tokenizer")
-        return cls(tuple(found), *_pair(tokenizer, think or THINK_MARKERS, think), *_pair(tokenizer, [code], None))
+        return cls(tuple(found), *_markers(tokenizer, think, code))
 
     @classmethod
-    def exactly(cls, tokenizer, texts: Sequence[str], **markers) -> ReflectionTokens:
+    def exactly(
+        cls,
+        tokenizer,
+        texts: Sequence[str],
+        *,
+        think: tuple[str, str] | None = None,
+        code: tuple[str, str] | None = CODE_MARKERS,
+    ) -> ReflectionTokens:
         """These strings and no variant of them, as a paper lists them; ValueError names those that are not one
-        token."""
+        token. `think`, `code`: as for `from_tokenizer`."""
         ids = {text: tokenizer.encode(text, add_special_tokens=False) for text in texts}
         wrong = [t for t, i in ids.items() if len(i) != 1 or i[0] == tokenizer.unk_token_id]
         if wrong:
             raise ValueError(f"texts: not single tokens of this tokenizer: {wrong}")
-        think, code = markers.pop("think", None), markers.pop("code", ("<code>", "</code>"))
-        pairs = (*_pair(tokenizer, think or THINK_MARKERS, think), *_pair(tokenizer, [code], None))
-        return cls(tuple(i[0] for i in ids.values()), *pairs)
+        return cls(tuple(i[0] for i in ids.values()), *_markers(tokenizer, think, code))
 
 
 def _is(word: str, text: str, token: str, case: bool, space: bool, punctuation: bool) -> bool:
@@ -122,21 +128,31 @@ def _is(word: str, text: str, token: str, case: bool, space: bool, punctuation: 
     return text.casefold() == word.casefold() if case else text == word
 
 
-def _pair(tokenizer, candidates, demanded) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    if demanded:
-        candidates = [demanded]
-    spelled = []
-    for pair in candidates:
-        if pair is None:
-            continue
-        ids = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in pair]
-        if all(0 < len(i) <= LONGEST_MARKER and tokenizer.unk_token_id not in i for i in ids):
-            if all(len(i) == 1 for i in ids):
-                return ids[0], ids[1]
-            spelled.append(ids)
-    if demanded:
-        if not spelled:
-            raise ValueError(f"think: the tokenizer cannot spell {demanded} in at most {LONGEST_MARKER} tokens")
-        return tuple(spelled[0])
-    # A marker in pieces is trusted only where it is the usual one: any tokenizer can spell the others somehow.
-    return tuple(spelled[0]) if spelled and tuple(candidates[0]) == THINK_MARKERS[0] else ((), ())
+def _markers(tokenizer, think: tuple[str, str] | None, code: tuple[str, str] | None) -> tuple[tuple[int, ...], ...]:
+    """The ids of the four markers. A pair that is given must be there; the usual ones are looked for."""
+
+    def spelled(pair) -> tuple[tuple[int, ...], ...] | None:
+        ids = tuple(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in pair)
+        fits = all(0 < len(i) <= LONGEST_MARKER and tokenizer.unk_token_id not in i for i in ids)
+        return ids if fits else None
+
+    def demanded(name: str, pair) -> tuple[tuple[int, ...], ...]:
+        ids = spelled(pair)
+        if ids is None:
+            raise ValueError(f"{name}: the tokenizer cannot spell {pair} in at most {LONGEST_MARKER} tokens")
+        return ids
+
+    def found(candidates) -> tuple[tuple[int, ...], ...]:
+        """The first pair of single tokens: any tokenizer can spell the others somehow, in pieces."""
+        all_spelled = [ids for pair in candidates if (ids := spelled(pair)) is not None]
+        return next((ids for ids in all_spelled if all(len(i) == 1 for i in ids)), ((), ()))
+
+    if think is None:
+        # In pieces only the commonest pair is trusted.
+        thinking = found(THINK_MARKERS)
+        thinking = thinking if any(thinking) else spelled(THINK_MARKERS[0]) or ((), ())
+    else:
+        thinking = demanded("think", think)
+    if code is None:
+        return *thinking, (), ()
+    return *thinking, *(found([code]) if tuple(code) == CODE_MARKERS else demanded("code", code))

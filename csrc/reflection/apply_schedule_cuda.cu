@@ -1,6 +1,6 @@
 // Update: one thread a request, for a token's work is a dozen dependent loads. Apply: one warp a row.
 #include "core/launch.cuh"
-#include "reflection/schedule_math.h"
+#include "reflection/apply_schedule_math.h"
 
 namespace warpup {
 namespace {
@@ -22,7 +22,7 @@ __global__ void apply_schedule_kernel(const ApplyScheduleArgs<T> args) {
   float delta = 0;
   if (slot >= 0 && slot < args.tables.slots) {
     const double temperature = args.temperature ? args.temperature[r] : args.temperature_scalar;
-    delta = delta_at(args.tables, slot, standing(args.tables, slot, args.back ? args.back[r] : 0), temperature);
+    delta = delta_at(args.tables, slot, progress_of(args.tables, slot, args.back ? args.back[r] : 0), temperature);
   }
   if (lane == 0) args.delta[r] = delta;
   if (delta == 0) return;

@@ -1,12 +1,12 @@
 #include <algorithm>
 
-#include "advantage/tree_values.h"
+#include "advantage/tree_advantage.h"
 #include "core/math.h"
 
 namespace warpup {
 
 template <class T>
-void tree_values_cpu(const TreeValuesArgs<T>& args) {
+void tree_advantage_cpu(const TreeAdvantageArgs<T>& args) {
   std::fill(args.values, args.values + args.nodes, kInf<T> - kInf<T>);
   std::fill(args.settled, args.settled + args.nodes, uint8_t{0});
   for (bool progress = true; progress;) {
@@ -19,7 +19,7 @@ void tree_values_cpu(const TreeValuesArgs<T>& args) {
   }
 }
 
-template void tree_values_cpu<float>(const TreeValuesArgs<float>& args);
-template void tree_values_cpu<double>(const TreeValuesArgs<double>& args);
+template void tree_advantage_cpu<float>(const TreeAdvantageArgs<float>& args);
+template void tree_advantage_cpu<double>(const TreeAdvantageArgs<double>& args);
 
 }  // namespace warpup

@@ -1,6 +1,6 @@
 // One block, which sweeps over the nodes from the last to the first, 1024 at a time: first all look at their children,
 // then all write, so that nobody reads what another thread is writing.
-#include "advantage/tree_values.h"
+#include "advantage/tree_advantage.h"
 #include "core/launch.cuh"
 #include "core/math.h"
 
@@ -10,7 +10,7 @@ namespace {
 constexpr int kThreads = 1024;
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void tree_values_kernel(const TreeValuesArgs<T> args) {
+__global__ __launch_bounds__(kThreads) void tree_advantage_kernel(const TreeAdvantageArgs<T> args) {
   for (int64_t node = threadIdx.x; node < args.nodes; node += kThreads) {
     args.values[node] = kInf<T> - kInf<T>;
     args.settled[node] = 0;
@@ -37,12 +37,12 @@ __global__ __launch_bounds__(kThreads) void tree_values_kernel(const TreeValuesA
 }  // namespace
 
 template <class T>
-void tree_values_cuda(const TreeValuesArgs<T>& args, void* stream) {
+void tree_advantage_cuda(const TreeAdvantageArgs<T>& args, void* stream) {
   const dim3 grid(args.nodes > 0 ? 1 : 0);
-  launch("tree_values", tree_values_kernel<T>, grid, dim3(kThreads), stream, args);
+  launch("tree_advantage", tree_advantage_kernel<T>, grid, dim3(kThreads), stream, args);
 }
 
-template void tree_values_cuda<float>(const TreeValuesArgs<float>& args, void* stream);
-template void tree_values_cuda<double>(const TreeValuesArgs<double>& args, void* stream);
+template void tree_advantage_cuda<float>(const TreeAdvantageArgs<float>& args, void* stream);
+template void tree_advantage_cuda<double>(const TreeAdvantageArgs<double>& args, void* stream);
 
 }  // namespace warpup

@@ -1,5 +1,5 @@
 // A warp a row, which it walks from the right in chunks of 128 tokens: four to a lane, then a scan over the lanes.
-#include "advantage/reverse_scan.h"
+#include "advantage/gae.h"
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
 
@@ -16,7 +16,7 @@ struct Step {  // y -> a y + b; a = 0 forgets y, also where it is NaN
 };
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void reverse_scan_kernel(const ReverseScanArgs<T> args) {
+__global__ __launch_bounds__(kThreads) void gae_kernel(const GaeArgs<T> args) {
   const int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (row >= args.rows) return;  // whole warps
   const int lane = threadIdx.x % 32;
@@ -69,7 +69,7 @@ __global__ __launch_bounds__(kThreads) void reverse_scan_kernel(const ReverseSca
       here = step[i](here);
       const int64_t at = row * args.length + begin + i;
       if (begin + i < 0) continue;
-      args.x[at] = live[i] ? here : T(0);
+      args.advantages[at] = live[i] ? here : T(0);
       if (args.returns) args.returns[at] = live[i] ? here + value[i] : T(0);
     }
     x = __shfl_sync(kFullWarp, all(x), 0);
@@ -81,12 +81,12 @@ __global__ __launch_bounds__(kThreads) void reverse_scan_kernel(const ReverseSca
 }  // namespace
 
 template <class T>
-void reverse_scan_cuda(const ReverseScanArgs<T>& args, void* stream) {
+void gae_cuda(const GaeArgs<T>& args, void* stream) {
   const dim3 grid(static_cast<unsigned>(ceil_div(args.rows, kThreads / 32)));
-  launch("reverse_scan", reverse_scan_kernel<T>, grid, dim3(kThreads), stream, args);
+  launch("gae", gae_kernel<T>, grid, dim3(kThreads), stream, args);
 }
 
-template void reverse_scan_cuda<float>(const ReverseScanArgs<float>& args, void* stream);
-template void reverse_scan_cuda<double>(const ReverseScanArgs<double>& args, void* stream);
+template void gae_cuda<float>(const GaeArgs<float>& args, void* stream);
+template void gae_cuda<double>(const GaeArgs<double>& args, void* stream);
 
 }  // namespace warpup

@@ -1,19 +1,19 @@
 #include <algorithm>
 
-#include "advantage/reverse_scan.h"
+#include "advantage/gae.h"
 #include "core/parallel.h"
 
 namespace warpup {
 
 template <class T>
-void reverse_scan_cpu(const ReverseScanArgs<T>& args) {
+void gae_cpu(const GaeArgs<T>& args) {
   const int64_t grain = std::max<int64_t>(1, (1 << 13) / std::max<int64_t>(args.length, 1));
   parallel_for(0, args.rows, grain, [&args](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       const T* r = args.rewards + row * args.rewards_stride;
       const T* v = args.values ? args.values + row * args.values_stride : nullptr;
       const uint8_t* mask = args.mask + row * args.mask_stride;
-      T* out = args.x + row * args.length;
+      T* out = args.advantages + row * args.length;
       T* returns = args.returns ? args.returns + row * args.length : nullptr;
       const double end = args.bootstrap ? args.bootstrap[row] : 0;
       double next_value = end, x = v ? 0 : end;
@@ -37,7 +37,7 @@ void reverse_scan_cpu(const ReverseScanArgs<T>& args) {
   });
 }
 
-template void reverse_scan_cpu<float>(const ReverseScanArgs<float>& args);
-template void reverse_scan_cpu<double>(const ReverseScanArgs<double>& args);
+template void gae_cpu<float>(const GaeArgs<float>& args);
+template void gae_cpu<double>(const GaeArgs<double>& args);
 
 }  // namespace warpup

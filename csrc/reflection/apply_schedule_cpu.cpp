@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
-#include "reflection/schedule_math.h"
+#include "reflection/apply_schedule_math.h"
 
 namespace warpup {
 
@@ -22,7 +22,7 @@ void apply_schedule_cpu(const ApplyScheduleArgs<T>& args) {
       if (slot < 0 || slot >= args.tables.slots) continue;
       const double temperature = args.temperature ? args.temperature[r] : args.temperature_scalar;
       const float delta =
-          delta_at(args.tables, slot, standing(args.tables, slot, args.back ? args.back[r] : 0), temperature);
+          delta_at(args.tables, slot, progress_of(args.tables, slot, args.back ? args.back[r] : 0), temperature);
       args.delta[r] = delta;
       if (delta == 0) continue;
       const Schedule& s = args.tables.schedules[slot];

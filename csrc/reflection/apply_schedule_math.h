@@ -1,9 +1,9 @@
-// The automaton that follows a request, and the waves: one row's work, the same on both twins.
+// The automaton that follows a request, and the waves: one row's work, the same in both kernels.
 #pragma once
 
 #include <cmath>
 
-#include "reflection/schedule.h"
+#include "reflection/apply_schedule.h"
 
 namespace warpup {
 
@@ -12,23 +12,23 @@ struct Slot {
   int64_t ring;
 
   WARPUP_HD static Slot of(const Tables& t, int64_t slot) { return {t.state + slot * (1 + t.ring) * kFields, t.ring}; }
-  WARPUP_HD Decoding* at(int64_t tokens) const {
-    return reinterpret_cast<Decoding*>(header + (1 + tokens % ring) * kFields);
+  WARPUP_HD DecodeState* at(int64_t tokens) const {
+    return reinterpret_cast<DecodeState*>(header + (1 + tokens % ring) * kFields);
   }
 };
 
-// Where a row of logits stands: what it is the next token of.
-struct Standing {
+// How far a request is where a row of logits predicts its next token.
+struct Progress {
   int32_t phase;  // -1: not known any more
   int64_t generated;
-  Decoding decoding;
+  DecodeState state;
 };
 
-WARPUP_HD Standing standing(const Tables& tables, int64_t slot, int64_t back) {
+WARPUP_HD Progress progress_of(const Tables& tables, int64_t slot, int64_t back) {
   const Slot s = Slot::of(tables, slot);
   const int64_t seen = int64_t(s.header[0]) - back, generated = seen - s.header[1];
   if (s.header[2] || seen < s.header[3] || back < 0) return {-1, 0, {}};
-  const Decoding d = *s.at(seen);
+  const DecodeState d = *s.at(seen);
   const int phase = generated < 0 ? kPrompt : d.code ? kCode : d.phase == kPrompt ? kThinking : d.phase;
   return {phase, generated < 0 ? 0 : generated, d};
 }
@@ -42,7 +42,8 @@ WARPUP_HD bool contains(const int32_t* set, int64_t size, int64_t id) {
   return low < size && set[low] == id;
 }
 
-// One more token of marker m; whether it ends there.
+// Takes one more token for marker m by Knuth-Morris-Pratt: `matched` tokens of the marker are found so far, and where
+// the next one does not fit, its longest border still does. Returns whether the marker ends here.
 WARPUP_HD bool advance(const int32_t* markers, int m, int64_t token, int32_t* matched) {
   const int32_t* ids = markers + m * 2 * (kMarker + 1);
   const int32_t* border = ids + kMarker + 1;
@@ -56,8 +57,8 @@ WARPUP_HD bool advance(const int32_t* markers, int m, int64_t token, int32_t* ma
 }
 
 // The state after `token`, the generated-th of the answer (0: still the prompt, or its last).
-WARPUP_HD Decoding after(Decoding d, int64_t token, int64_t generated, const int32_t* markers, const Schedule& schedule,
-                         const int32_t* sets) {
+WARPUP_HD DecodeState after(DecodeState d, int64_t token, int64_t generated, const int32_t* markers,
+                            const Schedule& schedule, const int32_t* sets) {
   const bool in_prompt = generated <= 0;
   const int phase = d.code ? kCode : d.phase == kPrompt ? kThinking : d.phase;
   if (!in_prompt && int64_t(schedule.phases) >> phase & 1 &&
@@ -92,7 +93,7 @@ WARPUP_HD void update_row(const ReflectionStateUpdateArgs<T>& args, int64_t r) {
   const int64_t skipped = args.first ? args.first[r] : 0, count = args.count ? args.count[r] : args.width - skipped;
   const T* tokens = args.tokens + r * args.stride + skipped * args.step;
   const int64_t begin = slot.header[0];
-  Decoding d = *slot.at(begin);
+  DecodeState d = *slot.at(begin);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t seen = begin + i + 1;
     d = after(d, tokens[i * args.step], seen - slot.header[1], args.markers, schedule, args.tables.sets);
@@ -117,12 +118,12 @@ WARPUP_HD double between_knots(const double* knots, int64_t size, double u) {
 
 // delta of the wave at t tokens, windows and phases aside.
 WARPUP_HD double wave(const Schedule& s, const double* knots, double t) {
-  const double c = s.period, u = t + s.shift * c, turned = u - c / 4;
+  const double c = s.period, u = t + s.shift * c, since_peak = u - c / 4;
   switch (static_cast<int>(s.wave)) {
     case kTriangle:
-      return s.amplitude * fabs(4 * (turned - floor(turned / c) * c) / c - 2) - s.amplitude;
+      return s.amplitude * fabs(4 * (since_peak - floor(since_peak / c) * c) / c - 2) - s.amplitude;
     case kCosine:
-      return s.amplitude * cos(6.283185307179586 * (turned / c - floor(turned / c)));
+      return s.amplitude * cos(6.283185307179586 * (since_peak / c - floor(since_peak / c)));
     case kConstant:
       return s.amplitude;
     case kTable:
@@ -133,10 +134,10 @@ WARPUP_HD double wave(const Schedule& s, const double* knots, double t) {
 }
 
 // What the row's schedule adds now; 0 where it is off.
-WARPUP_HD float delta_at(const Tables& tables, int64_t slot, const Standing& at, double temperature) {
+WARPUP_HD float delta_at(const Tables& tables, int64_t slot, const Progress& at, double temperature) {
   const Schedule& s = tables.schedules[slot];
   if (int(s.wave) == kOff || at.phase < 0 || !(int64_t(s.phases) >> at.phase & 1)) return 0;
-  const Decoding& d = at.decoding;
+  const DecodeState& d = at.state;
   const int kind = static_cast<int>(s.anchor);
   const bool reflected = kind == kReflection && d.last_reflection >= 0;
   const int64_t anchor = kind == kGeneration ? 0 : reflected ? d.last_reflection : d.think_start;

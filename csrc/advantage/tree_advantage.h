@@ -1,15 +1,16 @@
-// tree_values: value of each node of a forest, from the rewards of its leaves.
+// tree_advantage: the value of each node of a forest of partial responses, from the rewards of its leaves. The
+// advantages of the edges come from these values by group_advantage, with siblings as the groups.
 //
 //   V(leaf) = its reward     V(node) = mean of its children's V, those that are NaN left out; NaN where all are
 //
+// Why      responses that share a beginning form a tree, of any shape: a parent waits for its children, which torch can
+//          only do level by level. Here a kernel sweeps until all is settled.
 // Layout   the children of a node are children[begin[node], end[node]), a leaf has none; contiguous. Nodes in any
-// order.
-//          A node on a cycle, or above one, gets NaN.
+//          order. A node on a cycle, or above one, gets NaN.
 // Numerics sums over children in float64 (CPU), float32 or float64 as T (CUDA), in the order of `children`.
 // Method   sweeps, each settling the nodes whose children are settled, until one settles nothing: as many as the tree
-// is deep,
-//          but 2 on the CPU where parents stand before their children. CUDA: one block, so that no sweep needs a
-//          launch.
+//          is deep, but 2 on the CPU where parents stand before their children. CUDA: one block, so that no sweep needs
+//          a launch.
 // Bytes    nodes * (2 sizeof(T) + 24) a sweep.
 #pragma once
 
@@ -18,19 +19,19 @@
 namespace warpup {
 
 template <class T>  // float, double
-struct TreeValuesArgs {
+struct TreeAdvantageArgs {
   int64_t nodes;
   const T* rewards;  // [nodes], read at the leaves
   const int64_t* children;
   const int64_t* begin;
   const int64_t* end;
   T* values;         // [nodes]
-  uint8_t* settled;  // [nodes], scratch
+  uint8_t* settled;  // [nodes], scratch: 1 where the value is there
 };
 
 // Whether all children of the node are settled; if so `value` becomes its value.
 template <class Sum, class T>
-WARPUP_HD bool value_of(const TreeValuesArgs<T>& args, int64_t node, T* value) {
+WARPUP_HD bool value_of(const TreeAdvantageArgs<T>& args, int64_t node, T* value) {
   const int64_t begin = args.begin[node], end = args.end[node];
   Sum sum = 0, n = 0;
   for (int64_t i = begin; i < end; ++i) {
@@ -44,8 +45,8 @@ WARPUP_HD bool value_of(const TreeValuesArgs<T>& args, int64_t node, T* value) {
 }
 
 template <class T>
-void tree_values_cpu(const TreeValuesArgs<T>& args);
+void tree_advantage_cpu(const TreeAdvantageArgs<T>& args);
 template <class T>
-void tree_values_cuda(const TreeValuesArgs<T>& args, void* stream);
+void tree_advantage_cuda(const TreeAdvantageArgs<T>& args, void* stream);
 
 }  // namespace warpup

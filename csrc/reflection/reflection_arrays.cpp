@@ -1,0 +1,49 @@
+#include "arrays/arrays.h"
+#include "reflection/apply_schedule_check.h"
+#include "reflection/sample_step_check.h"
+
+namespace warpup {
+
+namespace {
+
+using In = const View&;
+using Optional = const OptionalView&;
+
+}  // namespace
+
+WARPUP_ARRAYS(m) {
+  m.def(
+      "reflection_state_update_",
+      "Follows requests through the tokens [B, W] that they took: state [S, 1 + ring, 10] is written at their slots.",
+      [](In state, In schedules, In sets, In markers, In tokens, In slots, Optional first, Optional count,
+         Optional prompt, Optional rollback) {
+        reflection_state_update({state, schedules, sets, {}}, markers, tokens, slots, first, count, prompt, rollback);
+      },
+      "state"_a, "schedules"_a, "sets"_a, "markers"_a, "tokens"_a, "slots"_a, "first"_a = py::none(),
+      "count"_a = py::none(), "prompt"_a = py::none(), "rollback"_a = py::none());
+  m.def(
+      "apply_schedule_",
+      "Adds each request's delta to the logits [B, V] of its reflection tokens, in place: logits and delta [B] are "
+      "written.",
+      [](In logits, In state, In schedules, In sets, In knots, In slots, Optional back, Optional temperature,
+         double temperature_scalar, In delta) {
+        apply_schedule(logits, {state, schedules, sets, knots}, slots, back, temperature, temperature_scalar, delta);
+      },
+      "logits"_a, "state"_a, "schedules"_a, "sets"_a, "knots"_a, "slots"_a, "back"_a = py::none(),
+      "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "delta"_a);
+  m.def(
+      "sample_step",
+      "Draws each request's next token from its logits [B, V]: token, logp_raw, logp, kept, p_r, delta and temperature "
+      "[B] are written; scratch [B, V] is needed on a GPU.",
+      [](In logits, Optional tuned, Optional base, In state, In schedules, In sets, In knots, In sampling, In slots,
+         Optional back, Optional seen, int64_t stream, Optional scratch, In token, In logp_raw, In logp, In kept,
+         In p_r, In delta, In temperature) {
+        sample_step(logits, tuned, base, {state, schedules, sets, knots}, sampling, slots, back, seen, stream, scratch,
+                    {token, logp_raw, logp, kept, p_r, delta, temperature});
+      },
+      "logits"_a, "tuned"_a = py::none(), "base"_a = py::none(), py::kw_only(), "state"_a, "schedules"_a, "sets"_a,
+      "knots"_a, "sampling"_a, "slots"_a, "back"_a = py::none(), "seen"_a = py::none(), "stream"_a = 0,
+      "scratch"_a = py::none(), "token"_a, "logp_raw"_a, "logp"_a, "kept"_a, "p_r"_a, "delta"_a, "temperature"_a);
+}
+
+}  // namespace warpup

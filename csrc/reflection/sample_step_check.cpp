@@ -1,0 +1,76 @@
+#include "reflection/sample_step_check.h"
+
+#include "core/dispatch.h"
+#include "reflection/sample_step.h"
+
+namespace warpup {
+
+void sample_step(const View& logits, const OptionalView& tuned, const OptionalView& base, const TableViews& tables,
+                 const View& sampling, const View& slots, const OptionalView& back, const OptionalView& seen,
+                 int64_t stream, const OptionalView& scratch, const SampledViews& out) {
+  const char* op = "sample_step";
+  Argument(op, "logits", logits).dims(2).unit_stride_last();
+  if (tuned.has_value() != base.has_value()) fail(op, ": tuned and base are given together, or neither");
+  dispatch_floating(op, "logits", logits.dtype, [&]<class T>() {
+    using Acc = acc_t<T>;
+    const Device& device = logits.device;
+    SampleStepArgs<T> args{};
+    args.tables = tables_of(op, tables, device);
+    args.rows = logits.sizes[0], args.vocab = logits.sizes[1], args.stride = logits.strides[0];
+    args.logits = data<const T>(logits);
+    const auto beside = [&](const char* name, const OptionalView& v, const T** pointer, int64_t* stride) {
+      if (!v) return;
+      const Argument arg(op, name, *v);
+      arg.dtype({logits.dtype}).on(device).shape({args.rows, args.vocab}).unit_stride_last();
+      *pointer = data<const T>(*v), *stride = v->strides[0];
+    };
+    beside("tuned", tuned, &args.tuned, &args.tuned_stride);
+    beside("base", base, &args.base, &args.base_stride);
+    Argument(op, "sampling", sampling)
+        .dtype({DType::f64})
+        .on(device)
+        .shape({args.tables.slots, kSampling})
+        .contiguous();
+    args.sampling = data<const Sampling>(sampling);
+    args.slots = row_integers(op, "slots", slots, args.rows, device);
+    args.back = row_integers(op, "back", back, args.rows, device);
+    check_slots(op, tables, args.tables, args.slots, args.rows);
+    if (args.vocab == 0 && args.rows > 0) fail(op, ": logits has no vocabulary to draw from");
+    for (int64_t r = 0; !device.cuda && r < args.rows; ++r) {
+      if (args.slots[r] < 0) continue;
+      const Sampling& s = args.sampling[args.slots[r]];
+      if (!(s.think >= 0 && s.answer >= 0 && s.code >= 0 && s.top_p >= 0 && s.repetition > 0)) {
+        fail(op, ": the sampling of slot ", args.slots[r],
+             " has a temperature or top_p below 0, or no repetition above 0");
+      }
+      if (!seen && (s.repetition != 1 || s.presence != 0)) {
+        fail(op, ": slot ", args.slots[r], " has a repetition or presence penalty, which needs seen, got None");
+      }
+      if (!tuned && s.beta != 1) {
+        fail(op, ": slot ", args.slots[r], " has beta ", s.beta, ", which scales tuned - base, got None");
+      }
+    }
+    if (seen) {
+      Argument(op, "seen", *seen).dtype({DType::u8}).on(device).shape({args.tables.slots, args.vocab}).contiguous();
+    }
+    args.seen = data<const uint8_t>(seen);
+    args.stream = stream;
+    if (scratch) {
+      Argument(op, "scratch", *scratch).dtype({dtype_of<Acc>()}).on(device).shape({args.rows, args.vocab}).contiguous();
+    } else if (runs_cuda(device)) {
+      fail(op, ": the GPU needs scratch");
+    }
+    args.scratch = data<Acc>(scratch);
+    const auto output = [&]<class V>(const char* name, const View& v, V** pointer) {
+      Argument(op, name, v).dtype({dtype_of<V>()}).on(device).shape({args.rows}).contiguous();
+      *pointer = data<V>(v);
+    };
+    output("token", out.token, &args.token);
+    output("logp_raw", out.logp_raw, &args.logp_raw), output("logp", out.logp, &args.logp);
+    output("kept", out.kept, &args.kept), output("p_r", out.p_r, &args.p_r);
+    output("delta", out.delta, &args.delta), output("temperature", out.temperature, &args.temperature);
+    WARPUP_RUN(sample_step, T, device, args);
+  });
+}
+
+}  // namespace warpup

@@ -1,0 +1,91 @@
+"""`tree_advantage`, against a recursion over the tree."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.advantage.inputs import normal
+from warpup import tree_advantage
+from warpup.advantage.tree_advantage import reference_tree_advantage
+
+NAN = math.nan
+
+
+@st.composite
+def forests(draw):
+    n = draw(st.integers(1, 40))
+    parents = torch.tensor([-1] + [draw(st.integers(-1, i - 1)) for i in range(1, n)])
+    shuffle = torch.tensor(draw(st.permutations(range(n))))  # node i becomes node shuffle[i]
+    out = torch.empty_like(parents)
+    out[shuffle] = torch.where(parents >= 0, shuffle[parents.clamp(min=0)], parents)
+    rewards = draw(st.lists(st.sampled_from([0.0, 1.0, 0.25, NAN]), min_size=n, max_size=n))
+    return torch.tensor(rewards), out
+
+
+@given(forest=forests(), scale=st.sampled_from(["none", "std"]))
+@settings(max_examples=60)
+def test_tree(twin, forest, scale):
+    rewards, parents = forest
+    got = tree_advantage(rewards.to(twin.device), parents.to(twin.device), scale=scale)
+    want = reference_tree_advantage(rewards.double(), parents, scale=scale)
+    torch.testing.assert_close(got.values.cpu().double(), want.values, equal_nan=True, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.advantages.cpu().double(), want.advantages, rtol=1e-4, atol=1e-5)
+    assert torch.equal(got.zero, got.advantages == 0)
+
+
+def test_deep_and_wide_trees(twin):
+    for n, parents in (
+        (3000, torch.arange(3000) - 1),
+        (3000, torch.arange(3000).sub(1).div(1500, rounding_mode="floor")),
+    ):
+        rewards = normal(n)
+        got = tree_advantage(rewards.to(twin.device), parents.to(twin.device))
+        if parents[2] == 1:  # a chain: all have the leaf's reward
+            assert (got.values == rewards[-1].item()).all()
+            assert got.zero.all()
+        else:
+            first, second = rewards[1501:].double().mean(), rewards[2:1501].double()
+            torch.testing.assert_close(got.values[1].cpu().double(), first, rtol=1e-4, atol=1e-6)
+            root = (second.sum() + first) / 1500
+            torch.testing.assert_close(got.values[0].cpu().double(), root, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_siblings_and_cycles(twin):
+    rewards = torch.tensor([0.0, 0.7, 0.7, 0.7, 9.0, 9.0, 9.0], device=twin.device)
+    parents = torch.tensor([-1, 0, 0, 0, 5, 4, 4], device=twin.device)  # 4 and 5 are each other's parents
+    for scale in ("none", "std"):
+        got = tree_advantage(rewards, parents, scale=scale)
+        assert got.zero.all()
+        torch.testing.assert_close(got.values[:4].cpu(), torch.full((4,), 0.7))
+        assert got.values[[4, 5]].isnan().all()
+
+
+def test_no_gradient(twin):
+    rewards = normal(4).to(twin.device).requires_grad_()
+    outputs = tree_advantage(rewards, torch.tensor([-1, 0, 0, 1], device=twin.device))
+    assert not any(o.requires_grad for o in outputs)
+
+
+def test_empty(twin):
+    none = torch.zeros(0, device=twin.device)
+    assert all(o.shape == (0,) for o in tree_advantage(none, none.long()))
+
+
+X, V = torch.zeros(3, 4), torch.zeros(3)
+ERRORS = [
+    (lambda: tree_advantage(X, X), r"rewards must have shape \(M,\), got \(3, 4\)"),
+    (lambda: tree_advantage(V, torch.tensor([-1, 0, 3])), r"parents must be below the number of nodes, 3, got 3"),
+    (lambda: tree_advantage(V, V), r"parents must be int64, got torch.float32"),
+    (lambda: tree_advantage(V, torch.tensor([-1, 0])), r"parents must have shape \(3,\), got \(2,\)"),
+    (lambda: tree_advantage(V, torch.tensor([-1, 0, 0]), scale="mad"), r"scale must be one of none, std; got 'mad'"),
+    (lambda: tree_advantage(V, torch.tensor([-1, 0, 0]), eps=1e-6), r"eps is added to the scale, .* leave eps out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), ERRORS, ids=[message[:40] for _, message in ERRORS])
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
