@@ -1,22 +1,18 @@
-"""Family `reflection`: a schedule on the logits of its tokens, and the step that draws the next token."""
+"""`sample_step` against the chain of transformers' processors and a multinomial draw."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 
 from bench.harness.measure import Comparison, Work
 from bench.harness.timing import Candidate
-from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
+from bench.reflection.inputs import SHAPES, TOKENS, logits_of
+from warpup.reflection import ReflectionBatch
 from warpup.reflection.sample_step import reference_sample_step
 
-SHAPES = {"cpu": (64, 151936), "cuda": (64, 151936), "quick": (4, 1000)}
-GENERATED = {"cpu": 8192, "cuda": 8192, "quick": 50}
-TOKENS = ReflectionTokens(tuple(range(5, 900, 60)), (1,), (2,))
-SCHEDULE = ReflectionSchedule("triangle", 5.0, 1200, tokens=TOKENS)
-PASS, DENSE, CLOSURE = "one pass, read (max)", "one pass, in place (mul_)", "a Python processor a request"
 CHAIN = "transformers' processors, softmax, multinomial"
 FILTERS = {
     "T=.7 top-k 50 top-p .95": {"temperature": 0.7, "top_k": 50, "top_p": 0.95},
@@ -27,9 +23,6 @@ FILTERS = {
 
 def cases(device: str, size: str) -> Iterator[Comparison]:
     shape, full = SHAPES[size], size != "quick"
-    goals = {PASS: 50, CLOSURE: 20} if size == "cpu" else {}
-    name = f"apply_schedule_ fp32 {list(shape)} at {GENERATED[size]} tokens"
-    yield Comparison(name, partial(apply_schedule, device, shape, GENERATED[size]), goals)
     for dtype, short in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         for filters in FILTERS if dtype == torch.float32 else list(FILTERS)[:1]:
             goals = {CHAIN: 4 if device == "cpu" else 10} if full and dtype == torch.float32 else {}
@@ -37,64 +30,8 @@ def cases(device: str, size: str) -> Iterator[Comparison]:
             yield Comparison(name, partial(sample_step, device, shape, dtype, filters), goals)
 
 
-def test_reflection(case, measure):
+def test_sample_step(case, measure):
     measure(case)
-
-
-@lru_cache(1)
-def logits_of(device, shape, dtype):
-    return (3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(device, dtype)
-
-
-# ---- apply_schedule_ ------------------------------------------------------------------------------------------------
-
-
-def closure(schedule):
-    """What the papers release: called for each request with the list of its tokens and its row of logits."""
-    ids, (end,) = list(schedule.tokens.ids), schedule.tokens.think_end
-    amplitude, period = schedule.amplitude, schedule.period
-
-    def process(tokens, logits):
-        if end in tokens:
-            return logits
-        turned = (len(tokens) - period / 4) % period
-        logits[ids] += amplitude * abs(4 * turned / period - 2) - amplitude
-        return logits
-
-    return process
-
-
-def apply_schedule(device, shape, generated) -> Work:
-    rows, _ = shape
-    before = logits_of(device, shape, torch.float32)
-    outputs = [[7] * (generated - r) for r in range(rows)]
-    batch = ReflectionBatch(rows, SCHEDULE, device=device)
-    batch.begin(range(rows), [[1]] * rows, outputs)
-    mine, theirs, dense, process = before.clone(), before.clone(), before.clone(), closure(SCHEDULE)
-
-    def python():
-        for tokens, row in zip(outputs, theirs, strict=True):
-            process(tokens, row)
-
-    def added(logits):  # by the first call, which is the one that is checked
-        return lambda _: ((logits - before)[:, : max(TOKENS.ids) + 1],)
-
-    want = torch.zeros(rows, max(TOKENS.ids) + 1, dtype=torch.float64, device=device)
-    want[:, list(TOKENS.ids)] = torch.tensor([[SCHEDULE.delta(len(o))] for o in outputs]).to(want)
-    entry = len(TOKENS.ids) * (4 + 8) + 16 * 8 + 80
-    return Work(
-        {
-            "warpup": Candidate(lambda: batch.apply_(mine), result=added(mine)),
-            PASS: Candidate(lambda: torch.amax(before, -1), result=None),
-            DENSE: Candidate(lambda: dense.mul_(1.0), result=None),
-            CLOSURE: Candidate(python, result=added(theirs)),
-        },
-        bytes=rows * entry,
-        reference=lambda: [want],
-    )
-
-
-# ---- sample_step ----------------------------------------------------------------------------------------------------
 
 
 def chain(temperature, top_k=0, top_p=1.0):

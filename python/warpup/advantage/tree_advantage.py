@@ -22,7 +22,7 @@ class TreeAdvantage(NamedTuple):
     zero: Tensor  # (M,) bool: the advantage is exactly 0, a root's included; SPO drops these from the batch
 
 
-def reference_tree_values(rewards, parents):
+def reference_node_values(rewards, parents):
     """The values of `tree_advantage`, recursively, in plain torch."""
     children = {}
     for node, parent in enumerate(parents.tolist()):
@@ -38,7 +38,7 @@ def reference_tree_values(rewards, parents):
 
 def reference_tree_advantage(rewards, parents, *, scale="none", eps=None):
     """`tree_advantage`, edge by edge, in plain torch."""
-    values = reference_tree_values(rewards, parents)
+    values = reference_node_values(rewards, parents)
     advantages = torch.zeros_like(values)
     for node, parent in enumerate(parents.tolist()):
         siblings = values[parents == parent]

@@ -1,0 +1,65 @@
+"""`ReflectionSchedule`: its closed form, its JSON, its picture, and what it refuses."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from tests.reflection.schedules import TOKENS, schedules, wave_of
+from warpup.reflection import ReflectionSchedule, presets
+
+
+def test_triangle_turns_where_the_paper_says():
+    schedule = wave_of("triangle", amplitude=5.0, period=1200)
+    assert [schedule.delta(t) for t in (0, 300, 600, 900, 1200, 150)] == [0, 5, 0, -5, 0, 2.5]
+    t = np.arange(5000)
+    paper = 5 * np.abs(4 * ((t - 300) % 1200) / 1200 - 2) - 5
+    np.testing.assert_allclose(schedule.delta(t), paper, atol=1e-12)
+
+
+@given(schedules)
+def test_json(schedule):
+    assert ReflectionSchedule.from_json(schedule.to_json()) == schedule
+
+
+def test_json_of_a_ban():
+    assert ReflectionSchedule.from_json(presets.no_wait(TOKENS).to_json()) == presets.no_wait(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"wave": "square"}, "wave: expected one of .*got 'square'"),
+        ({"anchor": "start"}, "anchor: expected one of"),
+        ({"phase": "thinking"}, "phase: expected some of .*got 'thinking'"),
+        ({"phase": ()}, "phase: expected some of"),
+        ({"unit": "bit"}, "unit: expected one of"),
+        ({"period": 0}, "period: expected tokens, more than 0, got 0"),
+        ({"amplitude": math.nan}, "amplitude: expected a finite number"),
+        ({"amplitude": math.inf}, "amplitude: expected a finite number"),
+        ({"window": (5, 2)}, r"window: expected \(begin, end\)"),
+        ({"wave": "table"}, "table: expected"),
+        ({"table": [(0, 1)]}, "table: expected"),
+        ({"wave": "table", "table": [(3, 1), (3, 2)]}, "by rising t"),
+        ({"tokens": []}, "tokens: expected at least one id"),
+        ({"tokens": [-1]}, "ids: expected token ids"),
+        ({"wave": "constant", "period": 7}, "period: has no effect on wave 'constant', leave it at 1200, got 7"),
+        ({"wave": "constant", "shift": 0.5}, "shift: has no effect on wave 'constant'"),
+        ({"wave": "table", "table": [(0, 1)], "amplitude": 2.0}, "amplitude: has no effect on wave 'table'"),
+        ({"wave": "table", "table": [(0, 1)], "period": 7}, "period: has no effect on wave 'table'"),
+    ],
+)
+def test_wrong_schedules(change, message):
+    with pytest.raises(ValueError, match=message):
+        ReflectionSchedule(**{"tokens": [1], **change})
+
+
+def test_plot():
+    import matplotlib
+
+    matplotlib.use("agg")
+    ax = wave_of("triangle").plot([[1, 7, 7, 2], [7, 7, 1]], length=24)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), wave_of("triangle").delta(np.arange(24)))
+    counts = [p.get_height() for p in ax.figure.axes[1].patches]
+    assert sum(counts) == 3
