@@ -1,6 +1,7 @@
-"""The two binaries: what they link, what they carry, which ABI they stand on; and what the sources may include."""
+"""The three libraries: what they link, what they carry, which ABI they stand on; and what the sources may include."""
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 from tests.conftest import ROOT, build
 from warpup import _native
 
-CORE = Path(_native.arrays.__file__)
+ARRAYS = Path(_native.arrays.__file__)
+KERNELS = ARRAYS.with_name("libwarpup_kernels.so")
 
 
 def output_of(*command) -> str:
@@ -29,6 +31,21 @@ def needed(library: Path) -> set[str]:
     return set(re.findall(r"\(NEEDED\).*\[(.*)\]", output_of("readelf", "-d", library)))
 
 
+def exported(library: Path) -> list[str]:
+    """The demangled names of what a library offers to others."""
+    return [line.split(" ", 2)[2] for line in output_of("nm", "-DC", "--defined-only", library).splitlines()]
+
+
+def in_python_without_torch(code: str) -> str:
+    """Runs `code` where an import of torch fails; `arrays` is loaded by its path, without the package."""
+    load = (
+        "import sys, importlib.util as u; sys.modules['torch'] = None; "
+        f"spec = u.spec_from_file_location('arrays', {str(ARRAYS)!r}); arrays = u.module_from_spec(spec); "
+        "spec.loader.exec_module(arrays); "
+    )
+    return output_of(sys.executable, "-c", load + code)
+
+
 def test_ops_library_is_on_the_stable_abi():
     report = output_of("torch-abi-audit", "--check", "torch", "--verbose", _native.OPS_LIBRARY)
     assert "STABLE" in report
@@ -43,11 +60,25 @@ def test_ops_library_is_python_agnostic_and_needs_no_cudart():
     ]
 
 
-def test_core_does_not_link_torch():
-    assert not [name for name in needed(CORE) if re.match(r"libtorch|libc10|libcudart|libcuda\.", name)]
+@pytest.mark.parametrize("library", [ARRAYS, KERNELS], ids=["arrays", "kernels"])
+def test_only_the_ops_library_links_torch(library):
+    assert not [name for name in needed(library) if re.match(r"libtorch|libc10|libcudart|libcuda\.|libpython", name)]
 
 
-@pytest.mark.parametrize("library", [_native.OPS_LIBRARY, CORE], ids=["ops", "core"])
+@pytest.mark.parametrize("library", [_native.OPS_LIBRARY, ARRAYS], ids=["ops", "arrays"])
+def test_kernels_are_linked_once(library):
+    assert KERNELS.name in needed(library)
+    assert "$ORIGIN" in output_of("readelf", "-d", library)
+    assert library.stat().st_size < KERNELS.stat().st_size / 2
+
+
+def test_kernels_export_nothing_but_warpup():
+    names = exported(KERNELS)
+    assert names
+    assert not [name for name in names if "warpup::" not in name]
+
+
+@pytest.mark.parametrize("library", [_native.OPS_LIBRARY, ARRAYS, KERNELS], ids=["ops", "arrays", "kernels"])
 def test_no_build_paths(library):
     """Error messages of torch's headers carry __FILE__."""
     carried = {path for path in (str(ROOT), str(Path.home()), sys.prefix) if len(path) > 5}
@@ -59,19 +90,36 @@ def test_version():
     assert _native.arrays.build_info()["version"] == importlib.metadata.version("warpup")
 
 
-def test_torch_and_pybind11_are_included_in_bind_only():
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_one_thread_pool():
+    """The kernels run on torch's threads, and no second OpenMP runtime came with them."""
+    assert _native.arrays.build_info()["threads"] == "torch"
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    assert len({os.path.realpath(path) for path in mapped if "libgomp" in path}) <= 1, mapped
+
+
+def test_arrays_without_torch():
+    """They load, run on a pool of their own, and an error crosses the libraries with its message."""
+    code = (
+        "import numpy as np; assert arrays.build_info()['threads'] != 'torch'; x = np.ones((3, 4), np.float32)\n"
+        "try: arrays.masked_moments(x, partials=x, moments=x)\n"
+        "except ValueError as e: print(e)"
+    )
+    assert "masked_moments: " in in_python_without_torch(code)
+
+
+def test_frameworks_are_included_in_the_bridges_only():
     sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cpp", ".cu", ".cuh"}]
     assert len(sources) > 20
-    framework = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|pybind11|dlpack|Python\.h)')
-    guilty = [p for p in sources if p.parent.name != "bind" and framework.search(p.read_text())]
+    framework = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|pybind11|dlpack|Python\.h|arrays/)')
+    bridges = {p for p in sources if p.parent.name in {"torch", "arrays"} or p.stem.endswith(("_torch", "_arrays"))}
+    guilty = [p for p in sources if p not in bridges and framework.search(p.read_text())]
     assert not guilty
-    entries = [p for p in (ROOT / "csrc/bind").glob("*.h") if p.stem in {d.name for d in (ROOT / "csrc").iterdir()}]
-    assert entries, "bind/<family>.h: the entries, which serve any framework"
-    assert not [p for p in entries if framework.search(p.read_text())]
+    assert [p for p in bridges if framework.search(p.read_text())]
 
 
 def test_host_executor():
-    """The CUDA stand-in that the `hostcuda` twins run on passes its own tests."""
+    """The CUDA stand-in that the `hostcuda` kernels run on passes its own tests."""
     folder = build("hostcuda_selftest")
     done = subprocess.run([folder / "hostcuda_selftest"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout

@@ -4,6 +4,7 @@
 
 #include <pybind11/stl.h>
 
+#include "core/cpu.h"
 #include "core/parallel.h"
 #include "interval/interval_activation_check.h"
 #include "interval/interval_check.h"
@@ -15,28 +16,10 @@
 #include "moe/moe_route_check.h"
 #include "policy/policy_loss_check.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace py = pybind11;
 using namespace pybind11::literals;
 
 namespace warpup {
-
-void parallel_for_impl(int64_t begin, int64_t end, int64_t grain, void (*body)(const void*, int64_t, int64_t),
-                       const void* context) {
-#ifdef _OPENMP
-  const int64_t n = end - begin, chunks = std::min<int64_t>(omp_get_max_threads(), (n + grain - 1) / grain);
-  if (chunks > 1 && !omp_in_parallel()) {
-#pragma omp parallel for num_threads(chunks) schedule(static)
-    for (int64_t c = 0; c < chunks; ++c) body(context, begin + n * c / chunks, begin + n * (c + 1) / chunks);
-    return;
-  }
-#endif
-  (void)grain;
-  body(context, begin, end);
-}
 
 namespace {
 
@@ -45,21 +28,10 @@ std::vector<ArraysRegistration::Register>& registrations() {
   return all;
 }
 
-// What `WARPUP_CLONES` resolves to on this machine.
-const char* cpu_capability() {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
-  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2, FMA)";
-  return "x86-64";
-#else
-  return "default";
-#endif
-}
-
 py::dict build_info() {
   py::dict info;
   info["version"] = WARPUP_VERSION;
-  info["cpu"] = cpu_capability();
+  info["cpu"] = instruction_set();
   info["compiler"] = WARPUP_COMPILER;
 #ifdef WARPUP_WITH_CUDA
   info["cuda_archs"] = WARPUP_CUDA_ARCHS;
@@ -68,11 +40,7 @@ py::dict build_info() {
   info["cuda_archs"] = py::none();
   info["cuda_toolkit"] = py::none();
 #endif
-#ifdef _OPENMP
-  info["openmp"] = true;
-#else
-  info["openmp"] = false;
-#endif
+  info["threads"] = thread_pool.load()->name;
   info["torch_headers"] = WARPUP_TORCH_HEADERS;
   return info;
 }
@@ -83,7 +51,7 @@ ArraysRegistration::ArraysRegistration(Register function) { registrations().push
 
 }  // namespace warpup
 
-PYBIND11_MODULE(WARPUP_MODULE, m) {
+PYBIND11_MODULE(arrays, m) {
   // Entries touch no Python object: other threads may run meanwhile.
   const auto def = [&m](const char* name, auto entry, const auto&... arguments) {
     m.def(name, entry, py::call_guard<py::gil_scoped_release>(), arguments...);

@@ -40,8 +40,8 @@ inline bool runs_cuda([[maybe_unused]] const Device& device) {
 #endif
 }
 
-// Runs the twin that belongs to the device. WARPUP_RUN(token_logprob, T, device, args)
-#if defined(WARPUP_HOST_CUDA)  // tests: the CUDA twin on the host executor, on CPU memory
+// Runs the kernel that belongs to the device. WARPUP_RUN(token_logprob, T, device, args)
+#if defined(WARPUP_HOST_CUDA)  // tests: the CUDA kernel on the host executor, on CPU memory
 #define WARPUP_RUN(op, T, device, args) op##_cuda<T>(args, (device).stream)
 #elif defined(WARPUP_WITH_CUDA)
 #define WARPUP_RUN(op, T, device, args) \

@@ -1,4 +1,4 @@
-// Scalar types shared by both twins. The 16-bit floats are bit containers: the same Args struct serves the CPU, CUDA
+// Scalar types shared by CPU and CUDA kernels. The 16-bit floats are bit containers: the same Args struct serves the CPU, CUDA
 // and the host executor, and nothing here needs a CUDA header.
 #pragma once
 
@@ -7,8 +7,6 @@
 #include <type_traits>
 
 #ifdef __CUDACC__
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #define WARPUP_HD __host__ __device__ __forceinline__
 #else
 #define WARPUP_HD inline __attribute__((always_inline))  // in a loop, what is not inlined is not vectorised
@@ -16,6 +14,7 @@
 
 // One source, several instruction sets: the loader picks the widest clone that the CPU has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
+#define WARPUP_HAS_CLONES 1
 #define WARPUP_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define WARPUP_CLONES
@@ -58,9 +57,18 @@ WARPUP_HD float load(bfloat16 x) {
 }
 WARPUP_HD float load(float16 x) {
 #ifdef __CUDA_ARCH__
-  return __half2float(__ushort_as_half(x.bits));
+  float y;  // the instruction itself: CUDA's headers for the two types cost nvcc a second a file
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
 #else
-  return static_cast<float>(std::bit_cast<_Float16>(x.bits));
+  // By integer arithmetic: C++ compilers have no common half type, and g++ vectorises no loop that converts its own.
+  // The exponent moves from bias 15 to 127; infinity and NaN take the highest one; a subnormal m 2^-24 is what
+  // (1 + m 2^-10) 2^-14 has beyond 2^-14.
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t magnitude = static_cast<uint32_t>(x.bits & 0x7fffu) << 13;
+  const uint32_t normal = magnitude + (magnitude < 0x0f800000u ? 112u << 23 : 224u << 23);
+  const float tiny = std::bit_cast<float>(magnitude + (113u << 23)) - 0x1p-14f;
+  return std::bit_cast<float>(sign | (magnitude < 0x00800000u ? std::bit_cast<uint32_t>(tiny) : normal));
 #endif
 }
 
@@ -68,8 +76,10 @@ WARPUP_HD float load(float16 x) {
 template <class T>
 WARPUP_HD T store(acc_t<T> x) {
   if constexpr (std::is_same_v<T, bfloat16>) {
-#ifdef __CUDA_ARCH__
-    return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    uint16_t bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return {bits};
 #else
     const uint32_t u = std::bit_cast<uint32_t>(x);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
@@ -77,9 +87,17 @@ WARPUP_HD T store(acc_t<T> x) {
 #endif
   } else if constexpr (std::is_same_v<T, float16>) {
 #ifdef __CUDA_ARCH__
-    return {__half_as_ushort(__float2half_rn(x))};
+    uint16_t bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+    return {bits};
 #else
-    return {std::bit_cast<uint16_t>(static_cast<_Float16>(x))};
+    // Beside .5 a float's last bit is worth 2^-24, a half's smallest step: the addition rounds a subnormal.
+    const uint32_t u = std::bit_cast<uint32_t>(x), magnitude = u & 0x7fffffffu;
+    const uint32_t normal = (magnitude - (112u << 23) + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13;
+    const uint32_t tiny = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;      // below 2^-14
+    const uint32_t rounded = magnitude < 0x47800000u ? finite : 0x7c00u;  // from 2^16 on: infinity
+    return {static_cast<uint16_t>((u >> 16 & 0x8000u) | (x == x ? rounded : 0x7e00u))};
 #endif
   } else {
     return x;

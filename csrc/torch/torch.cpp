@@ -53,6 +53,14 @@ void ask_for_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
+// Kernels share torch's threads from the moment that this library is loaded.
+constexpr ThreadPool kTorch{
+    "torch",
+    [](int64_t begin, int64_t end, int64_t grain, void (*body)(const void*, int64_t, int64_t), const void* context) {
+      torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) { body(context, first, last); });
+    }};
+[[maybe_unused]] const auto kFormer = thread_pool.exchange(&kTorch);
+
 }  // namespace
 
 View view(const Tensor& tensor) {
@@ -90,11 +98,6 @@ std::vector<int64_t> sizes_of(const Tensor& like, int64_t dropped, std::initiali
 
 DType accumulator_of(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? DType::f64 : DType::f32;
-}
-
-void parallel_for_impl(int64_t begin, int64_t end, int64_t grain, void (*body)(const void*, int64_t, int64_t),
-                       const void* context) {
-  torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) { body(context, first, last); });
 }
 
 }  // namespace warpup

@@ -1,5 +1,5 @@
-// Sanitizer driver: the CPU kernels through their entries (csrc/<family>/<op>_check.h) on random shapes, strides and dtypes,
-// under AddressSanitizer and UBSan, against plain loops in double. No Python, no torch.
+// Sanitizer driver: the CPU kernels through their entries (csrc/<family>/<op>_check.h) on random shapes, strides and
+// dtypes, under AddressSanitizer and UBSan, against plain loops in double. No Python, no torch.
 //
 //   fuzz [--seed N] [--count N]      prints `N passed, N failed` last
 //
@@ -17,19 +17,21 @@
 #include "fuzz_moe_experts.h"
 #include "fuzz_reflection.h"
 
-namespace warpup {
+namespace {
 
-void parallel_for_impl(int64_t begin, int64_t end, int64_t grain, void (*body)(const void*, int64_t, int64_t),
-                       const void* context) {
-  const int64_t step = std::max(grain, (end - begin + fuzz::threads - 1) / fuzz::threads);
-  std::vector<std::thread> workers;
-  for (int64_t first = begin; first < end; first += step) {
-    workers.emplace_back(body, context, first, std::min(end, first + step));
-  }
-  for (std::thread& worker : workers) worker.join();
-}
+// As many threads as the example drew, whatever the machine has.
+constexpr warpup::ThreadPool kThreads{
+    "fuzz",
+    [](int64_t begin, int64_t end, int64_t grain, void (*body)(const void*, int64_t, int64_t), const void* context) {
+      const int64_t step = std::max(grain, (end - begin + fuzz::threads - 1) / fuzz::threads);
+      std::vector<std::thread> workers;
+      for (int64_t first = begin; first < end; first += step) {
+        workers.emplace_back(body, context, first, std::min(end, first + step));
+      }
+      for (std::thread& worker : workers) worker.join();
+    }};
 
-}  // namespace warpup
+}  // namespace
 
 namespace fuzz {
 
@@ -68,6 +70,7 @@ int main(int argc, char** argv) {
     }
     (option == "--seed" ? seed : count) = std::stoull(argv[++i]);
   }
+  warpup::thread_pool = &kThreads;
   for (fuzz::seed = seed; fuzz::seed < seed + count; ++fuzz::seed) {
     fuzz::engine.seed(fuzz::seed);
     fuzz::threads = 1 + static_cast<int>(fuzz::below(4));

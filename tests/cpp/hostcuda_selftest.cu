@@ -1,5 +1,7 @@
 // Tests the host executor and the launch helper. g++ builds it against the shim headers and runs all of it; nvcc builds
 // the same source for a GPU, where what must fail is left out.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <math_constants.h>
 
 #include <cfloat>
@@ -9,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <random>
+#include <stdexcept>
 #include <string>
 
 #include "core/launch.cuh"
