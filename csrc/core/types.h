@@ -1,5 +1,5 @@
-// Scalar types shared by CPU and CUDA kernels. The 16-bit floats are bit containers: the same Args struct serves the CPU, CUDA
-// and the host executor, and nothing here needs a CUDA header.
+// Scalar types shared by CPU and CUDA kernels. The 16-bit floats are bit containers: the same Args struct serves both and
+// the host executor, and nothing here needs a CUDA header.
 #pragma once
 
 #include <bit>
