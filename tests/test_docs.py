@@ -13,14 +13,7 @@ PAGES += sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # A page may say that a name is the reader's own: then it stands for a tiny one.
 GIVEN = ("tokenizer", "model", "path", "inputs")
-
-
-def blocks() -> list:
-    found = []
-    for page in PAGES:
-        code = [text for kind, text in BLOCK.findall(page.read_text()) if kind == "python"]
-        found += [pytest.param(text, id=f"{page.stem}-{i}-{text.splitlines()[0]}") for i, text in enumerate(code)]
-    return found
+NAME = "{0.parent.name}/{0.name}".format
 
 
 def given(names: list[str], folder: Path) -> dict:
@@ -40,28 +33,34 @@ def given(names: list[str], folder: Path) -> dict:
     return {name: own[name] for name in names}
 
 
-@pytest.mark.parametrize("block", blocks())
-def test_python_runs(block, tmp_path, monkeypatch):
-    if re.search(r"\btrl\b", block):
-        pytest.importorskip("trl")
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=NAME)
+def test_python_runs(page, tmp_path, monkeypatch):
+    """The blocks of a page, one after the other: a later one may go on with what an earlier one made."""
     monkeypatch.chdir(tmp_path)
-    made = re.findall(r"^(?:from .* import )?(\w+)(?:, \w+)* =", block, re.MULTILINE)
-    names = [name for name in GIVEN if re.search(rf"(?<![\w.=]){name}\b(?!=)", block) and name not in made]
-    exec(compile(block, "block", "exec"), given(names, tmp_path))
+    names: dict = {}
+    for kind, code in BLOCK.findall(page.read_text()):
+        if kind != "python":
+            continue
+        if re.search(r"\btrl\b", code):
+            pytest.importorskip("trl")
+        made = re.findall(r"^(?:\w+, )*(\w+)(?:, \w+)* =", code, re.MULTILINE)
+        wanted = [n for n in GIVEN if re.search(rf"(?<![\w.=]){n}\b(?!=)", code) and n not in made and n not in names]
+        names |= given(wanted, tmp_path)
+        exec(compile(code, f"{page.name}: {code.splitlines()[0]}", "exec"), names)
 
 
 def prose(page: Path) -> str:
     return BLOCK.sub("", page.read_text())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=NAME)
 def test_links_lead_somewhere(page):
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in link and link[0] != "#"]
     missing = [link for link in links if not (page.parent / link.partition("#")[0]).exists()]
     assert not missing
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=NAME)
 def test_named_files_exist(page):
     if page.name == "CHANGELOG.md":
         pytest.skip("names what is gone as well")

@@ -173,7 +173,7 @@ def registered() -> dict[str, str]:
     """Raw op -> "family/stem" of the <stem>_torch.cpp with its schema."""
     found = {}
     for path in sorted((ROOT / "csrc").glob("*/*_torch.cpp")):
-        for name in re.findall(r'm\.def\(\s*"(\w+)\(', path.read_text()):
+        for name in re.findall(r'm\.def\(\s*"(\w+)[("]', path.read_text()):
             found[name] = f"{path.parent.name}/{path.name.removesuffix('_torch.cpp')}"
     return found
 
@@ -245,7 +245,8 @@ class Operator:
 
     def files(self, stem: str) -> list[list[str]]:
         """The files of one of its kernels, and the check and torch binding where they carry another stem."""
-        shared = {registered()[op] for op in self.reach.ops if op in registered() and kernel_of(op) == stem} - {stem}
+        shared = {registered()[op] for op in self.reach.ops if op in registered() and kernel_of(op) == stem}
+        shared -= {*self.kernels}
         return [files_of(stem), *(files_of(other, r"_(check\.h|check\.cpp|torch\.cpp)") for other in sorted(shared))]
 
     def _named(self, folder: str, *patterns: str) -> list[str]:

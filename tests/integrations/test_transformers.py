@@ -103,7 +103,7 @@ class Stateless(ReflectionLogitsProcessor):
 def test_beams():
     """Rows change places between the calls."""
     model = llama().eval()
-    tip = SCHEDULE.replace(wave="constant", amplitude=-3.0, anchor="reflection", window=(0, 4))
+    tip = ReflectionSchedule("constant", -3.0, tokens=TOKENS, anchor="reflection", window=(0, 4))
     options = {"num_beams": 3, "max_new_tokens": 12}
     for schedule in (SCHEDULE.replace(amplitude=4.0), tip):
         want = generate(model, PROMPTS[:2], Stateless(schedule), **options)
@@ -118,7 +118,7 @@ def test_scores_are_left_alone():
     assert scores.abs().sum() == 0
     assert out.nonzero()[:, 1].tolist() == list(TOKENS.ids)
     assert out.max().item() == pytest.approx(SCHEDULE.delta(1))
-    inplace = ReflectionLogitsProcessor(SCHEDULE.replace(wave="constant"), inplace=True)
+    inplace = ReflectionLogitsProcessor(ReflectionSchedule("constant", 30.0, tokens=TOKENS), inplace=True)
     assert inplace(ids, scores) is scores
     assert scores.max() == 30
 

@@ -6,7 +6,7 @@ Contract, numerics and bytes moved: csrc/advantage/group_advantage.h.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -97,6 +97,20 @@ def _(rewards, offsets, order, lengths, batch, group_size, *_):
     groups = rewards.shape[0] // group_size if offsets is None else offsets.shape[0] - 1
     dtypes = (torch.int64, rewards.dtype, rewards.dtype, rewards.dtype, torch.uint8)
     return rewards.new_empty(rewards.shape), *(rewards.new_empty(groups, dtype=t) for t in dtypes)
+
+
+@overload
+def group_advantage(
+    rewards: Tensor, groups: int | Tensor | GroupPlan | None = ..., *, offsets: Tensor | None = ...,
+    baseline: str = ..., scale: str = ..., eps: float | None = ..., correction: int | None = ..., singleton: str = ...,
+    lengths: Tensor | None = ..., stats: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def group_advantage(
+    rewards: Tensor, groups: int | Tensor | GroupPlan | None = ..., *, offsets: Tensor | None = ...,
+    baseline: str = ..., scale: str = ..., eps: float | None = ..., correction: int | None = ..., singleton: str = ...,
+    lengths: Tensor | None = ..., stats: Literal[True],
+) -> tuple[Tensor, GroupStats]: ...  # fmt: skip
 
 
 def group_advantage(

@@ -16,7 +16,7 @@ class Requests:
     A list that became shorter (rejected drafts) is followed back, as far as the ring reaches, else the slot is rebuilt.
     """
 
-    def __init__(self, capacity: int, schedule: ReflectionSchedule | None = None, device="cpu"):
+    def __init__(self, capacity: int, schedule: ReflectionSchedule | None = None, device: torch.device | str = "cpu"):
         self.batch: ReflectionBatch | None = None  # made with the first schedule, which brings the markers
         self.capacity, self.default, self.device = capacity, schedule, device
         self.known: dict[Hashable, tuple[int, Sequence[int], Sequence[int], int]] = {}  # slot, prompt, output, seen
@@ -53,12 +53,14 @@ class Requests:
 
     def catch_up(self) -> None:
         """Takes every token that came since the last call."""
+        if self.batch is None:
+            return
         fresh, slots, drop = [], [], []
         for key, (slot, prompt, output, seen) in self.known.items():
             if len(output) == seen:
                 continue
             if len(output) < seen - self.batch.ring + 1:
-                self.batch.begin([slot], [list(prompt)], [list(output)], self._schedule_of(slot))
+                self.batch.begin([slot], [list(prompt)], [list(output)], self.batch.schedules[slot])
             else:
                 fresh.append(list(output[seen:])), slots.append(slot), drop.append(max(seen - len(output), 0))
             self.known[key] = (slot, prompt, output, len(output))
@@ -68,9 +70,6 @@ class Requests:
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in fresh], dtype=torch.int64).view(-1, width)
         counts = torch.tensor([slots, drop, [len(row) for row in fresh]]).to(self.device)
         self.batch.update(tokens.to(self.device), counts[0], rollback=counts[1], count=counts[2])
-
-    def _schedule_of(self, slot: int) -> ReflectionSchedule:
-        return self.batch.schedules[slot]
 
     def slots(self, keys: Sequence[Hashable]) -> Tensor:
         """Their slots, -1 for who is under no schedule."""

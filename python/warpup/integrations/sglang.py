@@ -16,7 +16,7 @@ from torch import Tensor
 from warpup.integrations._requests import Requests, schedule_from
 
 try:
-    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor as Base
+    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor as Base  # pyright: ignore[reportMissingImports]
 except ImportError:  # without SGLang the adapter still runs on its protocol
     Base = object
 
@@ -25,7 +25,7 @@ SLOTS = 4096
 _requests: dict[Any, Requests] = {}
 
 
-class ReflectionLogitProcessor(Base):
+class ReflectionLogitProcessor(Base):  # pyright: ignore[reportGeneralTypeIssues]
     """Row i of the logits is the next token of the request that SGLang puts as `__req__` among its parameters, with
     `rid`, `origin_input_ids` and `output_ids`; a request without "reflection" is left alone."""
 

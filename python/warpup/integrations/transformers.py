@@ -18,7 +18,7 @@ from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTok
 try:  # newer than the oldest transformers that warpup runs on
     from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 except ImportError:
-    ContinuousBatchingLogitsProcessor = object
+    ContinuousBatchingLogitsProcessor = object  # pyright: ignore[reportAssignmentType]
 if find_spec("transformers.integrations.moe"):  # likewise: registers experts_implementation="warpup"
     import warpup.integrations.transformers_moe  # noqa: F401
 
@@ -64,11 +64,12 @@ class ReflectionLogitsProcessor(LogitsProcessor):
     def _follow(self, ids: Tensor) -> ReflectionBatch:
         rows, length = ids.shape
         seen, self.seen, batch = self.seen, ids, self.batch
-        known = batch is not None and seen is not None and len(seen) == rows and length > self.prompt
-        if known and length == seen.shape[1] + 1 and torch.equal(ids[:, :-1], seen):
+        if seen is not None and (len(seen) != rows or length <= self.prompt):
+            seen = None
+        if batch is not None and seen is not None and torch.equal(ids[:, :-1], seen):
             batch.update(ids[:, -1])
             return batch
-        if not (known and torch.equal(ids[:, : self.prompt], seen[:, : self.prompt])):
+        if batch is None or seen is None or not torch.equal(ids[:, : self.prompt], seen[:, : self.prompt]):
             self.prompt, self.deltas = length, []
             batch = self._batch_of(rows, ids.device)
         none = torch.zeros(rows, dtype=torch.int64, device=ids.device)
@@ -87,7 +88,7 @@ class ReflectionLogitsProcessor(LogitsProcessor):
         return self.batch
 
 
-class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):
+class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):  # pyright: ignore[reportGeneralTypeIssues]
     """The same for continuous batching: requests join, leave, are preempted and come back.
 
         manager = model.init_continuous_batching(...)

@@ -22,7 +22,7 @@ from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTok
 from warpup.reflection.apply_schedule import reflection_state_update_
 
 try:
-    from vllm.v1.sample.logits_processor import LogitsProcessor as Base
+    from vllm.v1.sample.logits_processor import LogitsProcessor as Base  # pyright: ignore[reportMissingImports]
 except ImportError:  # without vLLM the adapters still run on its protocol
     Base = object
 
@@ -33,7 +33,7 @@ def schedule_of(params) -> ReflectionSchedule | None:
     return schedule_from((getattr(params, "extra_args", None) or {}).get(ARGUMENT))
 
 
-class ReflectionV1(Base):
+class ReflectionV1(Base):  # pyright: ignore[reportGeneralTypeIssues]
     """V1: the persistent batch is rows of requests that are removed, added and moved between steps."""
 
     @classmethod
@@ -106,7 +106,7 @@ class ReflectionV2:
         tables, device = self.states, self.states.all_token_ids.device
         if self.batch is None:
             first = next(schedule for schedule in self.pending.values() if schedule is not None)
-            markers = ReflectionTokens((), *first.tokens.markers)
+            markers = ReflectionTokens((), *ReflectionTokens.of(first.tokens).markers)
             self.batch = ReflectionBatch(self.slots, tokens=markers, ring=self.drafts + 2, device=device)
         for slot, schedule in self.pending.items():
             self.batch.set_schedule([slot], schedule or self.batch.default)

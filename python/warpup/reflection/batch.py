@@ -58,9 +58,9 @@ class ReflectionBatch:
         if slots < 1 or ring < 1:
             raise ValueError(f"expected at least one slot and a ring of at least 1, got {slots} and {ring}")
         self.slots, self.device = slots, torch.device(device)
-        tokens = tokens or (schedule.tokens if schedule else ReflectionTokens(()))
-        self.default = schedule or ReflectionSchedule("off", tokens=tokens)
-        self.markers = tokens.markers
+        given = ReflectionTokens.of(tokens or (schedule.tokens if schedule else ()))
+        self.default = schedule or ReflectionSchedule("off", tokens=given)
+        self.markers = given.markers
         self.tables = ReflectionTables(
             torch.zeros(slots, 1 + ring, FIELDS, dtype=torch.int32, device=device),
             torch.zeros(slots, len(SCHEDULE), dtype=torch.float64, device=device),
@@ -85,9 +85,10 @@ class ReflectionBatch:
     def set_schedule(self, slots: Sequence[int], schedule: ReflectionSchedule) -> None:
         """Puts these slots under a schedule from the next token on. Raises ValueError where its markers are not the
         batch's, or the tables are full."""
-        if schedule.tokens.markers != self.markers and any(schedule.tokens.markers):
-            raise ValueError(f"the schedule's markers {schedule.tokens.markers} are not the batch's {self.markers}")
-        row = schedule.row(self._place("sets", schedule.tokens.ids), self._place("knots", schedule.table))
+        tokens = ReflectionTokens.of(schedule.tokens)
+        if tokens.markers != self.markers and any(tokens.markers):
+            raise ValueError(f"the schedule's markers {tokens.markers} are not the batch's {self.markers}")
+        row = schedule.row(self._place("sets", tokens.ids), self._place("knots", tuple(schedule.table)))
         rows = torch.tensor(row, dtype=torch.float64).to(self.device)
         slots = slots.tolist() if isinstance(slots, Tensor) else list(slots)
         self.tables.schedules[self._index(slots)] = rows

@@ -113,7 +113,7 @@ def reference_sample_step(
         given = torch.tensor([delta_of(tables, slot, lag, t), t], dtype=torch.float32)  # as it is handed out
         delta, rounded_t = given.tolist()
         z = logits[r].to(acc)
-        if tuned is not None:
+        if tuned is not None and base is not None:
             z = z + s["beta"] * (tuned[r].to(acc) - base[r].to(acc))
         if not (z > -torch.inf).any() or z.isnan().any() or (z == torch.inf).any():
             poison = torch.nan if (z != -torch.inf).any() else 0.0

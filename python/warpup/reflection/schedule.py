@@ -77,7 +77,8 @@ class ReflectionSchedule:
                     f"{getattr(self, name)!r}"
                 )
         window = None if self.window is None else tuple(self.window)
-        if window is not None and (len(window) != 2 or (window[1] is not None and window[0] > window[1])):
+        end = math.inf if window is None or len(window) != 2 or window[1] is None else window[1]
+        if window is not None and (len(window) != 2 or window[0] > end):
             raise ValueError(f"window: expected (begin, end) with begin <= end, got {self.window!r}")
         tokens = ReflectionTokens.of(self.tokens)
         if not tokens.ids and self.wave != "off":
@@ -119,14 +120,15 @@ class ReflectionSchedule:
             "wave": WAVES.index(self.wave), "amplitude": self.amplitude, "period": self.period, "shift": self.shift,
             "offset": self.start_offset, "begin": begin, "end": end, "anchor": ANCHORS.index(self.anchor),
             "phases": 15 if "any" in phases else sum(1 << PHASES.index(p) for p in set(phases)),
-            "unit": UNITS.index(self.unit), "set": set_begin, "set_size": len(self.tokens.ids), "knots": knots_begin,
+            "unit": UNITS.index(self.unit), "set": set_begin,
+            "set_size": len(ReflectionTokens.of(self.tokens).ids), "knots": knots_begin,
             "knots_size": len(self.table), "spare_0": 0, "spare_1": 0,
         }  # fmt: skip
         return [float(values[name]) for name in SCHEDULE]
 
     def to_json(self) -> str:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_"}
-        return json.dumps({**values, "tokens": self.tokens.as_dict()})
+        return json.dumps({**values, "tokens": ReflectionTokens.of(self.tokens).as_dict()})
 
     @classmethod
     def from_json(cls, text: str) -> ReflectionSchedule:
@@ -156,7 +158,7 @@ class ReflectionSchedule:
         ax.axhline(0, color="0.8", linewidth=0.8, zorder=0)
         ax.set(xlabel="generated tokens", ylabel=f"delta ({self.unit}s)", xlim=(0, max(length - 1, 1)))
         if traces:
-            ids = set(self.tokens.ids)
+            ids = set(ReflectionTokens.of(self.tokens).ids)
             at = [i for trace in traces for i, token in enumerate(trace) if token in ids]
             count = ax.twinx()
             count.hist(at, bins=min(60, length), range=(0, length), color="C1", alpha=0.4)

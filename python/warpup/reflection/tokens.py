@@ -50,7 +50,7 @@ class ReflectionTokens:
 
     @classmethod
     def of(cls, tokens: ReflectionTokens | Iterable[int]) -> ReflectionTokens:
-        return tokens if isinstance(tokens, cls) else cls(tuple(tokens))
+        return tokens if isinstance(tokens, ReflectionTokens) else cls(tuple(tokens))
 
     @classmethod
     def from_tokenizer(
