@@ -45,10 +45,12 @@ class Module:
         self.nodes: dict[str, list[ast.AST]] = {}
         self.imports: dict[str, tuple[Path, str | None]] = {}  # local name -> (file, name in it; None: the module)
         self.composites: dict[str, ast.AST] = {}  # raw op -> the function that is its body
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):  # those within functions too
+            if isinstance(node, ast.ImportFrom):
                 self._import(node)
-            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 self.nodes.setdefault(node.name, []).append(node)
                 for decorator in node.decorator_list:
                     if isinstance(decorator, ast.Call) and _last(decorator.func) == "composite":
@@ -61,9 +63,7 @@ class Module:
                         if isinstance(name, ast.Name):
                             self.nodes.setdefault(name.id, []).append(node)
 
-    def _import(self, node: ast.Import | ast.ImportFrom) -> None:
-        if isinstance(node, ast.Import):
-            return
+    def _import(self, node: ast.ImportFrom) -> None:
         base = self.package[: len(self.package) - node.level + 1] if node.level else ()
         parts = (*base, *(node.module.split(".") if node.module else ()))
         if parts[:1] != ("warpup",):
@@ -81,6 +81,8 @@ def _last(node: ast.AST) -> str:
 
 
 def _text(node: ast.AST) -> str:
+    """A string, or the beginning of one that is formatted."""
+    node = node.values[0] if isinstance(node, ast.JoinedStr) else node
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
@@ -236,10 +238,10 @@ class Operator:
         if not self.kernels:
             return "library products" if reach.products else "torch operations"
         own = [stem for stem in self.kernels if self._own(stem)]
-        if reach.products and reach.triton and len(self.kernels) == 1:
+        if own and reach.products and reach.triton:
             return "CPU kernel or library products; on CUDA library products or a Triton kernel"
         if reach.products:
-            return "library products + fused epilogue"
+            return f"library products + fused {'epilogue' if len(self.kernels) == 1 else 'kernels'}"
         where = "CPU kernel, CUDA kernel" if has_cuda(self.kernels[0]) else "CPU kernel; on CUDA torch operations"
         return where if own else f"{where} ({', '.join(stem.split('/')[1] for stem in self.kernels)})"
 
