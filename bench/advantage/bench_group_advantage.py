@@ -46,9 +46,9 @@ def view_arithmetic(rewards):
 def scattered(rewards, group, groups):
     """Any grouping in plain torch, two passes; `group` numbers each row's group."""
     count = torch.zeros(groups, device=rewards.device).index_add_(0, group, torch.ones_like(rewards))
-    centred = rewards - (torch.zeros_like(count).index_add_(0, group, rewards) / count)[group]
-    variance = torch.zeros_like(count).index_add_(0, group, centred * centred) / (count - 1)
-    return centred / (variance.sqrt()[group] + EPS)
+    centered = rewards - (torch.zeros_like(count).index_add_(0, group, rewards) / count)[group]
+    variance = torch.zeros_like(count).index_add_(0, group, centered * centered) / (count - 1)
+    return centered / (variance.sqrt()[group] + EPS)
 
 
 def loop_over_uids(rewards, uids):

@@ -6,7 +6,9 @@
 namespace warpup {
 namespace {
 
-constexpr int kThreads = 128, kTokens = 4, kChunk = 32 * kTokens;
+constexpr int kThreads = 128;  // four rows a block
+constexpr int kTokens = 4;     // of a lane: its serial steps between two scans of five shuffles
+constexpr int kChunk = 32 * kTokens;
 
 template <class T>
 struct Step {  // y -> a y + b; a = 0 forgets y, also where it is NaN
@@ -28,6 +30,7 @@ __global__ __launch_bounds__(kThreads) void gae_kernel(const GaeArgs<T> args) {
   T next_value = end, x = v ? T(0) : end;  // of the token right of the chunk, the same in all lanes
 
   for (int64_t chunk_end = args.length; chunk_end > 0; chunk_end -= kChunk) {
+    // Load this lane's tokens.
     const int64_t begin = chunk_end - kChunk + lane * kTokens;  // may be negative in the last chunk
     T reward[kTokens], value[kTokens];
     bool live[kTokens];
@@ -47,6 +50,7 @@ __global__ __launch_bounds__(kThreads) void gae_kernel(const GaeArgs<T> args) {
     const unsigned lanes = __ballot_sync(kFullWarp, any), right = lane == 31 ? 0 : lanes & (kFullWarp << (lane + 1));
     const T from_right = __shfl_sync(kFullWarp, leftmost, right ? __ffs(right) - 1 : lane);
     T following = right ? from_right : next_value;
+    // Each token as a step A -> a A + b, and all of this lane's as one.
     Step<T> step[kTokens], all{1, 0};
 #pragma unroll
     for (int i = kTokens - 1; i >= 0; --i) {
@@ -58,10 +62,12 @@ __global__ __launch_bounds__(kThreads) void gae_kernel(const GaeArgs<T> args) {
       all = step[i].after(all);
     }
 #pragma unroll
-    for (int distance = 1; distance < 32; distance *= 2) {
+    for (int distance = 1; distance < 32;
+         distance *= 2) {  // the scan: `all` becomes the steps of the lanes from here on
       const Step<T> other{__shfl_down_sync(kFullWarp, all.a, distance), __shfl_down_sync(kFullWarp, all.b, distance)};
       if (lane + distance < 32) all = all.after(other);
     }
+    // Apply them: first what the lanes to the right make of the last chunk's result, then this lane's tokens in turn.
     const Step<T> before{__shfl_down_sync(kFullWarp, all.a, 1), __shfl_down_sync(kFullWarp, all.b, 1)};
     T here = lane == 31 ? x : before(x);
 #pragma unroll
@@ -72,6 +78,7 @@ __global__ __launch_bounds__(kThreads) void gae_kernel(const GaeArgs<T> args) {
       args.advantages[at] = live[i] ? here : T(0);
       if (args.returns) args.returns[at] = live[i] ? here + value[i] : T(0);
     }
+    // What the next chunk, to the left, starts from.
     x = __shfl_sync(kFullWarp, all(x), 0);
     const T first_value = __shfl_sync(kFullWarp, leftmost, lanes ? __ffs(lanes) - 1 : 0);
     next_value = lanes ? first_value : next_value;

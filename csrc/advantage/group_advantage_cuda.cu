@@ -10,8 +10,8 @@ namespace warpup {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLanes = 8;          // a small group's team
-constexpr int64_t kFewRows = 128;  // a group with more goes to the block
+constexpr int kLanes = 8;            // a small group's team: eight responses a question are usual
+constexpr int64_t kSmallRows = 128;  // 16 rows a lane; a group with more goes to the block
 
 template <int kSize>
 struct Lanes {
@@ -49,7 +49,7 @@ template <class T, int kTeam>
 __global__ __launch_bounds__(kThreads, 2) void group_advantage_kernel(const GroupAdvantageArgs<T> args) {
   constexpr int kTeams = kThreads / kTeam;
   const int64_t first = int64_t(blockIdx.x) * kTeams;
-  const auto large = [](Range range) { return kTeams == 1 || range.size() > kFewRows; };
+  const auto large = [](Range range) { return kTeams == 1 || range.size() > kSmallRows; };
   if constexpr (kTeams > 1) {
     const int64_t g = first + threadIdx.x / kTeam;
     Range mine = range_of(args, g);
@@ -76,7 +76,7 @@ template <class T>
 void group_advantage_cuda(const GroupAdvantageArgs<T>& args, void* stream) {
   // Of ragged groups only the mean size is known here; the kernel copes with the others.
   const int64_t size = args.group_size > 0 ? args.group_size : args.rows / std::max<int64_t>(args.groups, 1);
-  size <= kFewRows ? run<T, kLanes>(args, stream) : run<T, kThreads>(args, stream);
+  size <= kSmallRows ? run<T, kLanes>(args, stream) : run<T, kThreads>(args, stream);
 }
 
 #define INSTANTIATE(T) template void group_advantage_cuda<T>(const GroupAdvantageArgs<T>& args, void* stream);

@@ -73,6 +73,7 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
     }
   };
 
+  // First pass: count, sum and extremes. Where all rewards are equal, that value is the mean exactly.
   First<Sum, T> first{0, 0, end, -kInf<T>, kInf<T>, -kInf<T>};
   if (args.baseline == Baseline::runner_up) {
     each([&](T r, int64_t i, int64_t) {
@@ -91,6 +92,7 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
   const bool equal = first.max == first.min;
   const T center = equal ? first.max : static_cast<T>(first.total / Sum(n > 0 ? n : 1));
 
+  // Second pass: sums of the deviations from the rounded mean; what rounding left of it comes back as `rest`.
   Second<Sum> second{0, 0, 0, 0};
   each([&](T r, int64_t, int64_t) {
     const Sum d = r == r ? Sum(r) - Sum(center) : Sum(0);
@@ -111,7 +113,7 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
   const int64_t freedom = n - args.correction;
   const Sum std = freedom > 0 ? sqrt(m2 / Sum(freedom)) : Sum(0);
 
-  // Leave-one-out std: M2 of the others is M2 - d^2 n / (n - 1). Only for the row furthest from the mean can that
+  // For leave_one_out_std. M2 of the others is M2 - d^2 n / (n - 1). Only for the row furthest from the mean can that
   // difference lose its digits, so its others are summed themselves.
   Extreme<T> extreme{-1, end, 0, 0};
   Sum others_m2 = 0;
@@ -133,7 +135,7 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
     others_m2 = team.reduce(square, Merge{});
   }
 
-  // What is left is A = (r - origin - shift) * factor, but for the choices that look at a single row.
+  // Last pass. What is left is A = (r - origin - shift) * factor, but for the choices that look at a single row.
   Sum origin = Sum(center), shift = rest, factor = 1;
   if (args.baseline == Baseline::length_weighted && second.length > 0) shift = second.length_d / second.length;
   if (args.baseline == Baseline::none) origin = shift = 0;
@@ -164,6 +166,7 @@ WARPUP_TEAM void group_advantage_of(const GroupAdvantageArgs<T>& args, int64_t g
     args.advantages[row] = static_cast<T>(a);
     if (args.count != nullptr) absolute += std::abs(a);
   });
+  // The group's statistics.
   if (args.count == nullptr) return;  // the same for all teams
   absolute = team.reduce(absolute, Merge{});
   if (!counted || team.rank != 0) return;

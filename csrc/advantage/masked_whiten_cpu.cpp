@@ -42,6 +42,7 @@ WARPUP_CLONES void chunk_moments(const T* x, int64_t n, Moments* out) {
 
 template <class T>
 void masked_moments_cpu(const MaskedMomentsArgs<T>& args) {
+  // Four chunks a task: fewer take less time than waking a thread.
   parallel_for(0, Moments::chunks(args.count), 4, [&args](int64_t first, int64_t last) {
     T kept[Moments::kChunk];
     for (int64_t c = first; c < last; ++c) {
@@ -73,6 +74,7 @@ template <class T>
 void masked_whiten_cpu(const MaskedWhitenArgs<T>& args) {
   masked_moments_cpu(args.of);
   const double *m = args.of.moments, mean = m[1];
+  // The mean in two parts, high + low: taken off one after the other, an offset of x costs no digits.
   const T high = static_cast<T>(mean), low = m[3] != 0 ? T(0) : static_cast<T>(mean - double(high));
   const double variance = m[2] + args.eps;
   const T factor = variance == 0 ? T(0) : static_cast<T>(1 / std::sqrt(variance));  // not 0 * inf

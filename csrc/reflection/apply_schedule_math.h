@@ -82,6 +82,7 @@ WARPUP_HD void update_row(const ReflectionStateUpdateArgs<T>& args, int64_t r) {
   const Slot slot = Slot::of(args.tables, index);
   const Schedule& schedule = args.tables.schedules[index];
   const int64_t prompt = args.prompt ? args.prompt[r] : -1, drop = args.rollback ? args.rollback[r] : 0;
+  // Begin anew, or take tokens back.
   if (prompt >= 0) {
     slot.header[0] = 0, slot.header[1] = static_cast<int32_t>(prompt), slot.header[2] = slot.header[3] = 0;
     *slot.at(0) = {kPrompt, 0, 0, -1, 0, {}, 0};
@@ -90,6 +91,7 @@ WARPUP_HD void update_row(const ReflectionStateUpdateArgs<T>& args, int64_t r) {
     if (!slot.header[2]) slot.header[0] -= static_cast<int32_t>(drop);
   }
   if (slot.header[2]) return;
+  // Take the row's tokens, keeping the last `ring` states.
   const int64_t skipped = args.first ? args.first[r] : 0, count = args.count ? args.count[r] : args.width - skipped;
   const T* tokens = args.tokens + r * args.stride + skipped * args.step;
   const int64_t begin = slot.header[0];

@@ -9,8 +9,8 @@
 namespace warpup {
 namespace {
 
-constexpr int64_t kBlock = 2048;
-constexpr int64_t kRun = 1024;  // added up in Acc: longer sums lose digits
+constexpr int64_t kBlock = 2048;  // elements at once; 8 KB in float32 stay in L1
+constexpr int64_t kRun = 1024;    // added up in Acc: longer sums lose digits
 
 }  // namespace
 
@@ -22,7 +22,7 @@ WARPUP_CLONES void add_difference(const T* __restrict tuned, const T* __restrict
 }
 
 template <class Acc>
-WARPUP_CLONES void penalise_row(const RowPlan<Acc>& plan, int64_t n, Acc* __restrict z) {
+WARPUP_CLONES void penalize_row(const RowPlan<Acc>& plan, int64_t n, Acc* __restrict z) {
   const Acc by = plan.repetition, inverse = 1 / by, presence = plan.presence;
   const uint8_t* seen = plan.seen;
 #pragma omp simd
@@ -159,6 +159,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   using Acc = acc_t<T>;
   const RowPlan<Acc> plan = plan_of(args, r);
   if (!plan.drawn) return finish_nothing(args, r);
+  // Copy the row, widened and combined, and find its maximum on the way.
   const int64_t v = args.vocab;
   Acc* z = row.z.data();
   Acc raw_max = -kInf<Acc>;
@@ -173,6 +174,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
     row_max(z + begin, n, &high);
     raw_max = std::max(raw_max, high);
   }
+  // Its sums of e^z as it is, and at the temperature.
   const Acc shift = raw_max == -kInf<Acc> ? Acc(0) : raw_max;  // NaN has no maximum, and has to show
   double raw, cold;                                            // at T = 1, at T
   mass_of(z, v, shift, Acc(1), &raw);
@@ -180,6 +182,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   cold = raw;
   if (plan.inv_t != 1) mass_of(z, v, raw_max, plan.inv_t, &cold);
 
+  // The schedule and the penalties, and the sum again where they changed something.
   double in_set = 0;
   for (int64_t i = 0; i < plan.set_size; ++i) {
     const int32_t id = plan.set[i];
@@ -187,7 +190,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
     in_set += exp_neg((z[id] - raw_max) * plan.inv_t);
     if (plan.delta != 0) z[id] += plan.delta;
   }
-  if (plan.penalised()) penalise_row(plan, v, z);
+  if (plan.penalized()) penalize_row(plan, v, z);
   const auto raw_of = [&](int64_t id) {
     Acc z0 = load(args.logits[r * args.stride + id]);
     if (args.tuned) {
@@ -197,7 +200,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   };
   Acc max = raw_max;
   double all = cold;
-  if (plan.delta != 0 || plan.penalised()) {
+  if (plan.delta != 0 || plan.penalized()) {
     row_max(z, v, &max);
     if (max == -kInf<Acc>) return finish_without_draw(args, r, plan, false);
     mass_of(z, v, max, plan.inv_t, &all);
@@ -207,6 +210,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
     return finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, Acc(0), 1, 1, 0);
   }
 
+  // The filters: each leaves a list of candidates, which the next one goes through.
   Candidates<Acc> left{z, nullptr, v};
   double some = all;
   Acc least = std::numeric_limits<Acc>::lowest();
@@ -236,6 +240,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   if (plan.min_x > -kInf<Acc>) left = row.list(left, max + plan.min_x * plan.temperature);
   if (left.ids) mass_of(left.z, left.n, max, plan.inv_t, &some);
 
+  // The draw: the candidate that is fastest in a race of exponentials.
   const int64_t token = fastest(left, max, plan.inv_t, plan.key);
   finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, (z[token] - max) * plan.inv_t, all, some,
                 in_set / cold);

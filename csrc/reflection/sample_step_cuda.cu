@@ -8,14 +8,15 @@
 namespace warpup {
 namespace {
 
-constexpr int kThreads = 512, kListed = 2048;
+constexpr int kThreads = 512;
+constexpr int kListed = 2048;  // candidates in shared memory: 16 KB of values and ids in float32, four a thread
 
 template <class Acc>
 struct Sums {  // of e^(z - max), of e^((z - max) / T)
   Acc max;
   double one, cold;
 
-  __device__ Sums under(Acc new_max, Acc inv_t) const {
+  __device__ Sums rescaled(Acc new_max, Acc inv_t) const {
     if (max == new_max || max == -kInf<Acc>) return {new_max, one, cold};
     return {new_max, one * exp(double(max) - new_max), cold * exp((double(max) - new_max) * inv_t)};
   }
@@ -52,7 +53,7 @@ __device__ Sums<Acc> block_sums(int64_t n, Acc inv_t, Acc* thread_max, At at) {
   Sums<Acc> mine{-kInf<Acc>, 0, 0};
   for (int64_t j = threadIdx.x; j < n; j += kThreads) {
     const Acc z = at(j);
-    if (z > mine.max) mine = mine.under(z, inv_t);
+    if (z > mine.max) mine = mine.rescaled(z, inv_t);
     if (z == -kInf<Acc>) continue;
     const Acc d = z - mine.max, e = exp_neg(d);
     mine.one += e, mine.cold += inv_t == 1 ? e : exp_neg(d * inv_t);
@@ -60,7 +61,7 @@ __device__ Sums<Acc> block_sums(int64_t n, Acc inv_t, Acc* thread_max, At at) {
   *thread_max = mine.max;
   return block_reduce<kThreads>(mine, [inv_t](Sums<Acc> a, Sums<Acc> b) {
     const Acc max = a.max > b.max ? a.max : b.max;
-    a = a.under(max, inv_t), b = b.under(max, inv_t);
+    a = a.rescaled(max, inv_t), b = b.rescaled(max, inv_t);
     return Sums<Acc>{max, a.one + b.one, a.cold + b.cold};
   });
 }
@@ -76,6 +77,7 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
     if (threadIdx.x == 0) finish_nothing(args, r);
     return;
   }
+  // Read the row once: combined into scratch, with its maximum and the sums of e^z as it is and at the temperature.
   Acc* z = args.scratch + r * v;
   const auto raw_of = [&](int64_t j) {
     Acc z0 = load(args.logits[r * args.stride + j]);
@@ -92,6 +94,7 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
   }
   __syncthreads();  // z is written
 
+  // The schedule, and the mass that its tokens had before.
   double in_set = 0;
   for (int64_t i = threadIdx.x; i < plan.set_size; i += kThreads) {
     const int32_t id = plan.set[i];
@@ -105,13 +108,14 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
   __shared__ Acc raw_max;
   if (threadIdx.x == 0) raw_max = raw.max, raw_sum = raw.one, p_r = in_set / raw.cold;
 
+  // The penalties, and the sums again where something changed.
   Acc max = raw.max;
   double all = raw.cold;
-  if (plan.delta != 0 || plan.penalised()) {
-    const bool penalised = plan.penalised();
+  if (plan.delta != 0 || plan.penalized()) {
+    const bool penalized = plan.penalized();
     __syncthreads();
     const Sums<Acc> now = block_sums(v, plan.inv_t, &thread_max, [&](int64_t j) {
-      return penalised ? z[j] = plan.penalise(z[j], plan.seen[j]) : z[j];
+      return penalized ? z[j] = plan.penalize(z[j], plan.seen[j]) : z[j];
     });
     max = now.max, all = now.cold;
     if (max == -kInf<Acc>) {
@@ -121,9 +125,9 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
     __syncthreads();
   }
 
-  // Few tokens are left by most filters. With a bound that no threshold lies below they go into shared memory, and the
-  // passes of the search stay there: of top-k the k-th largest of the threads' maxima, of top-p what is too small even
-  // for all of it together to matter.
+  // A first bound for the filters. Most leave a small part of the vocabulary; what is not below the bound is listed in
+  // shared memory, where the passes of the search are fast. The bound must not be above the threshold: of top-k it is
+  // the k-th largest of the threads' own maxima, of top-p what is too small even for all such elements to matter.
   __shared__ Acc listed[kListed];
   __shared__ int32_t ids[kListed];
   constexpr Acc kLowest = std::numeric_limits<Acc>::lowest();
@@ -156,6 +160,7 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
   }
   const Acc* left = in_list ? listed : z;
 
+  // The thresholds of top-k, then of top-p over what top-k left, then of min-p.
   Acc least = kLowest;
   const auto weigh = [&](Acc from, bool with_mass) {
     Weight w{0, 0};
@@ -185,6 +190,7 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
     some = weigh(least, true).mass;
   }
 
+  // The draw: the fastest in a race of exponentials; at temperature 0 the first of the largest.
   Best<Acc> best{-1, 0x7fffffff};
   const auto better = [](Best<Acc> a, Best<Acc> b) {
     return b.speed > a.speed || (b.speed == a.speed && b.token < a.token) ? b : a;

@@ -22,8 +22,8 @@ struct RowPlan {
   Acc min_x;      // -inf: off
   RandomKey key;
 
-  WARPUP_HD bool penalised() const { return seen && (repetition != 1 || presence != 0); }
-  WARPUP_HD Acc penalise(Acc z, uint8_t seen_as) const {
+  WARPUP_HD bool penalized() const { return seen && (repetition != 1 || presence != 0); }
+  WARPUP_HD Acc penalize(Acc z, uint8_t seen_as) const {
     if (seen_as) z = z > 0 ? z / repetition : z * repetition;
     return seen_as & 2 ? z - presence : z;
   }

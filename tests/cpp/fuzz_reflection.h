@@ -205,7 +205,7 @@ inline void sample_step() {
   tuned.fill([](int64_t) { return normal(); }), base.fill([](int64_t) { return normal(); });
   seen.fill([](int64_t) { return below(4); });
   slots.fill([&](int64_t) { return below(w.slots + 1) - 1; }), back.fill([](int64_t) { return 0; });
-  const bool combined = chance(0.4), penalised = chance(0.4);
+  const bool combined = chance(0.4), penalized = chance(0.4);
   sampling.fill([&](int64_t i) -> double {
     switch (i % warpup::kSampling) {
       case 0:
@@ -219,9 +219,9 @@ inline void sample_step() {
       case 5:
         return chance(0.7) ? 0 : below(101) / 100.0;
       case 6:
-        return chance(0.5) || !penalised ? 1 : 1 + below(8) / 8.0;
+        return chance(0.5) || !penalized ? 1 : 1 + below(8) / 8.0;
       case 7:
-        return chance(0.5) || !penalised ? 0 : normal();
+        return chance(0.5) || !penalized ? 0 : normal();
       case 8:
         return double(below(int64_t(1) << 53));
       default:
@@ -234,10 +234,10 @@ inline void sample_step() {
   Array delta(DType::f32, {rows}), temperature(DType::f32, {rows});
   const auto call = [&] {
     warpup::sample_step(z, given(combined, tuned), given(combined, base), w.views(), sampling, slots,
-                        Optional(back.view()), given(penalised, seen), below(3), std::nullopt,
+                        Optional(back.view()), given(penalized, seen), below(3), std::nullopt,
                         {token, raw, logp, kept, p_r, delta, temperature});
   };
-  if (!penalised && slots[0] >= 0 && chance(0.1)) {
+  if (!penalized && slots[0] >= 0 && chance(0.1)) {
     const int64_t repetition = int64_t(slots[0]) * warpup::kSampling + 6;
     sampling.set(repetition, 1.5);
     expect_rejected(call, "needs seen");
@@ -271,7 +271,7 @@ inline void sample_step() {
     const double want_raw = x[y] - raw_max - std::log(raw_sum);
     for (int64_t j = 0; j < vocab; ++j) {
       if (w.chosen(j)) x[j] += delta[r];
-      const int seen_as = penalised ? int(seen[slot * vocab + j]) : 0;
+      const int seen_as = penalized ? int(seen[slot * vocab + j]) : 0;
       if (seen_as) x[j] = x[j] > 0 ? x[j] / s(6) : x[j] * s(6);
       if (seen_as & 2) x[j] -= s(7);
       max = std::max(max, x[j]);

@@ -76,8 +76,8 @@ def pass_at_k(rewards: Tensor, groups: Groups, *, eps: float = 1e-6) -> Tensor:
 
 
 def gdpo(rewards: Tensor, groups: Groups, *, weights: Tensor | None = None, eps: float = 1e-4) -> Tensor:
-    """Several reward functions: each column of `rewards` (N, C) is normalised in its groups, they are summed with
-    `weights` (C,) (None: 1), and the sum is normalised over the batch. A NaN entry adds nothing; a row of NaN gives 0
+    """Several reward functions: each column of `rewards` (N, C) is normalized in its groups, they are summed with
+    `weights` (C,) (None: 1), and the sum is normalized over the batch. A NaN entry adds nothing; a row of NaN gives 0
     and counts for nothing.
 
     Source: GDPO (arXiv 2601.05242); TRL GRPOTrainer (`normalize_then_sum`).

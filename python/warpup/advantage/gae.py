@@ -48,7 +48,7 @@ def _(rewards, values, mask, bootstrap, gamma, decay, cut):
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float, bootstrap: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over the tokens of a batch.
+    """Generalized advantage estimation over the tokens of a batch.
 
     `delta[t] = r[t] + gamma V[t+1] - V[t]` and `A[t] = delta[t] + gamma lam A[t+1]`, where t+1 is the next token inside
     the mask: observation tokens (tool output, the other player's turn) and padding neither add nor decay, so the value

@@ -46,7 +46,7 @@ def role_advantage(
 
     Raises:
         ValueError: a shape or dtype does not fit, decay outside [0, 1], (CPU only) a role outside [0, K). On CUDA,
-            where checking would synchronise, such a row gives NaN and changes no baseline.
+            where checking would synchronize, such a row gives NaN and changes no baseline.
 
     Source: role-conditioned advantage estimation, SPIRAL (arXiv 2506.24119); its released code keys by player only.
     """

@@ -28,7 +28,7 @@ class SampledStep(NamedTuple):
     token: Tensor  # int64; -1 in a row of no request
     logp_raw: Tensor  # of the combined logits themselves: T = 1, no schedule, penalty or filter
     logp: Tensor  # of the distribution that the token was drawn from; 0 where T = 0
-    kept: Tensor  # mass that the filters left, of the scheduled, penalised and tempered distribution
+    kept: Tensor  # mass that the filters left, of the scheduled, penalized and tempered distribution
     p_r: Tensor  # mass of the schedule's tokens at T before delta: what a closed-form replay needs
     delta: Tensor  # float32, added to the schedule's tokens
     temperature: Tensor  # float32, of the row's phase
