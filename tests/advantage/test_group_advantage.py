@@ -259,11 +259,19 @@ def test_core_names_what_does_not_fit():
         core.group_advantage(normal(20).numpy(), group_size=4, advantages=np.empty(3, np.float32))
 
 
-def test_stats_are_named():
-    _, stats = group_advantage(normal(12), 4, stats=True)
+def test_stats_are_named(twin):
+    """Each statistic under its name: of a group of four, of one without a reward, of equal ones."""
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, NAN, NAN, NAN, NAN, 2.0, 2.0, 2.0, NAN], device=twin.device)
+    advantages, stats = group_advantage(rewards, 4, eps=0.5, stats=True)
     assert isinstance(stats, GroupStats)
-    assert stats.mean_abs.shape == stats.zero_variance.shape == (3,)
-    assert stats.zero_variance.dtype == torch.bool
+    deviation = 3**-0.5
+    assert stats.count.tolist() == [4, 0, 3]
+    assert stats.mean.tolist() == [0.5, 0, 2]
+    assert stats.std.tolist() == pytest.approx([deviation, 0, 0])
+    assert stats.mean_abs.tolist() == pytest.approx([0.5 / (deviation + 0.5), 0, 0])
+    assert stats.zero_variance.tolist() == [False, False, True]
+    assert stats.zero_variance_share == 0.5
+    torch.testing.assert_close(advantages[:4].abs().mean(), stats.mean_abs[0])
 
 
 R12, IDS12 = torch.zeros(12), torch.zeros(12, dtype=torch.int64)

@@ -313,8 +313,9 @@ def test_no_rows_and_rows_of_nobody(twin):
     batch = batch_of(2, twin.device)
     assert batch.sample(torch.zeros(0, 9, device=twin.device)).token.shape == (0,)
     step = batch.sample(torch.zeros(2, 9, device=twin.device), torch.tensor([-1, 0], device=twin.device))
-    assert step.token[0] == -1
-    assert step.token[1] >= 0
+    assert [column[0].item() for column in step] == [-1, 0, 0, 0, 0, 0, 0]
+    assert step.token[1] == batch.sample(torch.zeros(1, 9, device=twin.device)).token[0]
+    assert step.logp[1].item() == pytest.approx(-math.log(9), abs=1e-6)
 
 
 @pytest.mark.parametrize(
