@@ -1,7 +1,9 @@
 // divergence and topk_divergence against plain loops, and the scalar functions under them.
 #pragma once
 
+#include "divergence/divergence.h"
 #include "divergence/divergence_check.h"
+#include "divergence/divergence_math.h"
 #include "fuzz.h"
 
 namespace fuzz {
