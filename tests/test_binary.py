@@ -32,8 +32,8 @@ def needed(library: Path) -> set[str]:
 
 
 def exported(library: Path) -> list[str]:
-    """The demangled names of what a library offers to others."""
-    return [line.split(" ", 2)[2] for line in output_of("nm", "-DC", "--defined-only", library).splitlines()]
+    """What a library offers to others: the kind of symbol and the demangled name."""
+    return [line.split(" ", 1)[1] for line in output_of("nm", "-DC", "--defined-only", library).splitlines()]
 
 
 def in_python_without_torch(code: str) -> str:
@@ -116,6 +116,19 @@ def test_frameworks_are_included_in_the_bridges_only():
     guilty = [p for p in sources if p not in bridges and framework.search(p.read_text())]
     assert not guilty
     assert [p for p in bridges if framework.search(p.read_text())]
+
+
+def test_every_entry_is_fuzzed():
+    """The sanitizer driver calls each entry that the kernels' library exports; csrc/core has none."""
+    folder = build("fuzzers") / "CMakeFiles/fuzzers.dir"
+    called = set()
+    for examples in folder.glob("fuzz*.o"):
+        called |= set(re.findall(r" U warpup::(\w+)\(", output_of("nm", "-uC", examples)))
+    core = "".join(path.read_text() for path in (ROOT / "csrc/core").iterdir())
+    names = {m[1] for symbol in exported(KERNELS) if (m := re.match(r"T warpup::(\w+)\(", symbol))}
+    entries = {n for n in names if not n.endswith(("_cpu", "_cuda")) and not re.search(rf"\b{n}\(", core)}
+    assert entries
+    assert not sorted(entries - called)
 
 
 def test_host_executor():

@@ -33,7 +33,7 @@ def main() -> int:
         return 2
     for path, text in written.items():
         path.write_text(text)
-    listed = [list_public_name(family, name), list_fuzz(name)]
+    listed = [list_public_name(family, name)]
     for path in [*written, *listed]:
         print(path.relative_to(ROOT))
     written = [str(path) for path in written]
@@ -63,19 +63,6 @@ def list_public_name(family: str, name: str) -> Path:
     text = path.read_text()
     text = text.replace("\n\n__all__ = [", f'\nfrom .{family}.{name} import {name}\n\n__all__ = [\n    "{name}",', 1)
     path.write_text(text)
-    return path
-
-
-def list_fuzz(name: str) -> Path:
-    """In the sanitizer driver: the header, and the op in its table."""
-    path = ROOT / "tests/cpp/fuzz.cpp"
-    text = path.read_text()
-    headers = re.findall(r'#include "fuzz_\w+\.h"\n', text)
-    text = text.replace(headers[0], "@", 1)
-    for header in headers[1:]:
-        text = text.replace(header, "", 1)
-    text = text.replace("@", "".join(sorted([*headers, f'#include "fuzz_{name}.h"\n'])), 1)
-    path.write_text(re.sub(r"(kOps\[\]\)\(\) = \{\n)", rf"\1    {name},\n", text, count=1))
     return path
 
 

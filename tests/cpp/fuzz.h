@@ -27,10 +27,27 @@ inline int threads = 1;  // that parallel_for may use
 inline int passed = 0, failed = 0;
 inline uint64_t seed = 0;  // of the running example
 
+// What is fuzzed: FUZZ(divergence) { ... } in any fuzz_*.cpp runs once for each seed, on the numbers that `engine` gives.
+struct Example {
+  const char* name;
+  void (*run)();
+};
+inline std::vector<Example>& examples() {
+  static std::vector<Example> all;  // made at its first use: files register in any order
+  return all;
+}
+#define FUZZ(name)                                                                              \
+  static void name();                                                                           \
+  [[maybe_unused]] static const auto& registered_##name = examples().emplace_back(#name, name); \
+  static void name()
+
 inline int64_t below(int64_t n) { return static_cast<int64_t>(engine() % static_cast<uint64_t>(n)); }
 inline bool chance(double p) { return std::uniform_real_distribution<>()(engine) < p; }
 inline double normal(double scale = 1) { return std::normal_distribution<>(0, scale)(engine); }
 inline DType floating() { return std::array{DType::f32, DType::f64, DType::bf16, DType::f16}[below(4)]; }
+
+inline DType wide() { return chance(0.5) ? DType::f32 : DType::f64; }
+inline int64_t some_rows() { return chance(0.02) ? 9000 + below(4000) : below(chance(0.5) ? 8 : 60); }
 
 inline int bytes_of(DType t) {
   switch (t) {
@@ -156,6 +173,10 @@ class Array {
   View view_;
 };
 
+inline warpup::OptionalView given_if(bool given, const Array& a) {
+  return given ? warpup::OptionalView(a.view()) : std::nullopt;
+}
+
 // A layout that entries accept: rows `gap` elements apart, the first dimension's more so, the start not aligned.
 inline Array random_layout(DType dtype, const std::vector<int64_t>& sizes, bool unit_stride_last) {
   const int dims = static_cast<int>(sizes.size());
@@ -170,6 +191,17 @@ inline Array random_layout(DType dtype, const std::vector<int64_t>& sizes, bool 
   }
   return Array(dtype, sizes, chance(0.3) ? std::vector<int64_t>{} : strides, below(4));
 }
+
+struct Spread {  // of numbers that are there, in two passes
+  int64_t n = 0;
+  double mean = 0, m2 = 0, max = -kInf, min = kInf;
+  explicit Spread(const std::vector<double>& x) : n(x.size()) {
+    for (const double v : x) mean += v / n, max = std::max(max, v), min = std::min(min, v);
+    for (const double v : x) m2 += (v - mean) * (v - mean);
+    if (max == min) mean = max, m2 = 0;
+  }
+  double std(int64_t correction) const { return n > correction ? std::sqrt(m2 / (n - correction)) : 0; }
+};
 
 inline void expect(bool ok, const std::string& what) {
   ok ? ++passed : ++failed;

@@ -1,12 +1,11 @@
 // new_op against a plain loop.
-#pragma once
-
 #include "fuzz.h"
 #include "new_family/new_op_check.h"
 
 namespace fuzz {
+namespace {
 
-inline void new_op() {
+FUZZ(new_op) {
   const DType dtype = floating();
   const double scale = normal();
   Array x(dtype, {below(300)}), out(dtype, {x.view().sizes[0]});
@@ -17,4 +16,5 @@ inline void new_op() {
   expect_near(out, want, [&](int64_t i) { return eps * std::abs(want(i)) + 1e-7; }, "new_op");
 }
 
+}  // namespace
 }  // namespace fuzz

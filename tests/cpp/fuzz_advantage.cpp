@@ -1,6 +1,4 @@
 // The advantage family against plain loops.
-#pragma once
-
 #include <algorithm>
 #include <numeric>
 
@@ -11,16 +9,11 @@
 #include "fuzz.h"
 
 namespace fuzz {
-
-inline DType wide() { return chance(0.5) ? DType::f32 : DType::f64; }
-inline int64_t some_rows() { return chance(0.02) ? 9000 + below(4000) : below(chance(0.5) ? 8 : 60); }
-inline warpup::OptionalView given_if(bool given, const Array& a) {
-  return given ? warpup::OptionalView(a.view()) : std::nullopt;
-}
+namespace {
 
 // ---- group_plan -----------------------------------------------------------------------------------------------------
 
-inline void group_plan() {
+FUZZ(group_plan) {
   const int64_t rows = some_rows();
   const uint64_t bits = 1 + below(64), pool = 1 + below(rows + 1);
   const bool narrow = chance(0.4), sorted = chance(0.2);
@@ -47,18 +40,7 @@ inline void group_plan() {
 
 // ---- group_advantage ------------------------------------------------------------------------------------------------
 
-struct Spread {  // of numbers that are there, in two passes
-  int64_t n = 0;
-  double mean = 0, m2 = 0, max = -kInf, min = kInf;
-  explicit Spread(const std::vector<double>& x) : n(x.size()) {
-    for (const double v : x) mean += v / n, max = std::max(max, v), min = std::min(min, v);
-    for (const double v : x) m2 += (v - mean) * (v - mean);
-    if (max == min) mean = max, m2 = 0;
-  }
-  double std(int64_t correction) const { return n > correction ? std::sqrt(m2 / (n - correction)) : 0; }
-};
-
-inline void group_advantage() {
+FUZZ(group_advantage) {
   const DType dtype = wide();
   const double eps = std::array{0.0, 1e-8, 1e-4}[below(3)], e = epsilon_of(dtype);
   const int64_t size = 1 + below(chance(0.9) ? 9 : 200), correction = below(2);
@@ -175,7 +157,7 @@ inline void group_advantage() {
 
 // ---- role_advantage -------------------------------------------------------------------------------------------------
 
-inline void role_advantage() {
+FUZZ(role_advantage) {
   const DType dtype = wide();
   const int64_t rows = some_rows(), count = 1 + below(6);
   const double e = epsilon_of(dtype), decay = std::array{0.0, 0.9, 1.0}[below(3)];
@@ -204,4 +186,5 @@ inline void role_advantage() {
   expect_near(inplace ? state : fresh, [&](int64_t k) { return b[k]; }, near, "role_advantage: new_state");
 }
 
+}  // namespace
 }  // namespace fuzz

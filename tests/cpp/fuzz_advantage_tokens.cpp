@@ -1,15 +1,18 @@
 // Advantages over tokens and trees against plain loops.
-#pragma once
+#include <algorithm>
 
 #include "advantage/gae_check.h"
+#include "advantage/masked_whiten.h"
+#include "advantage/masked_whiten_check.h"
 #include "advantage/tree_advantage_check.h"
-#include "fuzz_advantage.h"
+#include "fuzz.h"
 
 namespace fuzz {
+namespace {
 
 // ---- gae ---------------------------------------------------------------------------------------------------
 
-inline void gae() {
+FUZZ(gae) {
   const DType dtype = wide();
   const double e = epsilon_of(dtype);
   const int64_t rows = below(5), length = chance(0.02) ? 9000 + below(100) : below(50);
@@ -48,7 +51,7 @@ inline void gae() {
 
 // ---- masked_moments, masked_whiten ----------------------------------------------------------------------------------
 
-inline void masked_whiten() {
+FUZZ(masked_whiten) {
   const DType dtype = wide();
   const double e = epsilon_of(dtype), eps = std::array{0.0, 1e-8, 1e-2}[below(3)];
   const int64_t n = chance(0.05) ? 4090 + below(12) : chance(0.02) ? 20000 : below(70), correction = below(2);
@@ -94,7 +97,7 @@ inline void masked_whiten() {
 // ---- tree_advantage
 // ----------------------------------------------------------------------------------------------------
 
-inline void tree_advantage() {
+FUZZ(tree_advantage) {
   const DType dtype = wide();
   const int64_t nodes = some_rows();
   std::vector<int64_t> place(nodes), parent(nodes, -1), children(nodes);
@@ -141,4 +144,5 @@ inline void tree_advantage() {
   expect_near(values, [&](int64_t i) { return want[i]; }, [&](int64_t) { return near; }, "tree_advantage");
 }
 
+}  // namespace
 }  // namespace fuzz

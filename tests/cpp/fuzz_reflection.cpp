@@ -1,6 +1,4 @@
 // The reflection family against a search through all tokens of a request.
-#pragma once
-
 #include <algorithm>
 #include <array>
 
@@ -10,6 +8,7 @@
 #include "reflection/sample_step_check.h"
 
 namespace fuzz {
+namespace {
 
 struct Trace {  // one request, remembered whole
   std::vector<int64_t> tokens;
@@ -138,7 +137,7 @@ struct ReflectionWorld {
   }
 };
 
-inline void apply_schedule() {
+FUZZ(apply_schedule) {
   ReflectionWorld w;
   for (int64_t step = 1 + below(6); step > 0; --step) {
     const int64_t rows = 1 + below(w.slots), width = below(8);
@@ -193,7 +192,7 @@ inline void apply_schedule() {
 }
 
 // sample_step against sorting: tokens kept, masses, and that the token is one of the kept.
-inline void sample_step() {
+FUZZ(sample_step) {
   ReflectionWorld w;
   const DType dtype = floating(), acc = dtype == DType::f64 ? DType::f64 : DType::f32;
   const int64_t rows = 1 + below(4), vocab = chance(0.1) ? 2040 + below(20) : 1 + below(60);
@@ -318,4 +317,5 @@ inline void sample_step() {
   }
 }
 
+}  // namespace
 }  // namespace fuzz

@@ -1,12 +1,14 @@
 // divergence and topk_divergence against plain loops, and the scalar functions under them.
-#pragma once
+#include <algorithm>
 
+#include "core/math.h"
 #include "divergence/divergence.h"
 #include "divergence/divergence_check.h"
 #include "divergence/divergence_math.h"
 #include "fuzz.h"
 
 namespace fuzz {
+namespace {
 
 struct DivergenceProblem {  // what both ops take, and what plain loops make of it
   DType dtype = floating(), acc = dtype == DType::f64 ? DType::f64 : DType::f32;
@@ -59,7 +61,7 @@ struct DivergenceProblem {  // what both ops take, and what plain loops make of 
   }
 };
 
-inline void divergence() {
+FUZZ(divergence) {
   DivergenceProblem x;
   Array teacher = x.logits(), y = random_layout(DType::i64, x.lead, false);
   const int64_t vocab = x.vocab, rows = y.size();
@@ -152,7 +154,7 @@ inline void divergence() {
       "divergence_backward: " + kind + (inplace ? " in place" : ""));
 }
 
-inline void topk_divergence() {
+FUZZ(topk_divergence) {
   DivergenceProblem x;
   const int64_t vocab = x.vocab, k = below(6), rows = x.mask().size();
   Array ids = random_layout(DType::i64, x.with(k), true), logp = random_layout(x.acc, x.with(k), true);
@@ -204,7 +206,7 @@ inline void topk_divergence() {
 }
 
 // log_pos and log1p_unit within 2 ulp of the result, over the whole range and close to 1 and 0.
-inline void logarithms() {
+FUZZ(logarithms) {
   const auto ulps = [](float got, double want) {
     if (want == 0) return got == 0 ? 0 : kInf;
     return std::fabs(got - want) / std::max(std::ldexp(1.0, std::ilogb(want) - 23), 0x1p-149);
@@ -222,4 +224,5 @@ inline void logarithms() {
   expect(std::isnan(warpup::log_pos(std::nanf(""))), "log_pos of NaN");
 }
 
+}  // namespace
 }  // namespace fuzz
