@@ -154,12 +154,15 @@ def test_variance_at_an_offset(twin):
     check(1e4 + normal(48), twin, groups=16, scale="leave_one_out_std", baseline="leave_one_out")
 
 
-def test_leave_one_out_std_of_an_outlier(twin):
-    """Without the outlier the others are nearly equal: M2 - d^2 n / (n - 1) alone has no digit left."""
-    rewards = torch.tensor([0.7, 0.7001, 0.7002, 0.7003, 5.0], dtype=torch.float32)
-    x = rewards.double()
+@pytest.mark.parametrize(("dtype", "step"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_leave_one_out_std_of_an_outlier(twin, dtype, step):
+    """Without the outlier the others are nearly equal: M2 - d^2 n / (n - 1) alone has no digit left in the type of the
+    sums, float32 on CUDA, float64 on either."""
+    rewards = torch.tensor([0.7, 0.7 + step, 0.7 + 2 * step, 0.7 + 3 * step, 5.0], dtype=dtype)
+    others = rewards[:4].double() - 0.7
     got = group_advantage(rewards.to(twin.device), 5, baseline="leave_one_out", scale="leave_one_out_std", eps=0.0)
-    assert abs(got[4].item() / ((x[4] - x[:4].mean()) / x[:4].std()).item() - 1) < 1e-4
+    want = (5.0 - 0.7 - others.mean()) / others.std()
+    assert abs(got[4].item() / want.item() - 1) < 1e-4
     constant = torch.tensor([0.7, 0.7, 0.7, 0.7, 5.0], device=twin.device)
     got = group_advantage(constant, 5, baseline="leave_one_out", scale="leave_one_out_std", eps=1e-6)
     assert abs(got[4].item() - 4.3) < 1e-6  # undivided, not 4.3e6
