@@ -98,6 +98,7 @@ def test_generation_is_seeded_and_named():
         (dict(kinds=("leaf", "not")), "kinds: leaf and not alone"),
         (dict(width=1), "width"),
         (dict(people=2, width=4), "width: .*2 to 3, got 4"),
+        (dict(kinds=("iff",), width=3), "width: it is that of and and or, which kinds .'iff',. has not, got 3"),
         (dict(kinds=("xor",)), "kinds: .*xor"),
         (dict(kinds="not"), "kinds"),
         (dict(kinds=()), "kinds"),

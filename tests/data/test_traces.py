@@ -70,6 +70,8 @@ def test_random_style_is_a_seeded_fair_coin():
     assert 60 < right < 140  # 399 / 4 within more than four standard deviations
     with pytest.raises(ValueError, match=r"style.*'lng'"):
         example(puzzles[0], "lng")
+    with pytest.raises(ValueError, match=r"slips: style 'random' makes no checks that could be misjudged, got 0.1"):
+        example(puzzles[0], "random", slips=0.1)
 
 
 def test_a_slipping_teacher_goes_on_unaware():

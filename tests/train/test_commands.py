@@ -87,6 +87,22 @@ def test_train_from_flags_and_yaml(project, capsys):
         (('model = "start"', 'model = "nowhere"'), "nowhere is not a saved model: it has no config.json"),
         (('data = "train.jsonl"', 'data = "nowhere.jsonl"'), "warmup.data: "),
         (('data = "train.jsonl"', 'data = ""'), "no stage has data"),
+        (('[rlvr]\ndata = "train.jsonl"', "[rlvr]"), "but rlvr has no data and is left out; set rlvr.data"),
+        (
+            ('[held_out]\ndata = "test.jsonl"', "[held_out]"),
+            "but held_out has no data and is left out; set held_out.da",
+        ),
+        (("points = 1", "points = 0"), "held_out.points: expected more than 0, got 0"),
+        (("points = 1", "samples = -1"), "held_out.samples: expected at least 0, got -1"),
+        (("threads = 1", "threads = 0"), "threads: expected at least 1, got 0"),
+        (
+            ("prompts = 2", 'words = "wait"'),
+            "rlvr.words: got 'wait', but with schedule 'plain' no schedule acts on words",
+        ),
+        (
+            ("prompts = 2", 'category = "level"'),
+            "rlvr.category: got 'level', but the uniform sampler reads no category",
+        ),
         (("mine.py:score", "mine.py:nothing"), "reward: mine.py has no function nothing"),
         (("[warmup]", '[warmup]\nprompt = "question"'), "no column 'question'"),
     ],

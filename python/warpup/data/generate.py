@@ -148,6 +148,8 @@ def _check(n, people, depth, width, kinds):
         raise ValueError(f"kinds: expected some of {KINDS}, got {kinds!r}")
     if set(kinds) <= {"leaf", "not"}:
         raise ValueError(f"kinds: leaf and not alone make no puzzle with one solution, got {tuple(kinds)}")
+    if width > 2 and not set(kinds) & {"and", "or"}:
+        raise ValueError(f"width: it is that of and and or, which kinds {tuple(kinds)} has not, got {width!r}")
 
 
 def _leaves(speaker, people):

@@ -22,12 +22,14 @@ def example(puzzle: Puzzle, style: str = "long", *, seed: int = 0, slips: float 
     teaches the format and nothing else.
     slips: chance that the teller of a long chain misjudges a check (says ok for bad, or bad for ok), by `seed` and the
     puzzle's key; the search goes on from there unaware and its answer may be wrong, like an unfiltered teacher's.
-    Raises ValueError on another style and on slips outside 0 to 1.
+    Raises ValueError on another style, and on slips outside 0 to 1 or with a style that checks nothing.
     """
     if not 0 <= slips <= 1:
         raise ValueError(f"slips: expected a chance from 0 to 1, got {slips!r}")
     if style not in STYLES:
         raise ValueError(f"style: expected one of {STYLES}, got {style!r}")
+    if slips and style != "long":
+        raise ValueError(f"slips: style {style!r} makes no checks that could be misjudged, got {slips!r}")
     thought, roles, coin = "", puzzle.solution, random.Random(f"{seed} {puzzle.key()}")
     if style == "random":
         roles = tuple(coin.random() < 0.5 for _ in puzzle.names)

@@ -109,10 +109,10 @@ def fill(kind: type, table: Mapping[str, Any], place: str):
 def convert(hint, value, place: str):
     """The value as the type hint wants it, or TrainError."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if type(None) in options and (value is None or value == "none"):
+        return None
     for option in options:
         origin = typing.get_origin(option)
-        if option is type(None) and (value is None or value == "none"):
-            return None
         if origin is typing.Literal and value in typing.get_args(option):
             return value
         if origin is tuple and isinstance(value, list | tuple) and len(value) == len(typing.get_args(option)):

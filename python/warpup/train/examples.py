@@ -35,4 +35,4 @@ def check_columns(stage, *names: str, place: str) -> None:
         raise TrainError(f"{place}.limit: expected at least 1, or none for all, got {stage.limit!r}")
     if not isinstance(stage.data, str):
         why = f"a list of examples is read by the keys {' and '.join(map(repr, names))}"
-        check_unused(stage, *names, place=place, why=why)
+        check_unused(stage, *(name for name in names if getattr(stage, name)), place=place, why=why)

@@ -118,6 +118,11 @@ class RLVR:
             raise TrainError(f"rlvr.loss: expected one of {', '.join(POLICY_KINDS)}, got {self.loss!r}")
         if self.clip_ratio is not None and POLICY_KINDS[self.loss].clip is None:
             raise TrainError(f"rlvr.clip_ratio: loss {self.loss!r} clips no ratio; leave it out, got {self.clip_ratio}")
+        if self.clip_ratio is not None and self.inner_epochs == 1:
+            raise TrainError(
+                "rlvr.clip_ratio: the one step on each batch is taken where every ratio is 1, nothing is clipped; "
+                "leave it out or raise inner_epochs"
+            )
         try:  # the operators themselves say what they refuse
             one = torch.zeros(1, 1)
             normalizer = self.normalizer and (self.normalizer, 1.0)

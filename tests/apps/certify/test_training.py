@@ -117,6 +117,11 @@ WRONG = [
     ({"batch_size": 100}, "certify.batch_size: 100 is more than the 64 images"),
     ({"kappa": 1.5}, r"expected kappa in \[0, 1\] and a regulariser of at least 0, got 1.5 and 0.5"),
     ({"shrinkage": 1.5}, "certify.shrinkage: expected above 0 and at most 1, got 1.5"),
+    ({"shrinkage": 0.9}, "certify.shrinkage: got 0.9, but bounds 'ibp' takes no small boxes: leave it out, or choose"),
+    ({"bounds": "crown-ibp", "sabr_ratio": 0.5}, "certify.sabr_ratio: got 0.5, but bounds 'crown-ibp' takes no small"),
+    ({"bounds": "crown-ibp", "regulariser": 0.1}, "certify.regulariser: got 0.1, but CROWN-IBP's loss has neither"),
+    ({"bounds": "crown-ibp", "kappa": 0.1}, "certify.kappa: got 0.1, but CROWN-IBP's loss has neither regularisers"),
+    ({"regulariser": 0.0, "tau": 0.4}, "certify.tau: got 0.4, but it is the regularisers', whose weight is 0: leave"),
     ({"epochs": 0}, "certify.epochs: expected more than 0"),
     ({"lr": 1e30, "init": False, "clip": 0.0}, "the loss is .* in epoch .*; a longer warm-up, a lower learning rate"),
 ]  # fmt: skip

@@ -16,11 +16,7 @@ def demo(arguments: list[str]) -> None:
     """warpup demo."""
     given = parse(DemoArguments, arguments, "warpup demo")
     at_least(given, seeds=1, jobs=0)
-    run_demo(given)
 
-
-def run_demo(given: DemoArguments) -> Path:
-    """Train or reuse every chain, print the table, write the report; returns the report's path."""
     # Imported here, so that help and wrong calls do not wait for torch.
     from warpup.data import verify
     from warpup.train.files import locked
@@ -48,7 +44,6 @@ def run_demo(given: DemoArguments) -> Path:
         print_table(results)
         path = write_report(out, size, teacher, results)
     print(f"report: {path}   ({time.perf_counter() - began:.0f} s)")
-    return path
 
 
 def check_size(path: Path, size: Size) -> None:

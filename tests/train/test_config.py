@@ -1,0 +1,63 @@
+"""Values of a config file are held against the settings' types, and parts that nothing reads are refused."""
+
+import pytest
+
+from warpup.train import TrainError
+from warpup.train.config import HeldOutConfig, TrainConfig, check_config_of_run, convert, fill
+from warpup.train.rlvr import RLVR
+from warpup.train.warmup import Warmup
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "wanted"),
+    [
+        (float, 3, 3.0),
+        (float | None, "none", None),
+        (tuple[float, float], [1, 0.5], (1.0, 0.5)),
+        (str, "3", "3"),
+        (int | None, 4, 4),
+    ],
+)
+def test_values_that_fit(hint, value, wanted):
+    found = convert(hint, value, "key")
+    assert found == wanted
+    assert type(found) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "message"),
+    [
+        (float, True, "key: expected a number, got True"),
+        (int, 3.0, "key: expected a whole number, got 3.0"),
+        (int, True, "key: expected a whole number, got True"),
+        (str, 3, "key: expected a text, got 3"),
+        (tuple[float, float], [1], "key: expected a list of 2 numbers, got .1."),
+        (int | None, "all", "key: expected a whole number or \"none\", got 'all'"),
+    ],
+)
+def test_values_that_do_not(hint, value, message):
+    with pytest.raises(TrainError, match=message):
+        convert(hint, value, "key")
+
+
+def test_tables_nest():
+    config = fill(TrainConfig, {"seed": 2, "rlvr": {"lr": 1, "answer": "none", "sampler": "sec"}}, "")
+    assert (config.seed, config.rlvr.lr, config.rlvr.answer, config.rlvr.sampler) == (2, 1.0, None, "sec")
+    with pytest.raises(TrainError, match=r"rlvr: expected a table, got 3"):
+        fill(TrainConfig, {"rlvr": 3}, "")
+
+
+def test_a_part_without_data_has_no_settings_unless_a_flag_emptied_it():
+    def config(held_out):
+        return TrainConfig(model="m", out="o", warmup=Warmup(data="x.jsonl"), held_out=held_out)
+
+    check_config_of_run(config(HeldOutConfig()), TrainConfig())
+    check_config_of_run(config(HeldOutConfig(points=3)), TrainConfig(held_out=HeldOutConfig(data="y.jsonl", points=3)))
+    with pytest.raises(
+        TrainError, match=r"held_out.points: got 3, but held_out has no data and is left out; set held_"
+    ):
+        check_config_of_run(config(HeldOutConfig(points=3)), TrainConfig())
+    with pytest.raises(TrainError, match=r"rlvr.steps: got 3, but rlvr has no data and is left out; set rlvr.data"):
+        check_config_of_run(
+            TrainConfig(model="m", out="o", warmup=Warmup(data="x.jsonl"), rlvr=RLVR(steps=3)), TrainConfig()
+        )

@@ -1,0 +1,42 @@
+"""The pages on the trainer and the apps: the config shown has every key, and the options named exist."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from warpup.train.config import TrainConfig, fill
+
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+PAGES = ("train", "demo", "certify", "continual")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_config_has_every_key_with_its_default():
+    [text] = re.findall(r"```toml\n(.*?)```", (DOCS / "train.md").read_text(), re.DOTALL)
+    table = tomllib.loads(text)
+    given, default = fill(TrainConfig, table, ""), TrainConfig()
+    page = (DOCS / "train.md").read_text()
+    for part in ("warmup", "rlvr", "held_out"):
+        for field in dataclasses.fields(getattr(default, part)):
+            if field.name not in table[part]:
+                assert f"`{part}.{field.name}`" in page, field.name
+            elif field.name not in ("data", "reward"):
+                assert getattr(getattr(given, part), field.name) == getattr(getattr(default, part), field.name), field
+    assert set(table) == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+def test_commands_and_options_exist(capsys):
+    """Every `--option` that a page names belongs to a command that the page is about."""
+    from warpup import cli
+
+    for page in PAGES:
+        known = ""
+        for command in {"train": ("train", "sample", "eval"), "demo": ("demo", "eval")}.get(page, (page,)):
+            with pytest.raises(SystemExit):
+                cli.main([command, "--help"])
+            known += capsys.readouterr().out
+        for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", (DOCS / f"{page}.md").read_text()):
+            assert option.rstrip(".") in known, (page, option)
