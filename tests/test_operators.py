@@ -38,6 +38,14 @@ def test_a_name_leads_to_its_files(name, capsys):
     assert all(path in told for path in place.kernel)
 
 
+def test_every_kernel_has_a_caller():
+    """A kernel that no public function reaches would be dead code; what is reached is a kernel or composed of some."""
+    reached = {stem for o in index.operators() for stem in o.kernels}
+    assert reached == set(index.kernels().values())
+    ops = {op for o in index.operators() for op in o.reach.ops}
+    assert ops <= index.registered().keys() | index.composites().keys()
+
+
 def test_what_runs_it_is_told_in_words():
     """As torch has it: a function with a kernel of its own calls an op that is registered for the CPU."""
     rows = dict(info.kernels())
