@@ -9,7 +9,6 @@
 #include "interval/interval_activation_check.h"
 #include "interval/interval_check.h"
 #include "interval/interval_margin_check.h"
-#include "logprob/token_logprob_check.h"
 #include "moe/grouped_product_check.h"
 #include "moe/moe_gather_check.h"
 #include "moe/moe_glu_check.h"
@@ -64,38 +63,6 @@ PYBIND11_MODULE(arrays, m) {
 
   using View = const warpup::View&;
   using Optional = const warpup::OptionalView&;
-  def(
-      "token_logprob",
-      [](View logits, View targets, Optional temperature, double temperature_scalar, int64_t ignore_index,
-         Optional boosted, Optional delta, double delta_scalar, Optional kept, int64_t vocab_begin, int64_t vocab_total,
-         Optional state, View logp, Optional entropy, Optional lse, Optional sum_p2, View stats) {
-        warpup::token_logprob(logits, targets,
-                              {temperature, temperature_scalar, ignore_index, boosted, delta, delta_scalar, kept,
-                               vocab_begin, vocab_total},
-                              state, logp, entropy, lse, sum_p2, stats);
-      },
-      "logits"_a, "targets"_a, "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0,
-      "ignore_index"_a = -100, "boosted"_a = py::none(), "delta"_a = py::none(), "delta_scalar"_a = 0.0,
-      "kept"_a = py::none(), "vocab_begin"_a = 0, "vocab_total"_a = -1, "state"_a = py::none(), "logp"_a,
-      "entropy"_a = py::none(), "lse"_a = py::none(), "sum_p2"_a = py::none(), "stats"_a);
-  def(
-      "token_logprob_backward",
-      [](View logits, View targets, Optional temperature, double temperature_scalar, int64_t ignore_index,
-         Optional boosted, Optional delta, double delta_scalar, Optional kept, int64_t vocab_begin, int64_t vocab_total,
-         View stats, Optional entropy, Optional sum_p2, Optional grad_logp, Optional grad_entropy, Optional grad_lse,
-         Optional grad_sum_p2, View grad_logits) {
-        warpup::token_logprob_backward(logits, targets,
-                                       {temperature, temperature_scalar, ignore_index, boosted, delta, delta_scalar,
-                                        kept, vocab_begin, vocab_total},
-                                       stats, entropy, sum_p2, {grad_logp, grad_entropy, grad_lse, grad_sum_p2},
-                                       grad_logits);
-      },
-      "logits"_a, "targets"_a, "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0,
-      "ignore_index"_a = -100, "boosted"_a = py::none(), "delta"_a = py::none(), "delta_scalar"_a = 0.0,
-      "kept"_a = py::none(), "vocab_begin"_a = 0, "vocab_total"_a = -1, "stats"_a, "entropy"_a = py::none(),
-      "sum_p2"_a = py::none(), "grad_logp"_a = py::none(), "grad_entropy"_a = py::none(), "grad_lse"_a = py::none(),
-      "grad_sum_p2"_a = py::none(), "grad_logits"_a);
-
   py::class_<warpup::PolicyOptions>(m, "PolicyOptions")
       .def(py::init<std::vector<int64_t>, std::vector<double>>(), "choices"_a, "numbers"_a);
   def("policy_loss", &warpup::policy_loss, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a, "ref_logp"_a = py::none(),

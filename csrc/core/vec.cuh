@@ -31,6 +31,16 @@ __device__ __forceinline__ void store_vec(T* to, const acc_t<T> (&from)[kVec<T>]
   __stcs(reinterpret_cast<uint4*>(to), raw);
 }
 
+// from[0, N) to `to`, as a vector where it is one and `aligned` says that vectors of x and of `to` begin alike.
+template <class T, int N>
+__device__ __forceinline__ void store_all(T* to, const acc_t<T> (&from)[N], bool aligned) {
+  if constexpr (N == kVec<T>) {
+    if (aligned) return store_vec(to, from);
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) to[i] = store<T>(from[i]);
+}
+
 // Elements of x[0, n) before the first 16-byte boundary.
 template <class T>
 __device__ __forceinline__ int64_t unaligned_head(const T* x, int64_t n) {
@@ -40,12 +50,14 @@ __device__ __forceinline__ int64_t unaligned_head(const T* x, int64_t n) {
 
 // Calls body(values, first) on all of x[0, n), shared out over `step` threads of which this one is `rank`: `values` is
 // an array of kVec elements that begin at index `first`, or of one. kUnroll vectors are in flight before the first is
-// used.
+// used. The elements beside the vectors, at both ends of the row, come first, in one loop: the body is compiled less
+// often.
 template <int kUnroll, class T, class Body>
 __device__ __forceinline__ void walk(const T* x, int64_t n, int rank, int step, Body body) {
   using Acc = acc_t<T>;
-  const int64_t head = unaligned_head(x, n), vectors = (n - head) / kVec<T>, tail = head + vectors * kVec<T>;
-  for (int64_t j = rank; j < head; j += step) {
+  const int64_t head = unaligned_head(x, n), vectors = (n - head) / kVec<T>, inner = vectors * kVec<T>;
+  for (int64_t i = rank; i < n - inner; i += step) {
+    const int64_t j = i < head ? i : i + inner;
     const Acc one[1] = {load(x[j])};
     body(one, j);
   }
@@ -64,10 +76,6 @@ __device__ __forceinline__ void walk(const T* x, int64_t n, int rank, int step, 
       unpack<T>(raw[u], values);
       body(values, head + at * kVec<T>);
     }
-  }
-  for (int64_t j = tail + rank; j < n; j += step) {
-    const Acc one[1] = {load(x[j])};
-    body(one, j);
   }
 }
 

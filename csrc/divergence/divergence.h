@@ -1,34 +1,34 @@
-// divergence: how far the student's distribution is from the teacher's, one value a row, from the logits of both; and
-// topk_divergence, where the teacher gives the log-probs of K tokens a row.
+// divergence: how far the student's distribution is from the teacher's, one value a row, from the logits of both.
+//
+// Why: distillation and KL penalties compare two distributions over the whole vocabulary at every token. Written with
+// softmax and log_softmax that is half a dozen arrays of the logits' size; here both logits are read twice and nothing
+// of their size is written but the gradient.
 //
 //   p = exp((z - max z) / T) / sum,  sum = sum exp(...), for S and for T            one sweep over both rows
 //   value = sum_j term(pS_j, pT_j)                       c, a constant of the row   a second, the rows in the cache
 //   dzS[j] = g slope(pS_j, pT_j, c) / T                  g: gradient of value       backward: one sweep
 //
-// term, slope and c of each kind stand in divergence_math.h. `binary` has no softmax: max 0, sum 1. `swap` (Mix-CPT)
+// term, slope and c of each kind: divergence_math.h. `binary` has no softmax: max 0, sum 1. `swap` (Mix-CPT)
 // exchanges the teacher's largest logit with that of `targets`: two entries of pT change, its sum does not.
-// topk: value = sum_k pT_k (log pT_k - log pS[id_k]), not renormalised;
-//       dzS[j] = g (pS_j sum pT - sum_k [id_k == j] pT_k) / T.
 //
-// Layout   student, teacher [rows, vocab], unit stride along vocab, rows in up to two strided levels; mask (0: the row
-//          counts for nothing), targets, temperature, value, gradient one a row; ids, logp [rows, K].
-//          stats [rows, 6] = max and sum of the student and of the teacher, c, where the teacher's maximum is (swap);
-//          topk [rows, 3] = max, sum, sum pT. A sum of 0 for the student marks a row that counts for nothing.
+// Layout   student, teacher [rows, vocab], unit stride along vocab, rows in up to two strided levels; value contiguous,
+//          one a row; mask: 0 for a row that counts for nothing.
+//          stats [rows, 6] = max and sum of the student and of the teacher, c, the column of the teacher's maximum
+//          (for the swap). A sum of 0 for the student marks a row that counts for nothing.
 // Numerics products in float32 (float64 for float64); CPU sums of 256 in it (1024 for sum), these added up in float64.
 //          Where one token has nearly all of pS, the gradient's s - t - c cancels: it is off by |s - t| roundings.
-//          A masked row, whatever stands in it, and one where a side has no logit above -inf gives 0 and a zero
-//          gradient. A target or id outside [0, vocab) gives NaN on CUDA (no host sync); the binding rejects it on the
-//          CPU.
+//          A masked row, whatever is in it, and one where a side has no logit above -inf give 0 and a zero gradient.
+//          A target outside [0, vocab) gives NaN on CUDA (no host sync); the check rejects it on the CPU.
 // Bytes    forward: 2 rows * vocab * sizeof(T) read (twice, where a GPU's L2 does not hold the rows in flight).
-//          backward: the same read, half as much written. topk: one side of that.
+//          backward: the same read, half as much written.
 #pragma once
 
-#include "core/types.h"
+#include "core/per_row.h"
 #include "divergence/divergence_math.h"
 
 namespace warpup {
 
-inline constexpr int kDivergenceStats = 6, kTopkStats = 3;
+inline constexpr int kDivergenceStats = 6;
 
 template <class T>
 struct DivergenceArgs {
@@ -40,13 +40,9 @@ struct DivergenceArgs {
   Rows student_rows;
   const T* teacher;
   Rows teacher_rows;
-  const int64_t* targets;  // given: the swap
-  Rows targets_rows;
-  const uint8_t* mask;  // or null: all rows count
-  Rows mask_rows;
-  const float* temperature;  // one a row, or null: then `temperature_scalar`
-  Rows temperature_rows;
-  double temperature_scalar;
+  PerRow<int64_t> targets;  // given: the swap
+  PerRow<uint8_t> mask;     // not given: all rows count
+  PerRowOrScalar temperature;
   Acc* value;  // contiguous
   Acc* stats;  // contiguous [rows, 6]
 };
@@ -55,38 +51,8 @@ template <class T>
 struct DivergenceBackwardArgs {
   using Acc = acc_t<T>;
   DivergenceArgs<T> forward;  // value unused
-  const Acc* grad_value;
-  Rows grad_value_rows;
+  PerRow<Acc> grad_value;
   T* grad_student;  // may be `forward.student` itself
-  Rows grad_student_rows;
-};
-
-template <class T>
-struct TopkDivergenceArgs {
-  using Acc = acc_t<T>;
-  int64_t vocab, k;
-  const T* student;
-  Rows student_rows;
-  const int64_t* ids;
-  Rows ids_rows;
-  const Acc* logp;  // -inf: the entry counts for nothing
-  Rows logp_rows;
-  const uint8_t* mask;
-  Rows mask_rows;
-  const float* temperature;
-  Rows temperature_rows;
-  double temperature_scalar;
-  Acc* value;  // contiguous
-  Acc* stats;  // contiguous [rows, 3]
-};
-
-template <class T>
-struct TopkDivergenceBackwardArgs {
-  using Acc = acc_t<T>;
-  TopkDivergenceArgs<T> forward;
-  const Acc* grad_value;
-  Rows grad_value_rows;
-  T* grad_student;
   Rows grad_student_rows;
 };
 
@@ -99,15 +65,5 @@ template <class T>
 void divergence_backward_cpu(const DivergenceBackwardArgs<T>& args);
 template <class T>
 void divergence_backward_cuda(const DivergenceBackwardArgs<T>& args, void* stream);
-
-template <class T>
-void topk_divergence_cpu(const TopkDivergenceArgs<T>& args);
-template <class T>
-void topk_divergence_cuda(const TopkDivergenceArgs<T>& args, void* stream);
-
-template <class T>
-void topk_divergence_backward_cpu(const TopkDivergenceBackwardArgs<T>& args);
-template <class T>
-void topk_divergence_backward_cuda(const TopkDivergenceBackwardArgs<T>& args, void* stream);
 
 }  // namespace warpup

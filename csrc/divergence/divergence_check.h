@@ -1,29 +1,26 @@
-// Entries of divergence and topk_divergence: check every argument, choose dtype and device, call the kernel.
+// Entries of divergence: check every argument, choose dtype and device, call the kernel. Contract: divergence.h.
 #pragma once
 
 #include <string_view>
 
-#include "core/view.h"
+#include "core/per_row_check.h"
 
 namespace warpup {
 
-// value [...] and stats [..., 6] are written; see logprob/divergence.h.
-void divergence(const View& student, const View& teacher, const OptionalView& temperature, const OptionalView& mask,
-                const OptionalView& targets, std::string_view kind, double temperature_scalar, double beta,
-                const View& value, const View& stats);
+struct DivergenceOptions {
+  std::string_view kind = "forward";
+  PerRowOrScalarView temperature{std::nullopt, 1.0};
+  double beta = 0.5;     // the teacher's share of the mixture, for kind jsd
+  OptionalView mask;     // uint8, one a row; 0: the row counts for nothing
+  OptionalView targets;  // int64, one a row, for kind logit_swap
+};
+
+// value [...] and stats [..., 6] are written.
+void divergence(const View& student, const View& teacher, const DivergenceOptions& options, const View& value,
+                const View& stats);
 
 // grad_student (the shape of student; may be student itself) is written.
-void divergence_backward(const View& student, const View& teacher, const OptionalView& temperature,
-                         const OptionalView& mask, const OptionalView& targets, std::string_view kind,
-                         double temperature_scalar, double beta, const View& stats, const View& grad_value,
-                         const View& grad_student);
-
-// value [...] and stats [..., 3] are written.
-void topk_divergence(const View& student, const View& ids, const View& logp, const OptionalView& temperature,
-                     const OptionalView& mask, double temperature_scalar, const View& value, const View& stats);
-
-void topk_divergence_backward(const View& student, const View& ids, const View& logp, const OptionalView& temperature,
-                              const OptionalView& mask, double temperature_scalar, const View& stats,
-                              const View& grad_value, const View& grad_student);
+void divergence_backward(const View& student, const View& teacher, const DivergenceOptions& options, const View& stats,
+                         const View& grad_value, const View& grad_student);
 
 }  // namespace warpup

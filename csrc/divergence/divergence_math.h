@@ -1,5 +1,6 @@
 // The divergences between student S and teacher T, each once: one token's share of the sums, and the gradient, from its
-// two logits and the constants of the row. Shared by both twins. With p the probability, s = log pS, t = log pT:
+// two logits and the constants of the row. Shared by the CPU and the CUDA kernel. With p the probability, s = log pS, t
+// = log pT:
 //
 //   kind           sum of                           c                          d / d xS,  xS = zS / T
 //   forward        pT (t - s)                       0                          pS - pT
@@ -39,6 +40,17 @@ void dispatch_divergence(Divergence kind, const Body& body) {
     case Divergence::binary:
       return body.template operator()<Divergence::binary>();
   }
+}
+
+// Whether row r has a value: without a mask all have.
+template <class Args>
+WARPUP_HD bool counts(const Args& args, int64_t r) {
+  return !args.mask || args.mask[r] != 0;
+}
+
+template <class Args>
+WARPUP_HD auto inverse_temperature(const Args& args, int64_t r) {
+  return static_cast<typename Args::Acc>(1 / args.temperature[r]);
 }
 
 template <class Acc>

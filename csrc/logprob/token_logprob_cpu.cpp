@@ -1,5 +1,7 @@
+// One pass over a row in blocks that stay in L1: each block's maximum, then its sums under the largest maximum so far.
 #include <algorithm>
 
+#include "core/clones.h"
 #include "core/parallel.h"
 #include "core/stream_store.h"
 #include "core/widen.h"
@@ -12,115 +14,140 @@ namespace {
 constexpr int64_t kBlock = 2048;  // a block's second pass (exp) finds the first's (max) data in L1
 constexpr int64_t kRun = 1024;    // added up in float32: longer sums lose digits, shorter ones cost time (512: 7 %)
 
-}  // namespace
+// ---- loops over a block ---------------------------------------------------------------------------------------------
 
-template <class Acc>
-WARPUP_CLONES void block_max(const Acc* __restrict z, int64_t n, Acc* __restrict out) {
-  Acc high = -kInf<Acc>;
+struct BlockMax {
+  template <class Acc>
+  WARPUP_HD void operator()(const Acc* __restrict z, int64_t n, Acc* __restrict out) const {
+    Acc high = -kInf<Acc>;
 #pragma omp simd reduction(max : high)
-  for (int64_t j = 0; j < n; ++j) high = z[j] > high ? z[j] : high;
-  *out = high;
-}
-
-template <class Acc>
-WARPUP_CLONES void replay(const uint8_t* boosted, const uint8_t* kept, Acc delta, int64_t n, Acc* __restrict z) {
-  if (boosted) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) z[j] += boosted[j] ? delta : Acc(0);
+    for (int64_t j = 0; j < n; ++j) high = z[j] > high ? z[j] : high;
+    *out = high;
   }
-  if (kept) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) z[j] = kept[j] ? z[j] : -kInf<Acc>;
-  }
-}
+};
 
-template <class Acc, bool kEntropy, bool kSquares>
-WARPUP_CLONES void block_sums(const Acc* __restrict z, int64_t n, Acc shift, Acc inv_t,
-                              Softmax<Acc, double>* __restrict row) {
-  for (int64_t first = 0; first < n; first += kRun) {
-    const int64_t last = n - first < kRun ? n : first + kRun;
-    Acc sum = 0, shifted = 0, squares = 0;
+// z becomes z', the logits as the sampler left them.
+struct Replay {
+  template <class Acc>
+  WARPUP_HD void operator()(const uint8_t* token_set, const uint8_t* kept_mask, Acc delta, int64_t n,
+                            Acc* __restrict z) const {
+    if (token_set) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) z[j] += token_set[j] ? delta : Acc(0);
+    }
+    if (kept_mask) {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) z[j] = kept_mask[j] ? z[j] : -kInf<Acc>;
+    }
+  }
+};
+
+template <bool kEntropy, bool kSquares>
+struct BlockSums {
+  template <class Acc>
+  WARPUP_HD void operator()(const Acc* __restrict z, int64_t n, Acc shift, Acc inv_t,
+                            Softmax<Acc, double>* __restrict row) const {
+    for (int64_t first = 0; first < n; first += kRun) {
+      const int64_t last = n - first < kRun ? n : first + kRun;
+      Acc sum = 0, shifted = 0, squares = 0;
 #pragma omp simd reduction(+ : sum, shifted, squares)
-    for (int64_t j = first; j < last; ++j) {
-      const Acc d = (z[j] - shift) * inv_t, e = exp_neg(d);
-      sum += e;
-      if constexpr (kEntropy) shifted += e * bounded(d);
-      if constexpr (kSquares) squares += e * e;
-    }
-    row->sum += sum, row->shifted += shifted, row->squares += squares;
-  }
-}
-
-template <class Acc>
-WARPUP_CLONES void gradient_block(const Acc* z, int64_t n, RowGradient<Acc> row, Acc* to) {
-  const Acc constant = row.constant * row.inv_t, log_p = row.log_p * row.inv_t, p = row.p * row.inv_t;
-  if (log_p == 0 && p == 0) {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) to[j] = exp_neg((z[j] - row.max) * row.inv_t - row.log_sum) * constant;
-  } else {
-#pragma omp simd
-    for (int64_t j = 0; j < n; ++j) {
-      const Acc d = (z[j] - row.max) * row.inv_t - row.log_sum, e = exp_neg(d);
-      to[j] = e * (constant + log_p * bounded(d) + p * e);
+      for (int64_t j = first; j < last; ++j) {
+        const Acc d = (z[j] - shift) * inv_t, e = exp_neg(d);
+        sum += e;
+        if constexpr (kEntropy) shifted += e * bounded(d);
+        if constexpr (kSquares) squares += e * e;
+      }
+      row->sum += sum, row->shifted += shifted, row->squares += squares;
     }
   }
-}
+};
 
-namespace {
+struct GradientBlock {
+  template <class Acc>
+  WARPUP_HD void operator()(const Acc* z, int64_t n, RowGradient<Acc> row, Acc* to) const {
+    const Acc constant = row.constant * row.inv_t, log_p = row.log_p * row.inv_t, p = row.p * row.inv_t;
+    if (log_p == 0 && p == 0) {  // the gradient of logp and lse alone needs no log p
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) to[j] = exp_neg((z[j] - row.max) * row.inv_t - row.log_sum) * constant;
+    } else {
+#pragma omp simd
+      for (int64_t j = 0; j < n; ++j) {
+        const Acc d = (z[j] - row.max) * row.inv_t - row.log_sum, e = exp_neg(d);
+        to[j] = e * (constant + log_p * bounded(d) + p * e);
+      }
+    }
+  }
+};
 
-// Columns [begin, begin + n) of row r as the loops take them: where they lie, or widened and replayed in `buffer`.
+// Columns [begin, begin + n) of row r as the loops take them: where they are, or widened and replayed in `buffer`.
 template <class T>
 const acc_t<T>* block_of(const TokenLogprobArgs<T>& args, int64_t r, int64_t begin, int64_t n, acc_t<T>* buffer) {
   const T* x = args.logits + args.logits_rows.offset(r) + begin;
   if constexpr (sizeof(T) > 2) {
-    if (!args.boosted && !args.kept) return x;
+    if (!args.token_set && !args.kept_mask) return x;
   }
   widen(x, n, buffer);
-  if (args.boosted || args.kept) {
-    replay(args.boosted ? args.boosted + begin : nullptr,
-           args.kept ? args.kept + args.kept_rows.offset(r) + begin : nullptr, delta_of(args, r), n, buffer);
+  if (args.token_set || args.kept_mask) {
+    cloned<T>(Replay{}, args.token_set ? args.token_set + begin : nullptr,
+              args.kept_mask ? args.kept_mask + args.kept_rows.offset(r) + begin : nullptr, delta_of(args, r), n,
+              buffer);
   }
   return buffer;
 }
 
+// Rows that a thread takes at least: about 16 K logits, below which waking a thread costs more than it saves.
+int64_t grain_of(int64_t vocab) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(vocab, 1)); }
+
+// Adds the row's columns to what the slices before gave.
+template <class T, class Sums>
+Softmax<acc_t<T>, double> sum_row(const TokenLogprobArgs<T>& args, int64_t r, Sums sums, acc_t<T>* buffer) {
+  using Acc = acc_t<T>;
+  const Acc inv_t = inverse_temperature(args, r);
+  const Softmax<Acc> seen = read_state(args, r);
+  Softmax<Acc, double> row{seen.max, seen.sum, seen.shifted, seen.squares};
+  if (args.targets[r] == args.ignore_index) return row;
+  for (int64_t begin = 0; begin < args.vocab; begin += kBlock) {
+    const int64_t n = std::min(kBlock, args.vocab - begin);
+    const Acc* z = block_of(args, r, begin, n, buffer);
+    Acc high;
+    cloned<T>(BlockMax{}, z, n, &high);
+    if (high > row.max) row = row.under(high, inv_t);
+    // A block of -inf before any finite logit has no maximum to subtract; NaN still has to come through.
+    const Acc shift = row.max == -kInf<Acc> ? Acc(0) : row.max;
+    cloned<T>(sums, z, n, shift, inv_t, &row);
+  }
+  return row;
+}
+
+template <class T, class Sums>
+void forward(const TokenLogprobArgs<T>& args, Sums sums) {
+  parallel_for(0, args.logits_rows.count, grain_of(args.vocab), [&](int64_t first, int64_t last) {
+    alignas(64) acc_t<T> buffer[kBlock];
+    for (int64_t r = first; r < last; ++r) finish_row(args, r, sum_row(args, r, sums, buffer));
+  });
+}
+
 }  // namespace
+
+// ---- kernels --------------------------------------------------------------------------------------------------------
 
 template <class T>
 void token_logprob_cpu(const TokenLogprobArgs<T>& args) {
-  using Acc = acc_t<T>;
-  const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(args.vocab, 1));
-  const auto sums = args.sum_p2    ? block_sums<Acc, true, true>
-                    : args.entropy ? block_sums<Acc, true, false>
-                                   : block_sums<Acc, false, false>;
-  parallel_for(0, args.logits_rows.count, grain, [&](int64_t first, int64_t last) {
-    alignas(64) Acc buffer[kBlock];
-    for (int64_t r = first; r < last; ++r) {
-      const Acc inv_t = inverse_temperature(args, r);
-      const Softmax<Acc> seen = read_state(args, r);
-      Softmax<Acc, double> row{seen.max, seen.sum, seen.shifted, seen.squares};
-      const bool ignored = args.targets[args.targets_rows.offset(r)] == args.ignore_index;
-      for (int64_t begin = 0; begin < args.vocab && !ignored; begin += kBlock) {
-        const int64_t n = std::min(kBlock, args.vocab - begin);
-        const Acc* z = block_of(args, r, begin, n, buffer);
-        Acc high;
-        block_max(z, n, &high);
-        if (high > row.max) row = row.under(high, inv_t);
-        // A block of -inf before any finite logit has no maximum to subtract; NaN still has to come through.
-        const Acc shift = row.max == -kInf<Acc> ? Acc(0) : row.max;
-        sums(z, n, shift, inv_t, &row);
-      }
-      finish_row(args, r, row);
-    }
-  });
+  if (args.sum_p2) {
+    forward(args, BlockSums<true, true>{});
+  } else if (args.entropy) {
+    forward(args, BlockSums<true, false>{});
+  } else {
+    forward(args, BlockSums<false, false>{});
+  }
 }
 
 template <class T>
 void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
   using Acc = acc_t<T>;
   const TokenLogprobArgs<T>& f = args.forward;
-  const int64_t grain = std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(f.vocab, 1));
   const bool streamed = args.grad_logits != f.logits && f.logits_rows.count * f.vocab * int64_t(sizeof(T)) >= kStreamed;
-  parallel_for(0, f.logits_rows.count, grain, [&](int64_t first, int64_t last) {
+  parallel_for(0, f.logits_rows.count, grain_of(f.vocab), [&](int64_t first, int64_t last) {
     alignas(64) Acc buffer[kBlock];
     alignas(64) T block[kBlock];
     for (int64_t r = first; r < last; ++r) {
@@ -130,7 +157,7 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
         std::fill(dz, dz + f.vocab, T{});
         continue;
       }
-      const int64_t y = f.targets[f.targets_rows.offset(r)] - f.vocab_begin;
+      const int64_t y = f.targets[r] - f.vocab_begin;
       const bool here = y >= 0 && y < f.vocab && is_kept(f, r, y);
       const Acc target = here ? replayed(f, r, y) : Acc(0);  // before the gradient is written over it
       for (int64_t begin = 0; begin < f.vocab; begin += kBlock) {
@@ -138,9 +165,9 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
         const Acc* z = block_of(f, r, begin, n, buffer);
         T* to = streamed ? block : dz + begin;
         if constexpr (sizeof(T) > 2) {
-          gradient_block(z, n, row, to);
+          cloned<T>(GradientBlock{}, z, n, row, to);
         } else {
-          gradient_block(z, n, row, buffer);
+          cloned<T>(GradientBlock{}, z, n, row, &buffer[0]);
           narrow(buffer, n, to);
         }
         if (streamed) stream_store(dz + begin, block, n);

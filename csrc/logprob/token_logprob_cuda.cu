@@ -4,7 +4,7 @@
 
 #include "core/launch.cuh"
 #include "core/math.h"
-#include "core/reduce.cuh"
+#include "core/row_reduce.cuh"
 #include "core/vec.cuh"
 #include "logprob/token_logprob.h"
 #include "logprob/token_logprob_math.h"
@@ -25,39 +25,45 @@ struct Combine {
   }
 };
 
+constexpr int kMaxThreads = 512, kBackwardThreads = 256;
+
 // Walks z' of row r from column `begin` of the slice on: body(values, first), `first` counted from `begin`.
-template <class T, bool kReplay, int kThreads, class Body>
+template <class T, bool kReplay, class Body>
 __device__ __forceinline__ void walk_row(const TokenLogprobArgs<T>& args, int64_t r, int64_t begin, int64_t n,
                                          Body body) {
   using Acc = acc_t<T>;
   const T* x = args.logits + args.logits_rows.offset(r) + begin;
   if constexpr (!kReplay) {
-    walk<kUnroll<T>>(x, n, threadIdx.x, kThreads, body);
+    walk<kUnroll<T>>(x, n, threadIdx.x, blockDim.x, body);
   } else {
-    const uint8_t* boosted = args.boosted ? args.boosted + begin : nullptr;
-    const uint8_t* kept = args.kept ? args.kept + args.kept_rows.offset(r) + begin : nullptr;
+    const uint8_t* token_set = args.token_set ? args.token_set + begin : nullptr;
+    const uint8_t* kept_mask = args.kept_mask ? args.kept_mask + args.kept_rows.offset(r) + begin : nullptr;
     const Acc delta = delta_of(args, r);
-    walk<1>(x, n, threadIdx.x, kThreads, [&]<int N>(const Acc(&z)[N], int64_t first) {
+    walk<1>(x, n, threadIdx.x, blockDim.x, [&]<int N>(const Acc(&z)[N], int64_t first) {
       Acc moved[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const Acc raised = boosted && boosted[first + i] ? z[i] + delta : z[i];
-        moved[i] = kept && !kept[first + i] ? -kInf<Acc> : raised;
+        const Acc raised = token_set && token_set[first + i] ? z[i] + delta : z[i];
+        moved[i] = kept_mask && !kept_mask[first + i] ? -kInf<Acc> : raised;
       }
       body(moved, first);
     });
   }
 }
 
-template <class T, bool kMoments, bool kReplay, int kThreads>
-__global__ __launch_bounds__(kThreads) void token_logprob_kernel(const TokenLogprobArgs<T> args) {
+// ---- kernels --------------------------------------------------------------------------------------------------------
+
+// kMoments: the sums for entropy and sum_p2, too. kReplay: under a sampler's token_set or kept_mask.
+template <class T, bool kMoments, bool kReplay>
+__global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenLogprobArgs<T> args) {
   using Acc = acc_t<T>;
   const int64_t r = blockIdx.x;
   const Acc inv_t = inverse_temperature(args, r);
   Softmax<Acc> row;
   if (threadIdx.x == 0) row = read_state(args, r);
-  if (args.targets[args.targets_rows.offset(r)] != args.ignore_index) {  // the same for the whole block
-    walk_row<T, kReplay, kThreads>(args, r, 0, args.vocab, [&]<int N>(const Acc(&z)[N], int64_t) {
+  if (args.targets[r] != args.ignore_index) {  // the same for the whole block
+    // Each thread's own online softmax over its share of the row.
+    walk_row<T, kReplay>(args, r, 0, args.vocab, [&]<int N>(const Acc(&z)[N], int64_t) {
       Acc max = row.max;
 #pragma unroll
       for (int i = 0; i < N; ++i) max = z[i] > max ? z[i] : max;
@@ -70,76 +76,79 @@ __global__ __launch_bounds__(kThreads) void token_logprob_kernel(const TokenLogp
         if constexpr (kMoments) row.shifted += e * bounded(d), row.squares += e * e;
       }
     });
-    row = block_reduce<kThreads>(row, Combine<Acc>{inv_t});
+    row = block_reduce_up_to<kMaxThreads>(row, Combine<Acc>{inv_t});
   }
   if (threadIdx.x == 0) finish_row(args, r, row);
 }
 
-template <class T, bool kReplay, int kThreads>
-__global__ __launch_bounds__(kThreads) void token_logprob_backward_kernel(const TokenLogprobBackwardArgs<T> args,
-                                                                          int64_t piece, int64_t pieces) {
+template <class T, bool kReplay>
+__global__ __launch_bounds__(kBackwardThreads) void token_logprob_backward_kernel(
+    const TokenLogprobBackwardArgs<T> args, int64_t piece, int64_t pieces) {
   using Acc = acc_t<T>;
   const TokenLogprobArgs<T>& f = args.forward;
+  // The piece [begin, begin + n) of row r, and where in it the target is, if it is there and has a gradient.
   const int64_t r = blockIdx.x / pieces, begin = blockIdx.x % pieces * piece;
   const int64_t n = f.vocab - begin < piece ? f.vocab - begin : piece;
   const T* x = f.logits + f.logits_rows.offset(r) + begin;
   T* dz = args.grad_logits + args.grad_logits_rows.offset(r) + begin;
-  int64_t y = f.targets[f.targets_rows.offset(r)] - f.vocab_begin - begin;
+  int64_t y = f.targets[r] - f.vocab_begin - begin;
   if (kReplay && y >= 0 && y < n && !is_kept(f, r, begin + y)) y = -1;
   const RowGradient<Acc> row = row_gradient(args, r);
   const bool aligned = ((reinterpret_cast<intptr_t>(x) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
 
-  walk_row<T, kReplay, kThreads>(f, r, begin, n, [&]<int N>(const Acc(&z)[N], int64_t first) {
+  walk_row<T, kReplay>(f, r, begin, n, [&]<int N>(const Acc(&z)[N], int64_t first) {
     Acc out[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       out[i] = row.zero ? Acc(0) : row(z[i]) + (first + i == y ? row.at_target * row.inv_t : Acc(0));
     }
-    if constexpr (N == kVec<T>) {
-      if (aligned) return store_vec(dz + first, out);
-    }
-#pragma unroll
-    for (int i = 0; i < N; ++i) dz[first + i] = store<T>(out[i]);
+    store_all(dz + first, out, aligned);
   });
 }
 
-template <class T, bool kMoments>
+// ---- launchers ------------------------------------------------------------------------------------------------------
+
+// One kernel for all sizes of block: the number of threads is not known when it is compiled. Short rows get small
+// blocks, as a large one would wait on its own reduction. Two of 512 fit a multiprocessor, so that one streams while
+// the other reduces.
+template <class T, bool kMoments, bool kReplay>
 void forward(const TokenLogprobArgs<T>& args, void* stream) {
-  const dim3 grid(static_cast<unsigned>(args.logits_rows.count));
-  // Short rows get small blocks: a large one would wait on its own reduction. Two of 512 fit a multiprocessor, so that
-  // one streams while the other reduces.
-  const auto start = [&]<bool kReplay, int kThreads>() {
-    launch("token_logprob", token_logprob_kernel<T, kMoments, kReplay, kThreads>, grid, dim3(kThreads), stream, args);
-  };
-  if (args.boosted || args.kept) {
-    start.template operator()<true, 256>();
-  } else if (args.vocab <= 1024) {
-    start.template operator()<false, 32>();
-  } else if (args.vocab <= 16384) {
-    start.template operator()<false, 256>();
-  } else {
-    start.template operator()<false, 512>();
-  }
+  const int threads = args.vocab <= 1024 ? 32 : args.vocab <= 16384 ? 256 : kMaxThreads;
+  launch("token_logprob", token_logprob_kernel<T, kMoments, kReplay>,
+         dim3(static_cast<unsigned>(args.logits_rows.count)), dim3(threads), stream, args);
+}
+
+template <class T, bool kReplay>
+void backward(const TokenLogprobBackwardArgs<T>& args, void* stream) {
+  const TokenLogprobArgs<T>& f = args.forward;
+  const int64_t piece = std::min<int64_t>(std::max<int64_t>(f.vocab, 1), kBackwardThreads * kVec<T> * kUnroll<T>);
+  const int64_t pieces = ceil_div(f.vocab, piece);
+  launch("token_logprob_backward", token_logprob_backward_kernel<T, kReplay>,
+         dim3(static_cast<unsigned>(f.logits_rows.count * pieces)), dim3(kBackwardThreads), stream, args, piece,
+         pieces);
 }
 
 }  // namespace
 
+// float64, for tests and oracles, has the one kernel that can do everything; so has a replay, which reads masks
+// besides.
 template <class T>
 void token_logprob_cuda(const TokenLogprobArgs<T>& args, void* stream) {
-  args.entropy || args.sum_p2 ? forward<T, true>(args, stream) : forward<T, false>(args, stream);
+  if constexpr (sizeof(T) < 8) {
+    if (!args.token_set && !args.kept_mask) {
+      return args.entropy || args.sum_p2 ? forward<T, true, false>(args, stream)
+                                         : forward<T, false, false>(args, stream);
+    }
+  }
+  forward<T, true, true>(args, stream);
 }
 
 template <class T>
 void token_logprob_backward_cuda(const TokenLogprobBackwardArgs<T>& args, void* stream) {
-  constexpr int kThreads = 256;
-  const TokenLogprobArgs<T>& f = args.forward;
-  const int64_t piece = std::min<int64_t>(std::max<int64_t>(f.vocab, 1), kThreads * kVec<T> * kUnroll<T>);
-  const int64_t pieces = ceil_div(f.vocab, piece);
-  const auto start = [&]<bool kReplay>() {
-    launch("token_logprob_backward", token_logprob_backward_kernel<T, kReplay, kThreads>,
-           dim3(static_cast<unsigned>(f.logits_rows.count * pieces)), dim3(kThreads), stream, args, piece, pieces);
-  };
-  f.boosted || f.kept ? start.template operator()<true>() : start.template operator()<false>();
+  if constexpr (sizeof(T) < 8) {
+    if (!args.forward.token_set && !args.forward.kept_mask) return backward<T, false>(args, stream);
+  }
+  backward<T, true>(args, stream);
 }
 
 #define INSTANTIATE(T)                                                                \

@@ -1,5 +1,5 @@
-// What both twins compute once a row: from its sums to the outputs, from the outputs' gradients to the coefficients of
-// the pass that writes dz.
+// What the CPU and the CUDA kernel compute once a row: from its sums to the outputs, from the outputs' gradients to the
+// coefficients of the pass that writes dz.
 #pragma once
 
 #include "core/math.h"
@@ -31,20 +31,18 @@ WARPUP_HD Acc bounded(Acc d) {
 
 template <class T>
 WARPUP_HD acc_t<T> inverse_temperature(const TokenLogprobArgs<T>& args, int64_t r) {
-  const double t = args.temperature ? args.temperature[args.temperature_rows.offset(r)] : args.temperature_scalar;
-  return static_cast<acc_t<T>>(1 / t);
+  return static_cast<acc_t<T>>(1 / args.temperature[r]);
 }
 
 template <class T>
 WARPUP_HD acc_t<T> delta_of(const TokenLogprobArgs<T>& args, int64_t r) {
-  if (!args.boosted) return 0;
-  return static_cast<acc_t<T>>(args.delta ? args.delta[args.delta_rows.offset(r)] : args.delta_scalar);
+  return args.token_set ? static_cast<acc_t<T>>(args.delta[r]) : acc_t<T>(0);
 }
 
 // Whether column j of the slice can be drawn: what a mask leaves out has no gradient either.
 template <class T>
 WARPUP_HD bool is_kept(const TokenLogprobArgs<T>& args, int64_t r, int64_t j) {
-  return !args.kept || args.kept[args.kept_rows.offset(r) + j];
+  return !args.kept_mask || args.kept_mask[args.kept_rows.offset(r) + j];
 }
 
 // z' at column j of the slice.
@@ -52,7 +50,7 @@ template <class T>
 WARPUP_HD acc_t<T> replayed(const TokenLogprobArgs<T>& args, int64_t r, int64_t j) {
   if (!is_kept(args, r, j)) return -kInf<acc_t<T>>;
   const acc_t<T> z = load(args.logits[args.logits_rows.offset(r) + j]);
-  return args.boosted && args.boosted[j] ? z + delta_of(args, r) : z;
+  return args.token_set && args.token_set[j] ? z + delta_of(args, r) : z;
 }
 
 template <class T>
@@ -68,20 +66,20 @@ WARPUP_HD bool first_slice(const TokenLogprobArgs<T>& args) {
 template <class T>
 WARPUP_HD Softmax<acc_t<T>> read_state(const TokenLogprobArgs<T>& args, int64_t r) {
   if (first_slice(args)) return {};
-  const acc_t<T>* s = args.state + 5 * r;
+  const acc_t<T>* s = args.state + kLogprobState * r;
   return {s[0], s[1], s[2], s[3]};
 }
 
-// With the slice's sums: carries them on, or writes the row's outputs behind the last slice.
+// Given the sums over all columns so far: after the last slice it writes the row's outputs, before that the state.
 template <class T, class Sum>
 WARPUP_HD void finish_row(const TokenLogprobArgs<T>& args, int64_t r, const Softmax<acc_t<T>, Sum>& row) {
   using Acc = acc_t<T>;
-  const int64_t y = args.targets[args.targets_rows.offset(r)];
+  const int64_t y = args.targets[r];
   const Acc target = in_slice(args, y)                  ? replayed(args, r, y - args.vocab_begin)
-                     : args.state && !first_slice(args) ? args.state[5 * r + 4]
+                     : args.state && !first_slice(args) ? args.state[kLogprobState * r + 4]
                                                         : Acc(0);
   if (args.vocab_begin + args.vocab < args.vocab_total) {
-    Acc* s = args.state + 5 * r;
+    Acc* s = args.state + kLogprobState * r;
     s[0] = row.max, s[1] = Acc(row.sum), s[2] = Acc(row.shifted), s[3] = Acc(row.squares), s[4] = target;
     return;
   }
@@ -96,8 +94,9 @@ WARPUP_HD void finish_row(const TokenLogprobArgs<T>& args, int64_t r, const Soft
   put(args.entropy, log_sum - row.shifted / row.sum);
   put(args.lse, Sum(row.max) * inv_t + log_sum);
   put(args.sum_p2, row.squares / (row.sum * row.sum));
-  args.stats[2 * r] = invalid ? nan : empty ? Acc(0) : row.max;
-  args.stats[2 * r + 1] = empty ? kInf<Acc> : static_cast<Acc>(log_sum);
+  Acc* stats = args.stats + kLogprobStats * r;
+  stats[0] = invalid ? nan : empty ? Acc(0) : row.max;
+  stats[1] = empty ? kInf<Acc> : static_cast<Acc>(log_sum);
 }
 
 // dz[j] = p (constant + log_p log p + p p) / T, and at_target / T more at the target; all zero for a row without
@@ -117,10 +116,9 @@ template <class T>
 WARPUP_HD RowGradient<acc_t<T>> row_gradient(const TokenLogprobBackwardArgs<T>& args, int64_t r) {
   using Acc = acc_t<T>;
   const TokenLogprobArgs<T>& f = args.forward;
-  const auto at = [r](const Acc* gradient, const Rows& rows) { return gradient ? gradient[rows.offset(r)] : Acc(0); };
-  const Acc g = at(args.grad_logp, args.grad_logp_rows), h = at(args.grad_entropy, args.grad_entropy_rows);
-  const Acc q = at(args.grad_lse, args.grad_lse_rows), s = at(args.grad_sum_p2, args.grad_sum_p2_rows);
-  const Acc max = f.stats[2 * r], log_sum = f.stats[2 * r + 1];
+  const auto at = [r](const PerRow<Acc>& gradient) { return gradient ? gradient[r] : Acc(0); };
+  const Acc g = at(args.grad_logp), h = at(args.grad_entropy), q = at(args.grad_lse), s = at(args.grad_sum_p2);
+  const Acc max = f.stats[kLogprobStats * r], log_sum = f.stats[kLogprobStats * r + 1];
   const Acc constant = q - g - (h == 0 ? Acc(0) : h * f.entropy[r]) - (s == 0 ? Acc(0) : 2 * s * f.sum_p2[r]);
   // log_sum = inf is how the forward marks a row that is ignored or has no logit above -inf.
   const bool zero = log_sum == kInf<Acc> || (g == 0 && h == 0 && q == 0 && s == 0);

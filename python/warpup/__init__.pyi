@@ -7,8 +7,9 @@ from .advantage.masked_whiten import masked_whiten
 from .advantage.role_advantage import role_advantage
 from .advantage.segment_advantage import segment_advantage, segment_ids
 from .advantage.tree_advantage import tree_advantage
-from .divergence.divergence import divergence, topk_divergence
+from .divergence.divergence import divergence
 from .divergence.linear_divergence import linear_divergence
+from .divergence.topk_divergence import topk_divergence
 from .interval.interval_activation import (
     interval_clamp,
     interval_elu,

@@ -33,6 +33,13 @@ def accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def per_row(value: float | Tensor, rows: torch.Size) -> tuple[Tensor | None, float]:
+    """A number for all rows, or a tensor with one a row, as raw ops take it: the tensor or None, and the number."""
+    if not isinstance(value, Tensor):
+        return None, float(value)
+    return (value.expand(rows) if value.numel() == 1 else value), 1.0
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The operands of a matrix product, under autocast in its dtype, as torch's own products take them."""
     kind = tensors[0].device.type
@@ -120,7 +127,12 @@ def once_differentiable(backward: Callable) -> Callable:
 
 
 def differentiable(
-    name: str, *, backward: str = "", when: dict[str, str] | None = None, backward_fake: Callable | None = None
+    name: str,
+    *,
+    backward: str = "",
+    when: dict[str, str] | None = None,
+    backward_fake: Callable | None = None,
+    strided: bool = False,
 ) -> Callable:
     """The raw op `name` with its gradients: a function of the same arguments, in their order, and the same results.
 
@@ -135,6 +147,7 @@ def differentiable(
             the backward is given None in its place.
         backward_fake: what the backward returns; by default tensors like the inputs whose gradients they are, without
             elements where those are None or not needed.
+        strided: the backward takes gradients as they come, with whatever strides; else they are made contiguous.
     """
     backward = backward or f"{name}_backward"
     forward_schema = getattr(torch.ops.warpup, name).default._schema
@@ -145,14 +158,15 @@ def differentiable(
     when = {o: f"with_{o}" for o in outputs if f"with_{o}" in inputs} | (when or {})
     condition = {outputs.index(o): inputs.index(i) for o, i in when.items()}
 
-    # What each argument of the backward is: ("input" | "output" | "grad", position) or ("needs", None).
+    # What each argument of the backward is, and where it comes from: an input, an output, or the gradient of an output.
     sources: list[tuple[str, int]] = []
     for argument in backward_schema.arguments:
         a = argument.name
         if a.removeprefix("grad_") in outputs and a.startswith("grad_"):
             sources.append(("grad", outputs.index(a.removeprefix("grad_"))))
         elif a in inputs:
-            sources.append(("input", inputs.index(a)))
+            position = inputs.index(a)
+            sources.append(("input" if is_tensor[position] else "option", position))
         elif a in outputs:
             sources.append(("output", outputs.index(a)))
         elif a == "needs":
@@ -169,7 +183,13 @@ def differentiable(
     graded = {i for kind, i in sources if kind == "grad"}
     required = [a for a in backward_schema.arguments if a.name.startswith("grad_") and str(a.type) == "Tensor"]
     materialize = len(graded) > 1 and bool(required)
-    count = len(inputs)
+    # All that can be is worked out here, once: a call on a few numbers is nothing but this.
+    constant = [i for i in range(len(outputs)) if i not in graded]
+    options = [i for kind, i in sources if kind == "option"]
+    kept_inputs = [i for kind, i in sources if kind == "input"]
+    kept_outputs = [i for kind, i in sources if kind == "output"]
+    overwritten = None if backward_schema.returns else sources.index(("input", gets[0]))
+    nothing = (None,) * len(inputs)
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -179,42 +199,45 @@ def differentiable(
         @staticmethod
         def setup_context(ctx, inputs, output):
             found = output if isinstance(output, tuple) else (output,)
-            absent = {o for o, i in condition.items() if inputs[i] is None or inputs[i] is False}
-            ctx.mark_non_differentiable(*(x for i, x in enumerate(found) if i not in graded or i in absent))
+            ctx.absent = absent = [o for o, i in condition.items() if inputs[i] is None or inputs[i] is False]
+            ctx.mark_non_differentiable(*[found[i] for i in (*constant, *absent)])
             ctx.set_materialize_grads(materialize)
-            ctx.absent = absent
-            ctx.options = [None if t else x for t, x in zip(is_tensor, inputs, strict=True)]
-            kept = []
-            for kind, i in sources:
-                if kind == "input" and is_tensor[i]:
-                    kept.append(inputs[i])
-                elif kind == "output":
-                    kept.append(None if i in absent else found[i])
-            ctx.save_for_backward(*kept)
+            ctx.options = [inputs[i] for i in options]
+            kept = [None if i in absent else found[i] for i in kept_outputs]
+            ctx.save_for_backward(*[inputs[i] for i in kept_inputs], *kept)
 
         @staticmethod
         @once_differentiable
         def backward(ctx, *gradients):
-            if all(g is None or i in ctx.absent for i, g in enumerate(gradients)):
-                return (None,) * count
-            saved, arguments = list(ctx.saved_tensors), []
+            absent = ctx.absent
+            if absent:
+                gradients = [None if i in absent else g for i, g in enumerate(gradients)]
+            if all(g is None for g in gradients):
+                return nothing
+            saved = ctx.saved_tensors
+            of = {
+                "input": iter(saved[: len(kept_inputs)]),
+                "output": iter(saved[len(kept_inputs) :]),
+                "option": iter(ctx.options),
+            }
+            arguments = []
             for kind, i in sources:
                 if kind == "grad":
-                    g = None if i in ctx.absent else gradients[i]
-                    arguments.append(None if g is None else g.contiguous())
+                    g = gradients[i]
+                    arguments.append(g if g is None or strided else g.contiguous())
                 elif kind == "needs":
-                    arguments.append([bool(ctx.needs_input_grad[j]) for j in gets])
-                elif kind == "input" and not is_tensor[i]:
-                    arguments.append(ctx.options[i])
+                    arguments.append([ctx.needs_input_grad[j] for j in gets])
                 else:
-                    arguments.append(saved.pop(0))
+                    arguments.append(next(of[kind]))
             found = getattr(ops, backward)(*arguments)
-            if found is None:  # written over the input; a later backward that needs it must raise
-                found = arguments[[s for s in sources].index(("input", gets[0]))]
+            if overwritten is not None:  # the gradient is where an input was; a later backward that needs it must raise
+                found = arguments[overwritten]
                 torch.autograd.graph.increment_version(found)
-            found = found if isinstance(found, tuple | list) else (found,)
-            of = dict(zip(gets, found, strict=True))
-            return tuple(of[j] if j in of and ctx.needs_input_grad[j] else None for j in range(count))
+            all_gradients = list(nothing)
+            for j, gradient in zip(gets, found if isinstance(found, tuple | list) else (found,), strict=True):
+                if ctx.needs_input_grad[j]:
+                    all_gradients[j] = gradient
+            return tuple(all_gradients)
 
     def default_fake(*arguments):
         of = dict(zip((a.name for a in backward_schema.arguments), arguments, strict=False))
@@ -236,11 +259,17 @@ def differentiable(
     else:
         raise TypeError(f"{backward}: it is not given all of {results}, so it needs a backward_fake")
 
+    # `Function.apply` binds the arguments to the signature of `forward`, which costs more than all the rest of a call.
+    # Only torch.compile and torch.func have use for it; what lies beneath takes positional arguments as they are.
+    apply_positional = super(torch.autograd.Function, Function).apply
+
     def call(*arguments):
         if torch.is_grad_enabled():
             for i in gets:
                 if arguments[i] is not None and arguments[i].requires_grad:
-                    return Function.apply(*arguments)
+                    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+                        return Function.apply(*arguments)
+                    return apply_positional(*arguments)
         return getattr(ops, name)(*arguments)
 
     Function.__name__ = Function.__qualname__ = call.__name__ = call.__qualname__ = name

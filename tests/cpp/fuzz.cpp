@@ -12,7 +12,6 @@
 #include "core/parallel.h"
 #include "fuzz_interval_activation.h"
 #include "fuzz_interval_margin.h"
-#include "fuzz_logprob.h"
 #include "fuzz_logprob_policy.h"
 #include "fuzz_moe.h"
 #include "fuzz_moe_experts.h"
@@ -36,8 +35,7 @@ constexpr warpup::ThreadPool kThreads{
 namespace fuzz {
 
 constexpr void (*kOps[])() = {
-    token_logprob, policy_loss,         moe_glu,          grouped_product, moe, route,
-    margin_bounds, interval_activation, interval_softmax,
+    policy_loss, moe_glu, grouped_product, moe, route, margin_bounds, interval_activation, interval_softmax,
 };
 [[maybe_unused]] const bool kRegistered = [] {
   for (const auto run : kOps) examples().push_back({"", run});

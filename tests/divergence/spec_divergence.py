@@ -1,4 +1,4 @@
-"""Case table of `logprob`: divergences from logits. `linear_divergence`, a composition, has its tests beside theirs."""
+"""Case table of `divergence`: from the logits of both sides."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ from torch import Tensor
 import warpup
 from tests.support.case import Case, Inputs, New, Thunk, name_of
 from warpup import arrays as core
-from warpup.divergence import divergence as ops_module
+from warpup.divergence.divergence import DIVERGENCES, reference_divergence
 
 SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (2, 16), "bench": (512, 32000)}
 
 
-def _moved(inputs: Inputs, device: str) -> Inputs:
+def moved_to(inputs: Inputs, device: str) -> Inputs:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 
-def _row_options(size, generator) -> Inputs:
+def row_options(size, generator) -> Inputs:
     mask = torch.rand(size[:-1], generator=generator) < 0.7
     mask.view(-1)[:2] = torch.tensor([False, True])
     return {"mask": mask, "temperature": torch.rand(size[:-1], generator=generator) + 0.5}
 
 
-def _temperature(x: Inputs) -> tuple:
+def temperature_of(x: Inputs) -> tuple:
     t = x["temperature"]
     return (None, t) if isinstance(t, float) else (t, 1.0)
-
-
-# ---- divergence -----------------------------------------------------------------------------------------------------
 
 
 def divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
@@ -40,20 +37,20 @@ def divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
     student, teacher = ((2 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype) for _ in range(2))
     kind, _, special = variant.partition("+")
     inputs: Inputs = {"student_logits": student, "teacher_logits": teacher, "kind": kind, "temperature": 1.5}
-    inputs |= {"beta": 0.3, "mask": None, "targets": None}
+    inputs |= {"beta": 0.3 if kind == "jsd" else None, "mask": None, "targets": None}
     if kind == "logit_swap":
         inputs["targets"] = torch.randint(size[-1], size[:-1], generator=generator)
     if special:
-        inputs |= _row_options(size, generator)
+        inputs |= row_options(size, generator)
         student[..., [1, 3]] = -torch.inf
         teacher[..., [2, 3]] = -torch.inf
-    return _moved(inputs, device)
+    return moved_to(inputs, device)
 
 
 def _divergence_arguments(x: Inputs) -> tuple:
-    per_row, scalar = _temperature(x)
+    per_row, scalar = temperature_of(x)
     tensors = (x["student_logits"], x["teacher_logits"], per_row, x["mask"], x["targets"])
-    return (*tensors, x["kind"], scalar, x["beta"])
+    return (*tensors, x["kind"], scalar, 0.5 if x["beta"] is None else x["beta"])
 
 
 def divergence_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
@@ -90,85 +87,18 @@ def divergence_bytes(x: Inputs) -> tuple[int, int]:
     return 2 * size, 3 * size
 
 
-# ---- topk_divergence ------------------------------------------------------------------------------------------------
-
-
-def topk_divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
-    """Variants: plain; special (a masked row, `-inf` on either side, a token listed twice, a temperature a row)."""
-    generator = torch.Generator().manual_seed(seed)
-    student = (2 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
-    teacher = 2 * torch.randn(size, generator=generator, dtype=torch.float64)
-    logp, ids = teacher.log_softmax(-1).topk(min(4, size[-1]))
-    inputs: Inputs = {"student_logits": student, "teacher_ids": ids, "temperature": 1.5, "mask": None}
-    if variant != "plain":
-        inputs |= _row_options(size, generator)
-        ids[..., 1] = ids[..., 0]
-        logp[..., 2] = -torch.inf
-        student.scatter_(-1, ids[..., 3:4], -torch.inf)
-    acc = torch.float64 if dtype == torch.float64 else torch.float32
-    return _moved({**inputs, "teacher_logp": logp.to(acc)}, device)
-
-
-def _topk_arguments(x: Inputs) -> tuple:
-    per_row, scalar = _temperature(x)
-    return x["student_logits"], x["teacher_ids"], x["teacher_logp"], per_row, x["mask"], scalar
-
-
-def topk_divergence_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
-    arguments = _topk_arguments(x)
-    value, stats = ops.topk_divergence(*arguments)
-    return [("topk_divergence", arguments), ("topk_divergence_backward", (*arguments, stats, value))]
-
-
-def topk_divergence_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
-    *tensors, scalar = _topk_arguments(x)
-    shape, dtype = tuple(tensors[0].shape), name_of(tensors[0].dtype)
-    acc = "float64" if dtype == "float64" else "float32"
-    value, stats, grad = new(shape[:-1], acc), new((*shape[:-1], 3), acc), new(shape, dtype)
-
-    def forward():
-        core.topk_divergence(*tensors, temperature_scalar=scalar, value=value, stats=stats)
-        return (value,)
-
-    def backward():
-        core.topk_divergence_backward(
-            *tensors, temperature_scalar=scalar, stats=stats, grad_value=gradients[0], grad_student=grad
-        )
-        return (grad,)
-
-    return forward, backward
-
-
-def topk_divergence_bytes(x: Inputs) -> tuple[int, int]:
-    size = x["student_logits"].numel() * x["student_logits"].element_size()
-    return size, 2 * size
-
-
 CASES = [
     Case(
         op="divergence",
-        family="logprob",
+        family="divergence",
         call=warpup.divergence,
-        reference=ops_module.reference_divergence,
+        reference=reference_divergence,
         sizes=SIZES,
-        variants=tuple(kind + special for special in ("", "+special") for kind in ops_module.DIVERGENCES),
+        variants=tuple(kind + special for special in ("", "+special") for kind in DIVERGENCES),
         inputs=divergence_inputs,
         differentiable=("student_logits",),
         raw=divergence_raw,
         core=divergence_core,
         bytes=divergence_bytes,
-    ),
-    Case(
-        op="topk_divergence",
-        family="logprob",
-        call=warpup.topk_divergence,
-        reference=ops_module.reference_topk_divergence,
-        sizes=SIZES,
-        variants=("plain", "special"),
-        inputs=topk_divergence_inputs,
-        differentiable=("student_logits",),
-        raw=topk_divergence_raw,
-        core=topk_divergence_core,
-        bytes=topk_divergence_bytes,
     ),
 ]

@@ -1,4 +1,4 @@
-"""Case table of `logprob`: log-probabilities from logits and from hidden states."""
+"""Case table of `logprob`: log-probabilities from logits."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 import warpup
 from tests.support.case import Case, Inputs, New, Thunk, name_of
 from warpup import arrays as core
-from warpup.logprob import linear_logprob as logprob_linear
+from warpup._op import accumulator
 from warpup.logprob import token_logprob as logprob
 from warpup.policy import linear_policy_loss as logprob_linear_policy
 from warpup.policy import policy_loss as logprob_policy
 
-WANTED = logprob.Wanted._fields
+EXTRAS = ("entropy", "lse", "sum_p2")
 SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (2, 16), "bench": (1024, 32000)}
 
 
@@ -44,13 +44,22 @@ def moved_to(device: str, inputs: Inputs) -> Inputs:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 
-def given_of(x: Inputs, vocab: int) -> logprob.Under:
+def tokens_of(x: Inputs, vocab: int) -> logprob.SampledTokens:
     options = {k: x[k] for k in ("delta", "token_set", "kept_mask") if k in x}
-    return logprob.under("case", vocab, x["targets"], x["temperature"], logprob.IGNORE_INDEX, **options)
+    return logprob.sampled_tokens("case", vocab, x["targets"], x["temperature"], logprob.IGNORE_INDEX, **options)
 
 
-def wanted_of(x: Inputs) -> logprob.Wanted:
-    return logprob.Wanted(*(x.get(name, False) for name in WANTED))
+def flags_of(x: Inputs) -> tuple[bool, ...]:
+    """with_entropy, with_lse, with_sum_p2."""
+    return tuple(x.get(name, False) for name in EXTRAS)
+
+
+def saved_and_gradients(x: Inputs, found: tuple) -> tuple:
+    """What a backward takes beside the inputs: of the forward's results, and as gradients the log-probs themselves."""
+    logp, entropy, _, sum_p2, stats = found
+    with_entropy, with_lse, with_sum_p2 = flags_of(x)
+    saved = (stats, entropy if with_entropy else None, sum_p2 if with_sum_p2 else None)
+    return *saved, logp, *(logp if asked else None for asked in (with_entropy, with_lse, with_sum_p2))
 
 
 def token_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
@@ -64,32 +73,30 @@ def token_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
 
 
 def token_logprob_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
-    logits, given, wanted = x["logits"], given_of(x, x["logits"].shape[-1]), wanted_of(x)
-    logp, entropy, _, sum_p2, stats = ops.token_logprob(logits, *given, *wanted)
-    saved = (stats, entropy if wanted.entropy else None, sum_p2 if wanted.sum_p2 else None)
-    grads = (logp, *(logp if asked else None for asked in wanted))
-    state, outputs = logits.new_empty(*logits.shape[:-1], 5, dtype=logp.dtype), [torch.empty_like(logp)]
-    outputs += [torch.empty_like(logp) if asked else None for asked in wanted]
-    whole = (0, logits.shape[-1])
+    logits, flags, vocab = x["logits"], flags_of(x), x["logits"].shape[-1]
+    arguments = (logits, *tokens_of(x, vocab))
+    found = ops.token_logprob(*arguments, *flags)
+    logp, *_, stats = found
+    outputs = [torch.empty_like(logp) if asked else None for asked in (True, *flags)]
+    state = logits.new_empty(*logits.shape[:-1], 5, dtype=logp.dtype)
+    backward = saved_and_gradients(x, found)
     return [
-        ("token_logprob", (logits, *given, *wanted)),
-        ("token_logprob_slice_", (logits, *given, *whole, state, *outputs, torch.empty_like(stats))),
-        ("token_logprob_backward", (logits, *given, *saved, *grads)),
-        ("token_logprob_backward_", (logits.clone(), *given, *saved, *grads, *whole)),
+        ("token_logprob", (*arguments, *flags)),
+        ("token_logprob_slice_", (*arguments, 0, vocab, state, *outputs, torch.empty_like(stats))),
+        ("token_logprob_backward", (*arguments, *backward)),
+        ("token_logprob_backward_", (logits.clone(), *arguments[1:], *backward, 0, vocab)),
     ]
 
 
 def token_logprob_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
-    shape, dtype, wanted = tuple(x["logits"].shape), name_of(x["logits"].dtype), wanted_of(x)
+    shape, dtype = tuple(x["logits"].shape), name_of(x["logits"].dtype)
     acc = "float64" if dtype == "float64" else "float32"
     stats, grad = new((*shape[:-1], 2), acc), new(shape, dtype)
-    names = ("logp", *(name for name, asked in zip(WANTED, wanted, strict=True) if asked))
+    names = ("logp", *(name for name, asked in zip(EXTRAS, flags_of(x), strict=True) if asked))
     outputs = {name: new(shape[:-1], acc) for name in names}
     scalar = isinstance(x["temperature"], float)
     common = {"temperature_scalar" if scalar else "temperature": x["temperature"], "stats": stats}
-    common |= {
-        raw: x[name] for raw, name in (("boosted", "token_set"), ("kept", "kept_mask"), ("delta", "delta")) if name in x
-    }
+    common |= {name: x[name] for name in ("token_set", "kept_mask", "delta") if name in x}
     saved = {name: outputs[name] for name in ("entropy", "sum_p2") if name in outputs}
     grads = {f"grad_{name}": g for name, g in zip(names, gradients, strict=False)}
 
@@ -109,37 +116,6 @@ def token_logprob_bytes(x: Inputs) -> tuple[int, int]:
     return size, 2 * size
 
 
-def linear_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
-    """(N, H, V); the variants of `targets_and_options`, all but `plain` with a bias and slices that do not divide V."""
-    generator = torch.Generator().manual_seed(seed)
-    rows, width, vocab = size
-    hidden, weight = (torch.randn(n, width, generator=generator, dtype=torch.float64) for n in (rows, vocab))
-    options = targets_and_options(torch.empty(rows, vocab), generator, variant)
-    inputs = {"hidden": hidden.to(dtype), "weight": (2 * weight / width**0.5).to(dtype), **options}
-    if variant != "plain":
-        inputs |= {"bias": torch.randn(vocab, generator=generator).to(dtype), "chunk": 5}
-    else:
-        inputs["bias"] = torch.zeros(vocab, dtype=dtype)
-    return moved_to(device, inputs)
-
-
-def linear_logprob_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
-    tensors, wanted = (x["hidden"], x["weight"], x["bias"]), wanted_of(x)
-    arguments = (*tensors, *given_of(x, x["weight"].shape[0]), x.get("chunk", 64))
-    logp, entropy, _, sum_p2, stats = ops.linear_logprob(*arguments, *wanted)
-    saved = (stats, entropy if wanted.entropy else None, sum_p2 if wanted.sum_p2 else None)
-    grads = (logp, *(logp if asked else None for asked in wanted))
-    return [
-        ("linear_logprob", (*arguments, *wanted)),
-        ("linear_logprob_backward", (*arguments, *saved, *grads, [True, True, True])),
-    ]
-
-
-def linear_logprob_bytes(x: Inputs) -> tuple[int, int]:
-    size = sum(x[k].numel() * x[k].element_size() for k in ("hidden", "weight"))
-    return size, 2 * size
-
-
 def linear_policy_loss_inputs(size, dtype, device, seed, variant) -> Inputs:
     """(B, T, H, V). Variants: plain; full (per-token advantages, KL, entropy bonus, weights, a bias, chunks that do not
     divide the rows); gspo (two passes)."""
@@ -151,7 +127,7 @@ def linear_policy_loss_inputs(size, dtype, device, seed, variant) -> Inputs:
 
     hidden, weight = normal(batch, length, width).to(dtype), (2 * normal(vocab, width) / width**0.5).to(dtype)
     targets = torch.randint(vocab, (batch, length), generator=generator)
-    acc = logprob.accumulator(hidden)
+    acc = accumulator(hidden)
     logp = logprob.reference_token_logprob((hidden.double() @ weight.double().t()), targets)
     inputs: Inputs = {
         "hidden": hidden,
@@ -172,7 +148,9 @@ def linear_policy_loss_inputs(size, dtype, device, seed, variant) -> Inputs:
 
 def linear_policy_loss_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     rows, vocab = x["targets"].numel(), x["weight"].shape[0]
-    given = logprob.under("case", vocab, x["targets"], x.get("temperature", 1.0), logprob.IGNORE_INDEX).flat()
+    given = logprob.sampled_tokens(
+        "case", vocab, x["targets"], x.get("temperature", 1.0), logprob.IGNORE_INDEX
+    ).flattened()
     choices, numbers = logprob_policy.options_of("grpo", normalizer=1.0)
     flat = [x[k].reshape(-1) for k in ("old_logp", "mask")]
     token_weight = torch.ones_like(flat[0])
@@ -201,26 +179,6 @@ CASES = [
         bytes=token_logprob_bytes,
     ),
     Case(
-        op="linear_logprob",
-        family="logprob",
-        call=warpup.linear_logprob,
-        reference=logprob_linear.reference_linear_logprob,
-        sizes={
-            "grad": (3, 4, 7),
-            "small": (5, 19, 131),
-            "threads": (64, 32, 3000),
-            "overhead": (2, 4, 16),
-            "bench": (2048, 1024, 32000),
-        },
-        variants=("plain", "ignored", "entropy", "all"),
-        inputs=linear_logprob_inputs,
-        differentiable=("hidden", "weight", "bias"),
-        raw=linear_logprob_raw,
-        core=None,
-        products=True,
-        bytes=linear_logprob_bytes,
-    ),
-    Case(
         op="linear_policy_loss",
         family="logprob",
         call=warpup.linear_policy_loss,
@@ -239,6 +197,6 @@ CASES = [
         core=None,
         products=True,
         stopped=("plain", "full"),  # the backward runs once: autograd through the reference is what checks it
-        bytes=linear_logprob_bytes,
+        bytes=lambda x: (x["weight"].nbytes, 2 * x["weight"].nbytes),
     ),
 ]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support.cases import OPS, gradients_of, leaves, upcast
 from warpup import linear_logprob, replay_logprob, token_logprob
 from warpup.logprob import linear_logprob as logprob_linear
-from warpup.logprob.token_logprob import IGNORE_INDEX, under
+from warpup.logprob.token_logprob import IGNORE_INDEX, sampled_tokens
 
 CASE = OPS["linear_logprob"]
 
@@ -62,8 +62,8 @@ def test_leading_dimensions_and_transposed_hidden(twin, dtype):
     split = {**x, "hidden": x["hidden"].view(5, 1, -1), "targets": x["targets"].view(5, 1)}
     got = CASE.run(split)
     assert torch.equal(got[0].flatten(), want[0])
-    turned = {**x, "hidden": x["hidden"].t().contiguous().t()}
-    torch.testing.assert_close(CASE.run(turned)[1], want[1])
+    transposed = {**x, "hidden": x["hidden"].t().contiguous().t()}
+    torch.testing.assert_close(CASE.run(transposed)[1], want[1])
 
 
 def test_same_as_token_logprob_of_the_logits(twin):
@@ -125,7 +125,7 @@ def test_no_logits_matrix():
     """The largest tensor that forward and backward make is one slice, whatever V is (but the weight's gradient)."""
     rows, width, vocab, chunk = 64, 8, 5000, 100
     x = CASE.inputs((rows, width, vocab), torch.float32, "cpu", 0, "plain")
-    operands, given = (x["hidden"], x["weight"], None), under("test", vocab, x["targets"], 1.0, IGNORE_INDEX)
+    operands, tokens = (x["hidden"], x["weight"], None), sampled_tokens("test", vocab, x["targets"], 1.0, IGNORE_INDEX)
     sizes = []
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
@@ -136,9 +136,9 @@ def test_no_logits_matrix():
             return out
 
     with Largest():
-        logp, *_, stats = logprob_linear._forward(*operands, *given, chunk, False, False, False)
+        logp, *_, stats = logprob_linear._forward(*operands, *tokens, chunk, False, False, False)
         logprob_linear._backward(
-            *operands, *given, chunk, stats, None, None, logp, None, None, None, (True, False, False)
+            *operands, *tokens, chunk, stats, None, None, logp, None, None, None, (True, False, False)
         )
     assert max(sizes) == rows * chunk * 4
 
@@ -166,6 +166,7 @@ def test_no_logits_matrix():
         ({"delta": 1.0, "token_set": torch.tensor([1.0])}, "token_set must be ids, or a 1-d int64 tensor"),
         ({"temperature": torch.ones(2, 1)}, r"temperature must have shape \(2,\), got \(2, 1\)"),
         ({"kept_mask": torch.ones(7, 2, dtype=torch.bool)}, r"kept_mask must have shape \(2, 7\), got \(7, 2\)"),
+        ({"delta": 1.0, "token_set": torch.ones(9, dtype=torch.bool)}, r"token_set must have shape \(7,\), got \(9,\)"),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"delta": 1.0}, "delta needs token_set"),

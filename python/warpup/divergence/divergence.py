@@ -1,7 +1,6 @@
-"""Divergences between a student's and a teacher's next-token distributions, straight from the logits of both, from a
-teacher's top K, or from hidden states (`logprob_divergence_linear`).
+"""Divergence of a student's next-token distributions from a teacher's, straight from the logits of both.
 
-Contracts, numerics and bytes moved: csrc/divergence/divergence.h, the formulas: divergence_math.h.
+Contract, numerics and bytes moved: csrc/divergence/divergence.h; the formulas: divergence_math.h.
 """
 
 from __future__ import annotations
@@ -12,22 +11,16 @@ from torch import Tensor
 from warpup import _op
 from warpup._op import accumulator
 
-_op.raw("divergence", "divergence_backward", "divergence_backward_", "topk_divergence", "topk_divergence_backward")
 DIVERGENCES = ("forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "logit_swap", "binary")
 
 
-def per_row(temperature: float | Tensor, rows: torch.Size) -> tuple[Tensor | None, float]:
-    """The temperature as the raw ops take it: one a row, or None and a number."""
-    if not isinstance(temperature, Tensor):
-        return None, float(temperature)
-    return (temperature.expand(rows) if temperature.numel() == 1 else temperature), 1.0
-
-
 def times_t2(value: Tensor, temperature: float | Tensor) -> Tensor:
+    """value * temperature^2."""
     return value * (temperature.to(value.dtype) if isinstance(temperature, Tensor) else temperature) ** 2
 
 
-def _divided(logits: Tensor, temperature: float | Tensor) -> Tensor:
+def divided(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """logits / temperature in the accumulator's type, for the references."""
     x = logits.to(accumulator(logits))
     return x / (temperature.to(x.dtype).unsqueeze(-1) if isinstance(temperature, Tensor) else temperature)
 
@@ -37,10 +30,11 @@ def _divided(logits: Tensor, temperature: float | Tensor) -> Tensor:
 
 def reference_divergence(
     student_logits: Tensor, teacher_logits: Tensor, *, kind: str = "forward", temperature: float | Tensor = 1.0,
-    beta: float = 0.5, mask: Tensor | None = None, targets: Tensor | None = None, scale_by_t2: bool = False,
+    beta: float | None = None, mask: Tensor | None = None, targets: Tensor | None = None, scale_by_t2: bool = False,
 ) -> Tensor:  # fmt: skip
     """`divergence` in plain torch: the oracle of the tests (in float64) and the eager peer of the benchmarks."""
-    x_s, x_t = _divided(student_logits, temperature), _divided(teacher_logits.detach(), temperature)
+    beta = 0.5 if beta is None else beta
+    x_s, x_t = divided(student_logits, temperature), divided(teacher_logits.detach(), temperature)
     counted = x_s.new_ones(x_s.shape[:-1], dtype=torch.bool) if mask is None else mask
     if kind != "binary":
         counted = counted & (x_s != -torch.inf).any(-1) & (x_t != -torch.inf).any(-1)
@@ -81,8 +75,17 @@ def _(student, teacher, temperature, mask, targets, kind, temperature_scalar, be
     return torch.empty(student.shape[:-1], **options), torch.empty((*student.shape[:-1], 6), **options)
 
 
-_divergence = _op.differentiable("divergence")
-_divergence_inplace = _op.differentiable("divergence", backward="divergence_backward_")
+_divergence = _op.differentiable("divergence", strided=True)
+_divergence_inplace = _op.differentiable("divergence", backward="divergence_backward_", strided=True)
+
+
+def check_kind(op: str, kind: str, beta: float | None, targets: Tensor | None) -> float:
+    """beta, .5 where it is not given. An option that the kind would ignore raises ValueError."""
+    if beta is not None and kind != "jsd":
+        raise ValueError(f"{op}: beta belongs to kind 'jsd', not to {kind!r}")
+    if targets is not None and kind != "logit_swap":
+        raise ValueError(f"{op}: targets belong to kind 'logit_swap', not to {kind!r}")
+    return 0.5 if beta is None else float(beta)
 
 
 def divergence(
@@ -91,7 +94,7 @@ def divergence(
     *,
     kind: str = "forward",
     temperature: float | Tensor = 1.0,
-    beta: float = 0.5,
+    beta: float | None = None,
     mask: Tensor | None = None,
     targets: Tensor | None = None,
     scale_by_t2: bool = False,
@@ -123,10 +126,10 @@ def divergence(
         kind: one of the above.
         temperature: a number above 0, or a float32 tensor, (...,) with one value a row or with one for all. It gets no
             gradient.
-        beta: in [0, 1], for `jsd`: the teacher's share of the mixture.
+        beta: in [0, 1], for `jsd` alone: the teacher's share of the mixture; None takes .5.
         mask: (...,) bool. False gives value 0 and a zero gradient, whatever stands in the row; so does a row where one
             side's logits are all `-inf` (but for `binary`).
-        targets: (...,) int64 in [0, V), for `logit_swap`; anything in masked rows.
+        targets: (...,) int64 in [0, V), for `logit_swap` alone; anything in masked rows.
         scale_by_t2: multiply by temperature^2, which keeps the size of the gradient over temperatures (Hinton 2015).
         inplace_backward: the backward writes the gradient over `student_logits`, saving a tensor of its size. They must
             not be needed afterwards; a second backward raises.
@@ -135,74 +138,16 @@ def divergence(
         (...,) in float32 (float64 for float64), differentiable with respect to `student_logits` only.
 
     Raises:
-        ValueError: a shape, dtype, device or stride does not fit, an unknown kind, beta outside of [0, 1], the
-            temperature is not above 0, `targets` missing, or (CPU only) out of range. On CUDA, where checking would
+        ValueError: a shape, dtype, device or stride does not fit, an unknown kind, `beta` outside of [0, 1] or with a
+            kind that has none, the temperature is not above 0, `targets` missing, with a kind that has none, or (CPU
+            only) out of range. On CUDA, where checking would
             synchronise, such a row gives NaN.
 
     Source: GKD (arXiv 2306.13649), TRL GKDTrainer; on teacher hacking (arXiv 2502.02671); Mix-CPT (arXiv 2407.10804);
     dual-head distillation (arXiv 2411.08937).
     """
-    rows, scalar = per_row(temperature, student_logits.shape[:-1])
+    beta = check_kind("divergence", kind, beta, targets)
+    each, scalar = _op.per_row(temperature, student_logits.shape[:-1])
     run = _divergence_inplace if inplace_backward else _divergence
-    value, _ = run(student_logits, teacher_logits, rows, mask, targets, kind, scalar, float(beta))
+    value, _ = run(student_logits, teacher_logits, each, mask, targets, kind, scalar, beta)
     return times_t2(value, temperature) if scale_by_t2 else value
-
-
-# ---- topk_divergence ------------------------------------------------------------------------------------------------
-
-
-def reference_topk_divergence(
-    student_logits: Tensor, teacher_ids: Tensor, teacher_logp: Tensor, *, temperature: float | Tensor = 1.0,
-    mask: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """`topk_divergence` in plain torch."""
-    x, t = _divided(student_logits, temperature), teacher_logp.detach().to(accumulator(student_logits))
-    counted = (x != -torch.inf).any(-1)
-    counted = (counted if mask is None else counted & mask).unsqueeze(-1)
-    log_p = torch.log_softmax(x.masked_fill(~counted, 0.0), -1)
-    s = log_p.gather(-1, teacher_ids.where(counted, 0))
-    out = (s == -torch.inf) | (t == -torch.inf) | ~counted
-    return (t.exp() * (t - s)).masked_fill(out, 0.0).sum(-1)
-
-
-@_op.fake("topk_divergence")
-def _(student, ids, logp, temperature, mask, temperature_scalar):
-    options = {"dtype": accumulator(student), "device": student.device}
-    return torch.empty(student.shape[:-1], **options), torch.empty((*student.shape[:-1], 3), **options)
-
-
-_topk_divergence = _op.differentiable("topk_divergence")
-
-
-def topk_divergence(
-    student_logits: Tensor,
-    teacher_ids: Tensor,
-    teacher_logp: Tensor,
-    *,
-    temperature: float | Tensor = 1.0,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Forward KL over the K tokens that a teacher lists: `sum_k pT_k (log pT_k - log pS[id_k])`, in nats.
-
-    Nothing is renormalised: pS is the softmax over the whole vocabulary, and pT sums to what the teacher lists, so the
-    value is below the full KL by the unlisted tokens' share and may be negative. Renormalise `teacher_logp` before the
-    call (`teacher_logp.log_softmax(-1)`) for a proper KL on the listed tokens of the teacher.
-
-    Args:
-        student_logits: (..., V) as for `divergence`.
-        teacher_ids: (..., K) int64 in [0, V); a token listed twice counts twice.
-        teacher_logp: (..., K) floating, the teacher's log-probs at the same temperature; `-inf` counts for nothing (for
-            rows that list fewer than K). It gets no gradient.
-        temperature: of the student, as for `divergence`.
-        mask: (...,) bool; False gives value 0 and a zero gradient.
-
-    Returns:
-        (...,) in float32 (float64 for float64), differentiable with respect to `student_logits`.
-
-    Raises:
-        ValueError: a shape, dtype, device or stride does not fit, the temperature is not above 0, or (CPU only) an id
-            is out of range. On CUDA, where checking would synchronise, such a row gives NaN.
-    """
-    rows, scalar = per_row(temperature, student_logits.shape[:-1])
-    logp = teacher_logp.detach().to(accumulator(student_logits)).contiguous()
-    return _topk_divergence(student_logits, teacher_ids.contiguous(), logp, rows, mask, scalar)[0]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import accumulator, autocast, once_differentiable
-from warpup.divergence.divergence import per_row, reference_divergence
+from warpup._op import accumulator, autocast
+from warpup.divergence.divergence import check_kind, reference_divergence
 from warpup.logprob.linear_logprob import add_product
 
 # Of one chunk's logits, each side: on the CPU both fit the last-level cache of a server, on a GPU the GEMMs are large
@@ -49,78 +49,60 @@ class _Chunks:
             yield at, (*logits, *(None if r is None else r[at] for r in self.rows))
 
 
-@torch.library.custom_op("warpup::linear_divergence", mutates_args=())
+# ---- raw ops --------------------------------------------------------------------------------------------------------
+
+INPUTS = (
+    "Tensor student_hidden, Tensor student_weight, Tensor teacher_hidden, Tensor teacher_weight, Tensor? temperature, "
+    "Tensor? mask, Tensor? targets, str kind, float temperature_scalar, float beta, int chunk"
+)
+
+
+@_op.composite(f"linear_divergence({INPUTS}) -> (Tensor value, Tensor stats)")
 def _forward(
-    student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor,
-    temperature: Tensor | None, mask: Tensor | None, targets: Tensor | None, kind: str, temperature_scalar: float,
-    beta: float, chunk: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    n, dtype = student_hidden.shape[0], accumulator(student_hidden)
-    value, stats = (student_hidden.new_empty(shape, dtype=dtype) for shape in ((n,), (n, 6)))
+    student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, kind,
+    temperature_scalar, beta, chunk,
+):  # fmt: skip
+    value, stats = _outputs(student_hidden)
     sides = (student_hidden, student_weight, teacher_hidden, teacher_weight)
     for at, inputs in _Chunks(*sides, (temperature, mask, targets), chunk):
         value[at], stats[at] = _op.ops.divergence(*inputs, kind, temperature_scalar, beta)
     return value, stats
 
 
-@_forward.register_fake
-def _(student_hidden, *_):
+@_op.fake("linear_divergence")
+def _outputs(student_hidden, *_):
     n, dtype = student_hidden.shape[0], accumulator(student_hidden)
     return tuple(student_hidden.new_empty(shape, dtype=dtype) for shape in ((n,), (n, 6)))
 
 
-@torch.library.custom_op("warpup::linear_divergence_backward", mutates_args=())
+@_op.composite(
+    f"linear_divergence_backward({INPUTS}, Tensor stats, Tensor grad_value, bool[] needs) "
+    "-> (Tensor grad_student_hidden, Tensor grad_student_weight)"
+)
 def _backward(
-    student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor,
-    temperature: Tensor | None, mask: Tensor | None, targets: Tensor | None, kind: str, temperature_scalar: float,
-    beta: float, chunk: int, stats: Tensor, grad_value: Tensor, for_hidden: bool, for_weight: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of the student's hidden states and weight; an empty tensor for one that is not asked for."""
+    student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, kind,
+    temperature_scalar, beta, chunk, stats, grad_value, needs,
+):  # fmt: skip
+    """A gradient that is not needed comes back without elements."""
+    need_hidden, need_weight = needs
     hidden, weight, dtype = student_hidden, student_weight, accumulator(student_hidden)
-    grad_hidden = torch.empty_like(hidden) if for_hidden else hidden.new_empty(0)
-    total = torch.zeros(weight.shape if for_weight else 0, dtype=dtype, device=weight.device)
+    grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
+    grad_weight = torch.zeros(weight.shape if need_weight else 0, dtype=dtype, device=weight.device)
     sides = (hidden, weight, teacher_hidden, teacher_weight)
     for at, inputs in _Chunks(*sides, (temperature, mask, targets), chunk):
         gradient = inputs[0]  # written over the logits
         _op.ops.divergence_backward_(*inputs, kind, temperature_scalar, beta, stats[at], grad_value[at])
-        if for_hidden:
+        if need_hidden:
             torch.mm(gradient, weight, out=grad_hidden[at])
-        if for_weight:
-            add_product(total, gradient.t(), hidden[at])
-    return grad_hidden, total if total.dtype == weight.dtype else total.to(weight.dtype)
+        if need_weight:
+            add_product(grad_weight, gradient.t(), hidden[at])
+    return grad_hidden, grad_weight if grad_weight.dtype == weight.dtype else grad_weight.to(weight.dtype)
 
 
-@_backward.register_fake
-def _(student_hidden, student_weight, *args):
-    *_, for_hidden, for_weight = args
-    hidden = torch.empty_like(student_hidden) if for_hidden else student_hidden.new_empty(0)
-    return hidden, student_weight.new_empty(student_weight.shape if for_weight else 0)
+_linear_divergence = _op.differentiable("linear_divergence", strided=True)
 
 
-class LinearDivergence(torch.autograd.Function):
-    @staticmethod
-    def forward(student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, *options):
-        return _forward(
-            student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, *options
-        )
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, kind, temperature_scalar, beta, chunk = inputs
-        ctx.options = (kind, temperature_scalar, beta, chunk)
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, output[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_value, _):
-        if grad_value is None:
-            return (None,) * 11
-        *tensors, stats = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        grads = _backward(*tensors, *ctx.options, stats, grad_value, *wanted)
-        return (*(g if w else None for g, w in zip(grads, wanted, strict=True)), *(None,) * 9)
+# ---- linear_divergence ----------------------------------------------------------------------------------------------
 
 
 def linear_divergence(
@@ -131,7 +113,7 @@ def linear_divergence(
     *,
     kind: str = "forward",
     temperature: float | Tensor = 1.0,
-    beta: float = 0.5,
+    beta: float | None = None,
     mask: Tensor | None = None,
     targets: Tensor | None = None,
     chunk: int | None = None,
@@ -183,15 +165,14 @@ def linear_divergence(
         )
     if chunk is not None and chunk < 1:
         raise ValueError(f"{op}: chunk must be at least 1, got {chunk}")
-    temperature, scalar = per_row(temperature, lead)
-    for name, x in (("temperature", temperature), ("mask", mask), ("targets", targets)):
+    beta = check_kind(op, kind, beta, targets)
+    each, scalar = _op.per_row(temperature, lead)
+    for name, x in (("temperature", each), ("mask", mask), ("targets", targets)):
         if x is not None and x.shape != lead:
             raise ValueError(f"{op}: {name} must have shape {tuple(lead)}, got {tuple(x.shape)}")
-    flat = [None if x is None else x.reshape(-1) for x in (temperature, mask, targets)]
+    flat = [None if x is None else x.reshape(-1) for x in (each, mask, targets)]
     hidden = [h.reshape(-1, h.shape[-1]) for h in (student_hidden, teacher_hidden)]
-    args = (hidden[0], student_weight, hidden[1], teacher_weight, *flat, kind, scalar, float(beta), chunk or 0)
-    if (student_hidden.requires_grad or student_weight.requires_grad) and torch.is_grad_enabled():
-        value, _ = LinearDivergence.apply(*args)
-    else:
-        value, _ = _forward(*args)
+    value, _ = _linear_divergence(
+        hidden[0], student_weight, hidden[1], teacher_weight, *flat, kind, scalar, beta, chunk or 0
+    )
     return value.reshape(lead)

@@ -1,6 +1,6 @@
 """Token log-probabilities straight from hidden states: `hidden @ weight.T` never exists as a whole.
 
-The vocabulary goes by in slices: one library GEMM makes a slice of the logits, the kernels of `token_logprob` fold it
+The vocabulary is taken in slices: one library GEMM makes a slice of the logits, the kernels of `token_logprob` fold it
 into each row's running softmax. The backward makes each slice again, writes its gradient over it, and two more GEMMs
 turn that into the gradients. A slice holds all rows, so the weight's gradient is one product over all of them,
 accumulated where the GEMM accumulates, and only the hidden states' gradient is summed over slices, in float32.
@@ -8,32 +8,29 @@ accumulated where the GEMM accumulates, and only the hidden states' gradient is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import accumulator, autocast, once_differentiable
-from warpup.logprob.token_logprob import IGNORE_INDEX, Under, Wanted, reference_token_logprob, under
+from warpup._op import accumulator, autocast
+from warpup.logprob.token_logprob import (
+    IGNORE_INDEX,
+    SampledTokens,
+    asked_for,
+    outputs_like,
+    reference_token_logprob,
+    sampled_tokens,
+)
 
-library = torch.library.Library("warpup", "FRAGMENT")
 CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of logits alive at once
 
-UNDER = (
-    "Tensor targets, Tensor? temperature, float temperature_scalar, int ignore_index, Tensor? boosted, "
-    "Tensor? delta, float delta_scalar, Tensor? kept"
+# The fields of SampledTokens in a raw op's schema.
+SAMPLED_TOKENS = (
+    "Tensor targets, Tensor? temperature, float temperature_scalar, int ignore_index, Tensor? token_set, "
+    "Tensor? delta, float delta_scalar, Tensor? kept_mask"
 )
-library.define(
-    f"linear_logprob(Tensor hidden, Tensor weight, Tensor? bias, {UNDER}, int chunk, bool entropy, bool lse, "
-    "bool sum_p2) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor sum_p2, Tensor stats)"
-)
-library.define(
-    f"linear_logprob_backward(Tensor hidden, Tensor weight, Tensor? bias, {UNDER}, int chunk, Tensor stats, "
-    "Tensor? entropy, Tensor? sum_p2, Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, Tensor? grad_sum_p2, "
-    "bool[] needs) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
-)
-_op.raw("linear_logprob", "linear_logprob_backward")  # the slices' kernels are looked up there, too
 
 
 def columns(hidden: Tensor, vocab: int, chunk: int) -> int:
@@ -45,13 +42,11 @@ def columns(hidden: Tensor, vocab: int, chunk: int) -> int:
     return min(vocab, -(-vocab // parts) + 63 & ~63)
 
 
-def slices(given: Under, vocab: int, chunk: int):
+def slices(tokens: SampledTokens, vocab: int, chunk: int) -> Iterator[tuple[int, int, SampledTokens]]:
     """(begin, end, the arguments as they apply to columns [begin, end)) for each slice of the vocabulary."""
     for begin in range(0, vocab, chunk):
         end = min(vocab, begin + chunk)
-        boosted = None if given.boosted is None else given.boosted[begin:end]
-        kept = None if given.kept is None else given.kept[:, begin:end]
-        yield begin, end, given._replace(boosted=boosted, kept=kept)
+        yield begin, end, tokens.columns(begin, end)
 
 
 def slice_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, buffer: Tensor) -> Tensor:
@@ -62,20 +57,27 @@ def slice_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, begin: int
     return torch.addmm(bias[begin:end], hidden, weight[begin:end].t(), out=z)
 
 
-@torch.no_grad()
+@_op.composite(
+    f"linear_logprob(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, int chunk, bool with_entropy, "
+    "bool with_lse, bool with_sum_p2) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor sum_p2, Tensor stats)"
+)
 def _forward(hidden, weight, bias, *rest):
-    *given, chunk, entropy, lse, sum_p2 = rest
-    given, rows, vocab = Under(*given), hidden.shape[0], weight.shape[0]
-    options = {"dtype": accumulator(hidden), "device": hidden.device}
-    logp, stats, state = (torch.empty(rows, *extra, **options) for extra in ((), (2,), (5,)))
-    extras = [torch.empty(rows if asked else 0, **options) for asked in (entropy, lse, sum_p2)]
-    outputs = (logp, *(e if asked else None for e, asked in zip(extras, (entropy, lse, sum_p2), strict=True)))
+    *tokens, chunk, with_entropy, with_lse, with_sum_p2 = rest
+    rows, vocab, asked = hidden.shape[0], weight.shape[0], (True, with_entropy, with_lse, with_sum_p2)
+    *results, stats = outputs_like(hidden, (rows,), *asked[1:])
+    given = [r if a else None for r, a in zip(results, asked, strict=True)]
+    state = stats.new_empty(rows, 5)
     chunk = columns(hidden, vocab, chunk)
     buffer = hidden.new_empty(rows * chunk)
-    for begin, end, part in slices(given, vocab, chunk):
+    for begin, end, part in slices(SampledTokens(*tokens), vocab, chunk):
         z = slice_logits(hidden, weight, bias, begin, end, buffer)
-        _op.ops.token_logprob_slice_(z, *part, begin, vocab, state, *outputs, stats)
-    return logp, *extras, stats
+        _op.ops.token_logprob_slice_(z, *part, begin, vocab, state, *given, stats)
+    return *results, stats
+
+
+@_op.fake("linear_logprob")
+def _(hidden, weight, bias, *rest):
+    return outputs_like(hidden, hidden.shape[:1], *rest[-3:])
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -92,19 +94,24 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
         part += product(rows, b)
 
 
-@torch.no_grad()
+@_op.composite(
+    f"linear_logprob_backward(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, int chunk, Tensor stats, "
+    "Tensor? entropy, Tensor? sum_p2, Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, Tensor? grad_sum_p2, "
+    "bool[] needs) -> (Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
+)
 def _backward(hidden, weight, bias, *rest):
-    *given, chunk, stats, entropy, sum_p2, g, h, q, s, needs = rest
-    given, rows, vocab = Under(*given), hidden.shape[0], weight.shape[0]
+    """A gradient that is not needed comes back without elements."""
+    tokens, chunk, saved_and_grads, needs = SampledTokens(*rest[:8]), rest[8], rest[9:-1], rest[-1]
+    rows, vocab = hidden.shape[0], weight.shape[0]
     need_hidden, need_weight, need_bias = needs
     grad_hidden = hidden.new_zeros(hidden.shape if need_hidden else 0, dtype=accumulator(hidden))
     grad_weight = torch.empty(weight.shape if need_weight else 0, dtype=weight.dtype, device=weight.device)
     grad_bias = weight.new_empty(vocab if need_bias else 0)
     chunk = columns(hidden, vocab, chunk)
     buffer = hidden.new_empty(rows * chunk)
-    for begin, end, part in slices(given, vocab, chunk):
+    for begin, end, part in slices(tokens, vocab, chunk):
         z = slice_logits(hidden, weight, bias, begin, end, buffer)
-        _op.ops.token_logprob_backward_(z, *part, stats, entropy, sum_p2, g, h, q, s, begin, vocab)
+        _op.ops.token_logprob_backward_(z, *part, *saved_and_grads, begin, vocab)
         if need_hidden:
             add_product(grad_hidden, z, weight[begin:end])
         if need_weight:
@@ -114,58 +121,7 @@ def _backward(hidden, weight, bias, *rest):
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-library.impl("linear_logprob", _forward, "CompositeExplicitAutograd")
-library.impl("linear_logprob_backward", _backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("warpup::linear_logprob")
-def _(hidden, weight, bias, *rest):
-    options = {"dtype": accumulator(hidden), "device": hidden.device}
-    rows = hidden.shape[0]
-    extras = (torch.empty(rows if asked else 0, **options) for asked in rest[-3:])
-    return torch.empty(rows, **options), *extras, torch.empty((rows, 2), **options)
-
-
-@torch.library.register_fake("warpup::linear_logprob_backward")
-def _(hidden, weight, bias, *rest):
-    need_hidden, need_weight, need_bias = rest[-1]
-    return (
-        hidden.new_empty(hidden.shape if need_hidden else 0),
-        torch.empty(weight.shape if need_weight else 0, dtype=weight.dtype, device=weight.device),
-        weight.new_empty(weight.shape[0] if need_bias else 0),
-    )
-
-
-class LinearLogprob(torch.autograd.Function):
-    @staticmethod
-    def forward(hidden, weight, bias, chunk, wanted, *given):
-        return torch.ops.warpup.linear_logprob(hidden, weight, bias, *given, chunk, *wanted)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        hidden, weight, bias, ctx.chunk, ctx.wanted, *given = inputs
-        _, *extras, stats = output
-        ctx.mark_non_differentiable(stats, *(e for e, asked in zip(extras, ctx.wanted, strict=True) if not asked))
-        ctx.set_materialize_grads(False)
-        ctx.scalars = [None if isinstance(v, Tensor) else v for v in given]
-        entropy, _, sum_p2 = (e if asked else None for e, asked in zip(extras, ctx.wanted, strict=True))
-        tensors = (v if isinstance(v, Tensor) else None for v in given)
-        ctx.save_for_backward(hidden, weight, bias, stats, entropy, sum_p2, *tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        hidden, weight, bias, stats, entropy, sum_p2, *tensors = ctx.saved_tensors
-        given = [s if t is None else t for s, t in zip(ctx.scalars, tensors, strict=True)]
-        grads = [grads[0], *(g if asked else None for g, asked in zip(grads[1:4], ctx.wanted, strict=True))]
-        rest = (None,) * (2 + len(given))
-        if all(g is None for g in grads):
-            return (None,) * 3 + rest
-        needs = list(ctx.needs_input_grad[:3])
-        found = torch.ops.warpup.linear_logprob_backward(
-            hidden, weight, bias, *given, ctx.chunk, stats, entropy, sum_p2, *grads, needs
-        )
-        return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *rest)
+_linear_logprob = _op.differentiable("linear_logprob", strided=True)
 
 
 def next_tokens(ids: Tensor, cu_seqlens: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
@@ -241,17 +197,16 @@ def linear_logprob(
     if cu_seqlens is not None:
         targets = next_tokens(targets, cu_seqlens, ignore_index)
     vocab, rows = weight.shape[0], targets.numel()
-    given = under("linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask).flat()
+    tokens = sampled_tokens(
+        "linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask
+    ).flattened()
     if chunk is not None and chunk < 1:
         raise ValueError(f"linear_logprob: chunk must be at least 1, got {chunk}")
-    wanted = Wanted(entropy, lse, sum_p2)
-    tensors = (hidden.reshape(rows, hidden.shape[-1]), weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        *results, _ = LinearLogprob.apply(*tensors, chunk or 0, wanted, *given)
-    else:
-        *results, _ = torch.ops.warpup.linear_logprob(*tensors, *given, chunk or 0, *wanted)
-    found = wanted.pick(*results)
-    return tuple(r.view(targets.shape) for r in found) if any(wanted) else found.view(targets.shape)
+    flat = hidden.reshape(rows, hidden.shape[-1])
+    found = asked_for(
+        _linear_logprob(flat, weight, bias, *tokens, chunk or 0, entropy, lse, sum_p2), entropy, lse, sum_p2
+    )
+    return tuple(r.view(targets.shape) for r in found) if isinstance(found, tuple) else found.view(targets.shape)
 
 
 def check_linear(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> None:

@@ -12,77 +12,75 @@ import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import accumulator, once_differentiable
+from warpup._op import accumulator
 
-_op.raw("token_logprob", "token_logprob_slice_", "token_logprob_backward", "token_logprob_backward_")
 IGNORE_INDEX = -100
 
 
-class Under(NamedTuple):
-    """What the log-probs are taken of and under; the arguments that all raw ops share, in their order."""
+class SampledTokens(NamedTuple):
+    """The tokens to score and the sampler under which they were drawn: what all raw ops take, in their order."""
 
     targets: Tensor
     temperature: Tensor | None = None  # one a row, else the scalar
     temperature_scalar: float = 1.0
     ignore_index: int = IGNORE_INDEX
-    boosted: Tensor | None = None  # (V,) bool
+    token_set: Tensor | None = None  # (V,) bool
     delta: Tensor | None = None  # one a row, else the scalar
     delta_scalar: float = 0.0
-    kept: Tensor | None = None  # the logits' shape, bool
+    kept_mask: Tensor | None = None  # the logits' shape, bool
 
-    def rows(self, at: slice) -> Under:
-        """Of some rows of folded ones."""
-        return self._replace(**{k: v[at] for k in _PER_ROW if (v := getattr(self, k)) is not None})
+    def rows(self, at: slice) -> SampledTokens:
+        """The same for some of the rows, where these are one dimension."""
+        return self._map(lambda t: t[at])
 
-    def flat(self) -> Under:
+    def flattened(self) -> SampledTokens:
         """The same for logits whose leading dimensions are folded into one."""
-        kept = None if self.kept is None else self.kept.reshape(-1, self.kept.shape[-1])
-        rows = {k: None if (v := getattr(self, k)) is None else v.reshape(-1) for k in ("temperature", "delta")}
-        return self._replace(targets=self.targets.reshape(-1), kept=kept, **rows)
+        kept = None if self.kept_mask is None else self.kept_mask.reshape(-1, self.kept_mask.shape[-1])
+        return self._replace(kept_mask=None)._map(lambda t: t.reshape(-1))._replace(kept_mask=kept)
+
+    def columns(self, begin: int, end: int) -> SampledTokens:
+        """The same for a slice of the vocabulary."""
+        token_set = None if self.token_set is None else self.token_set[begin:end]
+        kept = None if self.kept_mask is None else self.kept_mask[..., begin:end]
+        return self._replace(token_set=token_set, kept_mask=kept)
+
+    def _map(self, change) -> SampledTokens:
+        per_row = {k: getattr(self, k) for k in ("targets", "temperature", "delta", "kept_mask")}
+        return self._replace(**{k: change(t) for k, t in per_row.items() if t is not None})
 
 
-_PER_ROW = ("targets", "temperature", "delta", "kept")
-
-
-class Wanted(NamedTuple):
-    """Which results beside the log-probs."""
-
-    entropy: bool = False
-    lse: bool = False
-    sum_p2: bool = False
-
-    def pick(self, logp: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return (logp, *(o for o, asked in zip(others, self, strict=True) if asked)) if any(self) else logp
-
-
-def under(
-    op: str, vocab: int, targets: Tensor, temperature, ignore_index: int, delta=0.0, token_set=None, kept_mask=None
-) -> Under:
-    """The raw ops' arguments from the public functions'."""
-
-    def per_row(name, value):
-        if not isinstance(value, Tensor):
-            return None, float(value)
-        value = value.expand(targets.shape) if value.numel() == 1 else value
-        if value.shape != targets.shape:
-            raise ValueError(f"{op}: {name} must have shape {tuple(targets.shape)}, got {tuple(value.shape)}")
-        return value, 0.0
-
-    t, t_scalar = per_row("temperature", temperature)
-    d, d_scalar = per_row("delta", delta)
-    boosted = None
+def sampled_tokens(
+    op: str,
+    vocab: int,
+    targets: Tensor,
+    temperature: float | Tensor,
+    ignore_index: int,
+    delta: float | Tensor = 0.0,
+    token_set: Sequence[int] | Tensor | None = None,
+    kept_mask: Tensor | None = None,
+) -> SampledTokens:
+    """The raw ops' arguments from those of a public function."""
+    rows = targets.shape
+    each_t, one_t = _op.per_row(temperature, rows)
+    each_d, one_d = _op.per_row(delta, rows)
+    for name, each in (("temperature", each_t), ("delta", each_d)):
+        if each is not None and each.shape != rows:
+            raise ValueError(f"{op}: {name} must have shape {tuple(rows)}, got {tuple(each.shape)}")
+    chosen = None
     if token_set is not None:
-        boosted = token_mask(op, vocab, token_set, targets.device)
-    elif d is not None or d_scalar != 0:
+        chosen = token_mask(op, vocab, token_set, targets.device)
+    elif each_d is not None or one_d != 0:
         raise ValueError(f"{op}: delta needs token_set, the tokens it is added to")
-    if kept_mask is not None and kept_mask.shape != (*targets.shape, vocab):
-        raise ValueError(f"{op}: kept_mask must have shape {(*targets.shape, vocab)}, got {tuple(kept_mask.shape)}")
-    return Under(targets, t, t_scalar, ignore_index, boosted, d, d_scalar, kept_mask)
+    if kept_mask is not None and kept_mask.shape != (*rows, vocab):
+        raise ValueError(f"{op}: kept_mask must have shape {(*rows, vocab)}, got {tuple(kept_mask.shape)}")
+    return SampledTokens(targets, each_t, one_t, ignore_index, chosen, each_d, one_d, kept_mask)
 
 
 def token_mask(op: str, vocab: int, token_set: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """(V,) bool of ids, or the mask itself. On a GPU, where checking would synchronise, ids outside are dropped."""
     if isinstance(token_set, Tensor) and token_set.dtype == torch.bool:
+        if token_set.shape != (vocab,):
+            raise ValueError(f"{op}: token_set must have shape {(vocab,)}, got {tuple(token_set.shape)}")
         return token_set
     ids = (
         token_set if isinstance(token_set, Tensor) else torch.tensor(list(token_set), dtype=torch.int64, device=device)
@@ -114,14 +112,19 @@ def reference_token_logprob(
 ) -> Tensor | tuple[Tensor, ...]:
     """`token_logprob` and `replay_logprob` in plain torch: the oracle of the tests (in float64) and the eager peer of
     the benchmarks."""
-    given = under("reference", logits.shape[-1], targets, temperature, ignore_index, delta, token_set, kept_mask)
+    tokens = sampled_tokens(
+        "reference", logits.shape[-1], targets, temperature, ignore_index, delta, token_set, kept_mask
+    )
+
+    def each_row(each: Tensor | None, one: float) -> Tensor | float:
+        return one if each is None else each.unsqueeze(-1).to(accumulator(logits))
+
     x = logits.to(accumulator(logits))
-    if given.boosted is not None:
-        shift = given.delta.unsqueeze(-1).to(x.dtype) if given.delta is not None else given.delta_scalar
-        x = torch.where(given.boosted, x + shift, x)
+    if tokens.token_set is not None:
+        x = torch.where(tokens.token_set, x + each_row(tokens.delta, tokens.delta_scalar), x)
     if kept_mask is not None:
         x = x.masked_fill(~kept_mask, -torch.inf)
-    x = x / (given.temperature.to(x.dtype).unsqueeze(-1) if given.temperature is not None else given.temperature_scalar)
+    x = x / each_row(tokens.temperature, tokens.temperature_scalar)
     counted = (targets != ignore_index) & (x != -torch.inf).any(-1)
     x = x.masked_fill(~counted.unsqueeze(-1), 0.0)
     logp_all = torch.log_softmax(x, -1)
@@ -129,66 +132,43 @@ def reference_token_logprob(
     finite = logp_all.masked_fill(logp_all == -torch.inf, 0.0)
     p = logp_all.exp()
     results = (logp, -(p * finite).sum(-1), torch.logsumexp(x, -1), p.square().sum(-1))
-    return Wanted(entropy, lse, sum_p2).pick(*(torch.where(counted, r, 0.0) for r in results))
+    return asked_for(tuple(torch.where(counted, r, 0.0) for r in results), entropy, lse, sum_p2)
 
 
-@torch.library.register_fake("warpup::token_logprob")
-def _(logits, targets, *rest):
-    rows, wanted = logits.shape[:-1], rest[-3:]
-    options = {"dtype": accumulator(logits), "device": logits.device}
-    extra = (torch.empty(rows if asked else 0, **options) for asked in wanted)
-    return torch.empty(rows, **options), *extra, torch.empty((*rows, 2), **options)
+def asked_for(results: Sequence[Tensor], entropy: bool, lse: bool, sum_p2: bool) -> Tensor | tuple[Tensor, ...]:
+    """`logp`, or a tuple of it and the others that were asked for."""
+    if not (entropy or lse or sum_p2):
+        return results[0]
+    asked = (True, entropy, lse, sum_p2)
+    return tuple(r for r, a in zip(results, asked, strict=False) if a)  # strict: a raw op's last result is its own
 
 
-@torch.library.register_fake("warpup::token_logprob_backward")
-def _(logits, *rest):
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+# ---- raw ops --------------------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake("warpup::token_logprob_backward_")
-@torch.library.register_fake("warpup::token_logprob_slice_")
-def _(logits, *rest):
+@_op.fake("token_logprob")
+def _(logits, *_tokens_and_flags):
+    *_, with_entropy, with_lse, with_sum_p2 = _tokens_and_flags
+    return outputs_like(logits, logits.shape[:-1], with_entropy, with_lse, with_sum_p2)
+
+
+@_op.fake("token_logprob_slice_")
+def _(*_):
     return None
 
 
-class TokenLogprob(torch.autograd.Function):
-    @staticmethod
-    def forward(logits, wanted, inplace_backward, *given):
-        return _op.ops.token_logprob(logits, *given, *wanted)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        logits, ctx.wanted, ctx.inplace, *given = inputs
-        _, *extra, stats = output
-        ctx.mark_non_differentiable(stats, *(e for e, asked in zip(extra, ctx.wanted, strict=True) if not asked))
-        ctx.set_materialize_grads(False)
-        ctx.scalars = [None if isinstance(v, Tensor) else v for v in given]
-        tensors = [v if isinstance(v, Tensor) else None for v in given]
-        entropy, _, sum_p2 = (e if asked else None for e, asked in zip(extra, ctx.wanted, strict=True))
-        ctx.save_for_backward(logits, stats, entropy, sum_p2, *tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        logits, stats, entropy, sum_p2, *tensors = ctx.saved_tensors
-        given = [s if t is None else t for s, t in zip(ctx.scalars, tensors, strict=True)]
-        rest = (None,) * (2 + len(given))
-        grads = [grads[0], *(g if asked else None for g, asked in zip(grads[1:4], ctx.wanted, strict=True))]
-        if all(g is None for g in grads):
-            return (None, *rest)
-        if not ctx.inplace:
-            return (_op.ops.token_logprob_backward(logits, *given, stats, entropy, sum_p2, *grads), *rest)
-        _op.ops.token_logprob_backward_(logits, *given, stats, entropy, sum_p2, *grads, 0, -1)
-        torch.autograd.graph.increment_version(logits)  # so that a later backward which needs the logits raises
-        return (logits, *rest)
+def outputs_like(x: Tensor, rows: Sequence[int], *with_extras: bool) -> tuple[Tensor, ...]:
+    """Empty logp, entropy, lse, sum_p2 and stats; those not asked for without elements."""
+    options = {"dtype": accumulator(x), "device": x.device}
+    extras = [torch.empty(rows if asked else 0, **options) for asked in with_extras]
+    return torch.empty(rows, **options), *extras, torch.empty((*rows, 2), **options)
 
 
-def _logprob(logits: Tensor, given: Under, wanted: Wanted, inplace_backward: bool):
-    if logits.requires_grad and torch.is_grad_enabled():
-        *results, _ = TokenLogprob.apply(logits, wanted, inplace_backward, *given)
-    else:
-        *results, _ = _op.ops.token_logprob(logits, *given, *wanted)
-    return wanted.pick(*results)
+_token_logprob = _op.differentiable("token_logprob", strided=True)
+_token_logprob_inplace = _op.differentiable("token_logprob", backward="token_logprob_backward_", strided=True)
+
+
+# ---- public functions -----------------------------------------------------------------------------------------------
 
 
 def token_logprob(
@@ -229,8 +209,9 @@ def token_logprob(
 
     Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867).
     """
-    given = under("token_logprob", 0, targets, temperature, ignore_index)
-    return _logprob(logits, given, Wanted(entropy, lse, sum_p2), inplace_backward)
+    tokens = sampled_tokens("token_logprob", 0, targets, temperature, ignore_index)
+    run = _token_logprob_inplace if inplace_backward else _token_logprob
+    return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
 
 
 def replay_logprob(
@@ -263,14 +244,7 @@ def replay_logprob(
 
     Source: the definition; additive schedules on reflection tokens as in CyclicReflex and TIP.
     """
-    given = under(
-        "replay_logprob",
-        logits.shape[-1] if logits.dim() else 0,
-        targets,
-        temperature,
-        ignore_index,
-        delta,
-        token_set,
-        kept_mask,
-    )
-    return _logprob(logits, given, Wanted(entropy, lse, sum_p2), inplace_backward)
+    vocab = logits.shape[-1] if logits.dim() else 0
+    tokens = sampled_tokens("replay_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask)
+    run = _token_logprob_inplace if inplace_backward else _token_logprob
+    return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)

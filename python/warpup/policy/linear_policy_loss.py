@@ -15,32 +15,28 @@ from warpup import _op
 from warpup._op import accumulator, autocast, once_differentiable
 from warpup.logprob.linear_logprob import (
     CHUNK_BYTES,
-    UNDER,
+    SAMPLED_TOKENS,
     add_product,
     check_linear,
-    library,
     linear_logprob,
     reference_linear_logprob,
     slice_logits,
 )
-from warpup.logprob.token_logprob import IGNORE_INDEX, Under, under
+from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, sampled_tokens
 from warpup.policy.kinds import GIVEN, POLICY_KINDS, SEQUENCES, TOKENS, normalizer_of
 from warpup.policy.masks import per_token
 from warpup.policy.policy_loss import arguments_of, policy_loss
 from warpup.policy.reference import reference_policy_loss
 
-library.define(
-    f"linear_policy_gradients(Tensor hidden, Tensor weight, Tensor? bias, {UNDER}, Tensor old_logp, Tensor advantages, "
-    "Tensor mask, Tensor? ref_logp, Tensor? weights, Tensor? penalty, Tensor token_weight, int[] choices, "
-    "float[] numbers, float entropy_coef, int chunk, bool[] needs) "
+
+@_op.composite(
+    f"linear_policy_gradients(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, Tensor old_logp, "
+    "Tensor advantages, Tensor mask, Tensor? ref_logp, Tensor? weights, Tensor? penalty, Tensor token_weight, "
+    "int[] choices, float[] numbers, float entropy_coef, int chunk, bool[] needs) "
     "-> (Tensor logp, Tensor entropy, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
 )
-_op.raw("linear_policy_gradients")
-
-
-@torch.no_grad()
 def _gradients(hidden, weight, bias, *rest):
-    given, fixed, (token_weight, choices, numbers, coef, chunk, needs) = Under(*rest[:8]), rest[8:14], rest[14:]
+    given, fixed, (token_weight, choices, numbers, coef, chunk, needs) = SampledTokens(*rest[:8]), rest[8:14], rest[14:]
     rows, vocab, acc = hidden.shape[0], weight.shape[0], accumulator(hidden)
     need_hidden, need_weight, need_bias = needs
     logp = hidden.new_empty(rows, dtype=acc)
@@ -80,10 +76,7 @@ def _gradients(hidden, weight, bias, *rest):
     return logp, entropy, grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
-library.impl("linear_policy_gradients", _gradients, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("warpup::linear_policy_gradients")
+@_op.fake("linear_policy_gradients")
 def _(hidden, weight, bias, *rest):
     coef, needs, rows = rest[-3], rest[-1], hidden.shape[0]
     shapes = zip((hidden.shape, weight.shape, weight.shape[:1]), needs, strict=True)
@@ -210,7 +203,7 @@ def linear_policy_loss(
         old_logp, old_logp, advantages, mask, kind=kind, normalizer=1.0, **options
     )
     each = (None if t is None else per_token(t, old_logp).reshape(-1).contiguous() for t in fixed)
-    given = under(op, weight.shape[0], targets, temperature, IGNORE_INDEX).flat()
+    given = sampled_tokens(op, weight.shape[0], targets, temperature, IGNORE_INDEX).flattened()
     tensors = (hidden.reshape(-1, hidden.shape[-1]), weight, bias)
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
     weight_of_token = token_weights(on, normalizer, kind, old_logp).reshape(-1)

@@ -1,20 +1,23 @@
 // token_logprob against plain loops.
-#pragma once
+#include <algorithm>
+#include <array>
+#include <cmath>
 
-#include "logprob/token_logprob_check.h"
 #include "fuzz.h"
+#include "logprob/token_logprob_check.h"
 
 namespace fuzz {
+namespace {
 
 // Columns [begin, end) of an array whose last dimension has unit stride.
-inline View columns(const View& whole, int64_t begin, int64_t end) {
+View columns(const View& whole, int64_t begin, int64_t end) {
   View v = whole;
   v.data = static_cast<char*>(v.data) + begin * bytes_of(v.dtype);
   v.sizes[v.dims - 1] = end - begin;
   return v;
 }
 
-inline void token_logprob() {
+FUZZ(token_logprob) {
   const DType dtype = floating(), acc = dtype == DType::f64 ? DType::f64 : DType::f32;
   const int64_t vocab = chance(0.1) ? 2040 + below(20) : 1 + below(chance(0.5) ? 20 : 300), ignore = -100;
   std::vector<int64_t> lead;
@@ -37,17 +40,17 @@ inline void token_logprob() {
   }
 
   // A replayed sampler: delta on some tokens, others not kept.
-  const bool boosts = chance(0.3), keeps = chance(0.3), delta_per_row = chance(0.5);
+  const bool moves = chance(0.3), keeps = chance(0.3), delta_per_row = chance(0.5);
   const double delta_scalar = normal(3);
-  Array boosted(DType::u8, {vocab}), kept = random_layout(DType::u8, shape, true);
+  Array token_set(DType::u8, {vocab}), kept_mask = random_layout(DType::u8, shape, true);
   Array delta = random_layout(DType::f32, lead, false);
-  boosted.fill([](int64_t) { return chance(0.3) ? 1 + below(255) : 0; });
-  kept.fill([](int64_t) { return chance(0.7) ? 1 + below(255) : 0; });
+  token_set.fill([](int64_t) { return chance(0.3) ? 1 + below(255) : 0; });
+  kept_mask.fill([](int64_t) { return chance(0.7) ? 1 + below(255) : 0; });
   delta.fill([](int64_t) { return normal(3); });
   const auto replayed = [&](int64_t i) {  // z'
     const int64_t r = i / vocab, j = i % vocab;
-    if (keeps && kept[i] == 0) return -kInf;
-    return boosts && boosted[j] != 0 ? z[i] + (delta_per_row ? delta[r] : delta_scalar) : z[i];
+    if (keeps && kept_mask[i] == 0) return -kInf;
+    return moves && token_set[j] != 0 ? z[i] + (delta_per_row ? delta[r] : delta_scalar) : z[i];
   };
 
   const auto optional = [](bool given, const Array& a) {
@@ -59,16 +62,14 @@ inline void token_logprob() {
   Array state(acc, state_shape);
   const auto h_view = optional(with_entropy, entropy), p2_view = optional(with_p2, p2);
   const int64_t cut = vocab > 1 && chance(0.4) ? 1 + below(vocab - 1) : 0;  // 0: the vocabulary in one piece
-  const auto options = [&](int64_t begin, int64_t end) {
-    return warpup::LogprobOptions{optional(per_row, t),
-                                  t_scalar,
-                                  ignore,
-                                  boosts ? warpup::OptionalView(columns(boosted, begin, end)) : std::nullopt,
-                                  optional(delta_per_row, delta),
-                                  delta_scalar,
-                                  keeps ? warpup::OptionalView(columns(kept, begin, end)) : std::nullopt,
-                                  begin,
-                                  vocab};
+  const auto tokens = [&](int64_t begin, int64_t end) {
+    return warpup::SampledTokens{
+        .targets = y,
+        .ignore_index = ignore,
+        .temperature = {optional(per_row, t), t_scalar},
+        .token_set = moves ? warpup::OptionalView(columns(token_set, begin, end)) : std::nullopt,
+        .delta = {optional(delta_per_row, delta), delta_scalar},
+        .kept_mask = keeps ? warpup::OptionalView(columns(kept_mask, begin, end)) : std::nullopt};
   };
   const auto slices = [&](const auto& call) {  // call(begin, end)
     if (cut > 0) call(int64_t(0), cut);
@@ -76,8 +77,13 @@ inline void token_logprob() {
   };
   const auto forward = [&] {
     slices([&](int64_t begin, int64_t end) {
-      warpup::token_logprob(columns(z, begin, end), y, options(begin, end), optional(cut > 0, state), logp, h_view,
-                            optional(with_lse, lse), p2_view, stats);
+      warpup::token_logprob(columns(z, begin, end), tokens(begin, end), {begin, vocab},
+                            {.logp = logp,
+                             .stats = stats,
+                             .entropy = h_view,
+                             .lse = optional(with_lse, lse),
+                             .sum_p2 = p2_view,
+                             .state = optional(cut > 0, state)});
     });
   };
   if (y.size() > 0 && chance(0.05)) {
@@ -113,7 +119,7 @@ inline void token_logprob() {
     largest[r] = std::fabs(max) / temperature_of(r);
   }
   const double eps = epsilon_of(acc);
-  const auto near_row = [&](int64_t r) { return 32 * eps * (1 + spread[r] + (boosts ? largest[r] : 0)); };
+  const auto near_row = [&](int64_t r) { return 32 * eps * (1 + spread[r] + (moves ? largest[r] : 0)); };
   expect_near(logp, [&](int64_t r) { return want_logp[r]; }, near_row, "token_logprob: logp");
   if (with_entropy) {
     expect_near(entropy, [&](int64_t r) { return want_entropy[r]; }, near_row, "token_logprob: entropy");
@@ -138,7 +144,7 @@ inline void token_logprob() {
     const int64_t r = i / vocab;
     const double p = want_p[i], gr = has_g ? g[r] : 0, hr = has_h ? h[r] : 0;
     const double qr = has_q ? q[r] : 0, sr = has_s ? s[r] : 0;
-    const bool drawable = !keeps || kept[i] != 0;  // a target that the mask leaves out has no gradient
+    const bool drawable = !keeps || kept_mask[i] != 0;  // a target that the mask leaves out has no gradient
     const double at_target = counts[r] && drawable && i % vocab == int64_t(y[r]) ? gr : 0;
     want[i] = (at_target + p * (qr - gr + 2 * sr * (p - want_p2[r])) -
                (p > 0 ? hr * p * (std::log(p) + want_entropy[r]) : 0)) /
@@ -146,13 +152,19 @@ inline void token_logprob() {
     const double size =
         (std::fabs(gr) + std::fabs(qr) + 4 * std::fabs(sr) + std::fabs(hr) * (2 + std::log(vocab) + spread[r])) /
         temperature_of(r);
-    tolerance[i] = 64 * eps * size * (1 + 0.1 * spread[r] + (boosts ? largest[r] : 0)) +
+    tolerance[i] = 64 * eps * size * (1 + 0.1 * spread[r] + (moves ? largest[r] : 0)) +
                    epsilon_of(dtype) * std::fabs(want[i]) + (dtype == DType::f16 ? 0x1p-24 : 0);
   }
   const auto backward = [&](const View& out) {
     slices([&](int64_t begin, int64_t end) {
-      warpup::token_logprob_backward(columns(z, begin, end), y, options(begin, end), stats, h_view, p2_view,
-                                     {optional(has_g, g), optional(has_h, h), optional(has_q, q), optional(has_s, s)},
+      warpup::token_logprob_backward(columns(z, begin, end), tokens(begin, end), {begin, vocab},
+                                     {.stats = stats,
+                                      .entropy = h_view,
+                                      .sum_p2 = p2_view,
+                                      .grad_logp = optional(has_g, g),
+                                      .grad_entropy = optional(has_h, h),
+                                      .grad_lse = optional(has_q, q),
+                                      .grad_sum_p2 = optional(has_s, s)},
                                      columns(out, begin, end));
     });
   };
@@ -162,4 +174,5 @@ inline void token_logprob() {
       inplace ? "token_logprob_backward in place" : "token_logprob_backward");
 }
 
+}  // namespace
 }  // namespace fuzz

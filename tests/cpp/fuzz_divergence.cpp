@@ -5,6 +5,8 @@
 #include "divergence/divergence.h"
 #include "divergence/divergence_check.h"
 #include "divergence/divergence_math.h"
+#include "divergence/topk_divergence.h"
+#include "divergence/topk_divergence_check.h"
 #include "fuzz.h"
 
 namespace fuzz {
@@ -41,8 +43,8 @@ struct DivergenceProblem {  // what both ops take, and what plain loops make of 
   Array& student() { return arrays[0]; }
   Array& temperature() { return arrays[1]; }
   Array& mask() { return arrays[2]; }
-  warpup::OptionalView temperature_view() {
-    return per_row ? warpup::OptionalView(temperature().view()) : std::nullopt;
+  warpup::PerRowOrScalarView temperature_view() {
+    return {per_row ? warpup::OptionalView(temperature().view()) : std::nullopt, t_scalar};
   }
   warpup::OptionalView mask_view() { return masked ? warpup::OptionalView(mask().view()) : std::nullopt; }
   double t(int64_t r) { return per_row ? temperature()[r] : t_scalar; }
@@ -74,8 +76,9 @@ FUZZ(divergence) {
   }
   const warpup::OptionalView targets = kind == "logit_swap" ? warpup::OptionalView(y.view()) : std::nullopt;
   Array value(x.acc, x.lead), stats(x.acc, x.with(warpup::kDivergenceStats));
-  warpup::divergence(x.student(), teacher, x.temperature_view(), x.mask_view(), targets, kind, x.t_scalar, beta, value,
-                     stats);
+  const warpup::DivergenceOptions options{
+      .kind = kind, .temperature = x.temperature_view(), .beta = beta, .mask = x.mask_view(), .targets = targets};
+  warpup::divergence(x.student(), teacher, options, value, stats);
 
   // Plain loops: the value from its definition, the gradient by the chain rule through the softmax's Jacobian.
   std::vector<double> want(rows), size(rows), slope(rows * vocab), slope_size(rows);
@@ -142,8 +145,7 @@ FUZZ(divergence) {
   g.fill([](int64_t) { return normal(); });
   Array grad = random_layout(x.dtype, x.shape, true);
   const Array& out = inplace ? x.student() : grad;
-  warpup::divergence_backward(x.student(), teacher, x.temperature_view(), x.mask_view(), targets, kind, x.t_scalar,
-                              beta, stats, g, out);
+  warpup::divergence_backward(x.student(), teacher, options, stats, g, out);
   expect_near(
       out, [&](int64_t i) { return g[i / vocab] * slope[i] / x.t(i / vocab); },
       [&](int64_t i) {
@@ -162,7 +164,7 @@ FUZZ(topk_divergence) {
   logp.fill([](int64_t) { return chance(0.2) ? -kInf : -std::fabs(normal(2)); });
   Array value(x.acc, x.lead), stats(x.acc, x.with(warpup::kTopkStats));
   const auto forward = [&] {
-    warpup::topk_divergence(x.student(), ids, logp, x.temperature_view(), x.mask_view(), x.t_scalar, value, stats);
+    warpup::topk_divergence(x.student(), {ids, logp}, x.temperature_view(), x.mask_view(), value, stats);
   };
   if (rows > 0 && k > 0 && !x.masked && chance(0.1)) {
     const int64_t i = below(ids.size());
@@ -193,8 +195,7 @@ FUZZ(topk_divergence) {
       "topk_divergence");
   Array g = random_layout(x.acc, x.lead, false), grad = random_layout(x.dtype, x.shape, true);
   g.fill([](int64_t) { return normal(); });
-  warpup::topk_divergence_backward(x.student(), ids, logp, x.temperature_view(), x.mask_view(), x.t_scalar, stats, g,
-                                   grad);
+  warpup::topk_divergence_backward(x.student(), {ids, logp}, x.temperature_view(), x.mask_view(), stats, g, grad);
   expect_near(
       grad, [&](int64_t i) { return g[i / vocab] * slope[i] / x.t(i / vocab); },
       [&](int64_t i) {

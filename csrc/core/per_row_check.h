@@ -1,0 +1,58 @@
+// From views of arrays to `core/per_row.h`: the checks that every argument with one value a row goes through.
+#pragma once
+
+#include "core/dispatch.h"
+#include "core/per_row.h"
+
+namespace warpup {
+
+// What a caller gives where a number may differ from row to row.
+struct PerRowOrScalarView {
+  OptionalView each;  // float32
+  double scalar = 0;  // where `each` is not given
+};
+
+// `v` must have the dimensions of `like` but its last, its device, and the dtype of T; the rows may be strided.
+template <class T>
+PerRow<T> per_row(const char* op, const char* name, const OptionalView& v, const View& like) {
+  if (!v) return {};
+  const Argument argument(op, name, *v);
+  argument.dtype({dtype_of<T>()}).on(like.device).shape_like(like, like.dims - 1);
+  return {data<const T>(*v), argument.rows(like.dims - 1)};
+}
+
+inline PerRowOrScalar per_row(const char* op, const char* name, const PerRowOrScalarView& v, const View& like) {
+  return {per_row<float>(op, name, v.each, like), v.scalar};
+}
+
+// Temperatures are above 0. Those in the memory of a GPU are not looked at, which would synchronize: there a row whose
+// temperature is not gives NaN.
+inline PerRowOrScalar temperature_of(const char* op, const PerRowOrScalarView& v, const View& like) {
+  const PerRowOrScalar temperature = per_row(op, "temperature", v, like);
+  if (!temperature.each && !(v.scalar > 0)) fail(op, ": temperature must be above 0, got ", v.scalar);
+  for (int64_t r = 0; temperature.each && !like.device.cuda && r < temperature.each.rows.count; ++r) {
+    const float t = temperature.each[r];
+    if (!(t > 0)) fail(op, ": temperature must be above 0, got ", t, " in row ", r);
+  }
+  return temperature;
+}
+
+// A contiguous output with one value a row; null where it is not asked for.
+template <class T>
+T* row_output(const char* op, const char* name, const OptionalView& v, const View& like) {
+  if (!v) return nullptr;
+  Argument(op, name, *v).dtype({dtype_of<T>()}).on(like.device).shape_like(like, like.dims - 1).contiguous();
+  return data<T>(*v);
+}
+
+// A contiguous array that holds `count` values for each row, in whatever shape.
+template <class T>
+T* row_state(const char* op, const char* name, const View& v, const View& like, int64_t count) {
+  Argument(op, name, v).dtype({dtype_of<T>()}).on(like.device).contiguous();
+  if (v.numel() != count * like.count(like.dims - 1)) {
+    fail(op, ": ", name, " must hold ", count, " values a row, got shape ", shape_of(v));
+  }
+  return data<T>(v);
+}
+
+}  // namespace warpup

@@ -1,0 +1,81 @@
+"""Case table of `divergence`: from a teacher's top K tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import warpup
+from tests.divergence.spec_divergence import SIZES, moved_to, row_options, temperature_of
+from tests.support.case import Case, Inputs, New, Thunk, name_of
+from warpup import arrays as core
+from warpup.divergence.topk_divergence import reference_topk_divergence
+
+
+def topk_divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
+    """Variants: plain; special (a masked row, `-inf` on either side, a token listed twice, a temperature a row)."""
+    generator = torch.Generator().manual_seed(seed)
+    student = (2 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
+    teacher = 2 * torch.randn(size, generator=generator, dtype=torch.float64)
+    logp, ids = teacher.log_softmax(-1).topk(min(4, size[-1]))
+    inputs: Inputs = {"student_logits": student, "teacher_ids": ids, "temperature": 1.5, "mask": None}
+    if variant != "plain":
+        inputs |= row_options(size, generator)
+        ids[..., 1] = ids[..., 0]
+        logp[..., 2] = -torch.inf
+        student.scatter_(-1, ids[..., 3:4], -torch.inf)
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    return moved_to({**inputs, "teacher_logp": logp.to(acc)}, device)
+
+
+def _topk_arguments(x: Inputs) -> tuple:
+    per_row, scalar = temperature_of(x)
+    return x["student_logits"], x["teacher_ids"], x["teacher_logp"], per_row, x["mask"], scalar
+
+
+def topk_divergence_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
+    arguments = _topk_arguments(x)
+    value, stats = ops.topk_divergence(*arguments)
+    return [("topk_divergence", arguments), ("topk_divergence_backward", (*arguments, stats, value))]
+
+
+def topk_divergence_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
+    *tensors, scalar = _topk_arguments(x)
+    shape, dtype = tuple(tensors[0].shape), name_of(tensors[0].dtype)
+    acc = "float64" if dtype == "float64" else "float32"
+    value, stats, grad = new(shape[:-1], acc), new((*shape[:-1], 3), acc), new(shape, dtype)
+
+    def forward():
+        core.topk_divergence(*tensors, temperature_scalar=scalar, value=value, stats=stats)
+        return (value,)
+
+    def backward():
+        core.topk_divergence_backward(
+            *tensors, temperature_scalar=scalar, stats=stats, grad_value=gradients[0], grad_student=grad
+        )
+        return (grad,)
+
+    return forward, backward
+
+
+def topk_divergence_bytes(x: Inputs) -> tuple[int, int]:
+    size = x["student_logits"].numel() * x["student_logits"].element_size()
+    return size, 2 * size
+
+
+CASES = [
+    Case(
+        op="topk_divergence",
+        family="divergence",
+        call=warpup.topk_divergence,
+        reference=reference_topk_divergence,
+        sizes=SIZES,
+        variants=("plain", "special"),
+        inputs=topk_divergence_inputs,
+        differentiable=("student_logits",),
+        raw=topk_divergence_raw,
+        core=topk_divergence_core,
+        bytes=topk_divergence_bytes,
+    ),
+]
