@@ -6,9 +6,6 @@
 
 #include "core/cpu.h"
 #include "core/parallel.h"
-#include "interval/interval_activation_check.h"
-#include "interval/interval_check.h"
-#include "interval/interval_margin_check.h"
 #include "moe/grouped_product_check.h"
 #include "moe/moe_gather_check.h"
 #include "moe/moe_glu_check.h"
@@ -74,22 +71,6 @@ PYBIND11_MODULE(arrays, m) {
       "entropy"_a = py::none(), "cu_seqlens"_a = py::none(), py::kw_only(), "options"_a, "row_state"_a, "grad_loss"_a,
       "grad_logp"_a, "grad_ref_kl"_a = py::none(), "grad_entropy"_a = py::none());
 
-  def("margin_bounds", &warpup::margin_bounds, "center"_a, "radius"_a, "weight"_a, "bias"_a = py::none(), "labels"_a,
-      py::kw_only(), "bounds"_a, "loss"_a = py::none(), "share"_a = py::none());
-  def("margin_bounds_backward", &warpup::margin_bounds_backward, "center"_a, "radius"_a, "weight"_a, "labels"_a,
-      "share"_a = py::none(), py::kw_only(), "grad_bounds"_a = py::none(), "grad_loss"_a = py::none(), "grad_center"_a,
-      "grad_radius"_a, "grad_weight"_a, "grad_bias"_a);
-  def("interval_activation", &warpup::interval_activation, "center"_a, "radius"_a, "clean"_a = py::none(),
-      py::kw_only(), "kind"_a, "a"_a = 0.0, "b"_a = 0.0, "out_center"_a, "out_radius"_a, "out_clean"_a = py::none());
-  def("interval_activation_backward", &warpup::interval_activation_backward, "center"_a, "radius"_a,
-      "clean"_a = py::none(), py::kw_only(), "kind"_a, "a"_a = 0.0, "b"_a = 0.0, "grad_out_center"_a,
-      "grad_out_radius"_a, "grad_out_clean"_a = py::none(), "grad_center"_a, "grad_radius"_a,
-      "grad_clean"_a = py::none());
-  def("interval_softmax", &warpup::interval_softmax, "center"_a, "radius"_a, py::kw_only(), "out_center"_a,
-      "out_radius"_a);
-  def("interval_softmax_backward", &warpup::interval_softmax_backward, "center"_a, "radius"_a, py::kw_only(),
-      "grad_out_center"_a, "grad_out_radius"_a, "grad_center"_a, "grad_radius"_a);
-
   def("moe_glu", &warpup::moe_glu, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(), py::kw_only(),
       "activation"_a = "silu", "a"_a);
   def("moe_glu_backward", &warpup::moe_glu_backward, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(),
@@ -128,44 +109,4 @@ PYBIND11_MODULE(arrays, m) {
       "logits"_a, "bounds"_a = py::none(), py::kw_only(), "score"_a = "softmax", "over_chosen"_a = false,
       "renormalize"_a = false, "epsilon"_a = 0.0, "scale"_a = 1.0, "indices"_a, "stats"_a, "lengths"_a,
       "grad_weights"_a = py::none(), "grad_mean_score"_a = py::none(), "grad_z_loss"_a = py::none(), "grad_logits"_a);
-
-  const auto parameters = [](Optional mean, Optional var, Optional weight, Optional bias, double eps) {
-    return warpup::ChannelParameters{mean, var, weight, bias, eps};
-  };
-  def(
-      "interval_affine",
-      [parameters](View center, View radius, Optional clean, Optional mean, Optional var, Optional weight,
-                   Optional bias, int64_t source, double eps, bool relu, bool sound, Optional partials, Optional scale,
-                   Optional shift, View out_center, View out_radius, Optional out_clean, Optional sum_partials,
-                   Optional sums) {
-        warpup::interval_affine(center, radius, clean, parameters(mean, var, weight, bias, eps), source, relu, sound,
-                                partials, scale, shift, out_center, out_radius, out_clean, sum_partials, sums);
-      },
-      "center"_a, "radius"_a, "clean"_a = py::none(), py::kw_only(), "mean"_a = py::none(), "var"_a = py::none(),
-      "weight"_a = py::none(), "bias"_a = py::none(), "source"_a = -1, "eps"_a = 1e-5, "relu"_a = false,
-      "sound"_a = false, "partials"_a = py::none(), "scale"_a = py::none(), "shift"_a = py::none(), "out_center"_a,
-      "out_radius"_a, "out_clean"_a = py::none(), "sum_partials"_a = py::none(), "sums"_a = py::none());
-  def(
-      "interval_affine_backward",
-      [parameters](Optional grad_center, Optional grad_radius, Optional grad_clean, View center, View radius,
-                   Optional clean, bool from_outputs, Optional mean, Optional var, Optional weight, Optional bias,
-                   int64_t source, double eps, bool relu, Optional added, Optional partials, Optional totals,
-                   Optional scale, Optional shift, View out_center, View out_radius, Optional out_clean,
-                   Optional out_weight, Optional out_bias) {
-        warpup::interval_affine_backward({grad_center, grad_radius, grad_clean}, center, radius, clean, from_outputs,
-                                         parameters(mean, var, weight, bias, eps), scale, shift, source, relu, added,
-                                         partials, totals, out_center, out_radius, out_clean, out_weight, out_bias);
-      },
-      "grad_center"_a, "grad_radius"_a, "grad_clean"_a = py::none(), py::kw_only(), "center"_a, "radius"_a,
-      "clean"_a = py::none(), "from_outputs"_a = false, "mean"_a = py::none(), "var"_a = py::none(),
-      "weight"_a = py::none(), "bias"_a = py::none(), "source"_a = -1, "eps"_a = 1e-5, "relu"_a = false,
-      "added"_a = py::none(), "partials"_a = py::none(), "totals"_a = py::none(), "scale"_a = py::none(),
-      "shift"_a = py::none(), "out_center"_a, "out_radius"_a, "out_clean"_a = py::none(), "out_weight"_a = py::none(),
-      "out_bias"_a = py::none());
-  def("interval_sign_", &warpup::interval_sign, "gradient"_a, "weight"_a, "base"_a = py::none());
-  def("interval_product", &warpup::interval_product, "a_center"_a, "a_radius"_a, "b_center"_a, "b_radius"_a,
-      py::kw_only(), "shift"_a, "excess"_a);
-  def("interval_product_backward", &warpup::interval_product_backward, "a_center"_a, "a_radius"_a, "b_center"_a,
-      "b_radius"_a, "grad_shift"_a, "grad_excess"_a, py::kw_only(), "transposed"_a = false, "out_center"_a,
-      "out_radius"_a);
 }

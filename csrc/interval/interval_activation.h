@@ -1,4 +1,7 @@
-// interval_activation: a box through an element-wise function, and a plain tensor through it in the same call.
+// interval_activation: a box through an element-wise function, and a plain tensor through it in the same call. It
+// serves interval_sigmoid, interval_tanh, interval_gelu, interval_silu, interval_hardswish, interval_leaky_relu,
+// interval_elu, interval_softplus, interval_exp and interval_clamp: one kernel, because all but the function's value
+// and slope is the same.
 //
 //   l = c - r, u = c + r                    monotone f: lower = f(l), upper = f(u)
 //   f falls to its only minimum at x*, then rises (gelu, gelu_tanh, silu, hardswish):

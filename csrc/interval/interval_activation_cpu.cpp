@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
-#include "core/widen.h"
+#include "interval/blocks.h"
 #include "interval/interval_activation_math.h"
 
 namespace warpup {
@@ -9,75 +9,50 @@ namespace {
 
 constexpr int64_t kBlock = 512;  // six of them, widened, stay in L1
 
-// Where a loop writes T from: T's own memory, or a buffer that `settle` then rounds.
-template <class T>
-inline acc_t<T>* target(T* to, acc_t<T>* buffer) {
-  if constexpr (sizeof(T) > 2) {
-    return to;
-  } else {
-    return buffer;
+// ---- Loops over a block ---------------------------------------------------------------------------------------------
+
+template <Activation kind>
+struct Points {
+  template <class Acc>
+  WARPUP_HD static void run(const Acc* x, int64_t n, Acc a, Acc b, Acc* y) {
+#pragma omp simd
+    for (int64_t j = 0; j < n; ++j) y[j] = activation<kind>(x[j], a, b).value;
   }
-}
-template <class T>
-inline void settle(const acc_t<T>* from, int64_t n, T* to) {
-  if constexpr (sizeof(T) == 2) {
+};
+
+template <Activation kind>
+struct PointGradients {
+  template <class Acc>
+  WARPUP_HD static void run(const Acc* x, const Acc* g, int64_t n, Acc a, Acc b, Acc* d) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) to[j] = store<T>(from[j]);
+    for (int64_t j = 0; j < n; ++j) d[j] = g[j] * activation<kind>(x[j], a, b).slope;
   }
-}
+};
 
-}  // namespace
-
-template <class T, Activation kind>
-WARPUP_CLONES void activate(const T* x, int64_t n, acc_t<T> a, acc_t<T> b, T* to) {
-  acc_t<T> in[kBlock], out[kBlock];
-  const acc_t<T>* v = widened(x, n, in);
-  acc_t<T>* y = target(to, out);
+template <Activation kind>
+struct Boxes {
+  template <class Acc>
+  WARPUP_HD static void run(const Acc* c, const Acc* r, int64_t n, Acc a, Acc b, Acc* yc, Acc* yr) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) y[j] = activation<kind>(v[j], a, b).value;
-  settle(y, n, to);
-}
-
-template <class T, Activation kind>
-WARPUP_CLONES void activate_gradient(const T* x, const T* grad, int64_t n, acc_t<T> a, acc_t<T> b, T* to) {
-  acc_t<T> in[kBlock], grad_in[kBlock], out[kBlock];
-  const acc_t<T>*v = widened(x, n, in), *g = widened(grad, n, grad_in);
-  acc_t<T>* y = target(to, out);
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) y[j] = g[j] * activation<kind>(v[j], a, b).slope;
-  settle(y, n, to);
-}
-
-template <class T, Activation kind>
-WARPUP_CLONES void activate_box(const T* center, const T* radius, int64_t n, acc_t<T> a, acc_t<T> b, T* to_center,
-                                T* to_radius) {
-  acc_t<T> in[2][kBlock], out[2][kBlock];
-  const acc_t<T>*c = widened(center, n, in[0]), *r = widened(radius, n, in[1]);
-  acc_t<T>*y = target(to_center, out[0]), *s = target(to_radius, out[1]);
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const auto box = activated<kind>(Box<acc_t<T>>{c[j], r[j]}, a, b);
-    y[j] = box.center, s[j] = box.radius;
+    for (int64_t j = 0; j < n; ++j) {
+      const auto box = activated<kind>(Box<Acc>{c[j], r[j]}, a, b);
+      yc[j] = box.center, yr[j] = box.radius;
+    }
   }
-  settle(y, n, to_center), settle(s, n, to_radius);
-}
+};
 
-template <class T, Activation kind>
-WARPUP_CLONES void activate_box_gradient(const T* center, const T* radius, const T* grad_center, const T* grad_radius,
-                                         int64_t n, acc_t<T> a, acc_t<T> b, T* to_center, T* to_radius) {
-  acc_t<T> in[4][kBlock], out[2][kBlock];
-  const acc_t<T>*c = widened(center, n, in[0]), *r = widened(radius, n, in[1]);
-  const acc_t<T>*gc = widened(grad_center, n, in[2]), *gr = widened(grad_radius, n, in[3]);
-  acc_t<T>*y = target(to_center, out[0]), *s = target(to_radius, out[1]);
+template <Activation kind>
+struct BoxGradients {
+  template <class Acc>
+  WARPUP_HD static void run(const Acc* c, const Acc* r, const Acc* gc, const Acc* gr, int64_t n, Acc a, Acc b, Acc* dc,
+                            Acc* dr) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const auto box = activated_gradient<kind>(Box<acc_t<T>>{c[j], r[j]}, Box<acc_t<T>>{gc[j], gr[j]}, a, b);
-    y[j] = box.center, s[j] = box.radius;
+    for (int64_t j = 0; j < n; ++j) {
+      const auto box = activated_gradient<kind>(Box<Acc>{c[j], r[j]}, Box<Acc>{gc[j], gr[j]}, a, b);
+      dc[j] = box.center, dr[j] = box.radius;
+    }
   }
-  settle(y, n, to_center), settle(s, n, to_radius);
-}
-
-namespace {
+};
 
 template <class Body>
 void in_blocks(int64_t count, const Body& body) {  // body(first, n)
@@ -88,26 +63,44 @@ void in_blocks(int64_t count, const Body& body) {  // body(first, n)
 
 }  // namespace
 
+// ---- The kernels ----------------------------------------------------------------------------------------------------
+
 template <class T>
 void interval_activation_cpu(const IntervalActivationArgs<T>& args) {
-  const acc_t<T> a = static_cast<acc_t<T>>(args.a), b = static_cast<acc_t<T>>(args.b);
+  using Acc = acc_t<T>;
+  const Acc a = static_cast<Acc>(args.a), b = static_cast<Acc>(args.b);
   with_activation(args.kind, [&]<Activation kind>() {
     in_blocks(args.count, [&](int64_t i, int64_t n) {
-      activate_box<T, kind>(args.center + i, args.radius + i, n, a, b, args.out_center + i, args.out_radius + i);
-      if (args.clean) activate<T, kind>(args.clean + i, n, a, b, args.out_clean + i);
+      Acc in[2][kBlock], out[2][kBlock];
+      Acc *c = out_block(args.out_center + i, out[0]), *r = out_block(args.out_radius + i, out[1]);
+      run_loop<Boxes<kind>>(in_block(args.center, i, n, in[0]), in_block(args.radius, i, n, in[1]), n, a, b, c, r);
+      settle(c, n, args.out_center + i), settle(r, n, args.out_radius + i);
+      if (!args.clean) return;
+      Acc* x = out_block(args.out_clean + i, out[0]);
+      run_loop<Points<kind>>(in_block(args.clean, i, n, in[0]), n, a, b, x);
+      settle(x, n, args.out_clean + i);
     });
   });
 }
 
 template <class T>
 void interval_activation_backward_cpu(const IntervalActivationBackwardArgs<T>& args) {
+  using Acc = acc_t<T>;
   const IntervalActivationArgs<T>& f = args.forward;
-  const acc_t<T> a = static_cast<acc_t<T>>(f.a), b = static_cast<acc_t<T>>(f.b);
+  const Acc a = static_cast<Acc>(f.a), b = static_cast<Acc>(f.b);
   with_activation(f.kind, [&]<Activation kind>() {
     in_blocks(f.count, [&](int64_t i, int64_t n) {
-      activate_box_gradient<T, kind>(f.center + i, f.radius + i, args.grad_out_center + i, args.grad_out_radius + i, n,
-                                     a, b, args.grad_center + i, args.grad_radius + i);
-      if (f.clean) activate_gradient<T, kind>(f.clean + i, args.grad_out_clean + i, n, a, b, args.grad_clean + i);
+      Acc in[4][kBlock], out[2][kBlock];
+      Acc *c = out_block(args.grad_center + i, out[0]), *r = out_block(args.grad_radius + i, out[1]);
+      run_loop<BoxGradients<kind>>(in_block(f.center, i, n, in[0]), in_block(f.radius, i, n, in[1]),
+                                   in_block(args.grad_out_center, i, n, in[2]),
+                                   in_block(args.grad_out_radius, i, n, in[3]), n, a, b, c, r);
+      settle(c, n, args.grad_center + i), settle(r, n, args.grad_radius + i);
+      if (!f.clean) return;
+      Acc* x = out_block(args.grad_clean + i, out[0]);
+      run_loop<PointGradients<kind>>(in_block(f.clean, i, n, in[0]), in_block(args.grad_out_clean, i, n, in[1]), n, a,
+                                     b, x);
+      settle(x, n, args.grad_clean + i);
     });
   });
 }

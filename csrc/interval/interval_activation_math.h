@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/math.h"
+#include "interval/box.h"
 #include "interval/interval_activation.h"
 
 namespace warpup {
@@ -36,11 +37,6 @@ struct Valley<Activation::hardswish> {
   static constexpr bool exists = true;
   static constexpr double at = -1.5, value = -0.375;
 };
-
-template <class Acc>
-WARPUP_HD Acc magnitude(Acc x) {
-  return x < 0 ? -x : x;
-}
 
 template <class Acc>
 WARPUP_HD Sloped<Acc> sigmoid(Acc x) {
@@ -118,11 +114,6 @@ WARPUP_HD Sloped<Acc> activation(Acc x, Acc a, Acc b) {
   }
   if constexpr (kind == clamp) return {x < a ? a : x > b ? b : x, x < a || x > b ? Acc(0) : Acc(1)};
 }
-
-template <class Acc>
-struct Box {
-  Acc center, radius;
-};
 
 // a - b of the rounded a and b. Where the compiler fuses the product that one of them came from into the difference,
 // equal ends differ, and a box without width gets a radius, of either sign.

@@ -1,4 +1,4 @@
-// torch ops of interval_activation and interval_softmax: allocate the results, call the entry.
+// torch ops of interval_activation: allocate the results, call the entry.
 #include "interval/interval_activation_check.h"
 #include "torch/torch.h"
 
@@ -27,24 +27,9 @@ Triple interval_activation_backward_op(const Tensor& center, const Tensor& radiu
   return {c, r, x};
 }
 
-std::tuple<Tensor, Tensor> interval_softmax_op(const Tensor& center, const Tensor& radius) {
-  Tensor c = like(center), r = like(center);
-  interval_softmax(view(center), view(radius), view(c), view(r));
-  return {c, r};
-}
-
-std::tuple<Tensor, Tensor> interval_softmax_backward_op(const Tensor& center, const Tensor& radius,
-                                                        const Tensor& grad_out_center, const Tensor& grad_out_radius) {
-  Tensor c = like(center), r = like(center);
-  interval_softmax_backward(view(center), view(radius), view(grad_out_center), view(grad_out_radius), view(c), view(r));
-  return {c, r};
-}
-
 void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("interval_activation", TORCH_BOX(&interval_activation_op));
   m.impl("interval_activation_backward", TORCH_BOX(&interval_activation_backward_op));
-  m.impl("interval_softmax", TORCH_BOX(&interval_softmax_op));
-  m.impl("interval_softmax_backward", TORCH_BOX(&interval_softmax_backward_op));
 }
 
 }  // namespace
@@ -53,15 +38,11 @@ void implement(torch::stable::detail::StableLibrary& m) {
 STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
   m.def(
       "interval_activation(Tensor center, Tensor radius, Tensor? clean, str kind, float a, float b) -> "
-      "(Tensor center, Tensor radius, Tensor clean)");
+      "(Tensor out_center, Tensor out_radius, Tensor out_clean)");
   m.def(
       "interval_activation_backward(Tensor center, Tensor radius, Tensor? clean, str kind, float a, float b, "
       "Tensor grad_out_center, Tensor grad_out_radius, Tensor? grad_out_clean) -> "
       "(Tensor grad_center, Tensor grad_radius, Tensor grad_clean)");
-  m.def("interval_softmax(Tensor center, Tensor radius) -> (Tensor center, Tensor radius)");
-  m.def(
-      "interval_softmax_backward(Tensor center, Tensor radius, Tensor grad_out_center, Tensor grad_out_radius) -> "
-      "(Tensor grad_center, Tensor grad_radius)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CPU, m) { warpup::implement(m); }

@@ -7,8 +7,8 @@
 // Layout   every array contiguous, [rows, n].
 // Numerics in float32 (float64 for float64), rounded once, to T. The sums without i come from one sum a row, yet do not
 //          cancel: the largest term m is never in a sum that it is taken out of. With M2 the second largest end,
-//            T = sum_{j != m} e^(x[j] - M2),   without i != m: e^M (1 + (T - e^(x[i] - M2)) e^(M2 - M)),   without m: T
-//            e^M2
+//            T = sum_{j != m} e^(x[j] - M2)
+//            without i != m: e^M (1 + (T - e^(x[i] - M2)) e^(M2 - M)),   without m: T e^M2
 //          where what is left is never less than 1 (or T), in a shift that neither overflows nor vanishes.
 //          A logit of -inf (center -inf, radius finite) has the box 0 +- 0; a row of them has nothing else, and no
 //          gradient. NaN spreads over its row. A negative radius gives upper < lower, a negative radius.

@@ -19,23 +19,17 @@ from .interval.interval_activation import (
     interval_leaky_relu,
     interval_sigmoid,
     interval_silu,
-    interval_softmax,
     interval_softplus,
     interval_tanh,
 )
 from .interval.interval_attention import interval_attention, interval_matmul
 from .interval.interval_batch_norm import BoxSums, interval_batch_norm, interval_relu
-from .interval.interval_layers import (
-    interval_adaptive_avg_pool2d,
-    interval_add,
-    interval_avg_pool2d,
-    interval_box,
-    interval_layer_norm,
-    interval_max_pool2d,
-    interval_rms_norm,
-    interval_sub,
-)
-from .interval.interval_linear import interval_conv1d, interval_conv2d, interval_linear
+from .interval.interval_box import interval_add, interval_box, interval_sub
+from .interval.interval_conv import interval_conv1d, interval_conv2d
+from .interval.interval_layer_norm import interval_layer_norm, interval_rms_norm
+from .interval.interval_linear import interval_linear
+from .interval.interval_pool2d import interval_adaptive_avg_pool2d, interval_avg_pool2d, interval_max_pool2d
+from .interval.interval_softmax import interval_softmax
 from .interval.margin_bounds import margin_bounds, margin_cross_entropy
 from .logprob.likelihood import (
     after_shared_prefix,

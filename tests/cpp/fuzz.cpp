@@ -10,8 +10,6 @@
 #include <algorithm>
 
 #include "core/parallel.h"
-#include "fuzz_interval_activation.h"
-#include "fuzz_interval_margin.h"
 #include "fuzz_logprob_policy.h"
 #include "fuzz_moe.h"
 #include "fuzz_moe_experts.h"
@@ -35,7 +33,7 @@ constexpr warpup::ThreadPool kThreads{
 namespace fuzz {
 
 constexpr void (*kOps[])() = {
-    policy_loss, moe_glu, grouped_product, moe, route, margin_bounds, interval_activation, interval_softmax,
+    policy_loss, moe_glu, grouped_product, moe, route,
 };
 [[maybe_unused]] const bool kRegistered = [] {
   for (const auto run : kOps) examples().push_back({"", run});

@@ -1,4 +1,4 @@
-"""Case table of `interval`: element-wise functions and softmax on boxes."""
+"""Case table of `interval_activation`, the op of interval_sigmoid, interval_gelu and the other element-wise ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from warpup import arrays as core
 from warpup.interval import interval_activation
 
 SIZES = {"grad": (2, 3), "small": (5, 131), "threads": (40, 700), "overhead": (2, 16), "bench": (256, 64, 16, 16)}
-SOFTMAX_SIZES = {**SIZES, "bench": (64, 128, 128)}
 NUMBERS = {"leaky_relu": (0.1, 0.0), "elu": (0.7, 0.0), "clamp": (-0.5, 0.8)}
 VARIANTS = (
     "gelu",
@@ -76,37 +75,6 @@ def activation_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk
     return forward, backward
 
 
-def softmax_inputs(size, dtype, device, seed, variant) -> Inputs:
-    """Variants: plain; masked (logits of -inf, a row of nothing else)."""
-    inputs = box(size, dtype, torch.Generator().manual_seed(seed))
-    if variant == "masked":
-        inputs["center"][..., 1] = -torch.inf
-        inputs["center"].view(-1, size[-1])[0] = -torch.inf
-    return {k: inputs[k].to(device) for k in ("center", "radius")}
-
-
-def softmax_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
-    given = (x["center"], x["radius"])
-    grads = (x["radius"], x["radius"])  # not the center: -inf times 0
-    return [("interval_softmax", given), ("interval_softmax_backward", (*given, *grads))]
-
-
-def softmax_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
-    shape, dtype = tuple(x["center"].shape), name_of(x["center"].dtype)
-    outputs = {f"out_{k}": new(shape, dtype) for k in x}
-    grads = {f"grad_{k}": new(shape, dtype) for k in x}
-
-    def forward():
-        core.interval_softmax(**x, **outputs)
-        return tuple(outputs.values())
-
-    def backward():
-        core.interval_softmax_backward(**x, **{f"grad_out_{k}": g for k, g in zip(x, gradients, strict=True)}, **grads)
-        return tuple(grads.values())
-
-    return forward, backward
-
-
 def moved(arrays: int):
     """Bytes of a forward that reads `arrays` and writes as many, and of its backward."""
     return lambda x: tuple(n * arrays * x["center"].numel() * x["center"].element_size() for n in (2, 3))
@@ -125,18 +93,5 @@ CASES = [
         raw=activation_raw,
         core=activation_core,
         bytes=moved(3),
-    ),
-    Case(
-        op="interval_softmax",
-        family="interval",
-        call=interval_activation.interval_softmax,
-        reference=interval_activation.reference_interval_softmax,
-        sizes=SOFTMAX_SIZES,
-        variants=("plain", "masked"),
-        inputs=softmax_inputs,
-        differentiable=("center", "radius"),
-        raw=softmax_raw,
-        core=softmax_core,
-        bytes=moved(2),
     ),
 ]

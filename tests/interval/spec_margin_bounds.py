@@ -1,4 +1,4 @@
-"""Case table of `interval`: margins over the last layer."""
+"""Case table of `margin_bounds` and `margin_cross_entropy`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 import warpup
 from tests.support.case import Case, Inputs, New, Thunk, name_of
 from warpup import arrays as core
-from warpup.interval import margin_bounds as interval_margin
+from warpup.interval import margin_bounds
 
 SIZES = {  # (B, H, K)
     "grad": (3, 4, 5),
@@ -93,9 +93,9 @@ CASES = [
         op="margin_bounds",
         family="interval",
         call=warpup.margin_bounds,
-        reference=interval_margin.reference_margin_bounds,
+        reference=margin_bounds.reference_margin_bounds,
         sizes=SIZES,
-        variants=("plain", "equal"),  # without a bias: test_interval_margin.py
+        variants=("plain", "equal"),  # without a bias: test_margin_bounds.py
         inputs=inputs_of,
         differentiable=("center", "radius", "weight", "bias"),
         raw=raw(loss=False),
@@ -107,7 +107,7 @@ CASES = [
         op="margin_cross_entropy",
         family="interval",
         call=lambda **inputs: warpup.margin_cross_entropy(**inputs, **EACH),
-        reference=lambda **inputs: interval_margin.reference_margin_cross_entropy(**inputs, **EACH),
+        reference=lambda **inputs: margin_bounds.reference_margin_cross_entropy(**inputs, **EACH),
         sizes=SIZES,
         variants=("plain", "equal"),
         inputs=inputs_of,

@@ -176,6 +176,10 @@ def test_sums_compile():
         ({"sound": True}, "sound needs frozen statistics"),
         ({"weight": torch.ones(6)}, r"weight must have shape \(7,\)"),
         ({"training": False}, "without batch statistics are needed"),
+        (
+            {"training": False, "statistics": "midpoint", "running_mean": torch.ones(7), "running_var": torch.ones(7)},
+            "statistics 'midpoint' are a batch's, but training=False",
+        ),
     ],
 )
 def test_messages(change, message):

@@ -1,6 +1,6 @@
-"""Boxes through element-wise functions and softmax, with the tightest bounds.
+"""interval_sigmoid, interval_tanh, interval_gelu and the other element-wise functions: the tightest box of f(x).
 
-Contracts, numerics and bytes moved: csrc/interval/interval_activation.h, csrc/interval/interval_softmax.h.
+One kernel serves them all; contract, numerics and bytes moved: csrc/interval/interval_activation.h.
 """
 
 from __future__ import annotations
@@ -12,11 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup import _op
-from warpup._op import once_differentiable
-
-_op.raw(
-    "interval_activation", "interval_activation_backward", "interval_softmax", "interval_softmax_backward"
-)  # fmt: skip
 
 FUNCTIONS = {  # of x and the two numbers that some of them take
     "sigmoid": lambda x, a, b: x.sigmoid(),
@@ -56,43 +51,18 @@ def reference_interval_activation(center, radius, *, kind, a=0.0, b=0.0, clean=N
     return box if clean is None else (*box, FUNCTIONS[kind](clean, a, b))
 
 
-@torch.library.register_fake("warpup::interval_activation")
-@torch.library.register_fake("warpup::interval_activation_backward")
-def _(center, radius, clean, *rest):
-    last = center.new_empty(0 if clean is None else center.shape)
-    return center.new_empty(center.shape), center.new_empty(center.shape), last
+@_op.fake("interval_activation")
+def _(center, radius, clean, kind, a, b):
+    box = (center.new_empty(center.shape) for _ in range(2))
+    return *box, center.new_empty(0 if clean is None else center.shape)
 
 
-class IntervalActivation(torch.autograd.Function):
-    @staticmethod
-    def forward(center, radius, clean, kind, a, b):
-        return _op.ops.interval_activation(center, radius, clean, kind, a, b)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *given, kind, a, b = inputs
-        ctx.options = (kind, a, b)
-        if given[2] is None:
-            ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(*given)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_center, grad_radius, grad_clean):
-        center, radius, clean = ctx.saved_tensors
-        grads = [g.contiguous() for g in (grad_center, grad_radius, grad_clean)]
-        if clean is None:
-            grads[2] = None
-        *box, of_clean = _op.ops.interval_activation_backward(center, radius, clean, *ctx.options, *grads)
-        return *box, None if clean is None else of_clean, None, None, None
+_interval_activation = _op.differentiable("interval_activation", when={"out_clean": "clean"})
 
 
 def _activation(kind: str, center: Tensor, radius: Tensor, clean: Tensor | None, a: float = 0.0, b: float = 0.0):
-    given = [None if t is None else t.contiguous() for t in (center, radius, clean)]
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-        *box, of_clean = IntervalActivation.apply(*given, kind, float(a), float(b))
-    else:
-        *box, of_clean = _op.ops.interval_activation(*given, kind, float(a), float(b))
+    given = (None if t is None else t.contiguous() for t in (center, radius, clean))
+    *box, of_clean = _interval_activation(*given, kind, float(a), float(b))
     return tuple(box) if clean is None else (*box, of_clean)
 
 
@@ -178,71 +148,3 @@ def interval_clamp(
 ) -> tuple[Tensor, ...]:
     """The tightest box of `clamp(x, min, max)`, so of hardtanh and ReLU6 too; see `interval_sigmoid`. min <= max."""
     return _activation("clamp", center, radius, clean, min, max)
-
-
-# ---- softmax --------------------------------------------------------------------------------------------------------
-
-
-def reference_interval_softmax(center, radius, dim=-1):
-    """`interval_softmax` in plain torch, with all sums of all but one: O(n^2) memory."""
-    low, high = (end.movedim(dim, -1) for end in (center - radius, center + radius))
-    n = low.shape[-1]
-    own = torch.eye(n, dtype=torch.bool, device=low.device)
-
-    def share(mine, theirs):
-        competing = torch.where(own, mine.unsqueeze(-1), theirs.unsqueeze(-2))
-        possible = (competing != -torch.inf).any(-1, keepdim=True)
-        found = competing.masked_fill(~possible, 0.0).softmax(-1) * possible
-        return found.diagonal(dim1=-2, dim2=-1).movedim(-1, dim)
-
-    lower, upper = share(low, high), share(high, low)
-    return (lower + upper) / 2, (upper - lower) / 2
-
-
-@torch.library.register_fake("warpup::interval_softmax")
-@torch.library.register_fake("warpup::interval_softmax_backward")
-def _(center, radius, *rest):
-    return center.new_empty(center.shape), center.new_empty(center.shape)
-
-
-class IntervalSoftmax(torch.autograd.Function):
-    @staticmethod
-    def forward(center, radius):
-        return _op.ops.interval_softmax(center, radius)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        return _op.ops.interval_softmax_backward(*ctx.saved_tensors, *(g.contiguous() for g in grads))
-
-
-def interval_softmax(center: Tensor, radius: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """The tightest box of each `softmax(x, dim)[i]` over all x with |x - center| <= radius.
-
-    `lower[i] = e^l[i] / (e^l[i] + sum_{j != i} e^u[j])` and upper[i] with l and u exchanged, in one pass of O(n) memory
-    whose sums without i do not cancel, however much one logit dominates.
-
-    Args:
-        center, radius: as in `interval_sigmoid`, of one dimension at least. A center of -inf (a mask) with a finite
-            radius has the box 0 +- 0, exactly; where all are, so do all, without gradient. One center of inf has the
-            limit, 1 +- 0 and 0 +- 0 beside it, where plain softmax is NaN; two make the row NaN. A radius of inf gives
-            0 to 1, two give NaN.
-        dim: the dimension that sums to 1; another than the last is copied to be last.
-
-    Returns:
-        (center, radius). The probabilities sum to 1, which their boxes do not say.
-
-    Raises:
-        ValueError: a shape, dtype or device does not fit.
-    """
-    if center.dim() and dim not in (-1, center.dim() - 1):
-        found = interval_softmax(center.movedim(dim, -1), radius.movedim(dim, -1))
-        return tuple(t.movedim(-1, dim) for t in found)
-    given = (center.contiguous(), radius.contiguous())
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        return IntervalSoftmax.apply(*given)
-    return _op.ops.interval_softmax(*given)

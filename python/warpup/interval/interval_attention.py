@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from warpup.interval.interval_activation import interval_softmax
-from warpup.interval.interval_layers import Pair
+from warpup.interval.interval_box import CenterRadius
+from warpup.interval.interval_softmax import interval_softmax
 
 
-def interval_matmul(a: Pair, b: Pair) -> Pair:
+def interval_matmul(a: CenterRadius, b: CenterRadius) -> CenterRadius:
     """A box of `x @ y` over all x in `a` and y in `b`, in midpoint-radius form: three library products.
 
     `center = ca @ cb`, `radius = (|ca| + ra) @ rb + ra @ |cb|`. Sound; exact where one of the two has radius 0, else at
@@ -29,14 +29,14 @@ def interval_matmul(a: Pair, b: Pair) -> Pair:
 
 
 def interval_attention(
-    query: Pair,
-    key: Pair,
-    value: Pair,
+    query: CenterRadius,
+    key: CenterRadius,
+    value: CenterRadius,
     *,
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | None = None,
-) -> Pair:
+) -> CenterRadius:
     """A box of scaled dot-product attention over all queries, keys and values in their boxes.
 
     Scores by `interval_matmul`, probabilities by `interval_softmax`, and their product with the values in a form that

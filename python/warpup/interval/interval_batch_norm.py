@@ -1,6 +1,8 @@
-"""Boxes through batch normalisation and ReLU, with the sums that the warm-up's regularisers are made of.
+"""interval_batch_norm and interval_relu: boxes through batch normalization and ReLU, with the sums that the warm-up's
+regularizers are made of.
 
 Center, radius and the clean operand go through the affine map, the ReLU and the sums in one pass, and back in another.
+Contract, numerics and bytes moved: csrc/interval/interval_batch_norm.h.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ from torch import Tensor
 from warpup import _op
 from warpup._op import accumulator, once_differentiable
 
-_op.raw("interval_affine", "interval_affine_backward")
 SOURCES = {"clean": 2, "midpoint": 0, "frozen": -1}  # whose statistics a batch is normalised by
 STEEP = 16  # |bias| over |weight| up to which a division by the weight costs no digits that count
 
@@ -80,7 +81,7 @@ def _update(running_mean, running_var, mean, var, n, momentum) -> None:
         running_var.lerp_((var * (n / max(n - 1, 1))).to(running_var), momentum)
 
 
-@torch.library.register_fake("warpup::interval_affine")
+@_op.fake("interval_batch_norm")
 def _(center, radius, clean, mean, var, weight, bias, source, eps, relu, sums, sound):
     shape, options = center.shape, {"dtype": accumulator(center), "device": center.device}
     channels = (shape[1] if source >= 0 else 0,)
@@ -89,20 +90,20 @@ def _(center, radius, clean, mean, var, weight, bias, source, eps, relu, sums, s
     return *found, *statistics, center.new_empty(8 if sums else 0, dtype=torch.float64)
 
 
-@torch.library.register_fake("warpup::interval_affine_backward")
+@_op.fake("interval_batch_norm_backward")
 def _(grad_center, grad_radius, grad_clean, center, radius, clean, from_outputs, mean, *rest):
     shape, channels = center.shape, (center.shape[1] if mean is not None else 0,)
     found = (center.new_empty(s) for s in (shape, shape, shape if clean is not None else 0))
     return *found, *(center.new_empty(channels, dtype=accumulator(center)) for _ in range(2))
 
 
-class IntervalAffine(torch.autograd.Function):
+class IntervalBatchNorm(torch.autograd.Function):
     """On [outer, channels, inner]. `keep_outputs`: the ReLU's results are kept for the backward, not its inputs: the
-    next layer keeps them anyway."""
+    next layer keeps them anyway. That choice is why `_op.differentiable` does not make this class."""
 
     @staticmethod
     def forward(center, radius, clean, mean, var, weight, bias, keep_outputs, source, eps, relu, sums, sound):
-        return _op.ops.interval_affine(
+        return _op.ops.interval_batch_norm(
             center, radius, clean, mean, var, weight, bias, source, eps, relu, sums, sound
         )  # fmt: skip
 
@@ -125,7 +126,7 @@ class IntervalAffine(torch.autograd.Function):
         grads = (None if g is None else g.contiguous() for g in grads)
         g = grad_sums if ctx.sums else None  # hc += a0 + [l > 0](a1 + a2 c) + [u < 0](a3 + a4 c), hr += a5
         added = None if g is None else torch.stack([g[1], g[3], 2 * g[4], g[6], 2 * g[7], g[0]])
-        c, r, x, w, b = _op.ops.interval_affine_backward(
+        c, r, x, w, b = _op.ops.interval_batch_norm_backward(
             *grads, center, radius, clean, ctx.outputs, mean, var, weight, bias, ctx.source, ctx.eps, ctx.relu, added
         )
         needs, none = ctx.needs_input_grad, (None,) * 6
@@ -182,9 +183,9 @@ def _run(op: str, center, radius, clean, mean, var, weight, bias, source, eps, r
     options = (source, eps, relu, sums, sound)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, weight, bias)):
         keep = relu and not sums and source != 0 and operands[0].dtype == accumulator(center) and _flat(weight, bias)
-        c, r, x, own_mean, own_var, totals = IntervalAffine.apply(*operands, *parameters, keep, *options)
+        c, r, x, own_mean, own_var, totals = IntervalBatchNorm.apply(*operands, *parameters, keep, *options)
     else:
-        c, r, x, own_mean, own_var, totals = _op.ops.interval_affine(*operands, *parameters, *options)
+        c, r, x, own_mean, own_var, totals = _op.ops.interval_batch_norm(*operands, *parameters, *options)
     if update is not None:
         running, n, momentum = update
         _update(*running, own_mean, own_var, n, momentum)
@@ -289,6 +290,10 @@ def interval_batch_norm(
         raise ValueError(f"{op}: statistics must be one of {', '.join(SOURCES)}; got {statistics!r}")
     if center.dim() < 2:
         raise ValueError(f"{op}: center must have shape (N, C, ...), got {tuple(center.shape)}")
+    if statistics == "midpoint" and not training:
+        raise ValueError(
+            f"{op}: statistics 'midpoint' are a batch's, but training=False takes the running ones: leave it out"
+        )
     source = SOURCES[statistics] if training else -1
     acc, channels = accumulator(center), center.shape[1:2]
     for name, t in (("running_mean", running_mean), ("running_var", running_var), ("weight", weight), ("bias", bias)):

@@ -1,6 +1,6 @@
 """Margins: lower bounds of the label's logit minus each other one, over a box of inputs to the last layer.
 
-Contract, numerics and bytes moved: csrc/interval/interval_margin.h.
+Contract, numerics and bytes moved: csrc/interval/margin_bounds.h.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup import _op
-from warpup._op import accumulator, autocast, once_differentiable
+from warpup._op import accumulator, autocast
 
-_op.raw("margin_bounds", "margin_bounds_backward")
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -38,43 +37,20 @@ def reference_margin_cross_entropy(center, radius, weight, bias, labels, *, redu
     return (loss, bound) if bounds else loss
 
 
-@torch.library.register_fake("warpup::margin_bounds")
-def _(center, radius, weight, bias, labels, loss):
+@_op.fake("margin_bounds")
+def _(center, radius, weight, bias, labels, with_loss):
     options = {"dtype": accumulator(center), "device": center.device}
     batch, others = center.shape[0], weight.shape[0] - 1
-    asked = batch if loss else 0
+    asked = batch if with_loss else 0
     return tuple(torch.empty(shape, **options) for shape in ((batch, others), asked, (asked, others)))
 
 
-@torch.library.register_fake("warpup::margin_bounds_backward")
-def _(center, radius, weight, labels, share, grad_bounds, grad_loss):
+def _backward_fake(center, radius, weight, *rest):
     shapes = (center.shape, center.shape, weight.shape, weight.shape[:1])
-    return tuple(torch.empty(shape, dtype=center.dtype, device=center.device) for shape in shapes)
+    return tuple(center.new_empty(shape) for shape in shapes)
 
 
-class MarginBounds(torch.autograd.Function):
-    @staticmethod
-    def forward(center, radius, weight, bias, labels, with_loss):
-        return _op.ops.margin_bounds(center, radius, weight, bias, labels, with_loss)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        center, radius, weight, bias, labels, with_loss = inputs
-        _, loss, share = output
-        ctx.set_materialize_grads(False)
-        ctx.has_bias = bias is not None
-        ctx.mark_non_differentiable(share, *(() if with_loss else (loss,)))
-        ctx.save_for_backward(center, radius, weight, labels, share if with_loss else None)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_bounds, grad_loss, _):
-        grad_loss = grad_loss if ctx.saved_tensors[-1] is not None else None
-        if grad_bounds is None and grad_loss is None:
-            return (None,) * 6
-        grad_bounds = None if grad_bounds is None else grad_bounds.contiguous()
-        *grads, grad_bias = _op.ops.margin_bounds_backward(*ctx.saved_tensors, grad_bounds, grad_loss)
-        return *grads, grad_bias if ctx.has_bias else None, None, None
+_margin_bounds = _op.differentiable("margin_bounds", when={"share": "with_loss"}, backward_fake=_backward_fake)
 
 
 def _margins(op: str, center, radius, weight, bias, labels, with_loss: bool) -> tuple[Tensor, ...]:
@@ -88,9 +64,7 @@ def _margins(op: str, center, radius, weight, bias, labels, with_loss: bool) -> 
             f"{tuple(labels.shape)}"
         )
     center, radius, weight = (t if t.stride(1) == 1 else t.contiguous() for t in (center, radius, weight))
-    arguments = (center, radius, weight, bias, labels.contiguous(), with_loss)
-    tracked = any(t is not None and t.requires_grad for t in arguments[:4])
-    return MarginBounds.apply(*arguments) if tracked and torch.is_grad_enabled() else _op.ops.margin_bounds(*arguments)
+    return _margin_bounds(center, radius, weight, bias, labels.contiguous(), with_loss)
 
 
 def margin_bounds(center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from warpup.interval.interval_layers import interval_box
+from warpup.interval.interval_box import interval_box
 from warpup.train.errors import TrainError
 
 from .._digits import HELD_OUT, load_digits_images

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from warpup.interval import interval_activation as ops
 from warpup.interval.interval_attention import interval_attention, interval_matmul
-from warpup.interval.interval_layers import interval_layer_norm, interval_rms_norm
+from warpup.interval.interval_layer_norm import interval_layer_norm, interval_rms_norm
+from warpup.interval.interval_softmax import interval_softmax
 
 from .layers import Box, Refusal, add, divide, like_function, negative, rule
 from .shapes import relu6
@@ -95,7 +96,7 @@ def _(walk, x, dim=None, _stacklevel=3, dtype=None):
         raise Refusal("its dim is not given")
     if dtype is not None or isinstance(_stacklevel, torch.dtype):  # torch.softmax has it in third place
         raise Refusal("option dtype has no rule: leave it out, and call bound in that dtype")
-    return Box(*ops.interval_softmax(x.center, x.radius, dim), None if x.clean is None else x.clean.softmax(dim))
+    return Box(*interval_softmax(x.center, x.radius, dim), None if x.clean is None else x.clean.softmax(dim))
 
 
 # ---- normalisation

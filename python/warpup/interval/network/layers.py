@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from warpup.interval.interval_batch_norm import interval_batch_norm
-from warpup.interval.interval_layers import interval_add, interval_sub
-from warpup.interval.interval_linear import interval_conv1d, interval_conv2d, interval_linear
+from warpup.interval.interval_box import interval_add, interval_sub
+from warpup.interval.interval_conv import interval_conv1d, interval_conv2d
+from warpup.interval.interval_linear import interval_linear
 
 
 class Box(NamedTuple):
@@ -143,7 +144,7 @@ def batch_norm(walk, layer, x, relu=False):
         raise Refusal("sound bounds need frozen statistics: module.eval() or statistics='frozen'")
     out = interval_batch_norm(
         x.center, x.radius, layer.running_mean, layer.running_var, layer.weight, layer.bias, clean=x.clean,
-        training=training, momentum=momentum, eps=layer.eps, statistics=walk.statistics, relu=relu,
+        training=training, momentum=momentum, eps=layer.eps, relu=relu, statistics=walk.statistics if training else "frozen",
         sums=relu and walk.sums is not None, sound=walk.sound,
     )  # fmt: skip
     return walk.after_relu(out) if relu else Box(*out)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from warpup.interval.interval_activation import interval_clamp
-from warpup.interval.interval_layers import rising
+from warpup.interval.interval_pool2d import rising
 
 from .layers import Box, Refusal, like_function, rule
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from warpup.interval.interval_batch_norm import interval_relu
-from warpup.interval.interval_layers import Pair
+from warpup.interval.interval_box import CenterRadius
 from warpup.interval.interval_linear import interval_linear
 
 from .interval_weights import forward_boxes
@@ -65,26 +65,26 @@ class HyperInterval(nn.Module):
         with torch.no_grad():
             self.hyper[-1].bias.copy_(start)  # the target begins at its own initialisation
 
-    def embedding_box(self, task: int, gamma: float | None = None) -> Pair:
+    def embedding_box(self, task: int, gamma: float | None = None) -> CenterRadius:
         """(center, radius), (n,) each, of a task's embedding box; gamma: in place of the module's own."""
         radius = (self.gamma if gamma is None else gamma) * self.spreads[task].softmax(0)
         return radius / 2 * self.embeddings[task].cos(), radius
 
-    def intersection(self, tasks: int | None = None) -> Pair:
+    def intersection(self, tasks: int | None = None) -> CenterRadius:
         """(center, radius) of the intersection of the first `tasks` embedding boxes (default: all); never empty."""
         boxes = [self.embedding_box(task) for task in range(len(self.embeddings) if tasks is None else tasks)]
         lower = torch.stack([center - radius for center, radius in boxes]).amax(0)
         upper = torch.stack([center + radius for center, radius in boxes]).amin(0)
         return (lower + upper) / 2, (upper - lower) / 2
 
-    def weights(self, center: Tensor, radius: Tensor) -> Iterator[Pair]:
+    def weights(self, center: Tensor, radius: Tensor) -> Iterator[CenterRadius]:
         """Boxes of the target's parameters, in their order, for a box of embeddings."""
         center, radius = self.flat_weights(center, radius)
         sizes = [shape.numel() for shape in self.shapes]
         for c, r, shape in zip(center.split(sizes), radius.split(sizes), self.shapes, strict=True):
             yield c.view(shape), r.view(shape)
 
-    def flat_weights(self, center: Tensor, radius: Tensor) -> Pair:
+    def flat_weights(self, center: Tensor, radius: Tensor) -> CenterRadius:
         """The same as two vectors: all parameters one after the other."""
         center, radius = center[None], radius[None]
         for layer in self.hyper:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from warpup.interval.interval_batch_norm import interval_relu
-from warpup.interval.interval_layers import Pair
-from warpup.interval.interval_linear import interval_conv2d, interval_linear
+from warpup.interval.interval_box import CenterRadius
+from warpup.interval.interval_conv import interval_conv2d
+from warpup.interval.interval_linear import interval_linear
 
 START_SCALE = 5.0  # sigmoid of it is .993: a task begins with nearly the whole box
 
@@ -46,11 +47,11 @@ class NestedBox(nn.Module):
         self.shift = nn.Parameter(torch.zeros_like(start))
         self.scale = nn.Parameter(torch.full_like(start, START_SCALE))
 
-    def outer(self) -> Pair:
+    def outer(self) -> CenterRadius:
         """The frozen box: every later box and its center lie in it."""
         return (self.lower + self.upper) / 2, (self.upper - self.lower) / 2
 
-    def forward(self) -> Pair:
+    def forward(self) -> CenterRadius:
         """The trained box."""
         center, radius = self.outer()
         shift = self.shift.tanh()
@@ -151,7 +152,7 @@ class IntervalSequential(nn.Sequential):
 
 
 def forward_boxes(
-    layers: Iterable[nn.Module], boxes: Iterable[Pair], center: Tensor, radius: Tensor | None = None, *,
+    layers: Iterable[nn.Module], boxes: Iterable[CenterRadius], center: Tensor, radius: Tensor | None = None, *,
     clean: Tensor | None = None, mode: str = "midpoint",
 ):  # fmt: skip
     """Box of the outputs of ordinary layers whose parameters lie in `boxes`; arguments and result else as in
@@ -183,7 +184,7 @@ def conv_options(layer: nn.Linear | nn.Conv2d) -> dict:
     return {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
 
 
-def _affine(center, radius, clean, weight: Pair, bias: Pair | None, options: dict, mode: str):
+def _affine(center, radius, clean, weight: CenterRadius, bias: CenterRadius | None, options: dict, mode: str):
     """A box, or points where radius is None, through W x + b or a convolution (options), W and b in boxes."""
     product, operator = (F.conv2d, interval_conv2d) if options else (F.linear, interval_linear)
     middle, spread = (None, None) if bias is None else bias

@@ -1,7 +1,7 @@
 #include <algorithm>
 
 #include "core/parallel.h"
-#include "interval/interval_product.h"
+#include "interval/interval_linear.h"
 
 namespace warpup {
 namespace {
@@ -10,7 +10,7 @@ constexpr int64_t kColumns = 4;   // share the loads of a row
 constexpr int64_t kWidth = 1024;  // a piece of a gradient row in L1
 
 template <class T>
-WARPUP_CLONES void product_row(const IntervalProductArgs<T>& args, int64_t row) {
+WARPUP_CLONES void exact_row(const IntervalLinearExactArgs<T>& args, int64_t row) {
   const T *ac = args.a_center + row * args.width, *ar = args.a_radius + row * args.width;
   for (int64_t j = 0; j < args.columns; j += kColumns) {
     const int64_t last = args.columns - 1;
@@ -37,7 +37,7 @@ WARPUP_CLONES void product_row(const IntervalProductArgs<T>& args, int64_t row) 
 }
 
 template <class T>
-WARPUP_CLONES void gradient_row(const IntervalProductBackwardArgs<T>& args, int64_t row) {
+WARPUP_CLONES void exact_gradient_row(const IntervalLinearExactBackwardArgs<T>& args, int64_t row) {
   const int64_t step = args.transposed ? args.rows : 1, start = args.transposed ? row : row * args.columns;
   static constexpr T none[kWidth] = {};
   T dc[kWidth], dr[kWidth];
@@ -74,27 +74,49 @@ int64_t rows_at_once(const Args& args) {
   return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(1, args.columns * args.width));
 }
 
+template <class T>
+WARPUP_CLONES void sign_range(const IntervalLinearSignArgs<T>& args, int64_t first, int64_t last) {
+  const T *w = args.weight, *base = args.base;
+  T* g = args.gradient;
+  if (base) {
+#pragma omp simd
+    for (int64_t i = first; i < last; ++i) g[i] = signed_sum(w[i], g[i], base[i]);
+  } else {
+#pragma omp simd
+    for (int64_t i = first; i < last; ++i) g[i] = signed_sum(w[i], g[i], T{});
+  }
+}
+
 }  // namespace
 
 template <class T>
-void interval_product_cpu(const IntervalProductArgs<T>& args) {
+void interval_linear_exact_cpu(const IntervalLinearExactArgs<T>& args) {
   parallel_for(0, args.columns ? args.rows : 0, rows_at_once(args), [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) product_row(args, row);
+    for (int64_t row = first; row < last; ++row) exact_row(args, row);
   });
 }
 
 template <class T>
-void interval_product_backward_cpu(const IntervalProductBackwardArgs<T>& args) {
+void interval_linear_exact_backward_cpu(const IntervalLinearExactBackwardArgs<T>& args) {
   parallel_for(0, args.rows, rows_at_once(args), [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) gradient_row(args, row);
+    for (int64_t row = first; row < last; ++row) exact_gradient_row(args, row);
   });
 }
 
-#define INSTANTIATE(T)                                                  \
-  template void interval_product_cpu<T>(const IntervalProductArgs<T>&); \
-  template void interval_product_backward_cpu<T>(const IntervalProductBackwardArgs<T>&);
+template <class T>
+void interval_linear_sign_cpu(const IntervalLinearSignArgs<T>& args) {
+  parallel_for(0, args.count, 1 << 15, [&](int64_t first, int64_t last) { sign_range(args, first, last); });
+}
+
+#define INSTANTIATE(T)                                                           \
+  template void interval_linear_exact_cpu<T>(const IntervalLinearExactArgs<T>&); \
+  template void interval_linear_exact_backward_cpu<T>(const IntervalLinearExactBackwardArgs<T>&);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
+template void interval_linear_sign_cpu<float>(const IntervalLinearSignArgs<float>&);
+template void interval_linear_sign_cpu<double>(const IntervalLinearSignArgs<double>&);
+template void interval_linear_sign_cpu<bfloat16>(const IntervalLinearSignArgs<bfloat16>&);
+template void interval_linear_sign_cpu<float16>(const IntervalLinearSignArgs<float16>&);
 
 }  // namespace warpup

@@ -1,18 +1,19 @@
-// torch ops of margin_bounds: allocate the results, call the entry.
-#include "interval/interval_margin_check.h"
+// torch ops of margin_bounds and margin_cross_entropy: allocate the results, call the entry.
+#include "interval/margin_bounds_check.h"
 #include "torch/torch.h"
 
 namespace warpup {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> margin_bounds_op(const Tensor& center, const Tensor& radius, const Tensor& weight,
-                                                    const OptionalTensor& bias, const Tensor& labels, bool loss) {
+                                                    const OptionalTensor& bias, const Tensor& labels, bool with_loss) {
   const DType acc = accumulator_of(center);
   const View w = view(weight);
   const int64_t batch = labels.numel(), others = std::max<int64_t>(w.sizes[0] - 1, 0);
-  const auto optional = [&](const Tensor& t) { return loss ? OptionalView(view(t)) : std::nullopt; };
+  const auto optional = [&](const Tensor& t) { return with_loss ? OptionalView(view(t)) : std::nullopt; };
   Tensor bounds = empty({batch, others}, acc, center);
-  Tensor losses = empty({loss ? batch : 0}, acc, center), share = empty({loss ? batch : 0, others}, acc, center);
+  Tensor losses = empty({with_loss ? batch : 0}, acc, center),
+         share = empty({with_loss ? batch : 0, others}, acc, center);
   margin_bounds(view(center), view(radius), w, view(bias), view(labels), view(bounds), optional(losses),
                 optional(share));
   return {bounds, losses, share};
@@ -42,7 +43,7 @@ void implement(torch::stable::detail::StableLibrary& m) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
   m.def(
-      "margin_bounds(Tensor center, Tensor radius, Tensor weight, Tensor? bias, Tensor labels, bool loss) -> "
+      "margin_bounds(Tensor center, Tensor radius, Tensor weight, Tensor? bias, Tensor labels, bool with_loss) -> "
       "(Tensor bounds, Tensor loss, Tensor share)");
   m.def(
       "margin_bounds_backward(Tensor center, Tensor radius, Tensor weight, Tensor labels, Tensor? share, "

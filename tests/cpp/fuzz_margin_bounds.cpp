@@ -1,12 +1,11 @@
 // margin_bounds against plain loops.
-#pragma once
-
-#include "interval/interval_margin_check.h"
 #include "fuzz.h"
+#include "interval/margin_bounds_check.h"
 
 namespace fuzz {
+namespace {
 
-inline void margin_bounds() {
+FUZZ(margin_bounds) {
   const DType dtype = floating(), acc = dtype == DType::f64 ? DType::f64 : DType::f32;
   const int64_t batch = chance(0.05) ? 0 : 1 + below(6), classes = 1 + below(chance(0.2) ? 70 : 8);
   const int64_t width = chance(0.05) ? 0 : 1 + below(chance(0.3) ? 100 : 20), others = classes - 1;
@@ -97,4 +96,5 @@ inline void margin_bounds() {
   near(dw, want_w, "margin_bounds: grad_weight"), near(db, want_b, "margin_bounds: grad_bias");
 }
 
+}  // namespace
 }  // namespace fuzz

@@ -16,7 +16,7 @@
 //          A label outside [0, classes) gives NaN in its row on CUDA (no host sync), and nothing to weight and bias;
 //          the binding rejects it on the CPU.
 // Bytes    forward: center, radius and weight read, bounds written. backward: the same and bounds read, as much
-// written.
+//          written.
 #pragma once
 
 #include "core/types.h"

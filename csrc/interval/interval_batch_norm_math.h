@@ -1,24 +1,14 @@
-// What one element of interval_affine is; both twins call it.
+// What one element of interval_batch_norm and interval_relu is; both kernels call it.
 #pragma once
 
 #include <cmath>
-#include <limits>
 
-#include "interval/interval_affine.h"
+#include "interval/box.h"
+#include "interval/interval_batch_norm.h"
 
 namespace warpup {
 
-template <class T>
-struct BoxOf {
-  T c, r;
-};
-
-template <class Acc>
-WARPUP_HD Acc magnitude(Acc x) {
-  return x < 0 ? -x : x;
-}
-
-// By value: a choice between two places in memory is a branch, and a loop with a branch is not vectorised.
+// By value: a choice between two places in memory is a branch, and a loop with a branch is not vectorized.
 template <class Acc>
 WARPUP_HD Acc choose(bool first, Acc a, Acc b) {
   return first ? Acc(a) : Acc(b);
@@ -46,55 +36,51 @@ WARPUP_HD acc_t<T> above(acc_t<T> x) {
 // and 8 u M, M = |bias| + |mean s| >= |t| (1 - u), and yc by 2.1 u (|s c| + |t|) on top; |s| r by u |s| r. All of that,
 // and the roundings of the sum itself, is below 32 u (|s| (|c| + r) + M); products that underflow add at most a tiny
 // each.
-template <class Acc, bool kSound>
-WARPUP_HD BoxOf<Acc> affine_box(Acc c, Acc r, Acc s, Acc t, Acc m) {
+template <class Acc>
+WARPUP_HD Box<Acc> scaled_box(Acc c, Acc r, Acc s, Acc t, Acc m, bool sound) {
   const Acc size = magnitude(s);
-  BoxOf<Acc> y{s * c + t, size * r};
-  if constexpr (kSound) {
+  Box<Acc> y{s * c + t, size * r};
+  if (sound) {
     constexpr Acc kGrow = Acc(16 * Rounding<Acc>::kEps), kTiny = Acc(4 * Rounding<Acc>::kTiny);
-    y.r = y.r + (kGrow * (size * (magnitude(c) + r) + m) + kTiny);
+    y.radius = y.radius + (kGrow * (size * (magnitude(c) + r) + m) + kTiny);
   }
   return y;
 }
 
 // ReLU on both bounds. Sound: l > 0 and u <= 0 are decided without error (c - r > 0 just where c > r); else (h, h) with
 // 2 h >= c + r is a box around [0, c + r], and above(fl(c + r) / 2) is such an h.
-template <class T, bool kSound>
-WARPUP_HD BoxOf<acc_t<T>> relu_box(BoxOf<acc_t<T>> y) {
-  using Acc = acc_t<T>;
-  const Acc l = y.c - y.r, u = y.c + y.r;
+template <class Acc>
+WARPUP_HD Box<Acc> relu_box(Acc c, Acc r, bool sound) {
+  const Acc l = c - r, u = c + r;
   Acc half = u * Acc(0.5);
-  if constexpr (kSound) half = above<Acc>(half);
+  if (sound) half = above<Acc>(half);
   const bool active = l > 0;
   half = u <= 0 ? Acc(0) : half;
-  return {choose(active, y.c, half), choose(active, y.r, half)};
+  return {choose(active, c, half), choose(active, r, half)};
 }
 
-// A result of type T: rounded to it, a sound one with the center's rounding (exact: both have its leading digits) in
-// the radius, rounded up.
-template <class T, bool kSound>
-WARPUP_HD BoxOf<T> stored_box(BoxOf<acc_t<T>> y) {
-  const T c = store<T>(y.c);
-  if constexpr (kSound && !std::is_same_v<T, acc_t<T>>) {
-    const acc_t<T> off = magnitude(y.c - load(c)), r = above<T>(above<acc_t<T>>(y.r + off));
-    return {c, store<T>(choose(y.r == 0 && off == 0, acc_t<T>(0), r))};
-  } else {
-    return {c, store<T>(y.r)};
-  }
+// A sound result rounded to a 16-bit T: the center's rounding (exact: both have its leading digits) goes into the
+// radius, which is rounded up.
+template <class T>
+WARPUP_HD Box<T> sound_box(acc_t<T> c, acc_t<T> r) {
+  using Acc = acc_t<T>;
+  const T rounded = store<T>(c);
+  const Acc off = magnitude(c - load(rounded)), wider = above<T>(above<Acc>(r + off));
+  return {rounded, store<T>(choose(r == 0 && off == 0, Acc(0), wider))};
 }
 
-// The gradient before the ReLU. `added` as in IntervalAffineBackwardArgs.
-template <class Acc, bool kRelu, bool kAdded>
-WARPUP_HD BoxOf<Acc> before_relu(BoxOf<Acc> g, BoxOf<Acc> y, const Acc* added) {
-  const Acc l = y.c - y.r, u = y.c + y.r;
-  BoxOf<Acc> h = g;
-  if constexpr (kRelu) {
-    const Acc half = u <= 0 ? Acc(0) : (g.c + g.r) * Acc(0.5);
-    h = {choose(l > 0, g.c, half), choose(l > 0, g.r, half)};
+// The gradient before the ReLU of the box y, from g after it. `added` (or null) as in IntervalBatchNormBackwardArgs.
+template <class Acc>
+WARPUP_HD Box<Acc> before_relu(Acc gc, Acc gr, Acc yc, Acc yr, bool relu, const Acc* added) {
+  const Acc l = yc - yr, u = yc + yr;
+  Box<Acc> h{gc, gr};
+  if (relu) {
+    const Acc half = u <= 0 ? Acc(0) : (gc + gr) * Acc(0.5);
+    h = {choose(l > 0, gc, half), choose(l > 0, gr, half)};
   }
-  if constexpr (kAdded) {
-    h.c += added[0] + (l > 0 ? added[1] + added[2] * y.c : Acc(0)) + (u < 0 ? added[3] + added[4] * y.c : Acc(0));
-    h.r += added[5];
+  if (added) {
+    h.center += added[0] + (l > 0 ? added[1] + added[2] * yc : Acc(0)) + (u < 0 ? added[3] + added[4] * yc : Acc(0));
+    h.radius += added[5];
   }
   return h;
 }
@@ -110,9 +96,9 @@ WARPUP_HD void scale_and_shift(double mean, double var, const Acc* weight, const
 
 // What an element of the box adds to G1. v, w: center and radius, or from_outputs those after the ReLU.
 template <class Acc>
-WARPUP_HD Acc scale_gradient(BoxOf<Acc> h, Acc v, Acc w, bool from_outputs, Acc s, Acc mean, Acc bias) {
+WARPUP_HD Acc scale_gradient(Acc hc, Acc hr, Acc v, Acc w, bool from_outputs, Acc s, Acc mean, Acc bias) {
   const Acc sign = s > 0 ? Acc(1) : s < 0 ? Acc(-1) : Acc(0);
-  const Acc inputs = h.c * (v - mean) + sign * h.r * w, outputs = (h.c * (v - bias) + h.r * w) / s;
+  const Acc inputs = hc * (v - mean) + sign * hr * w, outputs = (hc * (v - bias) + hr * w) / s;
   return choose(from_outputs, outputs, inputs);
 }
 

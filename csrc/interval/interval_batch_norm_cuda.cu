@@ -1,10 +1,8 @@
-// A block works on one task of the layout; with inner == 1 its threads are 32 channels wide and 8 rows deep.
-#include <algorithm>
-
+// A block works on one task of the layout; with inner == 1 its threads are 32 channels wide and 8 rows deep. Options
+// are the same for all threads, so a branch on one costs nothing beside the memory that is waited for.
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
-#include "interval/interval_affine.h"
-#include "interval/interval_affine_math.h"
+#include "interval/interval_batch_norm_math.h"
 
 namespace warpup {
 namespace {
@@ -65,7 +63,7 @@ __device__ __forceinline__ void each_element(const ChannelLayout& layout, int64_
 // ---- Statistics -----------------------------------------------------------------------------------------------------
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void moments_kernel(const ChannelAffineArgs<T> args) {
+__global__ __launch_bounds__(kThreads) void moments_kernel(const ChannelScaleArgs<T> args) {
   using Acc = acc_t<T>;
   each_element<Acc>(args.layout, blockIdx.x, args.partials, [&](int64_t i, int64_t c, Acc* sums) {
     const Acc d = load(args.source[i]) - load(args.source[c * args.layout.inner]);
@@ -84,7 +82,7 @@ __device__ __forceinline__ void total_of(const ChannelLayout& layout, const Acc*
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void channel_affine_kernel(const ChannelAffineArgs<T> args) {
+__global__ __launch_bounds__(kThreads) void channel_scale_kernel(const ChannelScaleArgs<T> args) {
   using Acc = acc_t<T>;
   const int64_t c = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (c >= args.layout.channels) return;
@@ -102,26 +100,30 @@ __global__ __launch_bounds__(kThreads) void channel_affine_kernel(const ChannelA
 
 // ---- Forward --------------------------------------------------------------------------------------------------------
 
-template <class T, bool kSound>
-__global__ __launch_bounds__(kThreads) void affine_kernel(const IntervalAffineArgs<T> args) {
+template <class T>
+__global__ __launch_bounds__(kThreads) void forward_kernel(const IntervalBatchNormArgs<T> args) {
   using Acc = acc_t<T>;
-  Values<double, BoxSumsPart::kCount> total;
+  Values<double, kBoxSums> total;
   for (int64_t task = blockIdx.x; task < args.layout.tasks(); task += gridDim.x) {
     each_element<Acc>(args.layout, task, nullptr, [&](int64_t i, int64_t c, Acc*) {
       const Acc s = args.scale ? args.scale[c] : Acc(1), t = args.scale ? args.shift[c] : Acc(0);
-      BoxOf<Acc> y{load(args.center[i]), load(args.radius[i])};
+      Box<Acc> y{load(args.center[i]), load(args.radius[i])};
       if (args.scale) {
-        const Acc m = kSound ? (args.bias ? magnitude(args.bias[c]) : Acc(0)) + magnitude(args.mean[c] * s) : Acc(0);
-        y = affine_box<Acc, kSound>(y.c, y.r, s, t, m);
+        const Acc bias = args.sound && args.bias ? magnitude(args.bias[c]) : Acc(0);
+        const Acc m = args.sound ? bias + magnitude(args.mean[c] * s) : Acc(0);
+        y = scaled_box(y.center, y.radius, s, t, m, args.sound);
       }
       if (args.sums) {
-        const double x = y.c, a = y.c - y.r > 0 ? 1 : 0, d = y.c + y.r < 0 ? 1 : 0;
-        const double found[] = {double(y.r), x, a, a * x, a * x * x, d, d * x, d * x * x};
-        for (int k = 0; k < BoxSumsPart::kCount; ++k) total.x[k] += found[k];
+        const double x = y.center, a = y.center - y.radius > 0 ? 1 : 0, d = y.center + y.radius < 0 ? 1 : 0;
+        const double found[] = {double(y.radius), x, a, a * x, a * x * x, d, d * x, d * x * x};
+        for (int k = 0; k < kBoxSums; ++k) total.x[k] += found[k];
       }
-      if (args.relu) y = relu_box<T, kSound>(y);
-      const auto stored = stored_box<T, kSound>(y);
-      args.out_center[i] = stored.c, args.out_radius[i] = stored.r;
+      if (args.relu) y = relu_box(y.center, y.radius, args.sound);
+      Box<T> out{store<T>(y.center), store<T>(y.radius)};
+      if constexpr (sizeof(T) == 2) {
+        if (args.sound) out = sound_box<T>(y.center, y.radius);
+      }
+      args.out_center[i] = out.center, args.out_radius[i] = out.radius;
       if (!args.clean) return;
       const Acc z = s * load(args.clean[i]) + t;
       args.out_clean[i] = store<T>(args.relu && z <= 0 ? Acc(0) : z);
@@ -130,45 +132,44 @@ __global__ __launch_bounds__(kThreads) void affine_kernel(const IntervalAffineAr
   if (!args.sums) return;
   total = block_reduce<kThreads>(total, Add{});
   if (threadIdx.x != 0) return;
-  for (int k = 0; k < BoxSumsPart::kCount; ++k) {
-    args.partials[int64_t(blockIdx.x) * BoxSumsPart::kCount + k] = total.x[k];
-  }
+  for (int k = 0; k < kBoxSums; ++k) args.partials[int64_t(blockIdx.x) * kBoxSums + k] = total.x[k];
 }
 
 __global__ void sums_kernel(int64_t groups, const double* partials, double* sums) {
   double total = 0;
-  for (int64_t g = 0; g < groups; ++g) total += partials[g * BoxSumsPart::kCount + threadIdx.x];
+  for (int64_t g = 0; g < groups; ++g) total += partials[g * kBoxSums + threadIdx.x];
   sums[threadIdx.x] = total;
 }
 
 // ---- Backward -------------------------------------------------------------------------------------------------------
 
-template <class T, bool kRelu, bool kAdded>
-__global__ __launch_bounds__(kThreads) void affine_backward_kernel(const IntervalAffineBackwardArgs<T> args) {
+template <class T>
+__global__ __launch_bounds__(kThreads) void backward_kernel(const IntervalBatchNormBackwardArgs<T> args) {
   using Acc = acc_t<T>;
   Acc added[6] = {};
-  for (int k = 0; kAdded && k < 6; ++k) added[k] = static_cast<Acc>(args.added[k]);
+  for (int k = 0; args.added && k < 6; ++k) added[k] = static_cast<Acc>(args.added[k]);
   Acc* partials = args.scale ? args.partials : nullptr;
   each_element<Acc>(args.layout, blockIdx.x, partials, [&](int64_t i, int64_t c, Acc* sums) {
     const Acc s = args.scale ? args.scale[c] : Acc(1), t = args.scale ? args.shift[c] : Acc(0);
     const Acc mean = args.scale ? args.mean[c] : Acc(0), bias = args.bias ? args.bias[c] : Acc(0);
-    const BoxOf<Acc> v{load(args.center[i]), load(args.radius[i])};
-    const BoxOf<Acc> g{args.grad_center ? load(args.grad_center[i]) : Acc(0),
-                       args.grad_radius ? load(args.grad_radius[i]) : Acc(0)};
-    const BoxOf<Acc> y = args.from_outputs ? v : affine_box<Acc, false>(v.c, v.r, s, t, Acc(0));
-    const BoxOf<Acc> h = before_relu<Acc, kRelu, kAdded>(g, y, added);
-    args.out_center[i] = store<T>(s * h.c), args.out_radius[i] = store<T>(magnitude(s) * h.r);
-    sums[0] += h.c, sums[1] += scale_gradient(h, v.c, v.r, args.from_outputs, s, mean, bias);
+    const Box<Acc> v{load(args.center[i]), load(args.radius[i])};
+    const Box<Acc> g{args.grad_center ? load(args.grad_center[i]) : Acc(0),
+                     args.grad_radius ? load(args.grad_radius[i]) : Acc(0)};
+    const Box<Acc> y = args.from_outputs ? v : scaled_box(v.center, v.radius, s, t, Acc(0), false);
+    const Box<Acc> h = before_relu(g.center, g.radius, y.center, y.radius, args.relu, args.added ? added : nullptr);
+    args.out_center[i] = store<T>(s * h.center), args.out_radius[i] = store<T>(magnitude(s) * h.radius);
+    sums[0] += h.center;
+    sums[1] += scale_gradient(h.center, h.radius, v.center, v.radius, args.from_outputs, s, mean, bias);
     if (!args.clean) return;
     const Acc x = load(args.clean[i]), gx = args.grad_clean ? load(args.grad_clean[i]) : Acc(0);
-    const Acc hx = kRelu && s * x + t <= 0 ? Acc(0) : gx;
+    const Acc hx = args.relu && s * x + t <= 0 ? Acc(0) : gx;
     args.out_clean[i] = store<T>(s * hx);
     sums[0] += hx, sums[1] += hx * (x - mean);
   });
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void totals_kernel(const IntervalAffineBackwardArgs<T> args) {
+__global__ __launch_bounds__(kThreads) void totals_kernel(const IntervalBatchNormBackwardArgs<T> args) {
   using Acc = acc_t<T>;
   const int64_t c = int64_t(blockIdx.x) * kThreads + threadIdx.x, n = args.layout.outer * args.layout.inner;
   if (c >= args.layout.channels) return;
@@ -181,7 +182,8 @@ __global__ __launch_bounds__(kThreads) void totals_kernel(const IntervalAffineBa
 }
 
 template <class T>
-__global__ __launch_bounds__(kThreads) void source_kernel(const IntervalAffineBackwardArgs<T> args, const T* v, T* d) {
+__global__ __launch_bounds__(kThreads) void source_kernel(const IntervalBatchNormBackwardArgs<T> args, const T* v,
+                                                          T* d) {
   using Acc = acc_t<T>;
   each_element<Acc>(args.layout, blockIdx.x, nullptr, [&](int64_t i, int64_t c, Acc*) {
     const Acc a = args.totals[c], b = args.totals[args.layout.channels + c];
@@ -194,32 +196,28 @@ dim3 blocks(int64_t count) { return dim3(static_cast<unsigned>(count)); }
 }  // namespace
 
 template <class T>
-void channel_affine_cuda(const ChannelAffineArgs<T>& args, void* stream) {
+void channel_scale_cuda(const ChannelScaleArgs<T>& args, void* stream) {
   if (args.source) {
     launch("channel_moments", moments_kernel<T>, blocks(args.layout.tasks()), dim3(kThreads), stream, args);
   }
-  launch("channel_affine", channel_affine_kernel<T>, blocks(ceil_div(args.layout.channels, kThreads)), dim3(kThreads),
+  launch("channel_scale", channel_scale_kernel<T>, blocks(ceil_div(args.layout.channels, kThreads)), dim3(kThreads),
          stream, args);
 }
 
 template <class T>
-void interval_affine_cuda(const IntervalAffineArgs<T>& args, void* stream) {
+void interval_batch_norm_cuda(const IntervalBatchNormArgs<T>& args, void* stream) {
   const int64_t tasks = args.layout.tasks();
-  const int64_t groups = args.sums ? std::min<int64_t>(tasks, BoxSumsPart::kGroups) : tasks;
-  launch("interval_affine", args.sound ? affine_kernel<T, true> : affine_kernel<T, false>, blocks(groups),
-         dim3(kThreads), stream, args);
+  const int64_t groups = args.sums ? (tasks < kBoxSumGroups ? tasks : kBoxSumGroups) : tasks;
+  launch("interval_batch_norm", forward_kernel<T>, blocks(groups), dim3(kThreads), stream, args);
   if (args.sums) {
-    launch("box_sums", sums_kernel, dim3(1), dim3(BoxSumsPart::kCount), stream, groups, args.partials, args.sums);
+    launch("box_sums", sums_kernel, dim3(1), dim3(kBoxSums), stream, groups, args.partials, args.sums);
   }
 }
 
 template <class T>
-void interval_affine_backward_cuda(const IntervalAffineBackwardArgs<T>& args, void* stream) {
-  const auto kernel =
-      args.relu ? (args.added ? affine_backward_kernel<T, true, true> : affine_backward_kernel<T, true, false>)
-                : (args.added ? affine_backward_kernel<T, false, true> : affine_backward_kernel<T, false, false>);
+void interval_batch_norm_backward_cuda(const IntervalBatchNormBackwardArgs<T>& args, void* stream) {
   const dim3 grid = blocks(args.layout.tasks());
-  launch("interval_affine_backward", kernel, grid, dim3(kThreads), stream, args);
+  launch("interval_batch_norm_backward", backward_kernel<T>, grid, dim3(kThreads), stream, args);
   if (!args.scale) return;
   launch("channel_totals", totals_kernel<T>, blocks(ceil_div(args.layout.channels, kThreads)), dim3(kThreads), stream,
          args);
@@ -228,10 +226,10 @@ void interval_affine_backward_cuda(const IntervalAffineBackwardArgs<T>& args, vo
          args.source == 0 ? args.center : args.clean, args.source == 0 ? args.out_center : args.out_clean);
 }
 
-#define INSTANTIATE(T)                                                        \
-  template void channel_affine_cuda<T>(const ChannelAffineArgs<T>&, void*);   \
-  template void interval_affine_cuda<T>(const IntervalAffineArgs<T>&, void*); \
-  template void interval_affine_backward_cuda<T>(const IntervalAffineBackwardArgs<T>&, void*);
+#define INSTANTIATE(T)                                                               \
+  template void channel_scale_cuda<T>(const ChannelScaleArgs<T>&, void*);            \
+  template void interval_batch_norm_cuda<T>(const IntervalBatchNormArgs<T>&, void*); \
+  template void interval_batch_norm_backward_cuda<T>(const IntervalBatchNormBackwardArgs<T>&, void*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(bfloat16)

@@ -1,14 +1,15 @@
-// A thread an element of the result; tiles of both operands go through shared memory.
+// Exact: a thread an element of the result; tiles of both operands go through shared memory. Sign: a thread four
+// elements.
 #include "core/launch.cuh"
-#include "interval/interval_product.h"
+#include "interval/interval_linear.h"
 
 namespace warpup {
 namespace {
 
-constexpr int kTile = 16;
+constexpr int kTile = 16, kThreads = 256, kEach = 4;
 
 template <class T>
-__global__ __launch_bounds__(kTile* kTile) void product_kernel(const IntervalProductArgs<T> args) {
+__global__ __launch_bounds__(kTile* kTile) void exact_kernel(const IntervalLinearExactArgs<T> args) {
   __shared__ T ac[kTile][kTile + 1], ar[kTile][kTile + 1], bc[kTile][kTile + 1], br[kTile][kTile + 1];
   const int x = threadIdx.x % kTile, y = threadIdx.x / kTile;
   const int64_t row0 = int64_t(blockIdx.x) * kTile, column0 = int64_t(blockIdx.y) * kTile;
@@ -33,7 +34,7 @@ __global__ __launch_bounds__(kTile* kTile) void product_kernel(const IntervalPro
 }
 
 template <class T>
-__global__ __launch_bounds__(kTile* kTile) void product_backward_kernel(const IntervalProductBackwardArgs<T> args) {
+__global__ __launch_bounds__(kTile* kTile) void exact_backward_kernel(const IntervalLinearExactBackwardArgs<T> args) {
   __shared__ T bc[kTile][kTile + 1], br[kTile][kTile + 1], gs[kTile][kTile + 1], ge[kTile][kTile + 1];
   const int x = threadIdx.x % kTile, y = threadIdx.x / kTile;
   const int64_t row0 = int64_t(blockIdx.x) * kTile, k = int64_t(blockIdx.y) * kTile + x;
@@ -58,6 +59,16 @@ __global__ __launch_bounds__(kTile* kTile) void product_backward_kernel(const In
   if (mine) args.out_center[at] = dc, args.out_radius[at] = dr;
 }
 
+template <class T>
+__global__ __launch_bounds__(kThreads) void sign_kernel(const IntervalLinearSignArgs<T> args) {
+  const int64_t begin = int64_t(blockIdx.x) * kThreads * kEach + threadIdx.x;
+#pragma unroll
+  for (int k = 0; k < kEach; ++k) {
+    const int64_t i = begin + k * kThreads;
+    if (i < args.count) args.gradient[i] = signed_sum(args.weight[i], args.gradient[i], args.base ? args.base[i] : T{});
+  }
+}
+
 // Rows, which may be more than 65,535 tiles, along x.
 dim3 tiles(int64_t across, int64_t down) {
   return dim3(static_cast<unsigned>(ceil_div(down, kTile)), static_cast<unsigned>(ceil_div(across, kTile)));
@@ -66,21 +77,31 @@ dim3 tiles(int64_t across, int64_t down) {
 }  // namespace
 
 template <class T>
-void interval_product_cuda(const IntervalProductArgs<T>& args, void* stream) {
-  launch("interval_product", product_kernel<T>, tiles(args.columns, args.rows), dim3(kTile * kTile), stream, args);
+void interval_linear_exact_cuda(const IntervalLinearExactArgs<T>& args, void* stream) {
+  launch("interval_linear_exact", exact_kernel<T>, tiles(args.columns, args.rows), dim3(kTile * kTile), stream, args);
 }
 
 template <class T>
-void interval_product_backward_cuda(const IntervalProductBackwardArgs<T>& args, void* stream) {
-  launch("interval_product_backward", product_backward_kernel<T>, tiles(args.width, args.rows), dim3(kTile * kTile),
+void interval_linear_exact_backward_cuda(const IntervalLinearExactBackwardArgs<T>& args, void* stream) {
+  launch("interval_linear_exact_backward", exact_backward_kernel<T>, tiles(args.width, args.rows), dim3(kTile * kTile),
          stream, args);
 }
 
-#define INSTANTIATE(T)                                                          \
-  template void interval_product_cuda<T>(const IntervalProductArgs<T>&, void*); \
-  template void interval_product_backward_cuda<T>(const IntervalProductBackwardArgs<T>&, void*);
+template <class T>
+void interval_linear_sign_cuda(const IntervalLinearSignArgs<T>& args, void* stream) {
+  const dim3 grid(static_cast<unsigned>(ceil_div(args.count, kThreads * kEach)));
+  launch("interval_linear_sign", sign_kernel<T>, grid, dim3(kThreads), stream, args);
+}
+
+#define INSTANTIATE(T)                                                                   \
+  template void interval_linear_exact_cuda<T>(const IntervalLinearExactArgs<T>&, void*); \
+  template void interval_linear_exact_backward_cuda<T>(const IntervalLinearExactBackwardArgs<T>&, void*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE
+template void interval_linear_sign_cuda<float>(const IntervalLinearSignArgs<float>&, void*);
+template void interval_linear_sign_cuda<double>(const IntervalLinearSignArgs<double>&, void*);
+template void interval_linear_sign_cuda<bfloat16>(const IntervalLinearSignArgs<bfloat16>&, void*);
+template void interval_linear_sign_cuda<float16>(const IntervalLinearSignArgs<float16>&, void*);
 
 }  // namespace warpup

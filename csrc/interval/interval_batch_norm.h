@@ -1,5 +1,6 @@
-// interval_affine: a box (center, radius) and, beside it, a clean operand through y = s x + t channel by channel (batch
-// normalisation; s = 1, t = 0 without), then ReLU, in one pass that also makes the sums of the box before the ReLU.
+// interval_batch_norm and interval_relu: a box (center, radius) and, beside it, a clean operand through
+// y = s x + t channel by channel (batch normalization; s = 1, t = 0 for the ReLU alone), then ReLU, in one pass that
+// also makes the sums of the box before the ReLU. One kernel serves both, because a layer's box is then read once only.
 //
 //   s = gamma / sqrt(var + eps), t = beta - mean s     mean, var: given, or of one of the operands
 //   yc = s c + t, yr = |s| r, l = yc - yr, u = yc + yr
@@ -8,16 +9,15 @@
 //     dc = s hc, dr = |s| hr, dx = s hx
 //     G0 = sum (hc + hx), G1 = sum (hc (c - mean) + hx (x - mean) + sign(s) hr r) for each channel
 //     dbeta = G0, dgamma = G1 / sqrt(var + eps)
-//     where mean and var are those of an operand v of n elements a channel: dv -= s (G0 + (v - mean) G1 / (var + eps))
-//     / n
+//     where mean and var are those of an operand v of n elements a channel:
+//       dv -= s (G0 + (v - mean) G1 / (var + eps)) / n
 //   From the outputs of a ReLU instead of its inputs, hc (yc - beta) + hr yr = gc c' + gr r' - beta hc, for the ReLU is
 //   homogeneous: G1 follows by a division by s.
 //
 // Layout   operands [outer, channels, inner] contiguous; what is per channel [channels].
-// Sound    the radius grows by what the rounding of s, t, yc, yr, u and u/2 can be at most; see affine_box.
+// Sound    the radius grows by what the rounding of s, t, yc, yr, u and u/2 can be at most; see scaled_box.
 // Numerics float32 (float64 for float64); a channel's sums a task at a time in that, tasks in float64, in a fixed
-// order.
-//          BoxSums in float64. NaN stays NaN.
+//          order. The sums of the box in float64. NaN stays NaN.
 // Bytes    forward: each operand read and written once, the source of the statistics once more. backward: gradients and
 //          saved operands read once, gradients written once; the source and its gradient once more.
 #pragma once
@@ -26,7 +26,8 @@
 
 namespace warpup {
 
-// How the work is cut. inner == 1: a task is kRows rows of all channels. Else up to kPiece elements of one channel.
+// How the work is cut into tasks, which depends on the shape alone, so that sums are the same with any number of
+// threads. inner == 1: a task is kRows rows of all channels. Else up to kPiece elements of one channel.
 struct ChannelLayout {
   static constexpr int64_t kRows = 32, kPiece = 4096;
   int64_t outer = 0, channels = 0, inner = 1;
@@ -37,13 +38,13 @@ struct ChannelLayout {
   WARPUP_HD int64_t tasks() const { return size() == 0 ? 0 : inner == 1 ? chunks() : chunks() * channels; }
 };
 
-struct BoxSumsPart {  // in the order of the result
-  static constexpr int kCount = 8, kGroups = 1024;
-};
+// Of the box before the ReLU, in this order: sum of radii, of centers; of the active (l > 0) their count, sums of
+// centers and of their squares; of the inactive (u < 0) the same. At most kBoxSumGroups partial sums are made.
+inline constexpr int kBoxSums = 8, kBoxSumGroups = 1024;
 
 // The statistics of `source` into mean and var, if it is given; then scale and shift from mean and var.
 template <class T>
-struct ChannelAffineArgs {
+struct ChannelScaleArgs {
   using Acc = acc_t<T>;
   ChannelLayout layout;
   const T* source;           // or null: mean and var are read
@@ -54,19 +55,19 @@ struct ChannelAffineArgs {
 };
 
 template <class T>
-struct IntervalAffineArgs {
+struct IntervalBatchNormArgs {
   using Acc = acc_t<T>;
   ChannelLayout layout;
   const T *center, *radius, *clean;        // clean may be null
   const Acc *scale, *shift, *mean, *bias;  // scale null: 1, 0; mean and (it may be null) bias are read where `sound`
   bool relu, sound;
   T *out_center, *out_radius, *out_clean;
-  double *partials, *sums;  // [kGroups, 8], [8]; null: not made
+  double *partials, *sums;  // [kBoxSumGroups, kBoxSums], [kBoxSums]; null: not made
   bool* negative;           // CPU: set where a radius is below 0
 };
 
 template <class T>
-struct IntervalAffineBackwardArgs {
+struct IntervalBatchNormBackwardArgs {
   using Acc = acc_t<T>;
   ChannelLayout layout;
   const T *grad_center, *grad_radius, *grad_clean;        // null: 0
@@ -84,18 +85,18 @@ struct IntervalAffineBackwardArgs {
 };
 
 template <class T>
-void channel_affine_cpu(const ChannelAffineArgs<T>& args);
+void channel_scale_cpu(const ChannelScaleArgs<T>& args);
 template <class T>
-void channel_affine_cuda(const ChannelAffineArgs<T>& args, void* stream);
+void channel_scale_cuda(const ChannelScaleArgs<T>& args, void* stream);
 
 template <class T>
-void interval_affine_cpu(const IntervalAffineArgs<T>& args);
+void interval_batch_norm_cpu(const IntervalBatchNormArgs<T>& args);
 template <class T>
-void interval_affine_cuda(const IntervalAffineArgs<T>& args, void* stream);
+void interval_batch_norm_cuda(const IntervalBatchNormArgs<T>& args, void* stream);
 
 template <class T>
-void interval_affine_backward_cpu(const IntervalAffineBackwardArgs<T>& args);
+void interval_batch_norm_backward_cpu(const IntervalBatchNormBackwardArgs<T>& args);
 template <class T>
-void interval_affine_backward_cuda(const IntervalAffineBackwardArgs<T>& args, void* stream);
+void interval_batch_norm_backward_cuda(const IntervalBatchNormBackwardArgs<T>& args, void* stream);
 
 }  // namespace warpup

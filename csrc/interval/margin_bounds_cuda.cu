@@ -5,7 +5,7 @@
 #include "core/launch.cuh"
 #include "core/math.h"
 #include "core/reduce.cuh"
-#include "interval/interval_margin.h"
+#include "interval/margin_bounds.h"
 
 namespace warpup {
 namespace {

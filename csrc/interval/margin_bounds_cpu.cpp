@@ -4,7 +4,7 @@
 #include "core/math.h"
 #include "core/parallel.h"
 #include "core/widen.h"
-#include "interval/interval_margin.h"
+#include "interval/margin_bounds.h"
 
 namespace warpup {
 namespace {
