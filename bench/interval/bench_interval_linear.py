@@ -1,4 +1,5 @@
-"""Family `interval`: training steps of bounds beside center and radius written by hand, and intervals for weights."""
+"""interval_linear and interval_conv2d: training steps of bounds beside center and radius written by hand, and intervals
+for weights."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import warpup
-from bench.harness.measure import Comparison, Work, beside_reference, differentiable, expected
+from bench.harness.measure import Comparison, Work, differentiable, expected
 from bench.harness.timing import Candidate
 from tests.support.cases import OPS
 from warpup.interval.margin_bounds import margin_cross_entropy
@@ -42,13 +43,9 @@ def cases(device: str, size: str) -> Iterator[Comparison]:
             goals = {PRODUCT: 1 / 3.2} if not quick and mode == "midpoint" else {}
             name = f"interval weights {mode} {direction} {list(WEIGHTS[kind])}"
             yield Comparison(name, partial(weights, device, WEIGHTS[kind], mode, direction), goals)
-    for op in ("interval_batch_norm", "interval_relu"):
-        case = OPS[op]
-        inputs = case.make("small" if quick else "bench", torch.float32, device)
-        yield Comparison(f"{op} forward+backward", partial(beside_reference, case, inputs, "forward+backward"))
 
 
-def test_interval(case, measure):
+def test_interval_linear(case, measure):
     measure(case)
 
 

@@ -1,4 +1,4 @@
-"""Family `interval`: margins over the last layer, beside a difference of weights a sample and a table a pair."""
+"""margin_bounds and margin_cross_entropy, beside a difference of weights a sample and a table a pair."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cases(device: str, size: str) -> Iterator[Comparison]:
                 )
 
 
-def test_interval_margin(case, measure):
+def test_margin_bounds(case, measure):
     measure(case)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.support.nets import chain
-from warpup.interval import Box, UnsupportedLayer, bound, margin_loss, margins, rule
+from warpup.interval import Box, UnsupportedLayer, bound, crown_ibp_loss, margin_loss, margins, pgd, rule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -152,6 +152,16 @@ def test_margins_need_a_linear_end():
         margins(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), x, x, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="weighs the clean loss: pass clean="):
         margin_loss(nn.Linear(3, 3), x, x, torch.tensor([0, 1]), kappa=0.5)
+
+
+def test_wrong_options_of_losses_and_attacks():
+    module, x, labels = nn.Linear(3, 3), torch.zeros(2, 3), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="kappa must be from 0 to 1"):
+        margin_loss(module, x, x, labels, clean=x, kappa=1.5)
+    with pytest.raises(ValueError, match="beta must be from 0 to 1, got -1"):
+        crown_ibp_loss(module, x, x, labels, beta=-1)
+    with pytest.raises(ValueError, match="restarts must be at least 1 and steps at least 0, got 0 and 20"):
+        pgd(module, x, x, labels, restarts=0)
 
 
 def test_a_rule_of_ones_own():

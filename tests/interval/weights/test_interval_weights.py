@@ -340,6 +340,8 @@ def test_gradients_of_a_task_reach_its_embedding_and_the_hypernetwork():
         (lambda: HyperInterval([2, 2], 0), "tasks: expected at least 1, got 0"),
         (lambda: HyperInterval([2, 2], 1, embedding=0), "embedding: expected at least 1, got 0"),
         (lambda: HyperInterval([2, 2], 1, gamma=-0.1), "gamma: expected a finite number of at least 0, got -0.1"),
+        (lambda: IntervalLinear(2, 2, mode="exakt"), "mode: expected one of midpoint, exact, got 'exakt'"),
+        (lambda: forward_boxes([], [], torch.zeros(1, 2), mode="hull"), "mode: expected one of.*got 'hull'"),
         (lambda: mlp([3]), r"sizes: expected two or more sizes of at least 1, got \[3\]"),
         (
             lambda: worst_case_loss(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([0]), 1.5),

@@ -231,6 +231,8 @@ def margin_loss(
     other arguments are `bound`'s. kappa: `kappa_schedule` gives the usual one, Shi et al. 2021 use 0; above 0 it needs
     clean.
     """
+    if not 0 <= kappa <= 1:
+        raise ValueError(f"kappa must be from 0 to 1, got {kappa}")
     if kappa and clean is None:
         raise ValueError(f"kappa={kappa} weighs the clean loss: pass clean=")
     walk = Walk(sums=sums, statistics=statistics, shrinkage=shrinkage)

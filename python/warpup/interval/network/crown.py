@@ -97,6 +97,8 @@ def crown_ibp_loss(
     statistics: Statistics = "clean",
 ) -> Tensor:  # fmt: skip
     """Mean CE(-[0, lb], 0), lb = beta * crown + (1 - beta) * ibp; the paper's beta: `kappa_schedule(eps, eps_max)`."""
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must be from 0 to 1, got {beta}")
     crown, ibp = crown_margins(module, center, radius, labels, clean=clean, statistics=statistics)
     return F.pad(-(beta * crown + (1 - beta) * ibp), (1, 0)).logsumexp(1).mean()
 

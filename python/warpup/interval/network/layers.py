@@ -131,6 +131,7 @@ def uses_batch(layer, statistics: str) -> bool:
 @rule(nn.BatchNorm1d, nn.BatchNorm2d)
 def batch_norm(walk, layer, x, relu=False):
     training = uses_batch(layer, walk.statistics)
+    statistics = walk.statistics if training else "frozen"
     if training and walk.statistics == "clean" and x.clean is None:
         raise Refusal("in training mode its statistics are the clean pass's: pass clean=, or statistics='midpoint'")
     if layer.running_mean is None and not training:
@@ -144,7 +145,7 @@ def batch_norm(walk, layer, x, relu=False):
         raise Refusal("sound bounds need frozen statistics: module.eval() or statistics='frozen'")
     out = interval_batch_norm(
         x.center, x.radius, layer.running_mean, layer.running_var, layer.weight, layer.bias, clean=x.clean,
-        training=training, momentum=momentum, eps=layer.eps, relu=relu, statistics=walk.statistics if training else "frozen",
+        training=training, momentum=momentum, eps=layer.eps, statistics=statistics, relu=relu,
         sums=relu and walk.sums is not None, sound=walk.sound,
     )  # fmt: skip
     return walk.after_relu(out) if relu else Box(*out)

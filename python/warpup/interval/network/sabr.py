@@ -22,6 +22,8 @@ def pgd(
     largest margin of error is returned, (B, ...). The module is called as it is: put it into eval mode, so that its
     statistics stay.
     """
+    if restarts < 1 or steps < 0:
+        raise ValueError(f"restarts must be at least 1 and steps at least 0, got {restarts} and {steps}")
     check_box(center, radius, None)
     low, high = center - radius, center + radius
     best, worst = center, None

@@ -27,6 +27,7 @@ from warpup.interval.interval_batch_norm import interval_relu
 from warpup.interval.interval_box import CenterRadius
 from warpup.interval.interval_conv import interval_conv2d
 from warpup.interval.interval_linear import interval_linear
+from warpup.interval.interval_product import MODES
 
 START_SCALE = 5.0  # sigmoid of it is .993: a task begins with nearly the whole box
 
@@ -73,6 +74,7 @@ class IntervalLayer(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, max_radius: float, mode: str):
         super().__init__()
+        check_mode(mode)
         self.weight = NestedBox(layer.weight, max_radius)
         self.bias = None if layer.bias is None else NestedBox(layer.bias, max_radius)
         self.options, self.mode = conv_options(layer), mode
@@ -161,6 +163,7 @@ def forward_boxes(
     layers: Linear, Conv2d, ReLU and Flatten; their own parameters are not looked at. boxes: one for each parameter, in
     the order of `parameters()`.
     """
+    check_mode(mode)
     layers, boxes = list(layers), list(boxes)
     if len(boxes) != (wanted := sum(len(list(layer.parameters())) for layer in layers)):
         raise ValueError(f"boxes: expected one for each of {wanted} parameters, got {len(boxes)}")
@@ -173,6 +176,12 @@ def forward_boxes(
             found = _monotone(layer, center, radius, clean)
         center, radius, clean = found if len(found) == 3 else (*found, None)
     return found
+
+
+def check_mode(mode: str) -> None:
+    """Points go through boxes of weights the same way in every mode, so a wrong one would not be met there."""
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
 
 
 def conv_options(layer: nn.Linear | nn.Conv2d) -> dict:
