@@ -1,4 +1,5 @@
-// interval_softmax: the tightest bounds of each softmax probability over a box of logits.
+// interval_softmax: the tightest bounds of each softmax probability over a box of logits. A kernel of its own, because
+// the plain formula is O(n^2), and its short form takes a term out of a sum, which cancels where that term dominates.
 //
 //   l = c - r, u = c + r
 //   lower[i] = e^l[i] / (e^l[i] + sum_{j != i} e^u[j]),   upper[i] = e^u[i] / (e^u[i] + sum_{j != i} e^l[j])

@@ -1,5 +1,6 @@
-// margin_bounds: over a box of inputs to the last layer, lower bounds of the label's logit minus each other one, and
-// the cross-entropy of the worst case that they allow.
+// margin_bounds and margin_cross_entropy: over a box of inputs to the last layer, lower bounds of the label's logit
+// minus each other one, and the cross-entropy of the worst case that they allow. Taken of the difference of two logits
+// at once, because the difference of their bounds is looser: both may not be worst for the same input.
 //
 //   D[k]      = W[y] - W[k]                      y = label; the layer is elided: no box of logits in between
 //   m[k]      = D[k] . c - |D[k]| . r + b[y] - b[k]                     k != y, ascending

@@ -168,6 +168,8 @@ void margin_bounds_backward_cpu(const MarginBoundsBackwardArgs<T>& args) {
   using Acc = acc_t<T>;
   constexpr int64_t kTile = kMarginTile<Acc>;
   const MarginBoundsArgs<T>& f = args.forward;
+
+  // The gradient of each bound, that of the loss in it; of the bias, which needs nothing else.
   const Acc* grad_bounds = args.grad_bounds;
   std::vector<Acc> combined;
   if (args.grad_loss) {
@@ -178,6 +180,8 @@ void margin_bounds_backward_cpu(const MarginBoundsBackwardArgs<T>& args) {
     grad_bounds = combined.data();
   }
   margin_bias_gradient(args, grad_bounds);
+
+  // Columns in tiles, each by one thread: all samples and classes of a tile, so that no sum is shared.
   const int64_t tile_work = std::max<int64_t>(f.batch * f.classes * kTile, 1);
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / tile_work);
   parallel_for(0, (f.width + kTile - 1) / kTile, grain, [&](int64_t first, int64_t last) {

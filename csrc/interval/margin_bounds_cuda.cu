@@ -39,6 +39,8 @@ __global__ __launch_bounds__(kThreads) void margin_bounds_kernel(const MarginBou
   const T *c = args.center + i * args.center_stride, *r = args.radius + i * args.radius_stride;
   const T* own = args.weight + (valid ? y : 0) * args.weight_stride;
   Acc* bounds = args.bounds + i * others;
+
+  // The bounds: a class a warp.
   for (int64_t at = warp; at < others; at += kThreads / 32) {
     const int64_t k = at + (at >= y);
     const T* w = args.weight + (valid ? k : 0) * args.weight_stride;
@@ -53,6 +55,8 @@ __global__ __launch_bounds__(kThreads) void margin_bounds_kernel(const MarginBou
     bounds[at] = valid ? sum + bias : kInf<Acc> - kInf<Acc>;
   }
   if (!args.loss) return;
+
+  // The loss over them, as a stable log-sum-exp with a term of 1 for the label, and each class's share in it.
   __syncthreads();
   Acc high = 0, sum = 0;
   for (int64_t k = threadIdx.x; k < others; k += kThreads) high = Max{}(high, -bounds[k]);
