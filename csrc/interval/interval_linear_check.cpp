@@ -6,12 +6,6 @@
 namespace warpup {
 namespace {
 
-template <class Body>
-void dispatch_wide(const char* op, const View& a_center, const Body& body) {
-  Argument(op, "a_center", a_center).dtype({DType::f32, DType::f64}).dims(2).contiguous();
-  a_center.dtype == DType::f32 ? body.template operator()<float>() : body.template operator()<double>();
-}
-
 // b_center, of which a_center gives the width.
 template <class T>
 const T* other_center(const char* op, const View& b_center, const View& a_center) {
@@ -25,7 +19,8 @@ const T* other_center(const char* op, const View& b_center, const View& a_center
 void interval_linear_exact(const View& a_center, const View& a_radius, const View& b_center, const View& b_radius,
                            const View& shift, const View& excess) {
   const char* op = "interval_linear_exact";
-  dispatch_wide(op, a_center, [&]<class T>() {
+  Argument(op, "a_center", a_center).dims(2).contiguous();
+  dispatch_wide(op, "a_center", a_center.dtype, [&]<class T>() {
     const Device& device = a_center.device;
     const T* center = other_center<T>(op, b_center, a_center);
     const int64_t rows = a_center.sizes[0], columns = b_center.sizes[0];
@@ -48,7 +43,8 @@ void interval_linear_exact_backward(const View& a_center, const View& a_radius, 
                                     const View& b_radius, const View& grad_shift, const View& grad_excess,
                                     bool transposed, const View& out_center, const View& out_radius) {
   const char* op = "interval_linear_exact_backward";
-  dispatch_wide(op, a_center, [&]<class T>() {
+  Argument(op, "a_center", a_center).dims(2).contiguous();
+  dispatch_wide(op, "a_center", a_center.dtype, [&]<class T>() {
     const Device& device = a_center.device;
     const T* center = other_center<T>(op, b_center, a_center);
     const int64_t rows = a_center.sizes[0], columns = b_center.sizes[0];
