@@ -1,4 +1,4 @@
-"""Family `moe`: the experts of a layer beside transformers' implementations of them, and their products in one piece.
+"""moe_experts: the experts of a layer beside transformers' implementations of them, and their products in one piece.
 
 transformers' eager loop takes minutes at these sizes (its backward is quadratic in the experts): it is a peer where
 WARPUP_BENCH_SLOW is set.
@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import torch
 
-from bench.harness.measure import DIRECTIONS, Comparison, Work, beside_reference, differentiable, expected, moved
+from bench.harness.measure import Comparison, Work, differentiable, expected, moved
 from bench.harness.timing import Candidate
 from tests.support.cases import OPS, gradients_of
-from warpup.moe.moe_gather import moe_plan
+from warpup.moe.moe_plan import moe_plan
 
 LAYERS = {"DeepSeekMoE-16B": (2048, 1408, 64, 6), "Qwen3-30B-A3B": (2048, 768, 128, 8)}  # H, I, E, k
 TOKENS = {"cpu": 512, "cuda": 8192}
@@ -37,19 +37,10 @@ def cases(device: str, size: str) -> Iterator[Comparison]:
             goals = {GROUPED: 2.5, PRODUCTS: 0.5, EAGER: 20} if size != "quick" and "+" in direction else {}
             label = f"moe_experts {direction} bf16 {name} {list(shape)}"
             yield Comparison(label, partial(layer, device, shape, direction), goals)
-    rows = (tokens * 6, 1408) if size != "quick" else (8, 37)
-    for direction in DIRECTIONS:
-        goals = {"eager": 1} if size != "quick" else {}
-        yield Comparison(f"moe_glu {direction} bf16 {list(rows)}", partial(glu, device, rows, direction), goals)
 
 
 def test_moe_experts(case, measure):
     measure(case)
-
-
-def glu(device, rows, direction) -> Work:
-    op = OPS["moe_glu"]
-    return beside_reference(op, op.inputs(rows, torch.bfloat16, device, 0, "silu"), direction)
 
 
 @lru_cache(1)  # the cases of one layer follow each other
@@ -128,7 +119,7 @@ def products(x, direction) -> Candidate:
 
 def layer(device, shape, direction) -> Work:
     op, x = OPS["moe_experts"], inputs_of(device, shape)
-    functions = {"warpup": op.call, "warpup, down": partial(op.call, placement="down"), **transformers_peers()}
+    functions = {"warpup": op.call, "warpup, down": partial(op.call, weight_placement="down"), **transformers_peers()}
     candidates = {name: differentiable(f, x, WRT, direction) for name, f in functions.items()}
     candidates[PRODUCTS] = products(x, direction)
     tokens, width, inner, _, k = shape

@@ -1,5 +1,6 @@
-// moe_gather: a token's row to the rows of its copies; moe_combine: the rows of its copies back to one. Each is the
-// other's backward, so these two kernels are all four directions.
+// moe_gather and moe_combine: a token's row to the rows of its copies, and those back to one. Each is the other's
+// backward, so these two kernels are all four directions. Indexing in torch needs atomics for the backward, or sorts,
+// and rounds each addition; here a token owns what is computed for it.
 //
 //   moe_gather    out[inverse[t, j]] = w[t, j] x[t], other rows 0             gather forward: w = 1
 //                 grad_w[t, j] = <y[inverse[t, j]], x[t]>                     combine backward: x = dy

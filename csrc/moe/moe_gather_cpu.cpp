@@ -1,3 +1,4 @@
+// The CPU kernels of moe_gather and moe_combine: a thread takes whole tokens.
 #include <algorithm>
 #include <cstring>
 
@@ -8,7 +9,7 @@
 namespace warpup {
 namespace {
 
-constexpr int64_t kBlock = 512;  // columns: the sums of a block stay in L1 while the copies' rows are added
+constexpr int64_t kBlock = 512;  // columns whose sums stay in L1 while the copies' rows are added
 
 int64_t grain(int64_t k, int64_t width) {  // tokens
   return std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(k * width, 1));

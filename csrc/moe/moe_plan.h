@@ -1,4 +1,5 @@
-// moe_plan: token copies sorted by expert, stable, for tokens that go to k experts each.
+// moe_plan: token copies sorted by expert, stable, for tokens that go to k experts each. Experts are few and copies
+// many, so counting sorts them in two passes, where a library sorts in several and then searches for the bounds.
 //
 //   counts[e]     copies of expert e
 //   offsets[e]    first row of expert e in the sorted order; each expert's rows padded to a multiple of `block`
@@ -18,7 +19,8 @@
 namespace warpup {
 
 struct MoePlanChunks {
-  static constexpr int64_t kMost = 256, kLeast = 256;  // chunks; copies in each
+  static constexpr int64_t kMost = 256,
+                           kLeast = 256;  // chunks (one block of the CUDA kernel adds them up); copies in each
   static int64_t size(int64_t copies) {
     const int64_t even = ((copies + kMost - 1) / kMost + 31) / 32 * 32;
     return even < kLeast ? kLeast : even;

@@ -1,3 +1,4 @@
+// The CPU kernel of moe_plan.
 #include <algorithm>
 #include <utility>
 
@@ -11,6 +12,8 @@ void moe_plan_cpu(const MoePlanArgs<Id>& args) {
   const int64_t experts = args.experts, size = MoePlanChunks::size(args.copies);
   const int64_t chunks = MoePlanChunks::count(args.copies);
   const auto valid = [experts](Id e) { return e >= 0 && e < experts; };
+
+  // Each chunk counts its copies by expert.
   std::fill(args.permutation, args.permutation + args.rows, -1);
   parallel_for(0, chunks, 8, [&](int64_t first, int64_t last) {
     std::fill(args.chunks + first * experts, args.chunks + last * experts, 0);
@@ -20,6 +23,8 @@ void moe_plan_cpu(const MoePlanArgs<Id>& args) {
       }
     }
   });
+
+  // What an expert has in the chunks before each, in all, and where its rows begin.
   std::fill(args.counts, args.counts + experts, 0);
   for (int64_t c = 0; c < chunks; ++c) {
     for (int64_t e = 0; e < experts; ++e) {
@@ -31,6 +36,8 @@ void moe_plan_cpu(const MoePlanArgs<Id>& args) {
   for (int64_t e = 0; e < experts; ++e) {
     args.offsets[e + 1] = args.offsets[e] + (args.counts[e] + args.block - 1) / args.block * args.block;
   }
+
+  // Each chunk puts its copies in their places, in their order.
   parallel_for(0, chunks, 8, [&](int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c) {
       int64_t* at = args.chunks + c * experts;

@@ -1,5 +1,5 @@
 // moe_route: a row of router logits to its k experts and their weights; from the same pass what the balance losses
-// need.
+// need. In torch each of these is a pass of its own over the logits, and keeps what its backward needs.
 //
 //   m = max z,  l = log sum exp(z - m)                       one pass over the row, in registers or L1
 //   s = softmax z, sigmoid z, or sqrt(softplus z)            score;  q = s / sum s
@@ -8,12 +8,12 @@
 //   weights = scale v [/ (sum v + epsilon)]                  the bias chooses, it does not weigh, and has no gradient
 //   counts[b, e] = how often e was chosen in sequence b,  mean_score[b] = mean q,  z_loss = mean (m + l)^2
 //
-//   dv = scale g                                             renormalised: scale / W (g - <g, v> / W), W = sum v + eps
+//   dv = scale g                                             renormalized: scale / W (g - <g, v> / W), W = sum v + eps
 //   softmax   dz = p (U - <U, p> + c),  U = G + dv [chosen]
 //   others    dz = s' (G - <G, q>) / sum s + c p + s' dv [chosen]
 //             G = dmean_score / tokens of the sequence, c = 2 dz_loss (m + l) / tokens, p = exp(z - m - l)
 //
-// Groups   of experts / groups neighbours each; a group scores the sum of its `group_top` largest keys.
+// Groups   of experts / groups neighbors each; a group scores the sum of its `group_top` largest keys.
 // Order    by falling key; of equal keys the lower index first. Without bias and groups the key is z itself: the score
 //          is monotone, and does not round different logits to one value. A NaN counts as the smallest key; it comes
 //          out in the weights (softmax: the whole row's).

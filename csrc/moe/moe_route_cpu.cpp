@@ -1,3 +1,4 @@
+// The CPU kernels of moe_route: a row of logits after another, in L1, in loops that vectorize; then the chunks' sums.
 #include <algorithm>
 #include <bit>
 #include <limits>
@@ -34,9 +35,9 @@ WARPUP_CLONES void route_softmax(const Acc* __restrict z, int64_t n, Acc* __rest
   const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
 #pragma omp simd reduction(+ : sum)
   for (int64_t e = 0; e < n; ++e) sum += p[e] = exp_neg(z[e] - shift);
-  const Acc divisor = score_total(sum);
+  const Acc denominator = score_total(sum);
 #pragma omp simd
-  for (int64_t e = 0; e < n; ++e) p[e] /= divisor;
+  for (int64_t e = 0; e < n; ++e) p[e] /= denominator;
   stats[0] = max, stats[1] = sum == 0 ? kInf<Acc> : log_pos(sum);
 }
 
@@ -143,7 +144,7 @@ Acc scores(RouteScore kind, const Acc* z, int64_t n, Acc* s) {
   return score_total(total);
 }
 
-// Puts out what lies in groups that are not kept.
+// Experts of groups that are not kept cannot be chosen.
 template <class T>
 void keep_groups(const MoeRouteArgs<T>& args, RouteRow<acc_t<T>>& row) {
   using Acc = acc_t<T>;
@@ -180,6 +181,8 @@ void route_token(const MoeRouteArgs<T>& args, int64_t t, RouteRow<acc_t<T>>& row
   const int64_t n = args.experts, k = args.k;
   Acc *weights = args.weights + t * k, *stats = args.stats + 2 * t;
   int64_t* chosen = args.indices + t * k;
+
+  // The softmax, and whether the token counts.
   widen(args.logits + t * args.stride, n, row.z);
   route_softmax(row.z, n, row.p, stats);
   if (!counted(args, t)) stats[1] = kInf<Acc>;
@@ -188,6 +191,8 @@ void route_token(const MoeRouteArgs<T>& args, int64_t t, RouteRow<acc_t<T>>& row
     std::fill_n(chosen, k, -1);
     return;
   }
+
+  // The scores and the choice.
   const bool softmax = args.score == RouteScore::softmax;
   const Acc total = softmax ? Acc(1) : scores(args.score, row.z, n, row.s);
   const Acc* s = softmax ? row.p : row.s;
@@ -199,6 +204,8 @@ void route_token(const MoeRouteArgs<T>& args, int64_t t, RouteRow<acc_t<T>>& row
     if (args.groups) keep_groups(args, row);
     route_select<Acc>(row.ranked, n, k, chosen);
   }
+
+  // The weights.
   const Acc high = args.over_chosen ? highest_chosen(args, chosen, row.z) : Acc(0);
   Acc sum = args.over_chosen ? Acc(0) : Acc(args.epsilon);
   for (int64_t j = 0; j < k; ++j) {
@@ -210,6 +217,8 @@ void route_token(const MoeRouteArgs<T>& args, int64_t t, RouteRow<acc_t<T>>& row
   Acc factor = static_cast<Acc>(args.scale);
   if (args.over_chosen || args.renormalize) factor /= sum;
   for (int64_t j = 0; j < k; ++j) weights[j] = chosen[j] < 0 ? Acc(0) : weights[j] * factor;
+
+  // The token's share in the sums over tokens.
   add_shares(s, n, total, sums);
   const Acc lse = stats[0] + stats[1];
   sums[n] += lse * lse;
@@ -222,6 +231,8 @@ template <class T>
 void moe_route_cpu(const MoeRouteArgs<T>& args) {
   using Acc = acc_t<T>;
   const int64_t chunk = RouteChunks::size(args.tokens), columns = args.experts + 1;
+
+  // Token by token, the sums of each chunk's tokens in its slots.
   parallel_for(0, RouteChunks::count(args.tokens), 1, [&](int64_t first, int64_t last) {
     RouteRow<Acc> row;
     for (int64_t c = first; c < last; ++c) {
@@ -237,6 +248,8 @@ void moe_route_cpu(const MoeRouteArgs<T>& args) {
       }
     }
   });
+
+  // The slots of each sequence, added up in order.
   double squares = 0;
   args.lengths[args.sequences] = 0;
   for (int64_t b = 0; b < args.sequences; ++b) {
@@ -272,11 +285,14 @@ void route_token_gradient(const MoeRouteBackwardArgs<T>& args, int64_t t, const 
   const int64_t n = f.experts, k = f.k, *chosen = f.indices + t * k;
   const bool softmax = f.score == RouteScore::softmax;
   const Acc max = f.stats[2 * t], log_sum = f.stats[2 * t + 1], pull = z_factor * (max + log_sum);
+
+  // The scores again.
   widen(f.logits + t * f.stride, n, row.z);
   if (softmax || z_factor != 0) route_probabilities(row.z, n, max, log_sum, row.p);
   const Acc total = softmax ? Acc(1) : scores(f.score, row.z, n, row.s);
   const Acc* s = softmax ? row.p : row.s;
 
+  // From the weights to the scores of the chosen ones.
   const Acc* g = args.grad_weights ? args.grad_weights + t * k : nullptr;
   const Acc high = f.over_chosen ? highest_chosen(f, chosen, row.z) : Acc(0), scale = static_cast<Acc>(f.scale);
   const auto value = [&](int64_t e) { return f.over_chosen ? exp_neg(row.z[e] - high) : s[e]; };
@@ -287,13 +303,13 @@ void route_token_gradient(const MoeRouteBackwardArgs<T>& args, int64_t t, const 
       if (chosen[j] >= 0) sum += value(chosen[j]), weighted += g[j] * value(chosen[j]);
     }
   }
-  // What each of the chosen ones gets.
   const auto each_chosen = [&](const auto& body) {
     for (int64_t j = 0; g && j < k; ++j) {
       if (chosen[j] >= 0) body(chosen[j], route_value_gradient(g[j], weighted, sum, scale));
     }
   };
 
+  // From the scores to the logits.
   Acc mean, *dz = row.key;
   std::copy_n(mean_gradient, n, dz);
   if (softmax) {

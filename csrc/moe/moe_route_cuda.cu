@@ -1,6 +1,10 @@
-// Forward: a warp a chunk of tokens, an expert in 32 a lane, all in registers; then the chunks' sums. Backward: a warp
-// a token.
-#include <algorithm>
+// The CUDA kernels of moe_route. Forward: a warp takes a chunk of tokens, a lane every 32nd expert, all in registers;
+// then two small kernels add up what the chunks found. Backward: a warp a token.
+//
+// The kernels are compiled for float32 and float64 only. Logits of 16 bits are widened where they are read, by a branch
+// that is the same for all threads: one kernel for three dtypes compiles in a third of the time.
+#include <bit>
+#include <type_traits>
 
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
@@ -11,6 +15,34 @@ namespace warpup {
 namespace {
 
 constexpr int kWarps = 8, kColumns = 128;
+
+// Float64, which the tests compare with, has loops that are not unrolled: its arrays are in local memory, not
+// registers.
+template <class Acc, int N>
+inline constexpr int kUnroll = sizeof(Acc) == 8 ? 1 : N;
+
+// Calls body(x), x as the pointer to what it is.
+template <class Acc, class Body>
+__device__ __forceinline__ auto with_type(const void* x, DType type, const Body& body) {
+  if constexpr (sizeof(Acc) == 8) {
+    return body(static_cast<const double*>(x));
+  } else {
+    if (type == DType::bf16) return body(static_cast<const bfloat16*>(x));
+    if (type == DType::f16) return body(static_cast<const float16*>(x));
+    return body(static_cast<const float*>(x));
+  }
+}
+
+// What the kernels take: `args.logits`, and `grad_logits` of the backward, point to elements of `type`.
+template <class Acc>
+struct Route {
+  MoeRouteArgs<Acc> args;
+  DType type;
+  __device__ __forceinline__ Acc logit(int64_t t, int64_t e) const {
+    const int64_t at = t * args.stride + e;
+    return with_type<Acc>(args.logits, type, [at](const auto* x) { return Acc(load(x[at])); });
+  }
+};
 
 template <class Acc>
 struct Candidate {
@@ -49,26 +81,23 @@ __device__ __forceinline__ Acc slope_of(RouteScore kind, Acc z, Acc s) {
                                      : route_slope<RouteScore::sqrt_softplus>(z, s);
 }
 
-// Experts lane, lane + 32, ... of a row; the rest -inf.
-template <class T, int N>
-struct Row {
-  using Acc = acc_t<T>;
-  const T* x;
-  Acc z[N];
-  __device__ __forceinline__ Row(const MoeRouteArgs<T>& args, int64_t t) : x(args.logits + t * args.stride) {
-#pragma unroll
+// z: experts lane, lane + 32, ... of a row; the rest -inf.
+template <class Acc, int N>
+__device__ __forceinline__ void read_row(const Route<Acc>& r, int64_t t, Acc (&z)[N]) {
+  with_type<Acc>(r.args.logits, r.type, [&](const auto* x) {
+#pragma unroll(kUnroll<Acc, N>)
     for (int i = 0; i < N; ++i) {
       const int e = threadIdx.x % 32 + 32 * i;
-      z[i] = e < args.experts ? load(x[e]) : -kInf<Acc>;
+      z[i] = e < r.args.experts ? Acc(load(x[t * r.args.stride + e])) : -kInf<Acc>;
     }
-  }
-};
+  });
+}
 
 // The best of the keys whose bit in `open` is set.
 template <class Acc, int N>
 __device__ __forceinline__ Candidate<Acc> best_open(const Acc (&key)[N], unsigned open) {
   Candidate<Acc> mine{-kInf<Acc>, -1, 0};
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
   for (int i = 0; i < N; ++i) {
     if (open >> i & 1u) mine = mine.better({key[i], static_cast<int>(threadIdx.x % 32 + 32 * i), 0});
   }
@@ -81,14 +110,13 @@ __device__ __forceinline__ void close(unsigned& open, int e) {
 }
 
 // `open` without the experts of groups that are not kept. Lane g holds group g.
-template <class T, int N>
-__device__ __forceinline__ unsigned keep_groups(const MoeRouteArgs<T>& args, const acc_t<T> (&key)[N], unsigned open) {
-  using Acc = acc_t<T>;
+template <class Acc, int N>
+__device__ __forceinline__ unsigned keep_groups(const MoeRouteArgs<Acc>& args, const Acc (&key)[N], unsigned open) {
   const int lane = threadIdx.x % 32, size = static_cast<int>(args.experts / args.groups);
   Acc mine = 0;
   for (int g = 0; g < args.groups; ++g) {
     unsigned left = 0;
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
     for (int i = 0; i < N; ++i) {
       if ((lane + 32 * i) / size == g) left |= open & 1u << i;
     }
@@ -105,7 +133,7 @@ __device__ __forceinline__ unsigned keep_groups(const MoeRouteArgs<T>& args, con
     const bool free = lane < args.groups && !(kept >> lane & 1u);
     kept |= 1u << best_of_warp(Candidate<Acc>{mine, free ? lane : -1, 0}).at;
   }
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
   for (int i = 0; i < N; ++i) {
     const int e = lane + 32 * i;
     if (e < args.experts && !(kept >> e / size & 1u)) open &= ~(1u << i);
@@ -113,50 +141,53 @@ __device__ __forceinline__ unsigned keep_groups(const MoeRouteArgs<T>& args, con
   return open;
 }
 
-// What a chosen expert weighs before it is divided, and the divisor: each lane has a share of the k.
-template <class T>
+// What a chosen expert weighs before it is divided, and the denominator: each lane has a share of the k.
+template <class Acc>
 struct Chosen {
-  using Acc = acc_t<T>;
-  const MoeRouteArgs<T>& args;
-  const T* x;
+  const Route<Acc>& route;
+  const MoeRouteArgs<Acc>& args;
+  int64_t t;
   const int64_t* at;
   Acc max, log_sum, high = 0;
 
-  __device__ __forceinline__ Chosen(const MoeRouteArgs<T>& a, int64_t t, Acc max, Acc log_sum)
-      : args(a), x(a.logits + t * a.stride), at(a.indices + t * a.k), max(max), log_sum(log_sum) {
-    if (!a.over_chosen) return;
+  __device__ __forceinline__ Chosen(const Route<Acc>& r, int64_t t, Acc max, Acc log_sum)
+      : route(r), args(r.args), t(t), at(r.args.indices + t * r.args.k), max(max), log_sum(log_sum) {
+    if (!args.over_chosen) return;
     high = -kInf<Acc>;
-    for (int64_t j = threadIdx.x % 32; j < a.k; j += 32) {
-      if (at[j] >= 0) high = load(x[at[j]]) > high ? load(x[at[j]]) : high;
+    for (int64_t j = threadIdx.x % 32; j < args.k; j += 32) {
+      if (at[j] >= 0) high = z(j) > high ? z(j) : high;
     }
     high = warp_max(high);
   }
-  __device__ __forceinline__ Acc z(int64_t j) const { return load(x[at[j]]); }
+  __device__ __forceinline__ Acc z(int64_t j) const { return route.logit(t, at[j]); }
   __device__ __forceinline__ Acc value(int64_t j) const {
     if (args.over_chosen) return exp_neg(z(j) - high);
     if (args.score == RouteScore::softmax) return exp_neg(z(j) - max - log_sum);
     return score_of(args.score, z(j));
   }
   __device__ __forceinline__ bool divided() const { return args.over_chosen || args.renormalize; }
-  __device__ __forceinline__ Acc divisor(Acc lane_sum) const {
+  __device__ __forceinline__ Acc denominator(Acc lane_sum) const {
     return warp_sum(lane_sum) + (args.over_chosen ? Acc(0) : Acc(args.epsilon));
   }
 };
 
 // Token t: its weights and indices, and its share in the sums of its slot.
-template <class T, int N>
-__device__ __forceinline__ void route_token(const MoeRouteArgs<T>& args, int64_t t, acc_t<T> (&sums)[N],
-                                            int (&counts)[N], acc_t<T>& squares, int& length) {
-  using Acc = acc_t<T>;
+template <class Acc, int N>
+__device__ __forceinline__ void route_token(const Route<Acc>& route, int64_t t, Acc (&sums)[N], int (&counts)[N],
+                                            Acc& squares, int& length) {
+  const MoeRouteArgs<Acc>& args = route.args;
   const int lane = threadIdx.x % 32;
-  Row<T, N> row(args, t);
+
+  // The softmax's maximum and sum, and with them whether the token counts.
+  Acc z[N];
+  read_row(route, t, z);
   Acc max = -kInf<Acc>, sum = 0;
-#pragma unroll
-  for (int i = 0; i < N; ++i) max = row.z[i] > max ? row.z[i] : max;
+#pragma unroll(kUnroll<Acc, N>)
+  for (int i = 0; i < N; ++i) max = z[i] > max ? z[i] : max;
   max = warp_max(max);
   const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
-#pragma unroll
-  for (int i = 0; i < N; ++i) sum += exp_neg(row.z[i] - shift);
+#pragma unroll(kUnroll<Acc, N>)
+  for (int i = 0; i < N; ++i) sum += exp_neg(z[i] - shift);
   sum = warp_sum(sum);
   const Acc log_sum = sum == 0 || !counted(args, t) ? kInf<Acc> : log_pos(sum);
   if (lane == 0) args.stats[2 * t] = max, args.stats[2 * t + 1] = log_sum;
@@ -167,22 +198,22 @@ __device__ __forceinline__ void route_token(const MoeRouteArgs<T>& args, int64_t
     return;
   }
 
+  // The scores, and the token's share in the sums over tokens.
   const bool softmax = args.score == RouteScore::softmax;
-  const auto score = [&](int i) {
-    return softmax ? exp_neg(row.z[i] - max - log_sum) : score_of(args.score, row.z[i]);
-  };
+  const auto score = [&](int i) { return softmax ? exp_neg(z[i] - max - log_sum) : score_of(args.score, z[i]); };
   Acc s[N], total = 0;
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
   for (int i = 0; i < N; ++i) {
     s[i] = lane + 32 * i < args.experts ? score(i) : Acc(0);
     total += s[i];
   }
   total = softmax ? Acc(1) : score_total(warp_sum(total));
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
   for (int i = 0; i < N; ++i) sums[i] += s[i] / total;
   squares += (max + log_sum) * (max + log_sum);
   ++length;
 
+  // The choice.
   if (args.replay) {
     for (int64_t j = lane; j < args.k; j += 32) {
       const int64_t e = args.replay[t * args.k + j];
@@ -191,10 +222,10 @@ __device__ __forceinline__ void route_token(const MoeRouteArgs<T>& args, int64_t
   } else {
     const bool by_logit = args.over_chosen || (!args.bias && !args.groups);
     unsigned open = 0;
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
     for (int i = 0; i < N; ++i) {
       const int e = lane + 32 * i;
-      if (by_logit) s[i] = row.z[i];
+      if (by_logit) s[i] = z[i];
       if (args.bias && e < args.experts) s[i] += args.bias[e];
       if (s[i] != s[i]) s[i] = -kInf<Acc>;
       if (e < args.experts) open |= 1u << i;
@@ -208,24 +239,25 @@ __device__ __forceinline__ void route_token(const MoeRouteArgs<T>& args, int64_t
   }
   __syncwarp();  // the indices are read by all lanes
 
-  const Chosen<T> chosen(args, t, max, log_sum);
+  // The weights.
+  const Chosen<Acc> chosen(route, t, max, log_sum);
   Acc values = 0;
   for (int64_t j = lane; j < args.k; j += 32) {
     if (indices[j] >= 0) values += chosen.value(j);
   }
-  const Acc divisor = chosen.divisor(values), scale = static_cast<Acc>(args.scale);
-  const Acc factor = chosen.divided() ? scale / divisor : scale;
+  const Acc denominator = chosen.denominator(values), scale = static_cast<Acc>(args.scale);
+  const Acc factor = chosen.divided() ? scale / denominator : scale;
   for (int64_t j = lane; j < args.k; j += 32) weights[j] = indices[j] < 0 ? Acc(0) : chosen.value(j) * factor;
   for (int64_t j = 0; j < args.k; ++j) {
     const int64_t e = indices[j];
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
     for (int i = 0; i < N; ++i) counts[i] += e == lane + 32 * i;
   }
 }
 
-template <class T, int N>
-__global__ __launch_bounds__(32, N <= 8 ? 16 : 8) void moe_route_kernel(const MoeRouteArgs<T> args, int64_t chunk) {
-  using Acc = acc_t<T>;
+template <class Acc, int N>
+__global__ __launch_bounds__(32, N <= 8 ? 16 : 8) void moe_route_kernel(const Route<Acc> route, int64_t chunk) {
+  const MoeRouteArgs<Acc>& args = route.args;
   const int lane = threadIdx.x;
   const int64_t c = blockIdx.x, columns = args.experts + 1;
   const int64_t end = args.tokens - c * chunk < chunk ? args.tokens : (c + 1) * chunk;
@@ -235,9 +267,9 @@ __global__ __launch_bounds__(32, N <= 8 ? 16 : 8) void moe_route_kernel(const Mo
     int counts[N] = {}, length = 0;
     const int64_t bound = b + 1 < args.sequences ? route_bound(args, b + 1) : args.tokens,
                   stop = bound < end ? bound : end;
-    for (; t < stop; ++t) route_token(args, t, sums, counts, squares, length);
+    for (; t < stop; ++t) route_token(route, t, sums, counts, squares, length);
     const int64_t at = (c + b) * columns;
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
     for (int i = 0; i < N; ++i) {
       const int e = lane + 32 * i;
       if (e < args.experts) args.slot_scores[at + e] = sums[i], args.slot_counts[at + e] = counts[i];
@@ -246,9 +278,9 @@ __global__ __launch_bounds__(32, N <= 8 ? 16 : 8) void moe_route_kernel(const Mo
   }
 }
 
-// A block some experts of a sequence.
-template <class T>
-__global__ __launch_bounds__(kColumns) void moe_route_sum_kernel(const MoeRouteArgs<T> args, int64_t chunk,
+// What the chunks found of a sequence, added up: a block for some of its experts.
+template <class Acc>
+__global__ __launch_bounds__(kColumns) void moe_route_sum_kernel(const MoeRouteArgs<Acc> args, int64_t chunk,
                                                                  int64_t blocks) {
   const int64_t b = blockIdx.x / blocks, e = blockIdx.x % blocks * kColumns + threadIdx.x, columns = args.experts + 1;
   if (e >= columns) return;
@@ -264,7 +296,7 @@ __global__ __launch_bounds__(kColumns) void moe_route_sum_kernel(const MoeRouteA
     args.lengths[b] = length;
   } else {
     args.counts[b * args.experts + e] = count;
-    args.mean_score[b * args.experts + e] = static_cast<acc_t<T>>(sum / (length > 0 ? length : 1));
+    args.mean_score[b * args.experts + e] = static_cast<Acc>(sum / (length > 0 ? length : 1));
   }
 }
 
@@ -273,8 +305,9 @@ struct Total {
   int64_t length;
 };
 
-template <class T>
-__global__ __launch_bounds__(kColumns) void moe_route_total_kernel(const MoeRouteArgs<T> args, int64_t chunk) {
+// Of all sequences, in one block: the z-loss and the number of tokens.
+template <class Acc>
+__global__ __launch_bounds__(kColumns) void moe_route_total_kernel(const MoeRouteArgs<Acc> args, int64_t chunk) {
   Total mine{0, 0};
   for (int64_t b = threadIdx.x; b < args.sequences; b += kColumns) {
     int64_t first, last;
@@ -287,85 +320,98 @@ __global__ __launch_bounds__(kColumns) void moe_route_total_kernel(const MoeRout
       mine, [](const Total& a, const Total& b) { return Total{a.squares + b.squares, a.length + b.length}; });
   if (threadIdx.x != 0) return;
   args.lengths[args.sequences] = mine.length;
-  *args.z_loss = static_cast<acc_t<T>>(mine.squares / (mine.length > 0 ? mine.length : 1));
+  *args.z_loss = static_cast<Acc>(mine.squares / (mine.length > 0 ? mine.length : 1));
 }
 
-template <class T, int N>
-__global__ __launch_bounds__(32 * kWarps) void moe_route_backward_kernel(const MoeRouteBackwardArgs<T> args) {
-  using Acc = acc_t<T>;
-  const MoeRouteArgs<T>& f = args.forward;
+template <class Acc, int N>
+__global__ __launch_bounds__(32 * kWarps) void moe_route_backward_kernel(const MoeRouteBackwardArgs<Acc> args,
+                                                                         DType type) {
+  const Route<Acc> route{args.forward, type};
+  const MoeRouteArgs<Acc>& f = args.forward;
   const int64_t t = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
   if (t >= f.tokens) return;
   const int lane = threadIdx.x % 32;
-  T* out = args.grad_logits + t * f.experts;
+  const auto write = [&](const Acc* values) {  // of experts lane, lane + 32, ...; null: zeros
+    with_type<Acc>(args.grad_logits, type, [&](const auto* first) {
+      using T = std::remove_const_t<std::remove_pointer_t<decltype(first)>>;
+      T* out = const_cast<T*>(first) + t * f.experts;
+#pragma unroll(kUnroll<Acc, N>)
+      for (int i = 0; i < N; ++i) {
+        if (lane + 32 * i < f.experts) out[lane + 32 * i] = values ? store<T>(values[i]) : T{};
+      }
+    });
+  };
+
+  // A token that counts for nothing has no gradient.
   const Acc max = f.stats[2 * t], log_sum = f.stats[2 * t + 1];
-  if (log_sum == kInf<Acc>) {
-    for (int64_t e = lane; e < f.experts; e += 32) out[e] = T{};
-    return;
-  }
+  if (log_sum == kInf<Acc>) return write(nullptr);
+
+  // The scores again, and what comes from their mean (G) and from the z-loss.
   const bool softmax = f.score == RouteScore::softmax;
-  const Row<T, N> row(f, t);
+  Acc z[N];
+  read_row(route, t, z);
   const int64_t all = f.lengths[f.sequences], b = args.grad_mean_score ? sequence_of(f, t) : 0;
   const Acc share = args.grad_mean_score ? Acc(1) / f.lengths[b] : Acc(0);
   const Acc pull = args.grad_z_loss ? 2 * *args.grad_z_loss / all * (max + log_sum) : Acc(0);
-
   Acc g[N], s[N], total = 0, mean = 0;
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
   for (int i = 0; i < N; ++i) {
     const int e = lane + 32 * i;
     const bool there = e < f.experts;
     g[i] = args.grad_mean_score && there ? args.grad_mean_score[b * f.experts + e] * share : Acc(0);
-    s[i] = !there ? Acc(0) : softmax ? exp_neg(row.z[i] - max - log_sum) : score_of(f.score, row.z[i]);
+    s[i] = !there ? Acc(0) : softmax ? exp_neg(z[i] - max - log_sum) : score_of(f.score, z[i]);
     total += s[i];
   }
   total = softmax ? Acc(1) : score_total(warp_sum(total));
 
-  const Chosen<T> chosen(f, t, max, log_sum);
+  // What comes from the weights to the chosen experts.
+  const Chosen<Acc> chosen(route, t, max, log_sum);
   const Acc* gw = args.grad_weights ? args.grad_weights + t * f.k : nullptr;
   Acc sum = 0, weighted = 0;
   for (int64_t j = lane; gw && j < f.k; j += 32) {
     if (chosen.at[j] >= 0) sum += chosen.value(j), weighted += gw[j] * chosen.value(j);
   }
-  sum = chosen.divided() ? chosen.divisor(sum) : Acc(1), weighted = chosen.divided() ? warp_sum(weighted) : Acc(0);
+  sum = chosen.divided() ? chosen.denominator(sum) : Acc(1), weighted = chosen.divided() ? warp_sum(weighted) : Acc(0);
   const auto add_chosen = [&](const auto& slope) {
     for (int64_t j = 0; gw && j < f.k; ++j) {
       const int64_t e = chosen.at[j];
       if (e < 0) continue;
       const Acc dv = route_value_gradient(gw[j], weighted, sum, static_cast<Acc>(f.scale)) * slope(j);
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
       for (int i = 0; i < N; ++i) g[i] += e == lane + 32 * i ? dv : Acc(0);
     }
   };
 
+  // Through the scores to the logits.
   const bool through = softmax && !f.over_chosen;  // the same softmax as the mean scores
   if (through) add_chosen([](int64_t) { return Acc(1); });
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
   for (int i = 0; i < N; ++i) mean += g[i] * s[i];
   mean = warp_sum(mean);
-#pragma unroll
+#pragma unroll(kUnroll<Acc, N>)
   for (int i = 0; i < N; ++i) {
     if (softmax) {
       g[i] = s[i] * (g[i] - mean + pull);
     } else {
-      g[i] = slope_of(f.score, row.z[i], s[i]) * (g[i] - mean / total) / total;
-      if (pull != 0) g[i] += pull * exp_neg(row.z[i] - max - log_sum);
+      g[i] = slope_of(f.score, z[i], s[i]) * (g[i] - mean / total) / total;
+      if (pull != 0) g[i] += pull * exp_neg(z[i] - max - log_sum);
     }
   }
   if (!through) {
     add_chosen([&](int64_t j) { return softmax ? chosen.value(j) : slope_of(f.score, chosen.z(j), chosen.value(j)); });
   }
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    if (lane + 32 * i < f.experts) out[lane + 32 * i] = store<T>(g[i]);
-  }
+  write(g);
 }
 
-// Calls body with the experts that a lane holds.
-template <class Body>
+// Calls body with the experts that a lane holds: the fewer, the more registers are left for other warps. Float64 has
+// one kernel for all.
+template <class Acc, class Body>
 void with_width(int64_t experts, const Body& body) {
-  if (experts <= 64) return body.template operator()<2>();
-  if (experts <= 128) return body.template operator()<4>();
-  if (experts <= 256) return body.template operator()<8>();
+  if constexpr (sizeof(Acc) == 4) {
+    if (experts <= 64) return body.template operator()<2>();
+    if (experts <= 128) return body.template operator()<4>();
+    if (experts <= 256) return body.template operator()<8>();
+  }
   body.template operator()<kMaxExperts / 32>();
 }
 
@@ -373,21 +419,26 @@ void with_width(int64_t experts, const Body& body) {
 
 template <class T>
 void moe_route_cuda(const MoeRouteArgs<T>& args, void* stream) {
+  using Acc = acc_t<T>;
   const int64_t chunk = RouteChunks::size(args.tokens), blocks = ceil_div(args.experts + 1, kColumns);
-  with_width(args.experts, [&]<int N>() {
+  const Route<Acc> route{std::bit_cast<MoeRouteArgs<Acc>>(args), dtype_of<T>()};
+  with_width<Acc>(args.experts, [&]<int N>() {
     const dim3 grid(static_cast<unsigned>(RouteChunks::count(args.tokens)));
-    launch("moe_route", moe_route_kernel<T, N>, grid, dim3(32), stream, args, chunk);
+    launch("moe_route", moe_route_kernel<Acc, N>, grid, dim3(32), stream, route, chunk);
   });
-  launch("moe_route_sum", moe_route_sum_kernel<T>, dim3(static_cast<unsigned>(args.sequences * blocks)), dim3(kColumns),
-         stream, args, chunk, blocks);
-  launch("moe_route_total", moe_route_total_kernel<T>, dim3(1), dim3(kColumns), stream, args, chunk);
+  launch("moe_route_sum", moe_route_sum_kernel<Acc>, dim3(static_cast<unsigned>(args.sequences * blocks)),
+         dim3(kColumns), stream, route.args, chunk, blocks);
+  launch("moe_route_total", moe_route_total_kernel<Acc>, dim3(1), dim3(kColumns), stream, route.args, chunk);
 }
 
 template <class T>
 void moe_route_backward_cuda(const MoeRouteBackwardArgs<T>& args, void* stream) {
-  with_width(args.forward.experts, [&]<int N>() {
+  using Acc = acc_t<T>;
+  const auto same = std::bit_cast<MoeRouteBackwardArgs<Acc>>(args);
+  with_width<Acc>(args.forward.experts, [&]<int N>() {
     const dim3 grid(static_cast<unsigned>(ceil_div(args.forward.tokens, kWarps)));
-    launch("moe_route_backward", moe_route_backward_kernel<T, N>, grid, dim3(32 * kWarps), stream, args);
+    launch("moe_route_backward", moe_route_backward_kernel<Acc, N>, grid, dim3(32 * kWarps), stream, same,
+           dtype_of<T>());
   });
 }
 

@@ -1,4 +1,4 @@
-// What both twins of moe_route compute for one expert, and where sequences and their slots lie.
+// What both kernels of moe_route compute for one expert, and where sequences and their slots are.
 #pragma once
 
 #include "core/math.h"

@@ -1,4 +1,5 @@
 // torch ops of moe_route: allocate the results, call the entry.
+#include "moe/moe_route.h"
 #include "moe/moe_route_check.h"
 #include "torch/torch.h"
 
@@ -24,8 +25,21 @@ RouteResult moe_route_op(const Tensor& logits, const OptionalTensor& bias, const
   const int64_t slots = RouteChunks::slots(tokens, sequences);
   const Tensor scores = output({slots, experts + 1}, acc), chosen = output({slots, experts + 1}, DType::i64);
   moe_route(z, view(bias), view(replay), view(mask), view(bounds), k,
-            {score, over_chosen, renormalize, epsilon, scale, groups, kept_groups, group_top},
-            {view(weights), view(indices), view(counts), view(mean_score), view(z_loss), view(stats), view(lengths)},
+            {.score = score,
+             .over_chosen = over_chosen,
+             .renormalize = renormalize,
+             .epsilon = epsilon,
+             .scale = scale,
+             .groups = groups,
+             .kept_groups = kept_groups,
+             .group_top = group_top},
+            {.weights = view(weights),
+             .indices = view(indices),
+             .counts = view(counts),
+             .mean_score = view(mean_score),
+             .z_loss = view(z_loss),
+             .stats = view(stats),
+             .lengths = view(lengths)},
             view(scores), view(chosen));
   return {weights, indices, counts, mean_score, z_loss, stats, lengths};
 }
@@ -35,9 +49,10 @@ Tensor moe_route_backward_op(const Tensor& logits, const OptionalTensor& bounds,
                              const Tensor& lengths, const OptionalTensor& grad_weights,
                              const OptionalTensor& grad_mean_score, const OptionalTensor& grad_z_loss) {
   Tensor grad = empty(sizes_of(logits), view(logits).dtype, logits);
-  moe_route_backward(view(logits), view(bounds), {score, over_chosen, renormalize, epsilon, scale}, view(indices),
-                     view(stats), view(lengths), view(grad_weights), view(grad_mean_score), view(grad_z_loss),
-                     view(grad));
+  const RouteOptions options{
+      .score = score, .over_chosen = over_chosen, .renormalize = renormalize, .epsilon = epsilon, .scale = scale};
+  moe_route_backward(view(logits), view(bounds), options, view(indices), view(stats), view(lengths), view(grad_weights),
+                     view(grad_mean_score), view(grad_z_loss), view(grad));
   return grad;
 }
 
@@ -58,7 +73,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
   m.def(
       "moe_route_backward(Tensor logits, Tensor? bounds, str score, bool over_chosen, bool renormalize, "
       "float epsilon, float scale, Tensor indices, Tensor stats, Tensor lengths, Tensor? grad_weights, "
-      "Tensor? grad_mean_score, Tensor? grad_z_loss) -> Tensor");
+      "Tensor? grad_mean_score, Tensor? grad_z_loss) -> (Tensor grad_logits)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CPU, m) { warpup::implement(m); }

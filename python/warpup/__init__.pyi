@@ -41,10 +41,12 @@ from .logprob.likelihood import (
 )
 from .logprob.linear_logprob import linear_logprob
 from .logprob.token_logprob import replay_logprob, token_logprob
+from .moe.glu import glu
 from .moe.grouped_mm import grouped_mm
 from .moe.moe_balance_loss import moe_balance_loss, moe_device_balance_loss, moe_update_bias
 from .moe.moe_experts import moe_experts
-from .moe.moe_gather import MoEPlan, moe_combine, moe_gather, moe_plan
+from .moe.moe_gather import moe_combine, moe_gather
+from .moe.moe_plan import MoEPlan, moe_plan
 from .moe.moe_route import MoERoute, moe_route
 from .policy.linear_policy_loss import linear_policy_loss
 from .policy.masks import clip_cov_tokens, kl_cov_tokens, rollout_weights, sequence_mask, top_entropy_mask
@@ -78,6 +80,7 @@ __all__ = [
     "distributed",
     "divergence",
     "gae",
+    "glu",
     "group_advantage",
     "group_plan",
     "grouped_mm",

@@ -131,20 +131,25 @@ def differentiable(
     *,
     backward: str = "",
     when: dict[str, str] | None = None,
+    needed_by: dict[str, str] | None = None,
     backward_fake: Callable | None = None,
     strided: bool = False,
 ) -> Callable:
-    """The raw op `name` with its gradients: a function of the same arguments, in their order, and the same results.
+    """The raw op `name` with its gradients: a function of the same arguments, in their order or from some on by name,
+    and the same results.
 
     Args:
         name: the raw op. Its fake is registered with `fake`.
         backward: the raw op of its gradients, `<name>_backward` by default. One that writes over an input,
             `op_backward_(Tensor(a!) x, ...) -> ()`, gives the gradient of that input. An argument `bool[] needs`
             hears which of the gradients it returns are needed. The others are found as the module's text says; those
-            that are none of this must have a default, and come last.
+            that are none of this must have a default, and come last. Results that are not named grad_<input> are for
+            other callers.
         when: output -> the input that decides whether that output is there: a bool, or a tensor that may be None. An
             input `with_<output>` need not be listed. An output that is not there has no elements and no gradient, and
             the backward is given None in its place.
+        needed_by: tensor input -> the input whose gradient is all that it is kept for. Where that one needs none, the
+            tensor is not kept, and the backward is given None in its place.
         backward_fake: what the backward returns; by default tensors like the inputs whose gradients they are, without
             elements where those are None or not needed.
         strided: the backward takes gradients as they come, with whatever strides; else they are made contiguous.
@@ -174,13 +179,14 @@ def differentiable(
         elif not argument.has_default_value():
             raise TypeError(f"{backward}: argument {a} is neither of {inputs} nor of {outputs} nor a gradient of these")
     written = [a.name for a in backward_schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    results = (
-        written if not backward_schema.returns else [r.name.removeprefix("grad_") for r in backward_schema.returns]
-    )
+    returns = [r.name for r in backward_schema.returns]
+    results = [r.removeprefix("grad_") for r in returns if r.startswith("grad_")] if returns else written
     if not results or not set(results) <= set(inputs):
         raise TypeError(f"{backward}: returns must be named grad_<input>, of {inputs}; got {results}")
     gets = [inputs.index(r) for r in results]  # positions of the inputs that get a gradient
+    gradients_at = [at for at, r in enumerate(returns) if r.startswith("grad_")] or [0]  # in what the backward returns
     graded = {i for kind, i in sources if kind == "grad"}
+    kept_for = {inputs.index(i): inputs.index(j) for i, j in (needed_by or {}).items()}
     required = [a for a in backward_schema.arguments if a.name.startswith("grad_") and str(a.type) == "Tensor"]
     materialize = len(graded) > 1 and bool(required)
     # All that can be is worked out here, once: a call on a few numbers is nothing but this.
@@ -200,11 +206,17 @@ def differentiable(
         def setup_context(ctx, inputs, output):
             found = output if isinstance(output, tuple) else (output,)
             ctx.absent = absent = [o for o, i in condition.items() if inputs[i] is None or inputs[i] is False]
-            ctx.mark_non_differentiable(*[found[i] for i in (*constant, *absent)])
+            if constant or absent:  # Dynamo cannot trace a call for nothing
+                ctx.mark_non_differentiable(*[found[i] for i in (*constant, *absent)])
             ctx.set_materialize_grads(materialize)
             ctx.options = [inputs[i] for i in options]
             kept = [None if i in absent else found[i] for i in kept_outputs]
-            ctx.save_for_backward(*[inputs[i] for i in kept_inputs], *kept)
+            if kept_for:
+                needs = ctx.needs_input_grad
+                mine = [inputs[i] if i not in kept_for or needs[kept_for[i]] else None for i in kept_inputs]
+            else:
+                mine = [inputs[i] for i in kept_inputs]
+            ctx.save_for_backward(*mine, *kept)
 
         @staticmethod
         @once_differentiable
@@ -233,10 +245,11 @@ def differentiable(
             if overwritten is not None:  # the gradient is where an input was; a later backward that needs it must raise
                 found = arguments[overwritten]
                 torch.autograd.graph.increment_version(found)
+            found = found if isinstance(found, tuple | list) else (found,)
             all_gradients = list(nothing)
-            for j, gradient in zip(gets, found if isinstance(found, tuple | list) else (found,), strict=True):
+            for j, at in zip(gets, gradients_at, strict=True):
                 if ctx.needs_input_grad[j]:
-                    all_gradients[j] = gradient
+                    all_gradients[j] = found[at]
             return tuple(all_gradients)
 
     def default_fake(*arguments):
@@ -263,7 +276,12 @@ def differentiable(
     # Only torch.compile and torch.func have use for it; what lies beneath takes positional arguments as they are.
     apply_positional = super(torch.autograd.Function, Function).apply
 
-    def call(*arguments):
+    def call(*arguments, **named):
+        if named:
+            missing = inputs[len(arguments) :]
+            if missing != [i for i in inputs if i in named] or len(missing) != len(named):
+                raise TypeError(f"{name}: after {len(arguments)} arguments, give {missing} by name")
+            arguments = (*arguments, *(named[i] for i in missing))
         if torch.is_grad_enabled():
             for i in gets:
                 if arguments[i] is not None and arguments[i].requires_grad:

@@ -11,8 +11,6 @@
 
 #include "core/parallel.h"
 #include "fuzz_logprob_policy.h"
-#include "fuzz_moe.h"
-#include "fuzz_moe_experts.h"
 
 namespace {
 
@@ -33,7 +31,7 @@ constexpr warpup::ThreadPool kThreads{
 namespace fuzz {
 
 constexpr void (*kOps[])() = {
-    policy_loss, moe_glu, grouped_product, moe, route,
+    policy_loss,
 };
 [[maybe_unused]] const bool kRegistered = [] {
   for (const auto run : kOps) examples().push_back({"", run});

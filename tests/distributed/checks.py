@@ -40,13 +40,13 @@ def run(rank: int, world: int, folder: str, names: list[str]) -> None:
     rendezvous, patience = f"file://{folder}/rendezvous", datetime.timedelta(seconds=40)
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world, timeout=patience)
     for name in names:
-        told = "passed"
+        outcome = "passed"
         try:
             globals()[name](rank, world, Path(folder))
         except BaseException:
-            told = traceback.format_exc()
-        Path(folder, f"{name}.{rank}").write_text(told)
-        if told != "passed":
+            outcome = traceback.format_exc()
+        Path(folder, f"{name}.{rank}").write_text(outcome)
+        if outcome != "passed":
             sys.exit(1)  # the others would wait for this rank
 
 
@@ -159,7 +159,7 @@ def check_bytes_of_a_layer(rank, world, folder):
     assert total(sum(sent)) == 4 * H * T * (world - 1)  # rank 0 owns both experts
 
 
-def check_layers_fetch_for_their_neighbours(rank, world, folder):
+def check_layers_fetch_for_their_neighbors(rank, world, folder):
     """The order in which copies are fetched, of two layers in a chain: the second one's before its own forward, the
     first one's before its own backward."""
     events = []
@@ -210,7 +210,9 @@ def check_wrong_arguments_are_told_on_every_rank(rank, world, folder):
         "experts must be the same on all ranks": lambda: ShardedExperts(H, I, E, slots=1, seed=rank),
         "must be at least 1, got 6, 5 and 0": lambda: ShardedExperts(H, I, 0, slots=1),
         "activation must be one of silu, .* got 'tanh'": lambda: ShardedExperts(H, I, E, slots=1, activation="tanh"),
-        "placement must be one of combine, .* got 'up'": lambda: ShardedExperts(H, I, E, slots=1, placement="up"),
+        "weight_placement must be one of combine, .* got 'up'": lambda: ShardedExperts(
+            H, I, E, slots=1, weight_placement="up"
+        ),
         "x must be": lambda: layer(x[:, 1:], weights, indices),
         "weights and indices must be": lambda: layer(x, weights, indices[1:]),
     }.items():

@@ -34,9 +34,9 @@ def group(request, tmp_path_factory):
 def test_in_processes(group, name):
     world, folder = group
     for rank in range(world):
-        told = folder / f"{name}.{rank}"
-        assert told.exists(), f"rank {rank} did not finish"
-        assert told.read_text() == "passed", f"rank {rank}:\n{told.read_text()}"
+        outcome = folder / f"{name}.{rank}"
+        assert outcome.exists(), f"rank {rank} did not finish"
+        assert outcome.read_text() == "passed", f"rank {rank}:\n{outcome.read_text()}"
 
 
 def test_checkpoint_of_four_in_one_process(group):

@@ -1,4 +1,4 @@
-"""The moe family's entries of the case table (`cases.py`): the router."""
+"""The case table's entry of moe_route."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 import warpup
 from tests.support.case import Case, Inputs, New, Thunk, gradients_of, name_of
-from warpup import arrays as core
-from warpup.moe import moe_gather as moe
-from warpup.moe import moe_route
+from warpup import arrays
+from warpup._op import accumulator
+from warpup.moe.moe_route import Rule, reference_moe_route, route_rule
 
 OPTIONS = {  # of each variant
     "plain": {},
@@ -22,6 +22,7 @@ OPTIONS = {  # of each variant
     "replay_topk_softmax": {"order": "topk_softmax", "scale": 1.5},
     "sequences": {"groups": (4, 3, "topk")},
 }
+WEIGHING = ("score", "over_chosen", "renormalize", "epsilon", "scale")  # what the backward needs of a rule
 SIZES = {  # T, E, k (a constant of a compiled function)
     "grad": (7, 8, 4),
     "small": (67, 40, 4),
@@ -55,22 +56,32 @@ def route_inputs(size, dtype, device, seed, variant) -> Inputs:
 
 def tensors_of(x: Inputs) -> tuple:
     """bias, replay, mask, bounds as the raw ops take them."""
-    acc = moe.accumulator(x["logits"])
+    acc = accumulator(x["logits"])
     return (None if (bias := x.get("bias")) is None else bias.to(acc)), *map(
         x.get, ("replay_indices", "token_mask", "sequences")
     )
 
 
-def rule_of(x: Inputs) -> moe_route.Rule:
+def rule_of(x: Inputs) -> Rule:
     names = ("score", "order", "renormalize", "groups", "scale")
-    return moe_route.route_rule(x["k"], **{name: x[name] for name in names if name in x})
+    return route_rule(x["k"], **{name: x[name] for name in names if name in x})
 
 
 def route_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     tensors, rule = tensors_of(x), rule_of(x)
-    arguments = (x["logits"], *tensors, x["k"], *rule)
+    arguments = (x["logits"], *tensors, x["k"], *vars(rule).values())
     weights, indices, _, mean_score, z_loss, stats, lengths = ops.moe_route(*arguments)
-    backward = (x["logits"], tensors[-1], *rule[:5], indices, stats, lengths, weights, mean_score, z_loss)
+    backward = (
+        x["logits"],
+        tensors[-1],
+        *(vars(rule)[name] for name in WEIGHING),
+        indices,
+        stats,
+        lengths,
+        weights,
+        mean_score,
+        z_loss,
+    )
     return [("moe_route", arguments), ("moe_route_backward", backward)]
 
 
@@ -78,9 +89,9 @@ def route_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
     logits, k, rule = x["logits"], x["k"], rule_of(x)
     (tokens, experts), dtype = tuple(logits.shape), name_of(logits.dtype)
     acc = "float64" if dtype == "float64" else "float32"
-    arrays = {name: x[key] for name, key in (("replay", "replay_indices"), ("mask", "token_mask")) if key in x}
+    given = {name: x[key] for name, key in (("replay", "replay_indices"), ("mask", "token_mask")) if key in x}
     if "bias" in x:
-        arrays["bias"] = torch.as_tensor(x["bias"]).to(getattr(torch, acc))
+        given["bias"] = torch.as_tensor(x["bias"]).to(getattr(torch, acc))
     bounds = {"bounds": x["sequences"]} if "sequences" in x else {}
     sequences = x["sequences"].shape[0] - 1 if bounds else 1
     shapes = {
@@ -97,17 +108,17 @@ def route_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
         return outputs if bounds else outputs | {n: outputs[n][0] for n in ("counts", "mean_score")}
 
     def forward():
-        core.moe_route(logits, k=k, **arrays, **bounds, **rule._asdict(), **outputs, **saved, **scratch)
+        arrays.moe_route(logits, k=k, **given, **bounds, **vars(rule), **outputs, **saved, **scratch)
         return tuple(squeezed().values())
 
     def backward():
         floating = ("weights", "mean_score", "z_loss")  # `run` draws for those that have a gradient, in their order
         drawn = gradients_of([torch.as_tensor(squeezed()[name]) for name in floating])
         by_name = dict(zip(floating, drawn, strict=True))
-        options = {name: getattr(rule, name) for name in rule._fields[:5]}
+        options = {name: vars(rule)[name] for name in WEIGHING}
         by_name["mean_score"] = by_name["mean_score"].view(sequences, experts)
         grads = {f"grad_{name}": g for name, g in by_name.items()}
-        core.moe_route_backward(
+        arrays.moe_route_backward(
             logits, **bounds, **options, indices=outputs["indices"], **saved, **grads, grad_logits=grad
         )
         return (grad,)
@@ -125,7 +136,7 @@ CASES = [
         op="moe_route",
         family="moe",
         call=warpup.moe_route,
-        reference=moe_route.reference_moe_route,
+        reference=reference_moe_route,
         sizes=SIZES,
         variants=tuple(OPTIONS),
         inputs=route_inputs,

@@ -1,4 +1,4 @@
-"""The Triton kernels of the grouped products under Triton's interpreter, on CPU tensors; on a GPU as they are."""
+"""The Triton kernels of grouped_mm under Triton's interpreter, on CPU tensors; on a GPU as they are."""
 
 import math
 import os
@@ -50,15 +50,15 @@ def near(got, want, depth):
 @here
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_products(shape, dtype):
-    from warpup.moe import grouped_mm_triton as moe_triton
+def test_nt(shape, dtype):
+    from warpup.moe import grouped_mm_triton
 
     x, source, w, *_, offsets, at = problem(shape, dtype)
-    for turned in (False, True):
-        w = w.mT.contiguous().mT if turned else w
+    for transposed in (False, True):
+        w = w.mT.contiguous().mT if transposed else w
         for operand, rows in ((x, None), (source, at)):
             moved = None if rows is None else rows.to(DEVICE)
-            got = moe_triton.products(operand, w, offsets.to(DEVICE), moved)
+            got = grouped_mm_triton.grouped_mm_nt(operand, w, offsets.to(DEVICE), moved)
             sorted_rows = operand if rows is None else operand[moved]
             for e, (a, b) in enumerate(pairwise(offsets.tolist())):
                 near(got[a:b], sorted_rows[a:b].double() @ w[e].double().t(), shape[3])
@@ -67,12 +67,12 @@ def test_products(shape, dtype):
 @pytest.mark.skipif(INTERPRETED, reason="launches nothing, or more than an interpreter has time for")
 def test_more_rows_than_the_second_dimension_of_a_grid_has_blocks_for(monkeypatch):
     """65535 tiles of 64 rows are 4.2 million; on a GPU the last rows are really computed."""
-    from warpup.moe import grouped_mm_triton as moe_triton
+    from warpup.moe import grouped_mm_triton
 
-    rows, n, grids = 65536 * moe_triton.ROWS + 1, moe_triton.COLUMNS + 1, []
+    rows, n, grids = 65536 * grouped_mm_triton.ROWS + 1, grouped_mm_triton.COLUMNS + 1, []
     if DEVICE == "cuda":
         x, w, offsets = (t.to(DEVICE) for t in (torch.randn(rows, 2), torch.randn(2, n, 2), torch.tensor([0, 5, rows])))
-        torch.testing.assert_close(moe_triton.products(x, w, offsets)[-100:], x[-100:] @ w[1].t())
+        torch.testing.assert_close(grouped_mm_triton.grouped_mm_nt(x, w, offsets)[-100:], x[-100:] @ w[1].t())
         return
 
     class Recorder:
@@ -80,9 +80,9 @@ def test_more_rows_than_the_second_dimension_of_a_grid_has_blocks_for(monkeypatc
             grids.append(grid)
             return lambda *operands, **options: None
 
-    monkeypatch.setattr(moe_triton, "_rows_kernel", Recorder())
+    monkeypatch.setattr(grouped_mm_triton, "_nt_kernel", Recorder())
     x, w = torch.empty(rows, 2, device="meta"), torch.empty(2, n, 2, device="meta")
-    moe_triton.products(x, w, torch.tensor([0, 5, rows]))
+    grouped_mm_triton.grouped_mm_nt(x, w, torch.tensor([0, 5, rows]))
     (grid,) = grids
     assert all(blocks <= 65535 for blocks in grid[1:])
     assert math.prod(grid) >= 2 * 65537
@@ -91,14 +91,14 @@ def test_more_rows_than_the_second_dimension_of_a_grid_has_blocks_for(monkeypatc
 @here
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_weight_products(shape, dtype):
-    from warpup.moe import grouped_mm_triton as moe_triton
+def test_tn(shape, dtype):
+    from warpup.moe import grouped_mm_triton
 
     x, x_source, _, dy, dy_source, offsets, at = problem(shape, dtype)
     moved, bounds = at.to(DEVICE), offsets.tolist()
     for first, dy_rows in ((dy, None), (dy_source, moved)):
         for second, x_rows in ((x, None), (x_source, moved)):
-            got = moe_triton.weight_products(first, second, offsets.to(DEVICE), dy_rows, x_rows)
+            got = grouped_mm_triton.grouped_mm_tn(first, second, offsets.to(DEVICE), dy_rows, x_rows)
             mine = first if dy_rows is None else first[dy_rows]
             other = second if x_rows is None else second[x_rows]
             want = [mine[a:b].double().t() @ other[a:b].double() for a, b in pairwise(bounds)]
@@ -112,17 +112,17 @@ def test_compiles_for_a_gpu_without_one(kind):
     from triton import language as tl
     from triton.backends.compiler import GPUTarget
 
-    from warpup.moe import grouped_mm_triton as moe_triton
+    from warpup.moe import grouped_mm_triton
 
     common = {"widen": False, "exact": False, "wide": tl.float64 if kind == "fp64" else tl.float32}
     common |= {"ROWS": 16, "COLUMNS": 32, "DEPTH": 16}
     for kernel, switches in (
-        (moe_triton._rows_kernel, {"gathered": True, "EXPERTS": 64}),
-        (moe_triton._weights_kernel, {"dy_gathered": True, "x_gathered": False}),
+        (grouped_mm_triton._nt_kernel, {"gathered": True, "EXPERTS": 64}),
+        (grouped_mm_triton._tn_kernel, {"a_gathered": True, "b_gathered": False}),
     ):
         fixed = common | switches
-        kinds = dict.fromkeys(("x", "w", "dy", "out"), f"*{kind}")
-        kinds |= dict.fromkeys(("offsets", "at", "dy_at", "x_at"), "*i64") | dict.fromkeys(fixed, "constexpr")
+        kinds = dict.fromkeys(("a", "b", "out"), f"*{kind}")
+        kinds |= dict.fromkeys(("offsets", "a_rows", "b_rows"), "*i64") | dict.fromkeys(fixed, "constexpr")
         signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
         source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=fixed)
         assert "cubin" in compiler.compile(source, target=GPUTarget("cuda", 80, 32)).asm

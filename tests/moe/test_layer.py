@@ -54,7 +54,7 @@ def test_autocast_leaves_the_router_as_it_is():
     for name in ("weights", "indices", "mean_score"):
         assert torch.equal(getattr(m.last_route, name), getattr(want, name)), name
     low = [p.detach().bfloat16() for p in (m.w_gate_up, m.w_down, m.shared_gate_up, m.shared_down)]
-    y = moe_experts(x.bfloat16(), want.weights, want.indices, *low[:2], placement="down")
+    y = moe_experts(x.bfloat16(), want.weights, want.indices, *low[:2], weight_placement="down")
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, y + F.linear(glu(F.linear(x.bfloat16(), low[2])), low[3]))
     (out.float().square().mean() + m.balance_loss(expert=0.1)).backward()
@@ -96,6 +96,9 @@ def test_balance_losses():
     assert m.balance_loss(z=0.1).item() == pytest.approx(0.1 * z.item(), rel=1e-5)
     with pytest.raises(ValueError, match="divide 6 experts, got 4"):
         m.balance_loss(device=1.0, devices=4)
+    with pytest.raises(ValueError, match="devices=3 needs a coefficient, device="):
+        m.balance_loss(expert=1.0, devices=3)
+    assert m.balance_loss(device=0.0, devices=3).item() == 0  # a coefficient that is 0 is one
     m.balance_loss(expert=1.0).backward()
     assert m.router.grad.abs().sum() > 0
     assert m.w_down.grad is None
@@ -269,7 +272,7 @@ WRONG = [
     ({"groups": (6, 1, "top1")}, "the groups kept must .* have k = 2 experts"),
     ({"groups": (3, 2)}, "groups must be "),
     ({"activation": "tanh"}, "activation must be one of silu, .* got 'tanh'"),
-    ({"placement": "up"}, "placement must be one of combine, .* got 'up'"),
+    ({"placement": "up"}, "weight_placement must be one of combine, .* got 'up'"),
 ]
 
 
@@ -287,5 +290,6 @@ def test_messages():
         made()(torch.zeros(3, 11))
     shown = repr(made(score="sigmoid", groups=(3, 2, "top2"), correction=True))
     assert "12, 10, 6 experts, 2 a token, 2 shared" in shown
-    for part in ("score=sigmoid", "groups=(3, 2, 'top2')", "correction=True", "activation=silu", "placement=down"):
+    options = ("score=sigmoid", "groups=(3, 2, 'top2')", "correction=True", "activation=silu")
+    for part in (*options, "weight_placement=down"):
         assert part in shown

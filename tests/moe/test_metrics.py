@@ -144,6 +144,7 @@ def test_nothing_yet():
         (lambda m: m.update(0, torch.ones(1, 2), torch.zeros(1, 1), torch.zeros(1)), "weights, indices and sample_ids"),
         (lambda m: RoutingMetrics(1, 2, edits="word"), "edits must be expert or character, got 'word'"),
         (lambda m: RoutingMetrics(1, 2, pairs=0), "pairs must be at least 1, or None for all, got 0"),
+        (lambda m: RoutingMetrics(1, 2, pairs=None, seed=1), "seed=1 draws nothing where all pairs are compared"),
         (lambda m: RoutingMetrics(1, 2, threshold=1.0), "threshold must be above 0 and below 1"),
         (lambda m: RoutingMetrics(2, 4, router=[torch.eye(4)]), r"router must hold \(4, H\) for each of 2 layers"),
     ],

@@ -23,8 +23,8 @@ from warpup.distributed.placement import (
     owned,
 )
 from warpup.moe.glu import ACTIVATIONS
-from warpup.moe.moe_experts import PLACEMENTS, moe_experts
-from warpup.moe.moe_gather import moe_plan
+from warpup.moe.moe_experts import WEIGHT_PLACEMENTS, moe_experts
+from warpup.moe.moe_plan import moe_plan
 
 WINDOW = 5  # iterations whose load foretells the next
 
@@ -35,7 +35,7 @@ class ShardedExperts(nn.Module):
     A step: the ranks gather the tokens per expert, plan (`materialize`), fetch copies of the most loaded experts, send
     the tokens of the others to a rank that holds them, run `moe_experts`, and send the results back. Backward fetches
     the copies again, and sums the gradients of all copies on the owner, there divided by R once (`gradients="mean"`,
-    for a loss that is a mean over the rank's tokens; "sum" for one that is normalised over all ranks).
+    for a loss that is a mean over the rank's tokens; "sum" for one that is normalized over all ranks).
 
     hidden, intermediate, experts: H, I, E.
     slots: experts that a rank has room for beside its own; 0 is expert parallelism.
@@ -43,7 +43,7 @@ class ShardedExperts(nn.Module):
     nodes (R): the node of each rank (default: one node). owner (E,): the first owners (default: `even_shards`).
     keep: leave the copies in memory until the backward is done.
     costs: (seconds per token, seconds per expert) for `calibrate` after a prefetch; None: no calibration.
-    activation, placement: as in `moe_experts`.
+    activation, weight_placement: as in `moe_experts`.
     seed: each expert is initialised from it and its own number, whoever owns it.
     Raises ValueError on every rank if an argument does not fit or the ranks were given different ones, and on a process
     that is not in the group.
@@ -73,7 +73,7 @@ class ShardedExperts(nn.Module):
         keep: bool = False,
         costs: tuple[float, float] | None = None,
         activation: str = "silu",
-        placement: str = "combine",
+        weight_placement: str = "combine",
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -91,7 +91,7 @@ class ShardedExperts(nn.Module):
                 "owner": self.owner.tolist(),
                 "nodes": self.nodes,
                 "planning": (slots, top, costs, gradients, keep),
-                "experts": (activation, placement, seed),
+                "experts": (activation, weight_placement, seed),
             },
             group,
         )
@@ -101,7 +101,10 @@ class ShardedExperts(nn.Module):
             )
         if gradients not in ("mean", "sum"):
             raise ValueError(f"gradients must be 'mean' or 'sum', got {gradients!r}")
-        for name, value, known in (("activation", activation, ACTIVATIONS), ("placement", placement, PLACEMENTS)):
+        for name, value, known in (
+            ("activation", activation, ACTIVATIONS),
+            ("weight_placement", weight_placement, WEIGHT_PLACEMENTS),
+        ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if len(self.owner) != experts or len(self.nodes) != self.ranks:
@@ -111,7 +114,7 @@ class ShardedExperts(nn.Module):
             )
         self.room = {"slots": slots, "top": experts if top is None else top}
         self.scale = 1 / self.ranks if gradients == "mean" else 1.0
-        self.options = {"activation": activation, "placement": placement}
+        self.options = {"activation": activation, "weight_placement": weight_placement}
         self.loads: deque[Tensor] = deque(maxlen=WINDOW)  # (E,) each: tokens per expert of all ranks
         self.prefetched: Copies | None = None
         self.foretold: Placement | None = None  # of the last forward, if its copies were prefetched
@@ -161,7 +164,7 @@ class ShardedExperts(nn.Module):
     def forward(self, x: Tensor, weights: Tensor, indices: Tensor) -> Tensor:
         """x (T, H), weights and indices (T, k) with -1 for a dropped copy, T of this rank; (T, H) as `moe_experts`.
 
-        It synchronises with the host once, for the counts: they decide who sends how much to whom. So it is a graph
+        It synchronizes with the host once, for the counts: they decide who sends how much to whom. So it is a graph
         break to `torch.compile`.
         """
         if x.dim() != 2 or x.shape[1] != self.w_down.shape[1] or x.dtype != self.w_down.dtype:

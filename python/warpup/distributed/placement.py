@@ -57,7 +57,7 @@ def overlap_budget(seconds: float, bandwidth: float, expert_bytes: int) -> int:
 
 
 def materialize(load: Tensor, owner: Tensor, nodes: Sequence[int], *, slots: int, top: int) -> Placement:
-    """Which ranks get copies of which experts (Hecate's Materialise).
+    """Which ranks get copies of which experts (Hecate's Materialize).
 
     load (E,): tokens of each expert, a mean or a sum over the last iterations; owner (E,); nodes (R).
     slots: experts that a rank has room for beside its own. top: how many experts may be copied, `overlap_budget`.

@@ -13,7 +13,8 @@ from transformers.integrations import moe
 
 from warpup.moe.grouped_mm import expert_of, grouped_mm
 from warpup.moe.moe_experts import moe_experts
-from warpup.moe.moe_gather import moe_combine, moe_gather, moe_plan
+from warpup.moe.moe_gather import moe_combine, moe_gather
+from warpup.moe.moe_plan import moe_plan
 
 KINDS = {
     torch.nn.SiLU: "silu",
@@ -40,7 +41,7 @@ def experts_forward(self: torch.nn.Module, hidden_states: Tensor, top_k_index: T
     if activation is not None:
         return moe_experts(
             hidden_states, top_k_weights, indices, weight("gate_up_proj"), weight("down_proj"),
-            b_gate_up=bias("gate_up_proj"), b_down=bias("down_proj"), activation=activation, placement="down",
+            b_gate_up=bias("gate_up_proj"), b_down=bias("down_proj"), activation=activation, weight_placement="down",
         )  # fmt: skip
 
     # An activation of the model's own: the same operators, with the module's code between them.

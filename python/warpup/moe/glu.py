@@ -1,6 +1,6 @@
-"""The gated activation between an expert's two products.
+"""glu: the gated activation between an expert's two products.
 
-Contract, numerics and bytes moved: csrc/moe/moe_glu.h.
+Contract, numerics and bytes moved: csrc/moe/glu.h.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup import _op
-from warpup._op import accumulator, once_differentiable
+from warpup._op import accumulator
 
-_op.raw("moe_glu", "moe_glu_backward")
 GATES = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -36,33 +35,17 @@ def reference_glu(h: Tensor, *, activation: str = "silu", weights=None, permutat
     return torch.where(permutation.unsqueeze(1) < 0, 0, a * w.unsqueeze(1))
 
 
-@torch.library.register_fake("warpup::moe_glu")
+@_op.fake("glu")
 def _(h, weights, permutation, activation):
     return h.new_empty(h.shape[0], h.shape[1] // 2)
 
 
-@torch.library.register_fake("warpup::moe_glu_backward")
-def _(h, weights, permutation, grad_a, activation, need_a, grad_weights):
-    return h.new_empty(h.shape), h.new_empty(grad_a.shape if need_a else 0)
+def _gradients(h, weights, permutation, activation, grad_a, with_a=False):
+    sums = h.new_empty(0 if weights is None else weights.shape, dtype=accumulator(h))
+    return h.new_empty(h.shape), sums, h.new_empty(grad_a.shape if with_a else 0)
 
 
-class GLU(torch.autograd.Function):
-    @staticmethod
-    def forward(h, weights, permutation, activation):
-        return _op.ops.moe_glu(h, weights, permutation, activation)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.activation = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        h, weights, permutation = ctx.saved_tensors
-        sums = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
-        grad_h, _ = _op.ops.moe_glu_backward(h, weights, permutation, grad.contiguous(), ctx.activation, False, sums)
-        return grad_h, sums, None, None
+_glu = _op.differentiable("glu", backward_fake=_gradients)
 
 
 def glu(
@@ -71,7 +54,8 @@ def glu(
     """`act(gate) up` of rows that hold gate and up, times the row's weight if there are weights.
 
     Args:
-        h: (..., 2 I) float32, bfloat16, float16 or float64: the gates, then the ups; of swiglu_oai in turns.
+        h: (..., 2 I) float32, bfloat16, float16 or float64: the gates, then the ups; of swiglu_oai interleaved, a gate
+            before its up.
         activation: silu, gelu, gelu_tanh, relu; or swiglu_oai, gpt-oss's `gate sigmoid(1.702 gate) (1 + up)`, the gate
             at most 7, the up in [-7, 7].
         weights: (C,) floating, one for each copy of a token, h then being (S, 2 I).
@@ -88,8 +72,5 @@ def glu(
     rows = (h.flatten(0, -2) if h.dim() > 1 else h.unsqueeze(0)).contiguous()
     if weights is not None:
         weights = weights.to(accumulator(h)).contiguous()
-    if torch.is_grad_enabled() and (h.requires_grad or (weights is not None and weights.requires_grad)):
-        a = GLU.apply(rows, weights, permutation, activation)
-    else:
-        a = _op.ops.moe_glu(rows, weights, permutation, activation)
+    a = _glu(rows, weights, permutation, activation)
     return a.view(*h.shape[:-1], a.shape[-1])

@@ -1,12 +1,15 @@
-"""Products grouped by expert: rows sorted by expert, and a matrix for each expert.
+"""grouped_mm: one matrix product a group, D = A B: rows sorted by expert, and a matrix for each expert.
 
-`grouped_mm` is the public operator, with gradients; `products` and `weight_products` are its forward and its weights'
-gradient without autograd, and `grouped_product` is the CPU kernel in bfloat16 that both may end in.
+Layouts are named as BLAS names them, A before B, n stored as it is multiplied, t transposed:
 
-On a CPU in bfloat16 a kernel of our own, for experts with few rows (csrc/moe/grouped_product.h), else one library
-product an expert, each into its slice of one result; on a GPU torch's grouped product where the
-hardware has one, else the Triton kernels of `moe_triton.py`. Rows may be taken from where they lie, unsorted: what an
-expert needs of them is gathered when it is its turn, so that the sorted copies never exist as a whole.
+    grouped_mm_nt   D[s] = A[s] B[e]^T          the forward, with a weight (E, N, K); `w.mT` makes it the gradient of A
+    grouped_mm_tn   D[e] = sum_s A[s]^T B[s]    the gradient of the weights
+
+Both run without autograd; `grouped_mm` is the public function that has gradients. On a CPU in bfloat16 they are a
+kernel of our own (csrc/moe/grouped_mm.h is its contract), in other dtypes one library product an expert, each into its
+slice of one result; on a GPU torch's grouped product where the hardware has one, else the Triton kernels of
+grouped_mm_triton.py. Rows may be taken from an unsorted operand: what an expert needs of it is gathered when it is its
+turn, so that the sorted copies never exist as a whole.
 """
 
 from __future__ import annotations
@@ -17,12 +20,9 @@ import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import autocast, once_differentiable
+from warpup._op import autocast
 
-library = torch.library.Library("warpup", "FRAGMENT")
-library.define("grouped_mm(Tensor x, Tensor w, Tensor offsets) -> Tensor")
-library.define("grouped_mm_weight(Tensor dy, Tensor x, Tensor offsets) -> Tensor")
-_op.raw("grouped_mm", "grouped_mm_weight", "grouped_product")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def reference_grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
@@ -31,10 +31,75 @@ def reference_grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
     return torch.cat([*parts, x.new_zeros(x.shape[0] - int(offsets[-1]), w.shape[1])])
 
 
-def expert_of(offsets: Tensor, rows: int) -> Tensor:
-    """(S,) each row's expert; of rows that hold no copy, the last one."""
-    at = torch.arange(rows, device=offsets.device)
-    return torch.searchsorted(offsets[1:], at, right=True).clamp_max(offsets.shape[0] - 2)
+# ---- The products, without autograd ---------------------------------------------------------------------------------
+
+
+def grouped_mm_nt(a: Tensor, b: Tensor, offsets: Tensor, a_rows: Tensor | None = None) -> Tensor:
+    """(S, N): row s of expert e is a[s] @ b[e].T, or a[a_rows[s]] @ b[e].T; b is (E, N, K) in any layout. On a GPU what
+    is in rows past the last is undefined."""
+    if not a.is_cpu:
+        if library_groups(a, b):
+            a = a if a_rows is None else a.index_select(0, a_rows.clamp_min(0))
+            return torch.nn.functional.grouped_mm(a, b.mT, offs=offsets[1:].int())
+        from warpup.moe import grouped_mm_triton
+
+        return grouped_mm_triton.grouped_mm_nt(a, b, offsets, a_rows)
+    if a.dtype == torch.bfloat16:
+        if stored_transposed(b):  # b.mT is as it is in memory
+            return _op.ops.grouped_mm_cpu(unit_stride(a), b.mT, offsets, a_rows, None, "nn")
+        return _op.ops.grouped_mm_cpu(unit_stride(a), unit_stride(b), offsets, a_rows, None, "nt")
+    out = a.new_empty((a if a_rows is None else a_rows).shape[0], b.shape[1])
+    bounds = bounds_of(offsets, out.shape[0])
+    out[bounds[-1] :].zero_()
+    for (first, last), m in zip(pairwise(bounds), b, strict=True):
+        if first < last:
+            torch.mm(rows_of(a, a_rows, first, last), m.t(), out=out[first:last])
+    return out
+
+
+def grouped_mm_tn(
+    a: Tensor, b: Tensor, offsets: Tensor, a_rows: Tensor | None = None, b_rows: Tensor | None = None
+) -> Tensor:
+    """(E, M, N): of expert e, a.T @ b over its rows, those of each operand from where its `rows` say, if given."""
+    if not a.is_cpu:
+        if library_groups(a, b):
+            a = a if a_rows is None else a.index_select(0, a_rows.clamp_min(0))
+            b = b if b_rows is None else b.index_select(0, b_rows.clamp_min(0))
+            return torch.nn.functional.grouped_mm(a.t(), b, offs=offsets[1:].int())
+        from warpup.moe import grouped_mm_triton
+
+        return grouped_mm_triton.grouped_mm_tn(a, b, offsets, a_rows, b_rows)
+    if a.dtype == torch.bfloat16:
+        return _op.ops.grouped_mm_cpu(unit_stride(a), unit_stride(b), offsets, a_rows, b_rows, "tn")
+    out = a.new_empty(offsets.shape[0] - 1, a.shape[1], b.shape[1])
+    bounds = bounds_of(offsets, (a if a_rows is None else a_rows).shape[0])
+    for (first, last), m in zip(pairwise(bounds), out, strict=True):
+        if first == last:
+            m.zero_()
+        else:
+            torch.mm(rows_of(a, a_rows, first, last).t(), rows_of(b, b_rows, first, last), out=m)
+    return out
+
+
+def rows_of(x: Tensor, at: Tensor | None, first: int, last: int) -> Tensor:
+    return x[first:last] if at is None else x.index_select(0, at[first:last])
+
+
+def weight_gradient(w: Tensor, dy: Tensor, x: Tensor, offsets: Tensor, dy_rows=None, x_rows=None) -> Tensor:
+    """(E, N, K), the gradient of w in the layout of w."""
+    if stored_transposed(w):
+        return grouped_mm_tn(x, dy, offsets, x_rows, dy_rows).mT
+    return grouped_mm_tn(dy, x, offsets, dy_rows, x_rows)
+
+
+def stored_transposed(w: Tensor) -> bool:
+    """Whether w (E, N, K) is a view of a tensor (E, K, N)."""
+    return w.stride(-1) != 1 and w.stride(-2) == 1
+
+
+def unit_stride(x: Tensor) -> Tensor:
+    """Rows may be any distance apart, their elements must be neighbors."""
+    return x if x.dim() == 0 or x.stride(-1) == 1 else x.contiguous()
 
 
 def library_groups(*operands: Tensor) -> bool:
@@ -49,127 +114,58 @@ def library_groups(*operands: Tensor) -> bool:
     return fit and torch.cuda.get_device_capability(operands[0].device)[0] in (9, 10)
 
 
-def products(x: Tensor, w: Tensor, offsets: Tensor, rows: Tensor | None = None) -> Tensor:
-    """(S, N): row s of expert e is x[s] @ w[e].T, or x[rows[s]] @ w[e].T. On a GPU rows past the last hold anything."""
-    if not x.is_cpu:
-        if library_groups(x, w):
-            x = x if rows is None else x.index_select(0, rows.clamp_min(0))
-            return torch.nn.functional.grouped_mm(x, w.mT, offs=offsets[1:].int())
-        from warpup.moe import grouped_mm_triton as moe_triton
-
-        return moe_triton.products(x, w, offsets, rows)
-    if x.dtype == torch.bfloat16:
-        b = w.mT if turned(w) else unit_stride(w)
-        return torch.ops.warpup.grouped_product(unit_stride(x), b, offsets, rows, None, not turned(w))
-    out = x.new_empty((x if rows is None else rows).shape[0], w.shape[1])
-    bounds = checked(offsets, out.shape[0])
-    out[bounds[-1] :].zero_()
-    for (a, b), m in zip(pairwise(bounds), w, strict=True):
-        if a < b:
-            torch.mm(x[a:b] if rows is None else x.index_select(0, rows[a:b]), m.t(), out=out[a:b])
-    return out
+def expert_of(offsets: Tensor, rows: int) -> Tensor:
+    """(S,) each row's expert; of rows that hold no copy, the last one."""
+    at = torch.arange(rows, device=offsets.device)
+    return torch.searchsorted(offsets[1:], at, right=True).clamp_max(offsets.shape[0] - 2)
 
 
-def weight_products(
-    dy: Tensor, x: Tensor, offsets: Tensor, dy_rows: Tensor | None = None, x_rows: Tensor | None = None
-) -> Tensor:
-    """(E, N, K): of expert e, dy.T @ x over its rows, each of the two from where its `rows` say, if given."""
-    if not dy.is_cpu:
-        if library_groups(dy, x):
-            dy = dy if dy_rows is None else dy.index_select(0, dy_rows.clamp_min(0))
-            x = x if x_rows is None else x.index_select(0, x_rows.clamp_min(0))
-            return torch.nn.functional.grouped_mm(dy.t(), x, offs=offsets[1:].int())
-        from warpup.moe import grouped_mm_triton as moe_triton
-
-        return moe_triton.weight_products(dy, x, offsets, dy_rows, x_rows)
-    if dy.dtype == torch.bfloat16:
-        return torch.ops.warpup.grouped_product(unit_stride(dy), unit_stride(x), offsets, dy_rows, x_rows, False)
-    out = dy.new_empty(offsets.shape[0] - 1, dy.shape[1], x.shape[1])
-    bounds = checked(offsets, (dy if dy_rows is None else dy_rows).shape[0])
-    for (a, b), m in zip(pairwise(bounds), out, strict=True):
-        if a == b:
-            m.zero_()
-            continue
-        mine, other = (
-            t[a:b] if rows is None else t.index_select(0, rows[a:b]) for t, rows in ((dy, dy_rows), (x, x_rows))
-        )
-        torch.mm(mine.t(), other, out=m)
-    return out
+# ---- The op ---------------------------------------------------------------------------------------------------------
 
 
-def unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+@_op.fake("grouped_mm_cpu")
+def _(a, b, offsets, a_rows, b_rows, layout):
+    if layout == "tn":
+        return a.new_empty(offsets.shape[0] - 1, a.shape[1], b.shape[1])
+    return a.new_empty((a if a_rows is None else a_rows).shape[0], b.shape[1 if layout == "nt" else 2])
 
 
-def turned(w: Tensor) -> bool:
-    """Whether w is stored (E, K, N): its gradient then is, too."""
-    return w.stride(-1) != 1 and w.stride(-2) == 1
-
-
-def weight_gradient(w: Tensor, dy: Tensor, x: Tensor, offsets: Tensor, dy_rows=None, x_rows=None) -> Tensor:
-    """`weight_products` in the layout of w."""
-    if turned(w):
-        return weight_products(x, dy, offsets, x_rows, dy_rows).mT
-    return weight_products(dy, x, offsets, dy_rows, x_rows)
-
-
-@torch.no_grad()
+@_op.composite("grouped_mm(Tensor x, Tensor w, Tensor offsets) -> (Tensor out)")
 def _forward(x, w, offsets):
-    out = products(x, w, offsets)
+    out = grouped_mm_nt(x, w, offsets)
     if not x.is_cpu:
         out.masked_fill_((torch.arange(out.shape[0], device=x.device) >= offsets[-1]).unsqueeze(1), 0)
     return out
 
 
-@torch.no_grad()
-def _weight(dy, x, offsets):
-    return weight_products(dy, x, offsets)
+@_op.composite(
+    "grouped_mm_backward(Tensor? x, Tensor w, Tensor offsets, Tensor grad_out, bool[] needs) -> "
+    "(Tensor grad_x, Tensor grad_w)"
+)
+def _backward(x, w, offsets, grad_out, needs):
+    need_x, need_w = needs
+    grad_x = _op.ops.grouped_mm(grad_out, w.mT, offsets) if need_x else w.new_empty(0)
+    return grad_x, weight_gradient(w, grad_out, x, offsets) if need_w else w.new_empty(0)
 
 
-library.impl("grouped_mm", _forward, "CompositeExplicitAutograd")
-library.impl("grouped_mm_weight", _weight, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("warpup::grouped_product")
-def _(a, b, offsets, a_rows, b_rows, turned):
-    if b.dim() == 2:
-        return a.new_empty(offsets.shape[0] - 1, a.shape[1], b.shape[1])
-    return a.new_empty((a if a_rows is None else a_rows).shape[0], b.shape[1 if turned else 2])
-
-
-@torch.library.register_fake("warpup::grouped_mm")
+@_op.fake("grouped_mm")
 def _(x, w, offsets):
     return x.new_empty(x.shape[0], w.shape[1])
 
 
-@torch.library.register_fake("warpup::grouped_mm_weight")
-def _(dy, x, offsets):
-    return dy.new_empty(offsets.shape[0] - 1, dy.shape[1], x.shape[1])
+def _gradients(x, w, offsets, grad_out, needs):
+    need_x, need_w = needs
+    return w.new_empty((grad_out.shape[0], w.shape[2]) if need_x else 0), gradient_like(w, need_w)
 
 
-class GroupedMM(torch.autograd.Function):
-    @staticmethod
-    def forward(x, w, offsets):
-        return torch.ops.warpup.grouped_mm(x, w, offsets)
+def gradient_like(w: Tensor, needed: bool) -> Tensor:
+    """An empty tensor in the layout of `weight_gradient`."""
+    if not needed:
+        return w.new_empty(0)
+    return w.new_empty(w.mT.shape).mT if stored_transposed(w) else w.new_empty(w.shape)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, w, offsets = inputs
-        ctx.turned = turned(w)
-        need_x, need_w, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if need_w else None, w if need_x else None, offsets)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, w, offsets = ctx.saved_tensors
-        dx = torch.ops.warpup.grouped_mm(dy, w.mT, offsets) if ctx.needs_input_grad[0] else None
-        dw = None
-        if ctx.needs_input_grad[1]:
-            first, second = (x, dy) if ctx.turned else (dy, x)
-            dw = torch.ops.warpup.grouped_mm_weight(first, second, offsets)
-            dw = dw.mT if ctx.turned else dw
-        return dx, dw, None
+_grouped_mm = _op.differentiable("grouped_mm", needed_by={"x": "w"}, backward_fake=_gradients)
 
 
 def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
@@ -183,7 +179,7 @@ def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
 
     Returns:
         (S, N) of x's dtype, accumulated in float32 (float64 for float64); rows from offsets[E] on are 0. No host
-        synchronisation on a GPU. Gradients reach x and w, no work is done for one that is not needed.
+        synchronization on a GPU. Gradients reach x and w, no work is done for one that is not needed.
 
     Raises:
         ValueError: a shape, dtype or device does not fit, or (CPU only) offsets descend or leave [0, S].
@@ -193,14 +189,15 @@ def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
         raise ValueError(f"grouped_mm: x must be (S, K) and w (E, N, K), got {tuple(x.shape)} and {tuple(w.shape)}")
     check_like("grouped_mm", "x", x, w=w)
     check_offsets("grouped_mm", offsets, w.shape[0], x.shape[0], x.device)
-    if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-        return GroupedMM.apply(x, w, offsets)
-    return torch.ops.warpup.grouped_mm(x, w, offsets)
+    return _grouped_mm(x, w, offsets)
+
+
+# ---- Checks ---------------------------------------------------------------------------------------------------------
 
 
 def check_like(op: str, first: str, like: Tensor, **others: Tensor | None) -> None:
     """Raises ValueError unless `like` is of a dtype and device with kernels, and the others are of the same."""
-    if like.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+    if like.dtype not in DTYPES:
         raise ValueError(f"{op}: {first} must be float32, bfloat16, float16 or float64, got {like.dtype}")
     if like.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{op}: warpup has kernels for CPU and CUDA tensors only, {first} is on {like.device}")
@@ -218,10 +215,10 @@ def check_offsets(op: str, offsets: Tensor, experts: int, rows: int, device: tor
             f"{tuple(offsets.shape)} on {offsets.device}"
         )
     if offsets.is_cpu and not torch.compiler.is_compiling():
-        checked(offsets, rows, op)
+        bounds_of(offsets, rows, op)
 
 
-def checked(offsets: Tensor, rows: int, op: str = "grouped_mm") -> list[int]:
+def bounds_of(offsets: Tensor, rows: int, op: str = "grouped_mm") -> list[int]:
     """The offsets as numbers; raises ValueError if they do not rise from 0 to at most `rows`."""
     bounds = offsets.tolist()
     if bounds[0] != 0 or bounds != sorted(bounds) or bounds[-1] > rows:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from warpup._op import accumulator
 from warpup.moe.glu import ACTIVATIONS, glu
 from warpup.moe.moe_balance_loss import moe_balance_loss, moe_device_balance_loss, moe_update_bias
-from warpup.moe.moe_experts import PLACEMENTS, moe_experts
+from warpup.moe.moe_experts import WEIGHT_PLACEMENTS, moe_experts
 from warpup.moe.moe_route import MoERoute, moe_route
 
 
@@ -26,7 +26,7 @@ class DeepSeekMoE(nn.Module):
         num_shared: experts that every token takes; as one FFN of num_shared times I.
         score, order, renormalize, groups, scale: of `moe_route`.
         correction: keep a bias (E,) that selection adds to the scores, changed by `update_correction` alone.
-        activation, placement: of `moe_experts`.
+        activation, weight_placement: of `moe_experts`.
         device, dtype: of the parameters; the correction is float32. On "meta" call `to_empty`, `reset_parameters`.
 
     Parameters: router (E, H), w_gate_up (E, 2 I, H), w_down (E, H, I), of shared experts shared_gate_up (2 n I, H) and
@@ -57,7 +57,7 @@ class DeepSeekMoE(nn.Module):
         scale: float = 1.0,
         correction: bool = False,
         activation: str = "silu",
-        placement: str = "down",
+        weight_placement: str = "down",
         device=None,
         dtype=None,
     ):
@@ -69,10 +69,13 @@ class DeepSeekMoE(nn.Module):
             )
         if not 1 <= k <= num_experts:
             raise ValueError(f"DeepSeekMoE: k must be 1 to num_experts, {num_experts}, got {k}")
-        for name, value, known in (("activation", activation, ACTIVATIONS), ("placement", placement, PLACEMENTS)):
+        for name, value, known in (
+            ("activation", activation, ACTIVATIONS),
+            ("weight_placement", weight_placement, WEIGHT_PLACEMENTS),
+        ):
             if value not in known:
                 raise ValueError(f"DeepSeekMoE: {name} must be one of {', '.join(known)}, got {value!r}")
-        self.k, self.num_shared, self.activation, self.placement = k, num_shared, activation, placement
+        self.k, self.num_shared, self.activation, self.weight_placement = k, num_shared, activation, weight_placement
         self.routing = {"score": score, "order": order, "renormalize": renormalize, "groups": groups, "scale": scale}
         none = torch.zeros(0, num_experts, device="cpu")
         moe_route(none, k, bias=none.sum(0) if correction else None, **self.routing)  # tells what does not fit
@@ -122,7 +125,7 @@ class DeepSeekMoE(nn.Module):
         self.last_route = route
         out = moe_experts(
             rows, route.weights, route.indices, self.w_gate_up, self.w_down,
-            activation=self.activation, placement=self.placement,
+            activation=self.activation, weight_placement=self.weight_placement,
         )  # fmt: skip
         if self.num_shared:
             h = nn.functional.linear(rows, self.shared_gate_up)
@@ -135,10 +138,13 @@ class DeepSeekMoE(nn.Module):
         return counts / counts.sum().clamp_min(1)
 
     def balance_loss(
-        self, expert: float = 0.0, device: float = 0.0, z: float = 0.0, *, devices: int | None = None, group=None
-    ) -> Tensor:
+        self, expert: float = 0.0, device: float | None = None, z: float = 0.0, *, devices: int | None = None,
+        group=None,
+    ) -> Tensor:  # fmt: skip
         """Of the last forward, `expert moe_balance_loss + device moe_device_balance_loss + z z_loss`, the second with
         the experts in equal parts on `devices`; counts are summed over `group`."""
+        if devices is not None and device is None:
+            raise ValueError(f"DeepSeekMoE.balance_loss: devices={devices} needs a coefficient, device=")
         route = self._route()
         loss = z * route.z_loss + expert * moe_balance_loss(route, group=group)
         if device:
@@ -171,6 +177,6 @@ class DeepSeekMoE(nn.Module):
     def extra_repr(self) -> str:
         experts, hidden, inner = self.w_down.shape
         options = self.routing | {"correction": self.correction is not None}
-        options |= {"activation": self.activation, "placement": self.placement}
+        options |= {"activation": self.activation, "weight_placement": self.weight_placement}
         sizes = f"{hidden}, {inner}, {experts} experts, {self.k} a token, {self.num_shared} shared"
         return ", ".join([sizes, *(f"{name}={value}" for name, value in options.items())])

@@ -1,6 +1,6 @@
 """How tokens travel through the experts of a model: pathways, their distances and their consistency, batch by batch.
 
-Source: grokking in MoE pretraining (arXiv 2506.21551), where these tell memorisation from generalisation without a test
+Source: grokking in MoE pretraining (arXiv 2506.21551), where these tell memorization from generalization without a test
 set. T tokens, E experts, k of them a token, in each of L layers; several tokens make a sample.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 class RoutingReport(NamedTuple):
     pathways: dict[int, tuple[tuple[int, ...], ...]]  # sample id -> for each layer its experts, the heaviest first
     distance: float  # mean edit distance of two samples' pathways; 0 with fewer than two samples
-    consistency: float  # 1 - mean cosine of neighbouring layers / (its largest + 1e-8), as published
+    consistency: float  # 1 - mean cosine of neighboring layers / (its largest + 1e-8), as published
     cosine: float  # the mean cosine itself: higher is more alike, where the published number is lower
 
 
@@ -28,7 +28,7 @@ class RoutingMetrics:
 
     A sample's pathway: in each layer the experts by their mean routing weight over the sample's tokens, falling, the
     lower id first of equal ones, until their weights add up to more than `threshold` of the layer's; the layers one
-    after another. Memory: samples * layers * experts float64 on the CPU, and two sums a pair of neighbouring layers.
+    after another. Memory: samples * layers * experts float64 on the CPU, and two sums a pair of neighboring layers.
 
     Args:
         layers: L, the number of MoE layers.
@@ -40,6 +40,7 @@ class RoutingMetrics:
             text, experts joined by "," and layers by "-". The paper does not say which.
         pairs: at most so many pairs of samples are compared, each once, drawn with `seed`; None, or no more samples
             than make so many pairs: all. Memory for it: one number a drawn pair, whatever the number of samples.
+        seed: of the draw, 0 by default.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class RoutingMetrics:
         threshold: float = 0.7,
         edits: str = "expert",
         pairs: int | None = 10_000,
-        seed: int = 0,
+        seed: int | None = None,
     ):
         if edits not in ("expert", "character"):
             raise ValueError(f"RoutingMetrics: edits must be expert or character, got {edits!r}")
         if pairs is not None and pairs < 1:
             raise ValueError(f"RoutingMetrics: pairs must be at least 1, or None for all, got {pairs}")
+        if seed is not None and pairs is None:
+            raise ValueError(f"RoutingMetrics: seed={seed} draws nothing where all pairs are compared, pairs=None")
         if not 0 < threshold < 1:
             raise ValueError(f"RoutingMetrics: threshold must be above 0 and below 1, got {threshold}")
         if router is not None and [tuple(r.shape[:1]) for r in router] != [(experts,)] * layers:
@@ -65,10 +68,10 @@ class RoutingMetrics:
                 f"RoutingMetrics: router must hold ({experts}, H) for each of {layers} layers, got {shapes}"
             )
         self.layers, self.experts, self.router = layers, experts, router
-        self.threshold, self.edits, self.pairs, self.seed = threshold, edits, pairs, seed
+        self.threshold, self.edits, self.pairs, self.seed = threshold, edits, pairs, seed or 0
         self._weights: dict[int, Tensor] = {}  # sample -> (L, E): weight over its tokens
         self._tokens: dict[int, Tensor] = {}  # sample -> (L,): tokens with an expert
-        self._mixed: dict[int, Tensor] = {}  # layer -> (T, E) of the batch so far, for the cosines with its neighbours
+        self._mixed: dict[int, Tensor] = {}  # layer -> (T, E) of the batch so far, for the cosines with its neighbors
         self._cosines: list[float] = [0.0] * (layers - 1)
         self._counted: list[int] = [0] * (layers - 1)
 

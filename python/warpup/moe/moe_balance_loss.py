@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from warpup.moe.moe_gather import fail
 from warpup.moe.moe_route import MoERoute
 
 
@@ -49,7 +48,7 @@ def moe_device_balance_loss(
 
     Args:
         route: of `moe_route`.
-        devices: how many devices have the experts in equal parts of neighbours; or each expert's device.
+        devices: how many devices have the experts in equal parts of neighbors; or each expert's device.
         group: as in `moe_balance_loss`.
 
     Returns:
@@ -63,10 +62,14 @@ def moe_device_balance_loss(
     experts = route.counts.shape[-1]
     if isinstance(devices, int):
         if devices < 1 or experts % devices != 0:
-            fail("moe_device_balance_loss", f"devices must be at least 1 and divide {experts} experts, got {devices}")
+            raise ValueError(
+                f"moe_device_balance_loss: devices must be at least 1 and divide {experts} experts, got {devices}"
+            )
         devices = [e // (experts // devices) for e in range(experts)]
     if len(devices) != experts or min(devices) < 0:
-        fail("moe_device_balance_loss", f"devices must name one for each of {experts} experts, got {list(devices)}")
+        raise ValueError(
+            f"moe_device_balance_loss: devices must name one for each of {experts} experts, got {list(devices)}"
+        )
     member = torch.zeros(experts, max(devices) + 1, dtype=route.mean_score.dtype)
     member[range(experts), list(devices)] = 1
     member = member.to(route.mean_score.device)

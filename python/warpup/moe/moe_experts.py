@@ -1,7 +1,9 @@
-"""The experts of a layer as one operator: what it keeps for the backward is h, the output of the first product.
+"""moe_experts: the experts of a layer as one operator. What it keeps for the backward is h, the output of the first
+product.
 
 Neither the sorted copies of x nor, but for one placement of the weights, the experts' outputs are kept; a backward
-gathers the rows of x again, and makes the activation again from h.
+gathers the rows of x again, and makes the activation again from h. It has no kernel of its own: it composes those of
+grouped_mm, glu and moe_combine.
 """
 
 from __future__ import annotations
@@ -10,45 +12,35 @@ import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import accumulator, autocast, once_differentiable
+from warpup._op import accumulator, autocast
 from warpup.moe.glu import ACTIVATIONS, reference_glu
 from warpup.moe.grouped_mm import (
     check_like,
     check_offsets,
     expert_of,
-    products,
+    gradient_like,
+    grouped_mm_nt,
+    grouped_mm_tn,
     reference_grouped_mm,
-    turned,
     unit_stride,
     weight_gradient,
-    weight_products,
 )
-from warpup.moe.moe_gather import MoEPlan, moe_plan, reference_moe_combine, reference_moe_gather, reference_moe_plan
+from warpup.moe.moe_gather import reference_moe_combine, reference_moe_gather
+from warpup.moe.moe_plan import MoEPlan, moe_plan, reference_moe_plan
 
-PLACEMENTS = ("combine", "activation", "down")
-
-library = torch.library.Library("warpup", "FRAGMENT")
-LAYER = (
-    "Tensor x, Tensor weights, Tensor w_gate_up, Tensor w_down, Tensor? b_gate_up, Tensor? b_down, Tensor offsets, "
-    "Tensor permutation, Tensor inverse, str activation, str placement"
-)
-library.define(f"moe_experts({LAYER}) -> (Tensor out, Tensor h, Tensor o)")
-library.define(
-    f"moe_experts_backward(Tensor grad, {LAYER}, Tensor h, Tensor o, bool[] needs) -> (Tensor grad_x, "
-    "Tensor grad_weights, Tensor grad_gate_up, Tensor grad_down, Tensor grad_b_gate_up, Tensor grad_b_down)"
-)
-_op.raw("moe_experts", "moe_experts_backward")  # the kernels that they are made of are looked up there, too
+WEIGHT_PLACEMENTS = ("combine", "activation", "down")
 
 
 def reference_moe_experts(
-    x, weights, indices, w_gate_up, w_down, *, b_gate_up=None, b_down=None, activation="silu", placement="combine"
-):
+    x, weights, indices, w_gate_up, w_down, *, b_gate_up=None, b_down=None, activation="silu",
+    weight_placement="combine",
+):  # fmt: skip
     """`moe_experts` in plain torch."""
     plan = reference_moe_plan(indices, w_gate_up.shape[0])
     row = weights.to(x.dtype).reshape(-1)[plan.permutation.clamp_min(0)].unsqueeze(1)
     row = torch.where(plan.permutation.unsqueeze(1) < 0, 0, row)
     a = reference_glu(linear(reference_moe_gather(x, plan), w_gate_up, b_gate_up, plan.offsets), activation=activation)
-    if placement != "activation":
+    if weight_placement != "activation":
         return reference_moe_combine(linear(a, w_down, b_down, plan.offsets), weights, plan)
     o = reference_grouped_mm(a * row, w_down, plan.offsets)
     if b_down is not None:
@@ -72,114 +64,104 @@ def row_weights(weights: Tensor, permutation: Tensor) -> Tensor:
     return torch.where(permutation < 0, 0, weights.reshape(-1).index_select(0, permutation.clamp_min(0)))
 
 
-@torch.no_grad()
-def _forward(x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, placement):
+LAYER = (
+    "Tensor x, Tensor weights, Tensor w_gate_up, Tensor w_down, Tensor? b_gate_up, Tensor? b_down, Tensor offsets, "
+    "Tensor permutation, Tensor inverse, str activation, str weight_placement"
+)
+
+
+@_op.composite(f"moe_experts({LAYER}) -> (Tensor out, Tensor h, Tensor o)")
+def _forward(
+    x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, weight_placement
+):
     tokens = permutation // max(inverse.shape[1], 1)
-    h = products(x, w_gate_up, offsets, tokens)
+    h = grouped_mm_nt(x, w_gate_up, offsets, tokens)
     add_bias_(h, b_gate_up, offsets)
-    if placement == "activation":
-        a = _op.ops.moe_glu(h, weights.flatten(), permutation, activation)
+    if weight_placement == "activation":
+        a = _op.ops.glu(h, weights.flatten(), permutation, activation)
     else:
-        a = _op.ops.moe_glu(h, None, None, activation)
-    o = products(a, w_down, offsets)
-    if placement == "activation":
+        a = _op.ops.glu(h, None, None, activation)
+    o = grouped_mm_nt(a, w_down, offsets)
+    if weight_placement == "activation":
         add_bias_(o, b_down, offsets, None if b_down is None else row_weights(weights, permutation))
         weights = None  # it is in o
     else:
         add_bias_(o, b_down, offsets)
-    out = _op.ops.moe_combine(o, weights, inverse)
-    return out, h, o if placement == "combine" else o.new_empty(0)
+    out = _op.ops.moe_combine(o, weights, permutation, inverse)
+    return out, h, o if weight_placement == "combine" else o.new_empty(0)
 
 
-@torch.no_grad()
+@_op.composite(
+    f"moe_experts_backward({LAYER}, Tensor h, Tensor o, Tensor grad_out, bool[] needs) -> (Tensor grad_x, "
+    "Tensor grad_weights, Tensor grad_w_gate_up, Tensor grad_w_down, Tensor grad_b_gate_up, Tensor grad_b_down)"
+)
 def _backward(
-    grad, x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, placement,
-    h, o, needs,
+    x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, weight_placement,
+    h, o, grad_out, needs,
 ):  # fmt: skip
     need_x, need_weights, need_gate_up, need_down, need_b_gate_up, need_b_down = needs
     tokens = permutation // max(inverse.shape[1], 1)
     grad_x, grad_weights, grad_gate_up, grad_down, grad_b_gate_up, grad_b_down = (x.new_empty(0) for _ in needs)
-    if placement == "combine":  # the weight is on d_o, the rows of the experts' gradient
-        grad = unit_stride(grad)
-        d_o, dw = _op.ops.moe_combine_backward(grad, o, weights, permutation, inverse)
+
+    # Back through the weighted sum: `source` holds the gradient of the experts' outputs, in the rows of the plan, or
+    # token by token where the weight comes in later: then sorted row s is source[rows[s]].
+    if weight_placement == "combine":
+        source, dw = _op.ops.moe_combine_backward(o, weights, permutation, inverse, unit_stride(grad_out))
         grad_weights = dw if need_weights else grad_weights
-        source, rows, on_a, ones = d_o, None, (None, None), x.new_ones(len(tokens), 1)
-    else:  # the weight is on the activation; source is the gradient as it came
-        source, rows, on_a = grad, tokens, (weights.flatten(), permutation)
+        rows, on_a, ones = None, (None, None), x.new_ones(len(tokens), 1)
+    else:
+        source, rows, on_a = grad_out, tokens, (weights.flatten(), permutation)
         ones = row_weights(weights, permutation).to(x.dtype).unsqueeze(1)
-    sums = torch.zeros_like(weights).flatten() if need_weights and placement != "combine" else None
-    if need_x or need_gate_up or need_b_gate_up or sums is not None:
-        d_a = products(source, w_down.mT, offsets, rows)
-        d_h, a = _op.ops.moe_glu_backward(h, *on_a, d_a, activation, need_down, sums)
+    weights_at_a = need_weights and weight_placement != "combine"
+
+    # Back through the activation, which is made again on the way.
+    if need_x or need_gate_up or need_b_gate_up or weights_at_a:
+        d_a = grouped_mm_nt(source, w_down.mT, offsets, rows)
+        d_h, sums, a = _op.ops.glu_backward(h, *on_a, activation, d_a, need_down)
         del d_a
     elif need_down:
-        a = _op.ops.moe_glu(h, *on_a, activation)
-    if sums is not None:
+        a = _op.ops.glu(h, *on_a, activation)
+    if weights_at_a:
         if b_down is not None:
-            on_bias = products(source, b_down.unsqueeze(1), offsets, rows).flatten()
+            on_bias = grouped_mm_nt(source, b_down.unsqueeze(1), offsets, rows).flatten()
             sums += torch.where(inverse < 0, 0, on_bias[inverse.clamp_min(0)]).flatten()
         grad_weights = sums.view(weights.shape)
+
+    # The parameters and x.
     if need_b_down:
-        grad_b_down = weight_products(source, ones, offsets, rows).squeeze(-1)
+        grad_b_down = grouped_mm_tn(source, ones, offsets, rows).squeeze(-1)
     if need_down:
         grad_down = weight_gradient(w_down, source, a, offsets, rows)
         del a
     if need_gate_up:
         grad_gate_up = weight_gradient(w_gate_up, d_h, x, offsets, x_rows=tokens)
     if need_b_gate_up:
-        grad_b_gate_up = weight_products(d_h, torch.ones_like(d_h[:, :1]), offsets).squeeze(-1)
+        grad_b_gate_up = grouped_mm_tn(d_h, torch.ones_like(d_h[:, :1]), offsets).squeeze(-1)
     if need_x:
-        grad_x = _op.ops.moe_combine(products(d_h, w_gate_up.mT, offsets), None, inverse)
+        grad_x = _op.ops.moe_gather_backward(permutation, inverse, grouped_mm_nt(d_h, w_gate_up.mT, offsets))
     return grad_x, grad_weights, grad_gate_up, grad_down, grad_b_gate_up, grad_b_down
 
 
-library.impl("moe_experts", _forward, "CompositeExplicitAutograd")
-library.impl("moe_experts_backward", _backward, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("warpup::moe_experts")
-def _(x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, placement):
+@_op.fake("moe_experts")
+def _(x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, weight_placement):
     rows, width = permutation.shape[0], x.shape[1]
-    o = x.new_empty((rows, width) if placement == "combine" else 0)
+    o = x.new_empty((rows, width) if weight_placement == "combine" else 0)
     return torch.empty_like(x), x.new_empty(rows, w_gate_up.shape[1]), o
 
 
-@torch.library.register_fake("warpup::moe_experts_backward")
-def _(
-    grad, x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, placement,
-    h, o, needs,
-):  # fmt: skip
+def _gradients(x, weights, w_gate_up, w_down, b_gate_up, b_down, *rest):
+    *_, needs = rest
+
     def like(t, needed):
         if not needed:
             return x.new_empty(0)
-        return t.new_empty(t.mT.shape).mT if t.dim() == 3 and turned(t) else t.new_empty(t.shape)
+        return gradient_like(t, needed) if t.dim() == 3 else t.new_empty(t.shape)
 
     inputs = (x, weights, w_gate_up, w_down, b_gate_up, b_down)
     return tuple(like(t, needed) for t, needed in zip(inputs, needs, strict=True))
 
 
-class MoEExperts(torch.autograd.Function):
-    @staticmethod
-    def forward(x, weights, w_gate_up, w_down, b_gate_up, b_down, *rest):
-        return torch.ops.warpup.moe_experts(x, weights, w_gate_up, w_down, b_gate_up, b_down, *rest)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.activation, ctx.placement = inputs
-        _, h, o = output
-        ctx.mark_non_differentiable(h, o)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, h, o)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad, *_):
-        if grad is None:
-            return (None,) * 11
-        *tensors, h, o = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:6])
-        found = torch.ops.warpup.moe_experts_backward(grad, *tensors, ctx.activation, ctx.placement, h, o, needs)
-        return (*(g if needed else None for g, needed in zip(found, needs, strict=True)), *(None,) * 5)
+_moe_experts = _op.differentiable("moe_experts", backward_fake=_gradients)
 
 
 def moe_experts(
@@ -192,7 +174,7 @@ def moe_experts(
     b_gate_up: Tensor | None = None,
     b_down: Tensor | None = None,
     activation: str = "silu",
-    placement: str = "combine",
+    weight_placement: str = "combine",
     plan: MoEPlan | None = None,
 ) -> Tensor:
     """The experts of a dropless mixture: `out[t] = sum_j weights[t, j] FFN_e(x[t])` with e = indices[t, j].
@@ -203,13 +185,13 @@ def moe_experts(
         x: (T, H) float32, bfloat16, float16 or float64; under autocast x, w_* and b_* are cast to its type.
         weights: (T, k), of a floating dtype.
         indices: (T, k) int64 in [0, E), or -1: that copy is dropped. An expert may come twice in a row.
-        w_gate_up: (E, 2 I, H) of x's dtype, the gate's rows first (of swiglu_oai in turns).
+        w_gate_up: (E, 2 I, H) of x's dtype, the gate's rows first (of swiglu_oai interleaved).
         w_down: (E, H, I). Transposed views of either are taken as they are, their gradients have their layout.
         b_gate_up, b_down: (E, 2 I) and (E, H).
         activation: silu, gelu, gelu_tanh, relu; or swiglu_oai, gpt-oss's, of `glu`.
-        placement: where the weight goes, which decides what is rounded and what is kept. "combine": on the experts'
-            outputs, which are kept; "down": there, too, but in the backward the weight's gradient is found before the
-            down projection, and they are not kept; "activation": on act(gate) up.
+        weight_placement: where a copy's weight is multiplied in, which decides what is rounded and what is kept.
+            "combine": on the experts' outputs, which are kept; "down": there, too, but in the backward the weight's
+            gradient is found before the down projection, and they are not kept; "activation": on act(gate) up.
         plan: `moe_plan(indices, E)`, where it is there already.
 
     Returns:
@@ -226,7 +208,7 @@ def moe_experts(
     Source: dropless experts of MegaBlocks; the weights' gradient without the experts' outputs, as in SonicMoE.
     """
     x, w_gate_up, w_down, b_gate_up, b_down = autocast(x, w_gate_up, w_down, b_gate_up, b_down)
-    check_layer(x, weights, indices, w_gate_up, w_down, b_gate_up, b_down, activation, placement)
+    check_layer(x, weights, indices, w_gate_up, w_down, b_gate_up, b_down, activation, weight_placement)
     if plan is None:
         plan = moe_plan(indices, w_gate_up.shape[0])
     else:
@@ -236,14 +218,14 @@ def moe_experts(
                 f"{tuple(plan.inverse.shape)} with {plan.permutation.shape[0]} rows"
             )
         check_offsets("moe_experts", plan.offsets, w_gate_up.shape[0], indices.numel(), x.device)
-    tensors = (x, weights.to(accumulator(x)), w_gate_up, w_down, b_gate_up, b_down)
-    rest = (plan.offsets, plan.permutation, plan.inverse, activation, placement)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return MoEExperts.apply(*tensors, *rest)[0]
-    return torch.ops.warpup.moe_experts(*tensors, *rest)[0]
+    out, _, _ = _moe_experts(
+        x, weights.to(accumulator(x)), w_gate_up, w_down, b_gate_up, b_down, plan.offsets, plan.permutation,
+        plan.inverse, activation, weight_placement,
+    )  # fmt: skip
+    return out
 
 
-def check_layer(x, weights, indices, w_gate_up, w_down, b_gate_up, b_down, activation, placement) -> None:
+def check_layer(x, weights, indices, w_gate_up, w_down, b_gate_up, b_down, activation, weight_placement) -> None:
     """Raises ValueError, before any product is made, if the operands do not fit each other."""
     op = "moe_experts"
     if x.dim() != 2 or indices.dim() != 2 or indices.shape[0] != x.shape[0] or indices.dtype != torch.int64:
@@ -275,5 +257,6 @@ def check_layer(x, weights, indices, w_gate_up, w_down, b_gate_up, b_down, activ
             raise ValueError(f"{op}: {name} must be on {x.device} like x, got {t.device}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"{op}: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if placement not in PLACEMENTS:
-        raise ValueError(f"{op}: placement must be one of {', '.join(PLACEMENTS)}, got {placement!r}")
+    if weight_placement not in WEIGHT_PLACEMENTS:
+        known = ", ".join(WEIGHT_PLACEMENTS)
+        raise ValueError(f"{op}: weight_placement must be one of {known}, got {weight_placement!r}")

@@ -1,22 +1,23 @@
-"""The router of a mixture of experts: weights and experts of each token, and what balance losses need of the scores.
+"""moe_route, the router of a mixture of experts: weights and experts of each token, and what balance losses need of
+the scores.
 
 T tokens, E experts, k of them a token, B sequences. Contract, numerics and bytes moved: csrc/moe/moe_route.h.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import accumulator, once_differentiable
-from warpup.moe.moe_gather import fail
+from warpup._op import accumulator
 
-_op.raw("moe_route", "moe_route_backward")
 ORDERS = ("softmax_topk", "topk_softmax")
 GROUP_RULES = ("top1", "top2", "topk")
+EPSILON = 1e-20  # what a sum of weights is protected by, as in DeepSeek-V3
 
 
 class MoERoute(NamedTuple):
@@ -29,33 +30,39 @@ class MoERoute(NamedTuple):
     z_loss: Tensor  # () float32: mean of logsumexp(logits)^2
 
 
-class Rule(NamedTuple):
-    """How experts are scored, chosen and weighed; the last arguments of the raw ops, in their order."""
+@dataclass(frozen=True)
+class Rule:
+    """How experts are scored, chosen and weighed: arguments of the raw ops, by their names (csrc/moe/moe_route.h)."""
 
     score: str
-    over_chosen: bool
+    over_chosen: bool  # order "topk_softmax"
     renormalize: bool
     epsilon: float
     scale: float
-    groups: int = 0
+    groups: int = 0  # none
     kept_groups: int = 0
-    group_top: int = 0
+    group_top: int = 0  # of how many of its experts a group is the sum
 
 
 def route_rule(
-    k: int, score="softmax", order="softmax_topk", renormalize=False, epsilon=1e-20, groups=None, scale=1.0
+    k: int, score="softmax", order="softmax_topk", renormalize=False, epsilon=EPSILON, groups=None, scale=1.0
 ) -> Rule:
     """The raw ops' arguments from the public function's."""
     if order not in ORDERS:
-        fail("moe_route", f"order must be one of {ORDERS}, got {order!r}")
-    rule = Rule(score, order == "topk_softmax", renormalize, float(epsilon), float(scale))
+        raise ValueError(f"moe_route: order must be one of {ORDERS}, got {order!r}")
+    over_chosen = order == "topk_softmax"
+    if epsilon != EPSILON and (over_chosen or not renormalize):
+        raise ValueError(
+            f"moe_route: epsilon is for renormalize=True with order softmax_topk, nothing else divides; got {epsilon}"
+        )
+    rule = Rule(score, over_chosen, renormalize, float(epsilon), float(scale))
     if groups is None:
         return rule
     if not isinstance(groups, tuple | list) or len(groups) != 3 or groups[2] not in GROUP_RULES:
-        fail("moe_route", f"groups must be (number, how many are kept, one of {GROUP_RULES}), got {groups!r}")
+        raise ValueError(f"moe_route: groups must be (number, how many are kept, one of {GROUP_RULES}), got {groups!r}")
     number, kept, by = groups
     top = {"top1": 1, "top2": 2, "topk": k // max(kept, 1)}[by]
-    return rule._replace(groups=number, kept_groups=kept, group_top=top)
+    return replace(rule, groups=number, kept_groups=kept, group_top=top)
 
 
 def sequence_bounds(tokens: int, sequences: int | Tensor | None, device) -> Tensor | None:
@@ -64,10 +71,12 @@ def sequence_bounds(tokens: int, sequences: int | Tensor | None, device) -> Tens
         return None
     if isinstance(sequences, Tensor):
         if sequences.dim() != 1 or len(sequences) == 0:
-            fail("moe_route", f"sequences must be (B + 1,) bounds, got {tuple(sequences.shape)}")
+            raise ValueError(f"moe_route: sequences must be (B + 1,) bounds, got {tuple(sequences.shape)}")
         return sequences.long().contiguous()
     if sequences < 1 or tokens % sequences != 0:
-        fail("moe_route", f"sequences must be at least 1 and divide the number of tokens, got {sequences} for {tokens}")
+        raise ValueError(
+            f"moe_route: sequences must be at least 1 and divide the number of tokens, got {sequences} for {tokens}"
+        )
     return torch.arange(0, tokens + 1, sequences, device=device)
 
 
@@ -124,7 +133,7 @@ def reference_moe_route(
     return MoERoute(weights, indices, counts, mean_score, z_loss)
 
 
-@torch.library.register_fake("warpup::moe_route")
+@_op.fake("moe_route")
 def _(logits, bias, replay, mask, bounds, k, *_):
     (tokens, experts), acc = logits.shape, accumulator(logits)
     sequences = 1 if bounds is None else bounds.shape[0] - 1
@@ -133,34 +142,7 @@ def _(logits, bias, replay, mask, bounds, k, *_):
     return tuple(logits.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
 
 
-@torch.library.register_fake("warpup::moe_route_backward")
-def _(logits, *_):
-    return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-
-
-class Route(torch.autograd.Function):
-    @staticmethod
-    def forward(logits, bias, replay, mask, bounds, k, *rule):
-        return _op.ops.moe_route(logits, bias, replay, mask, bounds, k, *rule)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        logits, _, _, _, bounds, _, *rule = inputs
-        _, indices, counts, _, _, stats, lengths = output
-        ctx.mark_non_differentiable(indices, counts, stats, lengths)
-        ctx.set_materialize_grads(False)
-        ctx.rule = rule[:5]
-        ctx.save_for_backward(logits, bounds, indices, stats, lengths)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, weights, _indices, _counts, mean_score, z_loss, *_):
-        logits, bounds, *saved = ctx.saved_tensors
-        grads = [None if g is None else g.contiguous() for g in (weights, mean_score, z_loss)]
-        rest = (None,) * (5 + len(Rule._fields))
-        if all(g is None for g in grads):
-            return None, *rest
-        return _op.ops.moe_route_backward(logits, bounds, *ctx.rule, *saved, *grads), *rest
+_moe_route = _op.differentiable("moe_route")
 
 
 def moe_route(
@@ -170,7 +152,7 @@ def moe_route(
     score: str = "softmax",
     order: str = "softmax_topk",
     renormalize: bool = False,
-    epsilon: float = 1e-20,
+    epsilon: float = EPSILON,
     bias: Tensor | None = None,
     groups: tuple[int, int, str] | None = None,
     scale: float = 1.0,
@@ -196,14 +178,15 @@ def moe_route(
         k: experts a token, at most E.
         score: `softmax` over the experts, `sigmoid`, or `sqrt_softplus`, sqrt(log(1 + e^z)).
         order: `softmax_topk` weighs by the scores; `topk_softmax` by a softmax over the chosen logits.
-        renormalize: divide a token's weights by their sum + `epsilon`.
+        renormalize: divide a token's weights by their sum + `epsilon`. (With topk_softmax their sum is 1 anyway.)
         bias: (E,), added to the scores (topk_softmax: the logits) for the choice only; it gets no gradient.
-        groups: (G, g, rule): experts in G groups of neighbours, at most 32, chosen only within the g whose scores are
+        groups: (G, g, rule): experts in G groups of neighbors, at most 32, chosen only within the g whose scores are
             largest: the sum of a group's `top1`; `top2` (Hugging Face, torchtitan); or `topk`, its top k // g
             (Megatron, Transformer Engine).
         scale: of the weights.
-        replay_indices: (T, k) int64 or int32, the experts that the rollout engine chose, instead of choosing. Their
-            weights come from the live logits, with gradients. -1: dropped, weight 0.
+        replay_indices: (T, k) int64 or int32, the experts that the rollout engine chose, instead of choosing: `bias`
+            and `groups`, which are about the choice, then have no part. Their weights come from the live logits, with
+            gradients. -1: dropped, weight 0.
         token_mask: (T,), 0 for a token that counts for nothing: weights 0, indices -1.
         sequences: statistics of each sequence: their length, or their (B + 1,) int64 bounds (`cu_seqlens`).
 
@@ -215,26 +198,23 @@ def moe_route(
 
     Raises:
         ValueError: a shape or dtype does not fit, k > E, an unknown name, groups that do not divide E or keep fewer
-            than k experts, (CPU only) a replayed index outside [-1, E), sequences that do not span the tokens. On CUDA,
-            where checking would synchronise, such an index is dropped, and bounds are held inside the tokens.
+            than k experts, an epsilon where nothing is divided, (CPU only) a replayed index outside [-1, E), sequences
+            that do not span the tokens. On CUDA, where checking would synchronize, such an index is dropped, and bounds
+            are held inside the tokens.
 
     Source: DeepSeekMoE (arXiv 2401.06066), DeepSeek-V3 (arXiv 2412.19437), ST-MoE for the z-loss (arXiv 2202.08906).
     """
     if logits.dim() != 2:
-        fail("moe_route", f"logits must have shape (T, E), got {tuple(logits.shape)}")
+        raise ValueError(f"moe_route: logits must have shape (T, E), got {tuple(logits.shape)}")
     rule = route_rule(k, score, order, renormalize, epsilon, groups, scale)
-    arguments: tuple[Any, ...] = (
+    weights, indices, counts, mean_score, z_loss, _, _ = _moe_route(
         logits if logits.stride(-1) == 1 else logits.contiguous(),
-        None if bias is None else bias.detach().to(accumulator(logits)).contiguous(),
-        None if replay_indices is None else replay_indices.long().contiguous(),
-        None if token_mask is None else token_mask.bool().contiguous(),
-        sequence_bounds(logits.shape[0], sequences, logits.device),
-        k,
-        *rule,
-    )
-    live = logits.requires_grad and torch.is_grad_enabled()
-    weights, indices, counts, mean_score, z_loss, *_ = (
-        Route.apply(*arguments) if live else _op.ops.moe_route(*arguments)
+        bias=None if bias is None else bias.detach().to(accumulator(logits)).contiguous(),
+        replay=None if replay_indices is None else replay_indices.long().contiguous(),
+        mask=None if token_mask is None else token_mask.bool().contiguous(),
+        bounds=sequence_bounds(logits.shape[0], sequences, logits.device),
+        k=k,
+        **vars(rule),
     )
     if sequences is None:
         counts, mean_score = counts[0], mean_score[0]

@@ -1,35 +1,36 @@
+// The CPU kernels of glu: blocks of a row, widened and parted into g and u, stay in L1.
 #include <algorithm>
 
 #include "core/parallel.h"
 #include "core/widen.h"
-#include "moe/moe_glu.h"
-#include "moe/moe_glu_math.h"
+#include "moe/glu.h"
+#include "moe/glu_math.h"
 
 namespace warpup {
 namespace {
 
-constexpr int64_t kBlock = 1024;              // elements in L1 at once, as the loops take them
-constexpr int64_t kGrain = int64_t(1) << 15;  // elements worth a thread
+constexpr int64_t kBlock = 1024;              // elements of each of g, u and d: 12 KB of an L1 in float32
+constexpr int64_t kGrain = int64_t(1) << 15;  // elements that are worth waking a thread for
 
 }  // namespace
 
 // 16-bit values are widened, and g and u parted, in loops of their own.
-template <class T, bool kTurns>
+template <class T, bool kInterleaved>
 WARPUP_CLONES void split(const T* __restrict h, int64_t width, int64_t n, acc_t<T>* __restrict g,
                          acc_t<T>* __restrict u) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) g[j] = load(h[kTurns ? 2 * j : j]);
+  for (int64_t j = 0; j < n; ++j) g[j] = load(h[kInterleaved ? 2 * j : j]);
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) u[j] = load(h[kTurns ? 2 * j + 1 : width + j]);
+  for (int64_t j = 0; j < n; ++j) u[j] = load(h[kInterleaved ? 2 * j + 1 : width + j]);
 }
 
-template <class T, bool kTurns>
+template <class T, bool kInterleaved>
 WARPUP_CLONES void join(const acc_t<T>* __restrict g, const acc_t<T>* __restrict u, int64_t width, int64_t n,
                         T* __restrict h) {
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) h[kTurns ? 2 * j : j] = store<T>(g[j]);
+  for (int64_t j = 0; j < n; ++j) h[kInterleaved ? 2 * j : j] = store<T>(g[j]);
 #pragma omp simd
-  for (int64_t j = 0; j < n; ++j) h[kTurns ? 2 * j + 1 : width + j] = store<T>(u[j]);
+  for (int64_t j = 0; j < n; ++j) h[kInterleaved ? 2 * j + 1 : width + j] = store<T>(u[j]);
 }
 
 template <class Acc, GluKind kKind>
@@ -56,11 +57,11 @@ WARPUP_CLONES void glu_backward_block(Acc* __restrict g, Acc* __restrict u, int6
 }
 
 template <class T>
-void moe_glu_cpu(const MoeGluArgs<T>& args) {
+void glu_cpu(const GluArgs<T>& args) {
   using Acc = acc_t<T>;
   const int64_t width = args.width;
   dispatch_kind(args.kind, [&]<GluKind kKind>() {
-    constexpr bool turns = kTurns<kKind>;
+    constexpr bool interleaved = kInterleaved<kKind>;
     parallel_for(0, args.rows, kGrain / (width + 1) + 1, [&](int64_t first, int64_t last) {
       alignas(64) Acc g[kBlock], u[kBlock], a[kBlock];
       for (int64_t s = first; s < last; ++s) {
@@ -72,7 +73,7 @@ void moe_glu_cpu(const MoeGluArgs<T>& args) {
         }
         for (int64_t j = 0; j < width; j += kBlock) {
           const int64_t n = std::min(kBlock, width - j);
-          split<T, turns>(args.h + 2 * s * width + (turns ? 2 * j : j), width, n, g, u);
+          split<T, interleaved>(args.h + 2 * s * width + (interleaved ? 2 * j : j), width, n, g, u);
           glu_block<Acc, kKind>(g, u, n, weight_of(args, copy), a);
           narrow(a, n, to + j);
         }
@@ -82,12 +83,12 @@ void moe_glu_cpu(const MoeGluArgs<T>& args) {
 }
 
 template <class T>
-void moe_glu_backward_cpu(const MoeGluBackwardArgs<T>& args) {
+void glu_backward_cpu(const GluBackwardArgs<T>& args) {
   using Acc = acc_t<T>;
-  const MoeGluArgs<T>& f = args.forward;
+  const GluArgs<T>& f = args.forward;
   const int64_t width = f.width;
   dispatch_kind(f.kind, [&]<GluKind kKind>() {
-    constexpr bool turns = kTurns<kKind>;
+    constexpr bool interleaved = kInterleaved<kKind>;
     parallel_for(0, f.rows, kGrain / (width + 1) + 1, [&](int64_t first, int64_t last) {
       alignas(64) Acc g[kBlock], u[kBlock], d[kBlock];
       for (int64_t s = first; s < last; ++s) {
@@ -101,13 +102,13 @@ void moe_glu_backward_cpu(const MoeGluBackwardArgs<T>& args) {
         }
         double dot = 0;
         for (int64_t j = 0; j < width; j += kBlock) {
-          const int64_t n = std::min(kBlock, width - j), at = turns ? 2 * j : j;
+          const int64_t n = std::min(kBlock, width - j), at = interleaved ? 2 * j : j;
           Acc part = 0;
-          split<T, turns>(f.h + 2 * s * width + at, width, n, g, u);
+          split<T, interleaved>(f.h + 2 * s * width + at, width, n, g, u);
           widen(args.grad_a + s * width + j, n, d);
           glu_backward_block<Acc, kKind>(g, u, n, weight_of(f, copy), d, &part);
           dot += part;
-          join<T, turns>(g, u, width, n, dh + at);
+          join<T, interleaved>(g, u, width, n, dh + at);
           if (a) narrow(d, n, a + j);
         }
         if (args.grad_weights) args.grad_weights[copy] = static_cast<Acc>(dot);
@@ -116,9 +117,9 @@ void moe_glu_backward_cpu(const MoeGluBackwardArgs<T>& args) {
   });
 }
 
-#define INSTANTIATE(T)                                     \
-  template void moe_glu_cpu<T>(const MoeGluArgs<T>& args); \
-  template void moe_glu_backward_cpu<T>(const MoeGluBackwardArgs<T>& args);
+#define INSTANTIATE(T)                              \
+  template void glu_cpu<T>(const GluArgs<T>& args); \
+  template void glu_backward_cpu<T>(const GluBackwardArgs<T>& args);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(bfloat16)

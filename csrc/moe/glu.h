@@ -1,4 +1,5 @@
-// moe_glu: the gated activation between an expert's two products, on rows sorted by expert, and its gradient.
+// glu: the gated activation between an expert's two products, on rows sorted by expert, and its gradient. In one pass,
+// because it is bound by memory: torch makes three, and keeps as many results for the backward.
 //
 //   h[s] = (g, u)    a[s, i] = w f(g_i) U(u_i)         w = weights[permutation[s]], 1 without weights
 //   dh[s] = (w da f'(g) U(u), w da f(g) U'(u))         dw = sum_i da f(g_i) U(u_i)
@@ -11,10 +12,9 @@
 //
 // The backward gives `a` again, because the forward's caller keeps h and not a.
 //
-// Layout   h [rows, 2 width]: g before u, of swiglu_oai in turns (g_0, u_0, g_1, ...); a and da [rows, width]; weights
-// and
-//          dw one a copy, permutation one a row; all contiguous. A row with permutation -1 holds no copy: its results
-//          are 0, and no dw is written for it.
+// Layout   h [rows, 2 width]: g before u, of swiglu_oai interleaved (g_0, u_0, g_1, ...); a and da [rows, width];
+//          weights and dw one a copy, permutation one a row; all contiguous. A row with permutation -1 holds no copy:
+//          its results are 0, and no dw is written for it.
 // Numerics float32 (float64 for float64); each result is rounded once.
 // Bytes    forward: 3 rows * width * sizeof(T).  backward: 5 of them, 6 with a.
 #pragma once
@@ -26,7 +26,7 @@ namespace warpup {
 enum class GluKind { silu, gelu, gelu_tanh, relu, swiglu_oai };
 
 template <class T>
-struct MoeGluArgs {
+struct GluArgs {
   using Acc = acc_t<T>;
   int64_t rows, width;
   GluKind kind;
@@ -37,21 +37,21 @@ struct MoeGluArgs {
 };
 
 template <class T>
-struct MoeGluBackwardArgs {
-  MoeGluArgs<T> forward;
+struct GluBackwardArgs {
+  GluArgs<T> forward;
   const T* grad_a;
   T* grad_h;
   acc_t<T>* grad_weights;  // or null
 };
 
 template <class T>
-void moe_glu_cpu(const MoeGluArgs<T>& args);
+void glu_cpu(const GluArgs<T>& args);
 template <class T>
-void moe_glu_cuda(const MoeGluArgs<T>& args, void* stream);
+void glu_cuda(const GluArgs<T>& args, void* stream);
 
 template <class T>
-void moe_glu_backward_cpu(const MoeGluBackwardArgs<T>& args);
+void glu_backward_cpu(const GluBackwardArgs<T>& args);
 template <class T>
-void moe_glu_backward_cuda(const MoeGluBackwardArgs<T>& args, void* stream);
+void glu_backward_cuda(const GluBackwardArgs<T>& args, void* stream);
 
 }  // namespace warpup

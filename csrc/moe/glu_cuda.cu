@@ -1,32 +1,33 @@
-// A block a row: neighbouring threads take neighbouring columns, so every access is coalesced.
+// The CUDA kernels of glu. A block a row: neighboring threads take neighboring columns, so every access is coalesced.
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
-#include "moe/moe_glu.h"
-#include "moe/moe_glu_math.h"
+#include "moe/glu.h"
+#include "moe/glu_math.h"
 
 namespace warpup {
 namespace {
 
 constexpr int kThreads = 256;
 
-template <bool kTurns, class T>
-__device__ __forceinline__ int64_t gate_at(const MoeGluArgs<T>& args, int64_t s, int64_t j) {
-  return 2 * s * args.width + (kTurns ? 2 * j : j);
+template <bool kInterleaved, class T>
+__device__ __forceinline__ int64_t gate_at(const GluArgs<T>& args, int64_t s, int64_t j) {
+  return 2 * s * args.width + (kInterleaved ? 2 * j : j);
 }
-template <bool kTurns, class T>
-__device__ __forceinline__ int64_t up_at(const MoeGluArgs<T>& args, int64_t s, int64_t j) {
-  return 2 * s * args.width + (kTurns ? 2 * j + 1 : args.width + j);
+template <bool kInterleaved, class T>
+__device__ __forceinline__ int64_t up_at(const GluArgs<T>& args, int64_t s, int64_t j) {
+  return 2 * s * args.width + (kInterleaved ? 2 * j + 1 : args.width + j);
 }
 
 template <class T, GluKind kKind>
-__global__ __launch_bounds__(kThreads) void glu_kernel(const MoeGluArgs<T> args) {
-  constexpr bool turns = kTurns<kKind>;
+__global__ __launch_bounds__(kThreads) void glu_kernel(const GluArgs<T> args) {
+  constexpr bool interleaved = kInterleaved<kKind>;
   const int64_t s = blockIdx.x, copy = copy_of(args, s);
   const acc_t<T> w = copy < 0 ? acc_t<T>(0) : weight_of(args, copy);
   for (int64_t j = threadIdx.x; j < args.width; j += kThreads) {
     T out{};
     if (copy >= 0) {
-      const acc_t<T> g = load(args.h[gate_at<turns>(args, s, j)]), u = load(args.h[up_at<turns>(args, s, j)]);
+      const acc_t<T> g = load(args.h[gate_at<interleaved>(args, s, j)]),
+                     u = load(args.h[up_at<interleaved>(args, s, j)]);
       out = store<T>(w * (gate_factor<kKind>(g).value * up_factor<kKind>(u).value));
     }
     args.a[s * args.width + j] = out;
@@ -34,16 +35,16 @@ __global__ __launch_bounds__(kThreads) void glu_kernel(const MoeGluArgs<T> args)
 }
 
 template <class T, GluKind kKind>
-__global__ __launch_bounds__(kThreads) void glu_backward_kernel(const MoeGluBackwardArgs<T> args) {
+__global__ __launch_bounds__(kThreads) void glu_backward_kernel(const GluBackwardArgs<T> args) {
   using Acc = acc_t<T>;
-  constexpr bool turns = kTurns<kKind>;
-  const MoeGluArgs<T>& f = args.forward;
+  constexpr bool interleaved = kInterleaved<kKind>;
+  const GluArgs<T>& f = args.forward;
   const int64_t s = blockIdx.x, copy = copy_of(f, s);
   const Acc w = copy < 0 ? Acc(0) : weight_of(f, copy);
   Acc dot = 0;
 #pragma unroll 1
   for (int64_t j = threadIdx.x; j < f.width; j += kThreads) {
-    const int64_t at_g = gate_at<turns>(f, s, j), at_u = up_at<turns>(f, s, j), at_a = s * f.width + j;
+    const int64_t at_g = gate_at<interleaved>(f, s, j), at_u = up_at<interleaved>(f, s, j), at_a = s * f.width + j;
     T dg{}, du{}, a{};
     if (copy >= 0) {
       const Factor<Acc> gate = gate_factor<kKind>(Acc(load(f.h[at_g]))), up = up_factor<kKind>(Acc(load(f.h[at_u])));
@@ -62,23 +63,23 @@ __global__ __launch_bounds__(kThreads) void glu_backward_kernel(const MoeGluBack
 }  // namespace
 
 template <class T>
-void moe_glu_cuda(const MoeGluArgs<T>& args, void* stream) {
+void glu_cuda(const GluArgs<T>& args, void* stream) {
   dispatch_kind(args.kind, [&]<GluKind kKind>() {
-    launch("moe_glu", glu_kernel<T, kKind>, dim3(static_cast<unsigned>(args.rows)), dim3(kThreads), stream, args);
+    launch("glu", glu_kernel<T, kKind>, dim3(static_cast<unsigned>(args.rows)), dim3(kThreads), stream, args);
   });
 }
 
 template <class T>
-void moe_glu_backward_cuda(const MoeGluBackwardArgs<T>& args, void* stream) {
+void glu_backward_cuda(const GluBackwardArgs<T>& args, void* stream) {
   dispatch_kind(args.forward.kind, [&]<GluKind kKind>() {
-    launch("moe_glu_backward", glu_backward_kernel<T, kKind>, dim3(static_cast<unsigned>(args.forward.rows)),
+    launch("glu_backward", glu_backward_kernel<T, kKind>, dim3(static_cast<unsigned>(args.forward.rows)),
            dim3(kThreads), stream, args);
   });
 }
 
-#define INSTANTIATE(T)                                                    \
-  template void moe_glu_cuda<T>(const MoeGluArgs<T>& args, void* stream); \
-  template void moe_glu_backward_cuda<T>(const MoeGluBackwardArgs<T>& args, void* stream);
+#define INSTANTIATE(T)                                             \
+  template void glu_cuda<T>(const GluArgs<T>& args, void* stream); \
+  template void glu_backward_cuda<T>(const GluBackwardArgs<T>& args, void* stream);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(bfloat16)

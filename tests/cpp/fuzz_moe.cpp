@@ -1,17 +1,18 @@
-// The moe family against plain loops.
-#pragma once
-
+// moe_plan, moe_gather, moe_combine and moe_route against plain loops.
 #include <algorithm>
 
-#include "moe/moe_gather_check.h"
-#include "moe/moe_route_check.h"
 #include "fuzz.h"
+#include "moe/moe_gather_check.h"
+#include "moe/moe_plan.h"
+#include "moe/moe_plan_check.h"
+#include "moe/moe_route.h"
+#include "moe/moe_route_check.h"
 
 namespace fuzz {
 
 // ---- moe_plan, moe_gather, moe_combine ------------------------------------------------------------------------------
 
-inline void moe() {
+FUZZ(moe_gather) {  // with moe_plan and moe_combine
   const DType dtype = floating(), acc = dtype == DType::f64 ? DType::f64 : DType::f32;
   const double eps = epsilon_of(dtype), acc_eps = epsilon_of(acc),
                tiny = dtype == DType::f16 ? 0x1p-24 : 0;  // subnormal
@@ -82,7 +83,7 @@ inline void moe() {
 
 // ---- moe_route ------------------------------------------------------------------------------------------------------
 
-inline void route() {
+FUZZ(moe_route) {
   const DType dtype = floating(), acc = dtype == DType::f64 ? DType::f64 : DType::f32;
   const double tolerance = 64 * epsilon_of(acc);
   const int64_t tokens = chance(0.02) ? 300 : below(chance(0.5) ? 5 : 40);
@@ -91,7 +92,14 @@ inline void route() {
   const int64_t k = 1 + below(std::min<int64_t>(groups ? kept * size : experts, 9)), top = groups ? 1 + below(size) : 0;
   const std::string score = std::array{"softmax", "sigmoid", "sqrt_softplus"}[below(3)];
   const bool over_chosen = score == "softmax" && chance(0.4), renormalize = chance(0.5), bounded = chance(0.5);
-  const warpup::RouteOptions options{score, over_chosen, renormalize, 1e-20, 1.5, groups, kept, top};
+  const warpup::RouteOptions options{.score = score,
+                                     .over_chosen = over_chosen,
+                                     .renormalize = renormalize,
+                                     .epsilon = 1e-20,
+                                     .scale = 1.5,
+                                     .groups = groups,
+                                     .kept_groups = kept,
+                                     .group_top = top};
   std::vector<int64_t> cuts{0};
   for (int64_t b = bounded ? below(4) : 0; b > 0; --b) cuts.push_back(below(tokens + 1));
   cuts.push_back(tokens);

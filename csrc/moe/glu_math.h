@@ -1,13 +1,13 @@
-// One element of the gated activation, for both twins.
+// One element of the gated activation, for both kernels.
 #pragma once
 
 #include "core/math.h"
-#include "moe/moe_glu.h"
+#include "moe/glu.h"
 
 namespace warpup {
 
 template <GluKind kKind>
-inline constexpr bool kTurns = kKind == GluKind::swiglu_oai;  // whether g and u lie in turns
+inline constexpr bool kInterleaved = kKind == GluKind::swiglu_oai;  // g_0, u_0, g_1, ...; else all g before all u
 
 template <class Acc>
 struct Factor {
@@ -84,11 +84,11 @@ void dispatch_kind(GluKind kind, const Body& body) {
 
 // The copy that row s holds: -1 for none; 0, with no meaning, where rows are not permuted.
 template <class T>
-WARPUP_HD int64_t copy_of(const MoeGluArgs<T>& args, int64_t s) {
+WARPUP_HD int64_t copy_of(const GluArgs<T>& args, int64_t s) {
   return args.permutation ? args.permutation[s] : 0;
 }
 template <class T>
-WARPUP_HD acc_t<T> weight_of(const MoeGluArgs<T>& args, int64_t copy) {
+WARPUP_HD acc_t<T> weight_of(const GluArgs<T>& args, int64_t copy) {
   return args.weights ? args.weights[copy] : acc_t<T>(1);
 }
 
