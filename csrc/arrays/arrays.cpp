@@ -13,7 +13,6 @@
 #include "moe/moe_gather_check.h"
 #include "moe/moe_glu_check.h"
 #include "moe/moe_route_check.h"
-#include "policy/policy_loss_check.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -63,16 +62,6 @@ PYBIND11_MODULE(arrays, m) {
 
   using View = const warpup::View&;
   using Optional = const warpup::OptionalView&;
-  py::class_<warpup::PolicyOptions>(m, "PolicyOptions")
-      .def(py::init<std::vector<int64_t>, std::vector<double>>(), "choices"_a, "numbers"_a);
-  def("policy_loss", &warpup::policy_loss, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a, "ref_logp"_a = py::none(),
-      "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(), "entropy"_a = py::none(),
-      "cu_seqlens"_a = py::none(), "denominator"_a = py::none(), py::kw_only(), "options"_a, "loss"_a, "metrics"_a,
-      "row_state"_a, "partials"_a);
-  def("policy_loss_backward", &warpup::policy_loss_backward, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a,
-      "ref_logp"_a = py::none(), "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(),
-      "entropy"_a = py::none(), "cu_seqlens"_a = py::none(), py::kw_only(), "options"_a, "row_state"_a, "grad_loss"_a,
-      "grad_logp"_a, "grad_ref_kl"_a = py::none(), "grad_entropy"_a = py::none());
 
   def("margin_bounds", &warpup::margin_bounds, "center"_a, "radius"_a, "weight"_a, "bias"_a = py::none(), "labels"_a,
       py::kw_only(), "bounds"_a, "loss"_a = py::none(), "share"_a = py::none());

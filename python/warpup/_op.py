@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -134,7 +135,7 @@ def differentiable(
     backward_fake: Callable | None = None,
     strided: bool = False,
 ) -> Callable:
-    """The raw op `name` with its gradients: a function of the same arguments, in their order, and the same results.
+    """The raw op `name` with its gradients: a function of its arguments, all in order or all by name, with its results.
 
     Args:
         name: the raw op. Its fake is registered with `fake`.
@@ -262,8 +263,13 @@ def differentiable(
     # `Function.apply` binds the arguments to the signature of `forward`, which costs more than all the rest of a call.
     # Only torch.compile and torch.func have use for it; what lies beneath takes positional arguments as they are.
     apply_positional = super(torch.autograd.Function, Function).apply
+    in_order = itemgetter(*inputs)
 
-    def call(*arguments):
+    def call(*arguments, **named):
+        if named:
+            if arguments or len(named) != len(inputs):
+                raise TypeError(f"{name}: expected all of {', '.join(inputs)} by name, got {', '.join(named)}")
+            arguments = in_order(named)
         if torch.is_grad_enabled():
             for i in gets:
                 if arguments[i] is not None and arguments[i].requires_grad:

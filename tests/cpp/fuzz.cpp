@@ -12,7 +12,7 @@
 #include "core/parallel.h"
 #include "fuzz_interval_activation.h"
 #include "fuzz_interval_margin.h"
-#include "fuzz_logprob_policy.h"
+#include "fuzz_policy_loss.h"
 #include "fuzz_moe.h"
 #include "fuzz_moe_experts.h"
 
