@@ -31,13 +31,13 @@ from warpup.policy.reference import reference_policy_loss
 TENSORS = ("old_logp", "advantages", "mask", "ref_logp", "weights", "penalty")  # what the loss reads at each token
 _arguments = torch.ops.warpup.policy_loss.default._schema.arguments
 OPTIONS = tuple(a.name for a in _arguments if "Tensor" not in str(a.type))
-_shared = "".join(f"{a.type} {a.name}, " for a in _arguments if a.name in (*TENSORS, *OPTIONS))
+OF_LOSS = ", ".join(f"{a.type} {a.name}" for a in _arguments if a.name in (*TENSORS, *OPTIONS))
+OF_LOSS = OF_LOSS.replace("Optional[Tensor]", "Tensor?")  # how a schema writes what it shows as this
 
 
 @_op.composite(
-    f"linear_policy_gradients(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, Tensor token_weight, "
-    + _shared.replace("Optional[Tensor]", "Tensor?")
-    + "int chunk, bool[] needs) "
+    f"linear_policy_gradients(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, {OF_LOSS}, "
+    "Tensor token_weight, int chunk, bool[] needs) "
     "-> (Tensor logp, Tensor entropy, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
 )
 def _gradients(*arguments):
