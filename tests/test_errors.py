@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from warpup import policy_loss, token_logprob
+from warpup.policy.kinds import PolicyOptions
 
 # ---- token_logprob --------------------------------------------------------------------------------------------------
 
@@ -88,6 +89,20 @@ def test_other_device(device):
         ({"old_logp": torch.zeros(2, 3, dtype=torch.float64)}, "old_logp must be float32, got float64"),
         ({"clip": (-0.1, 0.2)}, r"clip must be two numbers >= 0, got \(-0.1, 0.2\)"),
         ({"clip": (0.1, 0.2), "kind": "sapo"}, "kind 'sapo' has no clip"),
+        ({"clip": (0.2, 5.0), "kind": "cispo"}, r"kind 'cispo' holds the ratio from above only.*got \(0.2, 5.0\)"),
+        ({"generator": torch.Generator()}, "generator draws for 'clip_cov' without selected.*kind 'grpo'"),
+        ({"generator": torch.Generator(), "kind": "kl_cov"}, "generator draws for 'clip_cov' .*kind 'kl_cov'"),
+        (
+            {"generator": torch.Generator(), "kind": "clip_cov", "selected": torch.ones(2, 3, dtype=torch.bool)},
+            "generator draws for 'clip_cov' without selected",
+        ),
+        ({"kl_corrected": True}, "kl_corrected needs a KL to correct, by ref_logp or ref_kl"),
+        ({"ref_kl": torch.zeros(2, 3)}, "ref_kl belongs to kl='full', got kl='k3'"),
+        (
+            {"kl": "full", "ref_kl": torch.zeros(2, 3), "ref_logp": torch.zeros(2, 3)},
+            "kl='full' takes the KL from ref_kl and has no use for ref_logp",
+        ),
+        ({"kl": "full", "ref_logp": torch.zeros(2, 3)}, "kl='full' takes the KL from ref_kl"),
         ({"delta": 1.0}, "delta must be above 1, got 1.0"),
         ({"dual_clip": 0.5}, "dual_clip must be above 1, got 0.5"),
         ({"dual_clip": 3.0, "kind": "cispo"}, "dual_clip belongs to the kinds that clip as PPO does, not to 'cispo'"),
@@ -139,16 +154,31 @@ def test_policy_loss_packed(change, message):
 def test_policy_loss_backward():
     """The raw op and `warpup.arrays` take options and gradients from anyone."""
     ops, z = torch.ops.warpup, torch.zeros(2, 3)
-    tensors = (z, z, torch.zeros(2), z == 0, *(None,) * 6)
-    choices, numbers = [0, 1, 0, 0, 0], [0.8, 1.2, 1.2, *(0.0,) * 10, 1.0, 1.0, 0.0, 0.0, 0.0]
-    with pytest.raises(ValueError, match="formula 9 is not one of 0 to 3"):
-        ops.policy_loss(*tensors, None, [9, *choices[1:]], numbers)
-    with pytest.raises(ValueError, match="options must hold 18 numbers, got 3"):
-        ops.policy_loss(*tensors, None, choices, numbers[:3])
+    optional = dict.fromkeys(("ref_logp", "weights", "penalty", "ref_kl", "entropy", "cu_seqlens"))
+    named = {
+        "logp": z,
+        "old_logp": z,
+        "advantages": torch.zeros(2),
+        "mask": z == 0,
+        **optional,
+        **PolicyOptions().raw(),
+    }
+
+    def forward(**changes):
+        return ops.policy_loss(**{**named, "denominator": None, **changes})
+
+    def backward(**changes):
+        return ops.policy_loss_backward(**{**named, "row_state": state, "grad_loss": loss, **changes})
+
+    for name in ("formula", "level", "kl", "normalizer"):
+        with pytest.raises(ValueError, match=f"{name} must be one of .*, got 'nope'"):
+            forward(**{name: "nope"})
     with pytest.raises(ValueError, match=r"clip must leave an interval, got \[2, 1.2\]"):
-        ops.policy_loss(*tensors, None, choices, [2.0, *numbers[1:]])
-    loss, _, state = ops.policy_loss(*tensors, None, choices, numbers)
+        forward(floor=2.0)
+    with pytest.raises(RuntimeError, match=r"missing value for argument 'floor'"):
+        ops.policy_loss(**{k: v for k, v in named.items() if k != "floor"}, denominator=None)
+    loss, _, state = forward()
     with pytest.raises(ValueError, match=r"row_state must hold 8 values, got shape \(1, 4\)"):
-        ops.policy_loss_backward(*tensors, choices, numbers, state[:1], loss)
+        backward(row_state=state[:1])
     with pytest.raises(ValueError, match="grad_loss must be float32, got float64"):
-        ops.policy_loss_backward(*tensors, choices, numbers, state, loss.double())
+        backward(grad_loss=loss.double())

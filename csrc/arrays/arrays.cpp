@@ -6,7 +6,6 @@
 
 #include "core/cpu.h"
 #include "core/parallel.h"
-#include "policy/policy_loss_check.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -44,24 +43,9 @@ ArraysRegistration::ArraysRegistration(Register function) { registrations().push
 }  // namespace warpup
 
 PYBIND11_MODULE(arrays, m) {
-  // Entries touch no Python object: other threads may run meanwhile.
-  const auto def = [&m](const char* name, auto entry, const auto&... arguments) {
-    m.def(name, entry, py::call_guard<py::gil_scoped_release>(), arguments...);
-  };
   m.doc() =
       "warpup kernels on DLPack arrays; outputs are given by the caller. See csrc/<family>/<op>.h for each contract.";
   m.def("build_info", &warpup::build_info);
   warpup::Arrays arrays(m);
   for (const auto add : warpup::registrations()) add(arrays);
-
-  py::class_<warpup::PolicyOptions>(m, "PolicyOptions")
-      .def(py::init<std::vector<int64_t>, std::vector<double>>(), "choices"_a, "numbers"_a);
-  def("policy_loss", &warpup::policy_loss, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a, "ref_logp"_a = py::none(),
-      "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(), "entropy"_a = py::none(),
-      "cu_seqlens"_a = py::none(), "denominator"_a = py::none(), py::kw_only(), "options"_a, "loss"_a, "metrics"_a,
-      "row_state"_a, "partials"_a);
-  def("policy_loss_backward", &warpup::policy_loss_backward, "logp"_a, "old_logp"_a, "advantages"_a, "mask"_a,
-      "ref_logp"_a = py::none(), "weights"_a = py::none(), "penalty"_a = py::none(), "ref_kl"_a = py::none(),
-      "entropy"_a = py::none(), "cu_seqlens"_a = py::none(), py::kw_only(), "options"_a, "row_state"_a, "grad_loss"_a,
-      "grad_logp"_a, "grad_ref_kl"_a = py::none(), "grad_entropy"_a = py::none());
 }

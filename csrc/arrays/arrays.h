@@ -39,7 +39,9 @@ class __attribute__((visibility("hidden"))) Arrays {
  private:
   static std::string text(const py::arg& argument) { return argument.name; }
   static std::string text(const py::arg_v& argument) {
-    return std::string(argument.name) + "=" + py::repr(argument.value).cast<std::string>();
+    std::string value = py::repr(argument.value).cast<std::string>();
+    if (value == "inf") value = "math.inf";  // which `inspect` can read
+    return std::string(argument.name) + "=" + value;
   }
   static std::string text(const py::kw_only&) { return "*"; }
 

@@ -1,19 +1,24 @@
-// policy_loss: a policy-gradient loss with its metrics, forward and backward fused.
+// policy_loss: a policy-gradient loss with its metrics, forward and backward fused. In eager torch each step below is a
+// pass over [batch, length] of its own; here all of them are one pass each way.
 //
-//   l[b, t]   = weight policy_term(ratio, A) + penalty |log r| + kl_term(ref - logp) ...        policy_loss_math.h
-//   loss      = sum_b w[b] sum_t mask l       w[b] = 1 / D, or 1 / (D n[b]) with n[b] = sum_t mask  (per_sequence)
+//   l[b, t]   = weight (policy_term(ratio, A) + penalty |log r|) + kl_coef kl - entropy_coef entropy
+//   loss      = sum_b w[b] sum_t mask l       w[b] = 1 / D, or 1 / (D n[b]) with n[b] = sum_t mask (per_sequence)
 //   D         = the number of tokens, of non-empty sequences, of elements (batch * length), or a given number
 //   dlogp     = grad_loss w[b] mask dl/dlogp
 //
+// The terms: policy_loss_math.h.
+//
 // Layout   padded: logp, old_logp, ref_logp, ref_kl, entropy, penalty, mask [batch, length] with unit stride along
-//          length; advantages and weights [batch, length] or one a row (step 0). Packed: the same [total], row b being
-//          [offsets[b], offsets[b + 1]). All of one floating type, mask uint8.
+//          length; advantages and weights the same, or one value a row (step 0).
+//          packed: the same with [total], row b being the tokens [offsets[b], offsets[b + 1]).
+//          All of one floating type, mask uint8.
 //          A row is cut into pieces of kPolicyPiece tokens; each has a slot in partials [slots, kPolicyScratch].
-//          row_state [batch, kPolicyState], for the backward. metrics [kPolicyMetrics], see below.
+//          row_state [batch, kPolicyState] is what the backward needs of a row.
+//          metrics [kPolicyMetrics]: see there.
 // Numerics float32 (float64 for float64); a piece's sums in that type, all further sums in double, in a fixed order.
-//          Masked before exp: what stands under mask = 0, NaN included, changes nothing. D = 0 gives loss 0.
+//          Masked before exp: whatever is under mask = 0, NaN included, changes nothing. D = 0 gives loss 0.
 // Bytes    forward: 3 (and 1 for each optional input) * sizeof(T) + 1 an element; a level of whole rows reads logp,
-//          old_logp and mask twice, the second time from the cache; backward: the same, and sizeof(T) written.
+//          old_logp and mask twice, the second time from the cache. backward: the same, and sizeof(T) written.
 #pragma once
 
 #include "core/types.h"
@@ -23,7 +28,8 @@ namespace warpup {
 
 inline constexpr int64_t kPolicyPiece = 8192;
 
-// What is summed over the tokens of a piece; ratio_max is a maximum. slope: of the tokens that share it (`spreads`).
+// What is summed over the tokens of a piece; ratio_max is a maximum. slope: what the row's ratio passes on to all
+// tokens of the row (`spreads`).
 template <class Acc>
 struct PolicySums {
   Acc loss, tokens, clipped_low, clipped_high, dual, ratio, ratio_max, approx_kl, ref_kl, slope;
@@ -37,16 +43,17 @@ struct RowSums {
 };
 inline constexpr int kPolicyScratch = kPolicySums + 2;
 
-// metrics: tokens, clip fractions low, high, dual, ratio mean, ratio max, approx_kl = mean(r - 1 - log r) of the
-// tokens' own r, mean weighted ref KL
+// metrics, in this order: tokens; the fractions clipped low, high, dual; mean and maximum of the ratio; approx_kl, the
+// mean of r - 1 - log r with each token's own r; the mean of the KL to the reference, kl_coef included unless it is 0.
 inline constexpr int kPolicyMetrics = 8;
 
 enum PolicyState { kWeight, kRatio, kRatioNegative, kSlope, kPolicyState };  // columns of row_state
 
 enum class Denominator : int { tokens, sequences, elements, given };
 
-// Where the tokens of row b lie, and which of its pieces a slot is. Packed rows have slots enough without anyone
-// knowing their lengths: row b takes those from offsets[b] / kPolicyPiece + b on, some stay empty.
+// Where the tokens of row b are, and which piece of which row belongs to a slot. The host does not know the lengths of
+// packed rows (looking would wait for the GPU), so row b owns the slots from offsets[b] / kPolicyPiece + b on: always
+// enough, some stay empty.
 struct PolicyLayout {
   struct Piece {
     int64_t row, begin, count;  // tokens [begin, begin + count) of the row
@@ -56,7 +63,7 @@ struct PolicyLayout {
   const int64_t* offsets;  // [batch + 1], or null: padded
   int64_t total;           // packed tokens
 
-  WARPUP_HD int64_t offset(int64_t b) const {  // on a GPU nobody has looked at them
+  WARPUP_HD int64_t offset(int64_t b) const {  // held within the tokens: on a GPU they are not checked
     return offsets[b] < 0 ? 0 : offsets[b] > total ? total : offsets[b];
   }
   WARPUP_HD int64_t tokens(int64_t b) const { return offsets ? offset(b + 1) - offset(b) : length; }
@@ -77,7 +84,7 @@ struct PolicyLayout {
   }
 };
 
-// An input, or null; step: 1, or 0 for one value a row.
+// An input, or null. step: 1, or 0 for one value a row.
 template <class T>
 struct PolicyStream {
   const T* data = nullptr;
@@ -92,16 +99,17 @@ template <class T>
 struct PolicyLossArgs {
   PolicyLayout layout;
   PolicyStream<T> logp, old_logp, advantages;
-  PolicyStream<T> ref_logp, weights, penalty, ref_kl, entropy;  // optional; penalty: of |logp - old_logp|
+  PolicyStream<T> ref_logp, weights, penalty, ref_kl, entropy;  // optional
   PolicyStream<uint8_t> mask;
   PolicyFormula formula;
   PolicyLevel level;
-  bool kl_corrected;  // by the ratio
+  bool kl_corrected;  // the KL is multiplied by the ratio
+  bool kl_counts;     // the KL is part of the loss; else it is a metric only
   PolicyParams params;
-  bool per_sequence;
+  bool per_sequence;  // each sequence counts once, by the mean over its tokens
   Denominator denominator;
-  double denominator_value;       // given, where the pointer is null
-  const float* denominator_data;  // given: one number on the device, or null
+  double denominator_scalar;        // given, where there is no tensor
+  const float* denominator_tensor;  // given: one number on the device, or null
   T* partials;
   T* row_state;
   T* loss;
@@ -110,7 +118,7 @@ struct PolicyLossArgs {
 
 template <class T>
 struct PolicyLossBackwardArgs {
-  PolicyLossArgs<T> forward;                  // outputs but row_state unused
+  PolicyLossArgs<T> forward;                  // its outputs are not used, row_state is read
   const T* grad_loss;                         // one number
   T *grad_logp, *grad_ref_kl, *grad_entropy;  // like logp, contiguous; the last two null without their inputs
 };

@@ -1,5 +1,5 @@
-// A piece is walked in runs that fit the first cache, in stages: each stage is a plain loop over arrays, so that the
-// compiler vectorises it, and only the stage of the formula exists once a formula.
+// CPU kernel of policy_loss. A piece is walked in runs that fit the L1 cache, in stages: each stage is a plain loop
+// over arrays, so that the compiler vectorises it. Only policy_run depends on the formula and is compiled for each.
 #include <algorithm>
 
 #include "core/parallel.h"
@@ -9,8 +9,11 @@
 namespace warpup {
 namespace {
 
-// Tokens that are added up in T: longer float32 sums lose digits (8192 of them: 2 of 7).
+// Tokens that are added up in T before the sum goes on in double: 8192 float32 in one sum would lose 2 of 7 digits.
+// A Run of that many is 20 KB in float32: the stages find it in the L1 cache.
 constexpr int64_t kRun = 512;
+
+// ---- Stages of a run ------------------------------------------------------------------------------------------------
 
 // The inputs of a run, from its first token on.
 template <class T>
@@ -135,9 +138,10 @@ WARPUP_CLONES void kl_run(const T* logp, const T* ref, int64_t n, const KlWeight
   }
 }
 
-// The caller's KL, the correction by the ratio.
+// The caller's KL, and the correction by the ratio. A KL that counts has a gradient through that ratio too.
 template <class T>
-WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, int64_t n, Run<T>* __restrict run) {
+WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, bool counts, int64_t n,
+                              Run<T>* __restrict run) {
   if (ref_kl) {
 #pragma omp simd
     for (int64_t t = 0; t < n; ++t) {
@@ -149,19 +153,19 @@ WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_r
     const T* q = by_row ? run->ratio : run->r;
     T* shared = by_row ? run->slope : run->kl_slope;
 #pragma omp simd
-    for (int64_t t = 0; t < n; ++t) {
-      run->kl[t] *= q[t], run->kl_slope[t] *= q[t];
-      shared[t] += run->kl[t];
-    }
+    for (int64_t t = 0; t < n; ++t) run->kl[t] *= q[t], run->kl_slope[t] *= q[t];
+    if (!counts) return;
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) shared[t] += run->kl[t];
   }
 }
 
 template <class T>
-WARPUP_CLONES void sum_run(const T* entropy, T coef, int64_t n, const Run<T>& run, PolicySums<T>* out) {
+WARPUP_CLONES void sum_run(const T* entropy, T coef, bool kl_counts, int64_t n, const Run<T>& run, PolicySums<T>* out) {
   T loss = 0, kl = 0, slope = 0;
 #pragma omp simd reduction(+ : loss, kl, slope)
   for (int64_t t = 0; t < n; ++t) loss += run.loss[t], kl += run.kl[t], slope += run.slope[t];
-  out->ref_kl = kl, out->slope = slope, out->loss = loss + kl;
+  out->ref_kl = kl, out->slope = slope, out->loss = kl_counts ? loss + kl : loss;
   if (!entropy) return;
   T bonus = 0;
 #pragma omp simd reduction(+ : bonus)
@@ -169,7 +173,7 @@ WARPUP_CLONES void sum_run(const T* entropy, T coef, int64_t n, const Run<T>& ru
     const T h = coef * entropy[t];
     bonus += run.on[t] != 0 ? h : T(0);
   }
-  out->loss += bonus;
+  out->loss -= bonus;
 }
 
 template <class T>
@@ -186,7 +190,8 @@ WARPUP_CLONES void write_run(T scale, const T* state, bool spread, bool clipped,
   }
 }
 
-// d loss / d an input that the loss is linear in: coef times the row's weight, times the ratio of a corrected KL.
+// The gradient of an input that the loss is linear in (ref_kl, entropy): its coefficient and the row's weight, both in
+// scale, times the ratio where the KL is corrected by it.
 template <class T>
 WARPUP_CLONES void write_linear(T scale, const T* q, int64_t n, const Run<T>& run, T* __restrict grad) {
 #pragma omp simd
@@ -196,7 +201,9 @@ WARPUP_CLONES void write_linear(T scale, const T* q, int64_t n, const Run<T>& ru
   for (int64_t t = 0; t < n; ++t) grad[t] *= q[t];
 }
 
-// Calls body(run inputs, first token, count) for a piece's runs.
+// ---- Pieces and rows ------------------------------------------------------------------------------------------------
+
+// Calls body(first token, count) for the runs of a piece.
 template <class Body>
 void for_each_run(const PolicyLayout::Piece& piece, const Body& body) {
   for (int64_t begin = 0; begin < piece.count; begin += kRun) {
@@ -204,7 +211,7 @@ void for_each_run(const PolicyLayout::Piece& piece, const Body& body) {
   }
 }
 
-// All stages but the last.
+// All stages but the last, which sums (forward) or writes gradients (backward).
 template <PolicyFormula kFormula, bool kForward, class T>
 void evaluate(const PolicyLossArgs<T>& args, const Inputs<T>& in, const T* state, int64_t n, Run<T>* run,
               PolicySums<T>* sums) {
@@ -214,12 +221,13 @@ void evaluate(const PolicyLossArgs<T>& args, const Inputs<T>& in, const T* state
   const T* weights = args.level == PolicyLevel::gamma ? nullptr : in.weights;  // there they are in the ratio
   if (in.penalty || weights) weigh_run(in.penalty, weights, in.row_weight, n, run);
   if (in.ref) {
-    kl_run(in.logp, in.ref, n, KlWeights<T>(args.params), run);
+    kl_run(in.logp, in.ref, n, kl_weights<T>(args.params), run);
   } else {
     std::fill_n(run->kl, n, T(0)), std::fill_n(run->kl_slope, n, T(0));
   }
   if (in.ref_kl || args.kl_corrected) {
-    add_kl_run(in.ref_kl, T(args.params.kl_given), args.kl_corrected, corrects_by_row(args.level), n, run);
+    add_kl_run(in.ref_kl, T(args.params.kl.coef), args.kl_corrected, corrects_by_row(args.level), args.kl_counts, n,
+               run);
   }
 }
 
@@ -250,7 +258,7 @@ PolicySums<T> forward_piece(const PolicyLossArgs<T>& args, const PolicyLayout::P
     const Inputs<T> in(args, piece.row, begin);
     PolicySums<T> s;
     evaluate<kFormula, true>(args, in, state, n, &run, &s);
-    sum_run(in.entropy, T(args.params.entropy), n, run, &s);
+    sum_run(in.entropy, T(args.params.entropy_coef), args.kl_counts, n, run, &s);
     sums = add(sums, cast<double>(s));
   });
   return cast<T>(sums);
@@ -269,9 +277,9 @@ void backward_piece(const PolicyLossBackwardArgs<T>& args, const PolicyLayout::P
     write_run(scale, state, spreads(f.level), kFormula == PolicyFormula::geometric, n, run,
               args.grad_logp + row + begin);
     const T* q = !f.kl_corrected ? nullptr : corrects_by_row(f.level) ? run.ratio : run.r;
-    if (args.grad_ref_kl) write_linear(scale * T(f.params.kl_given), q, n, run, args.grad_ref_kl + row + begin);
+    if (args.grad_ref_kl) write_linear(scale * T(f.params.kl.coef), q, n, run, args.grad_ref_kl + row + begin);
     if (args.grad_entropy) {
-      write_linear(scale * T(f.params.entropy), static_cast<const T*>(nullptr), n, run,
+      write_linear(-scale * T(f.params.entropy_coef), static_cast<const T*>(nullptr), n, run,
                    args.grad_entropy + row + begin);
     }
   });
@@ -292,13 +300,17 @@ void for_each_piece(const PolicyLayout& layout, const Body& body) {
 template <class T>
 void policy_loss_cpu(const PolicyLossArgs<T>& args) {
   const bool rows = sums_rows(args.level);
+
+  // Rows of more than one piece: the sums that their ratio is made of.
   if (rows && (args.layout.offsets ? args.layout.total : args.layout.length) > kPolicyPiece) {
     for_each_piece(args.layout, [&](int64_t slot, const PolicyLayout::Piece& piece) {
-      if (args.layout.one_piece(piece.row)) return;  // its ratio is found below, while its tokens are in the cache
+      if (args.layout.one_piece(piece.row)) return;  // summed below, where its tokens are in the cache anyway
       const RowSums<double> sums = sum_of_row_terms(args, piece);
       row_sums_of(args, slot) = {T(sums.sum), T(sums.tokens)};
     });
   }
+
+  // Each piece: the ratio of its row, then the sums of its tokens.
   dispatch_formula(args.formula, [&]<PolicyFormula kFormula>() {
     for_each_piece(args.layout, [&](int64_t slot, const PolicyLayout::Piece& piece) {
       T state[kPolicyState] = {T(1), T(1), T(1), T(1)};
@@ -312,6 +324,8 @@ void policy_loss_cpu(const PolicyLossArgs<T>& args) {
       sums_of(args, slot) = forward_piece<kFormula>(args, piece, state);
     });
   });
+
+  // Pieces to rows, rows to the loss.
   PolicyTotals totals{};
   for (int64_t b = 0; b < args.layout.batch; ++b) totals = add(totals, row_totals(args, b));
   const double denominator = denominator_of(args, totals);

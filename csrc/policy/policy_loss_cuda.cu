@@ -1,5 +1,6 @@
-// Forward: one block a piece of a row writes its sums, after a pass over long rows where the loss needs whole rows; a
-// last block adds them up in row order. Backward: elementwise.
+// CUDA kernel of policy_loss. Forward: a block for each piece of a row writes the sums of its tokens; where the ratio
+// is a row's and rows are longer than a piece, a pass before it sums what that ratio is made of; one last block adds
+// the pieces up, always in the order of the rows. Backward: elementwise.
 #include "core/launch.cuh"
 #include "core/reduce.cuh"
 #include "policy/policy_loss.h"
@@ -17,7 +18,7 @@ struct Token {
   PolicyTerm<T> policy;   // weighted
   KlTerm<T> kl;           // what is added to it
   T kl_ratio;             // that corrects the KL, or 1
-  bool open;              // gets a shared slope
+  bool open;              // the slope that the row's tokens share flows to it
 
   __device__ Token(const PolicyLossArgs<T>& a, int64_t b, int64_t t, T positive, T negative) {
     const auto at = [&](const PolicyStream<T>& s) { return s.row(a.layout, b)[t * s.step]; };
@@ -36,12 +37,12 @@ struct Token {
       policy.loss *= w, policy.slope *= w;
     }
     kl = {T(0), T(0)}, kl_ratio = T(1);
-    if (a.ref_logp) kl = kl_term(at(a.ref_logp) - logp, KlWeights<T>(a.params));
-    if (a.ref_kl) kl.value += T(a.params.kl_given) * at(a.ref_kl);
+    if (a.ref_logp) kl = kl_term(at(a.ref_logp) - logp, kl_weights<T>(a.params));
+    if (a.ref_kl) kl.value += T(a.params.kl.coef) * at(a.ref_kl);
     if (a.kl_corrected) {
       kl_ratio = corrects_by_row(a.level) ? ratio : r;
       kl.value *= kl_ratio, kl.slope *= kl_ratio;
-      (corrects_by_row(a.level) ? policy.slope : kl.slope) += kl.value;
+      if (a.kl_counts) (corrects_by_row(a.level) ? policy.slope : kl.slope) += kl.value;
     }
   }
 };
@@ -91,6 +92,8 @@ __global__ __launch_bounds__(kThreads) void policy_loss_rows_kernel(const Policy
 template <class T, PolicyFormula kFormula>
 __global__ __launch_bounds__(kThreads) void policy_loss_kernel(const PolicyLossArgs<T> args) {
   const PolicyLayout::Piece piece = args.layout.piece(blockIdx.x);
+
+  // The ratio of the row, or 1 where each token has its own.
   __shared__ T shared[2];
   if (sums_rows(args.level)) {
     RowSums<T> own{};
@@ -106,13 +109,15 @@ __global__ __launch_bounds__(kThreads) void policy_loss_kernel(const PolicyLossA
   }
   __syncthreads();
   const T positive = shared[0], negative = shared[1];
+
+  // The sums of the tokens.
   PolicySums<T> sums{};
   for (int64_t t = piece.begin + threadIdx.x; t < piece.begin + piece.count; t += kThreads) {
     if (!counts(args, piece.row, t)) continue;
     const Token<T, kFormula> token(args, piece.row, t, positive, negative);
     const PolicyTerm<T>& p = token.policy;
-    T loss = p.loss + token.kl.value;
-    if (args.entropy) loss += T(args.params.entropy) * args.entropy.row(args.layout, piece.row)[t];
+    T loss = args.kl_counts ? p.loss + token.kl.value : p.loss;
+    if (args.entropy) loss -= T(args.params.entropy_coef) * args.entropy.row(args.layout, piece.row)[t];
     sums = add(sums, {loss, T(1), p.clipped_low, p.clipped_high, p.dual, token.ratio, token.ratio,
                       token.r - T(1) - token.log_ratio, token.kl.value, p.slope});
   }
@@ -145,12 +150,14 @@ __global__ __launch_bounds__(kThreads) void policy_loss_backward_kernel(const Po
       grad = scale * (policy + token.kl.slope), linear = scale, kl_ratio = token.kl_ratio;
     }
     args.grad_logp[row + t] = grad;
-    if (args.grad_ref_kl) args.grad_ref_kl[row + t] = linear * T(f.params.kl_given) * kl_ratio;
-    if (args.grad_entropy) args.grad_entropy[row + t] = linear * T(f.params.entropy);
+    if (args.grad_ref_kl) args.grad_ref_kl[row + t] = linear * T(f.params.kl.coef) * kl_ratio;
+    if (args.grad_entropy) args.grad_entropy[row + t] = -linear * T(f.params.entropy_coef);
   }
 }
 
 }  // namespace
+
+// ---- Launchers ------------------------------------------------------------------------------------------------------
 
 template <class T>
 void policy_loss_cuda(const PolicyLossArgs<T>& args, void* stream) {

@@ -1,6 +1,6 @@
-// The scalar formulas of policy_loss, shared by both twins. A loss is a formula of one token's ratio and a level, which
-// says whose ratio that is. A new kind is a value of one of the two enums, its case below, and a line in the Python
-// table (ops/logprob_policy_kinds.py).
+// The scalar formulas of policy_loss, shared by the CPU and the CUDA kernel. A loss is a formula of one token's ratio
+// and a level, which says whose ratio that is. A new kind is a value of one of the two enums, its case below, its name
+// in policy_loss_check.cpp, and a line in the Python table (python/warpup/policy/kinds.py).
 #pragma once
 
 #include "core/math.h"
@@ -35,27 +35,44 @@ WARPUP_HD bool corrects_by_row(PolicyLevel level) {
   return level == PolicyLevel::sequence || level == PolicyLevel::sequence_token;
 }
 
-struct PolicyParams {
-  double floor, ceiling;    // of the ratio; of its log at the geometric level
-  double ceiling_negative;  // clip, A < 0: min(max(delta, ceiling), c)
-  double gate[4];           // sapo: tau for A > 0, tau for the others; gamma: k, lambda for A >= 0, k, lambda for A < 0
-  double kl[3], kl_slope[3];   // weights of k1, k2, k3 in the KL's value, and in its gradient
-  double kl_input, kl_output;  // |d| and the KL are held there: infinite but for verl's
-  double kl_given, entropy;    // weights of the caller's KL and, negative, of its entropy
+// Weights of the estimators k1, k2 and k3 in the KL's value, and of their gradients in its gradient: a straight-through
+// estimator has the value of one and the gradient of another. |d| and the estimate are held at the limits, infinite but
+// for verl's estimator. coef multiplies both; the caller's own KL has only that.
+template <class Acc>
+struct KlWeights {
+  Acc coef = 0;
+  Acc k1 = 0, k2 = 0, k3 = 0, slope1 = 0, slope2 = 0, slope3 = 0;
+  Acc input_limit = kInf<Acc>, output_limit = kInf<Acc>;
 };
-inline constexpr int kPolicyParams = sizeof(PolicyParams) / sizeof(double);
 
-// The same in the type of the tokens; kernels read these in their loops.
+struct PolicyParams {
+  double floor, ceiling;               // of the ratio; of its log at the geometric level
+  double ceiling_negative;             // clip, where A < 0: min(max(delta, ceiling), c)
+  double tau_positive, tau_negative;   // sapo: where A > 0, and elsewhere
+  double k_positive, lambda_positive;  // gamma: where A >= 0
+  double k_negative, lambda_negative;  // gamma: where A < 0
+  KlWeights<double> kl;
+  double entropy_coef;  // of the bonus, which is subtracted
+};
+
+// The parameters that kernels read in their loops, in the type of the tokens.
 template <class Acc>
 struct PolicyBounds {
-  Acc floor, ceiling, ceiling_negative, tau, tau_negative;
+  Acc floor, ceiling, ceiling_negative, tau_positive, tau_negative;
   WARPUP_HD explicit PolicyBounds(const PolicyParams& p)
       : floor(Acc(p.floor)),
         ceiling(Acc(p.ceiling)),
         ceiling_negative(Acc(p.ceiling_negative)),
-        tau(Acc(p.gate[0])),
-        tau_negative(Acc(p.gate[1])) {}
+        tau_positive(Acc(p.tau_positive)),
+        tau_negative(Acc(p.tau_negative)) {}
 };
+
+template <class Acc>
+WARPUP_HD KlWeights<Acc> kl_weights(const PolicyParams& p) {
+  const KlWeights<double>& w = p.kl;
+  return {Acc(w.coef),   Acc(w.k1),     Acc(w.k2),          Acc(w.k3),          Acc(w.slope1),
+          Acc(w.slope2), Acc(w.slope3), Acc(w.input_limit), Acc(w.output_limit)};
+}
 
 template <class Acc>
 struct PolicyTerm {
@@ -79,8 +96,10 @@ WARPUP_HD PolicyTerm<Acc> policy_term(Acc ratio, Acc log_ratio, Acc logp, Acc ad
     const Acc low = ratio < p.floor ? Acc(1) : Acc(0), high = ratio > p.ceiling ? Acc(1) : Acc(0);
     return {slope * logp, slope, negative ? low : Acc(0), positive ? high : Acc(0), Acc(0)};
   } else if constexpr (kFormula == PolicyFormula::sapo) {
-    const Acc tau = positive ? p.tau : p.tau_negative, e = exp_held(tau - tau * ratio), gate = Acc(1) / (Acc(1) + e);
-    return {Acc(-4) / tau * gate * advantage, Acc(-4) * gate * gate * e * ratio * advantage, Acc(0), Acc(0), Acc(0)};
+    const Acc tau = positive ? p.tau_positive : p.tau_negative, e = exp_held(tau - tau * ratio);
+    const Acc sigmoid = Acc(1) / (Acc(1) + e);  // of tau (ratio - 1); its derivative is sigmoid^2 e
+    return {Acc(-4) / tau * sigmoid * advantage, Acc(-4) * sigmoid * sigmoid * e * ratio * advantage, Acc(0), Acc(0),
+            Acc(0)};
   } else {
     const Acc loss = -ratio * advantage;
     const Acc low = log_ratio < p.floor ? Acc(1) : Acc(0), high = log_ratio > p.ceiling ? Acc(1) : Acc(0);
@@ -88,7 +107,7 @@ WARPUP_HD PolicyTerm<Acc> policy_term(Acc ratio, Acc log_ratio, Acc logp, Acc ad
   }
 }
 
-// What a token adds to the sum that its row's ratio is made of.
+// What a token adds to the sum that the ratio of its row is made of.
 template <class Acc>
 WARPUP_HD Acc row_term(PolicyLevel level, Acc x, Acc advantage, const PolicyBounds<Acc>& p) {
   if (level == PolicyLevel::gamma) return x < Acc(-20) ? Acc(-20) : x > Acc(20) ? Acc(20) : x;
@@ -125,7 +144,8 @@ WARPUP_HD RowRatio row_ratio(PolicyLevel level, double sum, double tokens, const
       return {1, 1, 1};
     case PolicyLevel::gamma: {
       const double log_w = sum < kLogGammaFloor ? kLogGammaFloor : sum > 20 ? 20 : sum;
-      return {gamma_weight(log_w, p.gate[0], p.gate[1]), gamma_weight(log_w, p.gate[2], p.gate[3]), 1};
+      return {gamma_weight(log_w, p.k_positive, p.lambda_positive),
+              gamma_weight(log_w, p.k_negative, p.lambda_negative), 1};
     }
     case PolicyLevel::sequence_token:
       slope = x > 10 ? 0 : 1;
@@ -143,27 +163,15 @@ struct KlTerm {
   Acc value, slope;  // weighted; slope: d value / d logp
 };
 
-template <class Acc>
-struct KlWeights {
-  Acc k1, k2, k3, slope1, slope2, slope3, input, output;
-  WARPUP_HD explicit KlWeights(const PolicyParams& p)
-      : k1(Acc(p.kl[0])),
-        k2(Acc(p.kl[1])),
-        k3(Acc(p.kl[2])),
-        slope1(Acc(p.kl_slope[0])),
-        slope2(Acc(p.kl_slope[1])),
-        slope3(Acc(p.kl_slope[2])),
-        input(Acc(p.kl_input)),
-        output(Acc(p.kl_output)) {}
-};
-
-// d = ref - logp:  k1 = -d,  k2 = d^2 / 2,  k3 = e^d - d - 1  (Schulman 2020)
+// With d = ref - logp:  k1 = -d,  k2 = d^2 / 2,  k3 = e^d - d - 1  (Schulman 2020).
 template <class Acc>
 WARPUP_HD KlTerm<Acc> kl_term(Acc d, const KlWeights<Acc>& w) {
-  const Acc low = d < -w.input ? -w.input : d, held = low > w.input ? w.input : low, e = exp_held(held);
+  const Acc low = d < -w.input_limit ? -w.input_limit : d, held = low > w.input_limit ? w.input_limit : low;
+  const Acc e = exp_held(held);
   const Acc value = w.k3 * (e - held - Acc(1)) + held * (w.k2 * Acc(0.5) * held - w.k1);
   const Acc slope = w.slope1 - w.slope2 * held + w.slope3 * (Acc(1) - e);
-  return {value > w.output ? w.output : value, held != d || value > w.output ? Acc(0) : slope};
+  const bool over = value > w.output_limit;
+  return {w.coef * (over ? w.output_limit : value), held != d || over ? Acc(0) : w.coef * slope};
 }
 
 }  // namespace warpup

@@ -1,5 +1,5 @@
-// From the sums of pieces to rows, and from rows to the loss: shared by both twins, all in double, always in the order
-// of the rows.
+// From the sums of pieces to rows, and from rows to the loss: shared by the CPU and the CUDA kernel, all in double and
+// always in the order of the rows, so that the result does not depend on the number of threads.
 #pragma once
 
 #include "policy/policy_loss.h"
@@ -92,7 +92,7 @@ WARPUP_HD double denominator_of(const PolicyLossArgs<T>& args, const PolicyTotal
     case Denominator::given:
       break;
   }
-  return args.denominator_data ? static_cast<double>(*args.denominator_data) : args.denominator_value;
+  return args.denominator_tensor ? static_cast<double>(*args.denominator_tensor) : args.denominator_scalar;
 }
 
 template <class T>

@@ -1,4 +1,5 @@
 // torch ops of policy_loss: allocate the results, call the entry.
+#include "policy/policy_loss.h"
 #include "policy/policy_loss_check.h"
 #include "torch/torch.h"
 
@@ -7,37 +8,55 @@ namespace {
 
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
-Three policy_loss_op(const Tensor& logp, const Tensor& old_logp, const Tensor& advantages, const Tensor& mask,
-                     const OptionalTensor& ref_logp, const OptionalTensor& weights, const OptionalTensor& penalty,
-                     const OptionalTensor& ref_kl, const OptionalTensor& entropy, const OptionalTensor& cu_seqlens,
-                     const OptionalTensor& denominator, std::vector<int64_t> choices, std::vector<double> numbers) {
-  const View lp = view(logp);
-  const OptionalView offsets = view(cu_seqlens);
+// The lists of policy_loss_check.h as a schema, as parameters of a function, and by name into their structs.
+#define WARPUP_SCHEMA(type, name) #type " " #name ", "
+#define WARPUP_TENSOR_SCHEMA(name) WARPUP_SCHEMA(Tensor, name)
+#define WARPUP_OPTIONAL_SCHEMA(name) WARPUP_SCHEMA(Tensor?, name)
+#define WARPUP_TEXT_SCHEMA(name, value) WARPUP_SCHEMA(str, name)
+#define WARPUP_NUMBER_SCHEMA(name, value) WARPUP_SCHEMA(float, name)
+#define WARPUP_FLAG_SCHEMA(name, value) WARPUP_SCHEMA(bool, name)
+#define WARPUP_POLICY_SCHEMA                                         \
+  WARPUP_POLICY_INPUTS(WARPUP_TENSOR_SCHEMA, WARPUP_OPTIONAL_SCHEMA) \
+  WARPUP_POLICY_OPTIONS(WARPUP_TEXT_SCHEMA, WARPUP_NUMBER_SCHEMA, WARPUP_FLAG_SCHEMA)
+
+#define WARPUP_TENSOR(name) const Tensor &name,
+#define WARPUP_OPTIONAL(name) const OptionalTensor &name,
+#define WARPUP_TEXT(name, value) std::string name,
+#define WARPUP_NUMBER(name, value) double name,
+#define WARPUP_FLAG(name, value) bool name,
+#define WARPUP_POLICY_PARAMETERS                       \
+  WARPUP_POLICY_INPUTS(WARPUP_TENSOR, WARPUP_OPTIONAL) \
+  WARPUP_POLICY_OPTIONS(WARPUP_TEXT, WARPUP_NUMBER, WARPUP_FLAG)
+
+#define WARPUP_GIVE_VIEW(name) .name = view(name),
+#define WARPUP_GIVE(name, value) .name = name,
+#define WARPUP_GIVEN_INPUTS \
+  PolicyInputs { WARPUP_POLICY_INPUTS(WARPUP_GIVE_VIEW, WARPUP_GIVE_VIEW) }
+#define WARPUP_GIVEN_OPTIONS \
+  PolicyOptions { WARPUP_POLICY_OPTIONS(WARPUP_GIVE, WARPUP_GIVE, WARPUP_GIVE) }
+
+Three policy_loss_op(WARPUP_POLICY_PARAMETERS const OptionalTensor& denominator) {
+  const PolicyInputs inputs = WARPUP_GIVEN_INPUTS;
+  const View& lp = inputs.logp;
+  const OptionalView& offsets = inputs.cu_seqlens;
   const int64_t rows = offsets ? std::max<int64_t>(0, offsets->numel() - 1) : lp.dims > 0 ? lp.sizes[0] : 0;
   Tensor loss = empty({}, lp.dtype, logp), metrics = empty({kPolicyMetrics}, lp.dtype, logp);
   Tensor row_state = empty({rows, kPolicyState}, lp.dtype, logp);
   const Tensor partials = empty({policy_slots(lp, offsets), kPolicyScratch}, lp.dtype, logp);
-  policy_loss(lp, view(old_logp), view(advantages), view(mask), view(ref_logp), view(weights), view(penalty),
-              view(ref_kl), view(entropy), offsets, view(denominator), {choices, numbers}, view(loss), view(metrics),
-              view(row_state), view(partials));
+  policy_loss(inputs, WARPUP_GIVEN_OPTIONS, view(denominator), view(loss), view(metrics), view(row_state),
+              view(partials));
   return {loss, metrics, row_state};
 }
 
 // The gradients of an input that is not there have no elements.
-Three policy_loss_backward_op(const Tensor& logp, const Tensor& old_logp, const Tensor& advantages, const Tensor& mask,
-                              const OptionalTensor& ref_logp, const OptionalTensor& weights,
-                              const OptionalTensor& penalty, const OptionalTensor& ref_kl,
-                              const OptionalTensor& entropy, const OptionalTensor& cu_seqlens,
-                              std::vector<int64_t> choices, std::vector<double> numbers, const Tensor& row_state,
-                              const Tensor& grad_loss) {
-  const View lp = view(logp);
+Three policy_loss_backward_op(WARPUP_POLICY_PARAMETERS const Tensor& row_state, const Tensor& grad_loss) {
+  const PolicyInputs inputs = WARPUP_GIVEN_INPUTS;
   const auto like_logp = [&](bool given) {
-    return empty(given ? sizes_of(logp) : std::vector<int64_t>{0}, lp.dtype, logp);
+    return empty(given ? sizes_of(logp) : std::vector<int64_t>{0}, inputs.logp.dtype, logp);
   };
   Tensor grad_logp = like_logp(true), grad_ref_kl = like_logp(bool(ref_kl)), grad_entropy = like_logp(bool(entropy));
-  policy_loss_backward(lp, view(old_logp), view(advantages), view(mask), view(ref_logp), view(weights), view(penalty),
-                       view(ref_kl), view(entropy), view(cu_seqlens), {choices, numbers}, view(row_state),
-                       view(grad_loss), view(grad_logp), ref_kl ? OptionalView(view(grad_ref_kl)) : std::nullopt,
+  policy_loss_backward(inputs, WARPUP_GIVEN_OPTIONS, view(row_state), view(grad_loss), view(grad_logp),
+                       ref_kl ? OptionalView(view(grad_ref_kl)) : std::nullopt,
                        entropy ? OptionalView(view(grad_entropy)) : std::nullopt);
   return {grad_logp, grad_ref_kl, grad_entropy};
 }
@@ -51,15 +70,9 @@ void implement(torch::stable::detail::StableLibrary& m) {
 }  // namespace warpup
 
 STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
-  m.def(
-      "policy_loss(Tensor logp, Tensor old_logp, Tensor advantages, Tensor mask, Tensor? ref_logp, Tensor? weights, "
-      "Tensor? penalty, Tensor? ref_kl, Tensor? entropy, Tensor? cu_seqlens, Tensor? denominator, int[] choices, "
-      "float[] numbers) -> (Tensor loss, Tensor metrics, Tensor row_state)");
-  m.def(
-      "policy_loss_backward(Tensor logp, Tensor old_logp, Tensor advantages, Tensor mask, Tensor? ref_logp, "
-      "Tensor? weights, Tensor? penalty, Tensor? ref_kl, Tensor? entropy, Tensor? cu_seqlens, int[] choices, "
-      "float[] numbers, Tensor row_state, Tensor grad_loss) "
-      "-> (Tensor grad_logp, Tensor grad_ref_kl, Tensor grad_entropy)");
+  m.def("policy_loss(" WARPUP_POLICY_SCHEMA "Tensor? denominator) -> (Tensor loss, Tensor metrics, Tensor row_state)");
+  m.def("policy_loss_backward(" WARPUP_POLICY_SCHEMA
+        "Tensor row_state, Tensor grad_loss) -> (Tensor grad_logp, Tensor grad_ref_kl, Tensor grad_entropy)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CPU, m) { warpup::implement(m); }

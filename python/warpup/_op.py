@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -275,13 +276,13 @@ def differentiable(
     # `Function.apply` binds the arguments to the signature of `forward`, which costs more than all the rest of a call.
     # Only torch.compile and torch.func have use for it; what lies beneath takes positional arguments as they are.
     apply_positional = super(torch.autograd.Function, Function).apply
+    in_order = itemgetter(*inputs)
 
     def call(*arguments, **named):
         if named:
-            missing = inputs[len(arguments) :]
-            if missing != [i for i in inputs if i in named] or len(missing) != len(named):
-                raise TypeError(f"{name}: after {len(arguments)} arguments, give {missing} by name")
-            arguments = (*arguments, *(named[i] for i in missing))
+            if len(arguments) + len(named) != count:
+                raise TypeError(f"{name}: expected {', '.join(inputs)}; got {len(arguments)} and {', '.join(named)}")
+            arguments = (*arguments, *(named[i] for i in inputs[len(arguments) :])) if arguments else in_order(named)
         if torch.is_grad_enabled():
             for i in gets:
                 if arguments[i] is not None and arguments[i].requires_grad:

@@ -10,7 +10,6 @@
 #include <algorithm>
 
 #include "core/parallel.h"
-#include "fuzz_logprob_policy.h"
 
 namespace {
 
@@ -27,18 +26,6 @@ constexpr warpup::ThreadPool kThreads{
     }};
 
 }  // namespace
-
-namespace fuzz {
-
-constexpr void (*kOps[])() = {
-    policy_loss,
-};
-[[maybe_unused]] const bool kRegistered = [] {
-  for (const auto run : kOps) examples().push_back({"", run});
-  return true;
-}();
-
-}  // namespace fuzz
 
 int main(int argc, char** argv) {
   uint64_t seed = 0, count = 2000;

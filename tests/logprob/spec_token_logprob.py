@@ -13,7 +13,7 @@ from warpup import arrays as core
 from warpup._op import accumulator
 from warpup.logprob import token_logprob as logprob
 from warpup.policy import linear_policy_loss as logprob_linear_policy
-from warpup.policy import policy_loss as logprob_policy
+from warpup.policy.kinds import PolicyOptions
 
 EXTRAS = ("entropy", "lse", "sum_p2")
 SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (2, 16), "bench": (1024, 32000)}
@@ -151,13 +151,13 @@ def linear_policy_loss_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     given = logprob.sampled_tokens(
         "case", vocab, x["targets"], x.get("temperature", 1.0), logprob.IGNORE_INDEX
     ).flattened()
-    choices, numbers = logprob_policy.options_of("grpo", normalizer=1.0)
-    flat = [x[k].reshape(-1) for k in ("old_logp", "mask")]
-    token_weight = torch.ones_like(flat[0])
-    fixed = (flat[0], token_weight, flat[1], None, None, None)
-    tensors = (x["hidden"].reshape(rows, -1), x["weight"], x["bias"])
-    options = (token_weight, choices, numbers, x.get("entropy_coef", 0.0), x.get("chunk", 0), [True, True, True])
-    return [("linear_policy_gradients", (*tensors, *given, *fixed, *options))]
+    tensors = {"hidden": x["hidden"].reshape(rows, -1), "weight": x["weight"], "bias": x["bias"]}
+    tensors |= {k: x[k].reshape(-1) for k in ("old_logp", "mask")} | dict.fromkeys(("ref_logp", "weights", "penalty"))
+    tensors["advantages"] = tensors["token_weight"] = torch.ones_like(tensors["old_logp"])
+    options = PolicyOptions(entropy_coef=x.get("entropy_coef", 0.0)).raw()
+    named = {**tensors, **given._asdict(), **options, "chunk": x.get("chunk", 0), "needs": [True, True, True]}
+    op = ops.linear_policy_gradients
+    return [("linear_policy_gradients", tuple(named[a.name] for a in op.default._schema.arguments))]
 
 
 CASES = [

@@ -1,4 +1,4 @@
-"""Case table of `logprob_policy`: policy losses on log-probabilities."""
+"""Case table of `policy_loss`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor
 import warpup
 from tests.support.case import Case, Inputs, New, Thunk, name_of
 from warpup import arrays as core
-from warpup.policy import policy_loss as logprob_policy
-from warpup.policy.kinds import POLICY_KINDS, options_of
+from warpup.policy.kinds import METRICS, POLICY_KINDS, PolicyOptions
 from warpup.policy.reference import reference_policy_loss
 
 OTHER_KINDS = tuple(kind for kind in POLICY_KINDS if kind not in ("ppo", "grpo", "dapo", "dr_grpo"))
@@ -25,8 +24,8 @@ KL_OF_KIND = {"gspo": "k3", "sapo": "k1+", "cispo_verl": "k3_verl", "gmpo": "k2"
 
 def policy_loss_inputs(size, dtype, device, seed, variant) -> Inputs:
     """Variants: plain; kl (a reference policy, advantages a token, each sequence counts once); dr_grpo; masked (an
-    empty row, NaN under the mask, an explicit divisor); full (a KL and entropies with gradients of their own, weights);
-    packed (the same tokens in sequences of which some are empty); each other kind."""
+    empty row, NaN under the mask, an explicit denominator); full (a KL and entropies with gradients of their own,
+    weights); packed (the same tokens in sequences of which some are empty); each other kind."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(shift):
@@ -79,48 +78,55 @@ def policy_loss_inputs(size, dtype, device, seed, variant) -> Inputs:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 
-def _policy_loss_arguments(x: Inputs) -> tuple[list, list, list, list]:
-    """Tensors of the forward and of the backward, choices and numbers, as the raw ops take them."""
-    kind = x["kind"]
-    names = ("clip", "delta", "dual_clip", "constants", "kl", "kl_coef", "kl_corrected", "entropy_coef", "normalizer")
-    options = options_of(kind, packed="cu_seqlens" in x, **{name: x[name] for name in names if name in x})
-    tensors = {name: x.get(name) for name in ("ref_logp", "weights", "penalty", "ref_kl", "entropy", "cu_seqlens")}
-    if kind == "clip_cov":
-        tensors["weights"] = 1 - as_type(x["selected"], x["logp"])
-    if kind == "kl_cov":
-        tensors["penalty"] = as_type(x["selected"], x["logp"])
-    return [x[name] for name in ("logp", "old_logp", "advantages", "mask")] + list(tensors.values()), *options
+def _policy_loss_arguments(x: Inputs) -> tuple[dict, dict]:
+    """The inputs and the options of the raw ops, by name."""
+    options = PolicyOptions(**{name: x[name] for name in PolicyOptions.__dataclass_fields__ if name in x})
+    required = {name: x[name] for name in ("logp", "old_logp", "advantages", "mask")}
+    optional = {name: x.get(name) for name in ("ref_logp", "weights", "penalty", "ref_kl", "entropy", "cu_seqlens")}
+    if options.kind == "clip_cov":
+        optional["weights"] = 1 - as_type(x["selected"], x["logp"])
+    if options.kind == "kl_cov":
+        optional["penalty"] = as_type(x["selected"], x["logp"])
+    return required | optional, options.raw()
 
 
 def as_type(mask: Any, like: Any) -> Any:
     return mask.to(like.dtype) if isinstance(mask, Tensor) else mask.astype(like.dtype)
 
 
+def in_order(op: Any, named: dict) -> tuple:
+    """Arguments in the order of the op's schema."""
+    return tuple(named[a.name] for a in op.default._schema.arguments)
+
+
 def policy_loss_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
-    tensors, *options = _policy_loss_arguments(x)
-    forward = (*tensors, None, *options)
-    loss, _, row_state = ops.policy_loss(*forward)
-    return [("policy_loss", forward), ("policy_loss_backward", (*tensors, *options, row_state, loss))]
+    tensors, options = _policy_loss_arguments(x)
+    named = {**tensors, **options, "denominator": None}
+    loss, _, row_state = ops.policy_loss(**named)
+    named |= {"row_state": row_state, "grad_loss": loss}
+    return [
+        ("policy_loss", in_order(ops.policy_loss, named)),
+        ("policy_loss_backward", in_order(ops.policy_loss_backward, named)),
+    ]
 
 
 def policy_loss_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
-    tensors, choices, numbers = _policy_loss_arguments(x)
+    tensors, options = _policy_loss_arguments(x)
     shape, dtype = tuple(x["logp"].shape), name_of(x["logp"].dtype)
     rows = shape[0] if "cu_seqlens" not in x else x["cu_seqlens"].shape[0] - 1
     slots = rows * -(-shape[1] // 8192) if len(shape) == 2 else shape[0] // 8192 + rows
-    loss, metrics, row_state = new((), dtype), new((len(logprob_policy.METRICS),), dtype), new((rows, 4), dtype)
+    loss, metrics, row_state = new((), dtype), new((len(METRICS),), dtype), new((rows, 4), dtype)
     partials, grad = new((slots, 12), dtype), new(shape, dtype)
-    options = core.PolicyOptions(choices, numbers)
     extra = {f"grad_{name}": new(shape, dtype) for name in ("ref_kl", "entropy") if name in x}
 
     def forward():
         outputs = {"loss": loss, "metrics": metrics, "row_state": row_state, "partials": partials}
-        core.policy_loss(*tensors, options=options, **outputs)
+        core.policy_loss(**tensors, **options, **outputs)
         return (loss, *metrics)
 
     def backward():
         saved = {"row_state": row_state, "grad_loss": gradients[0], "grad_logp": grad}
-        core.policy_loss_backward(*tensors, options=options, **saved, **extra)
+        core.policy_loss_backward(**tensors, **options, **saved, **extra)
         return (grad,)
 
     return forward, backward

@@ -1,10 +1,12 @@
-"""linear_policy_loss beyond the contract: every kind, chunks, normalisers, accumulation, what it refuses."""
+"""linear_policy_loss beyond the contract: every kind, chunks, normalizers, accumulation, what it refuses."""
 
 import pytest
 import torch
 
 from tests.support.cases import OPS
 from warpup import linear_logprob, linear_policy_loss, policy_loss
+from warpup.logprob import linear_logprob as linear_logprob_module
+from warpup.policy import linear_policy_loss as linear_policy_loss_module
 from warpup.policy.kinds import NORMALIZERS, POLICY_KINDS
 
 CASE = OPS["linear_policy_loss"]
@@ -32,6 +34,25 @@ def test_normalizers_and_chunks(twin, normalizer, chunk):
     CASE.check(CASE.make("small", torch.float64, twin.device) | {"normalizer": normalizer, "chunk": chunk})
 
 
+@pytest.mark.parametrize("kind", ["grpo", "gspo"])
+def test_chunk_bounds_the_logits_alive(kind, monkeypatch):
+    """15 rows of 131: a chunk of 4 rows holds 524 logits at most, whether they are made once or twice."""
+    x = CASE.make("small", torch.float64) | {"kind": kind}
+    sizes = []
+    for module in (linear_logprob_module, linear_policy_loss_module):
+        made = module.slice_logits
+
+        def slice_logits(*arguments, made=made):
+            z = made(*arguments)
+            sizes.append(z.numel())
+            return z
+
+        monkeypatch.setattr(module, "slice_logits", slice_logits)
+    loss_and_gradients({**x, "chunk": 4})
+    assert max(sizes) <= 4 * 131
+    assert sum(sizes) == 15 * 131 * (1 if kind == "grpo" else 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weight_gradient_is_added_up_in_float32(twin, dtype):
     """Rows in eight chunks: as near to float64 as in one."""
@@ -56,11 +77,11 @@ def test_same_as_its_two_parts(twin):
 
 def test_micro_batches_add_up(twin):
     x = CASE.make("small", torch.float64, twin.device)
-    divisor = ("token", float(x["mask"].sum()))
+    denominator = ("token", float(x["mask"].sum()))
     want = loss_and_gradients(x)
     rows = ("hidden", "targets", "old_logp", "advantages", "mask")
     parts = [
-        loss_and_gradients({k: v[i : i + 1] if k in rows else v for k, v in x.items()}, normalizer=divisor)
+        loss_and_gradients({k: v[i : i + 1] if k in rows else v for k, v in x.items()}, normalizer=denominator)
         for i in range(3)
     ]
     torch.testing.assert_close(sum(p[0] for p in parts), want[0])
@@ -125,6 +146,9 @@ def test_one_backward_only():
         ({"kind": "best"}, "kind must be one of"),
         ({"entropy": torch.zeros(3, 5)}, "makes the entropy itself"),
         ({"kl_coef": 1.0}, "needs ref_logp"),
+        ({"kl_corrected": True}, "kl_corrected needs a KL to correct"),
+        ({"generator": torch.Generator()}, "generator draws for 'clip_cov'"),
+        ({"kind": "cispo", "clip": (0.2, 5.0)}, "holds the ratio from above only"),
         ({"advantages": torch.zeros(4)}, r"advantages must have shape"),
     ],
 )

@@ -1,6 +1,7 @@
 """policy_loss and its helpers against other implementations: TRL's trainer and Liger's loss by calling them, verl's by
 formula. float32; a disagreement is a convention, named in the case."""
 
+import math
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -86,7 +87,7 @@ TRL = [  # what TRL calls it, what we do
     ({"loss_type": "grpo", **SEQUENCE}, {"kind": "gspo", "clip": (0.05, 0.1)}),
     ({"loss_type": "luspo", **SEQUENCE}, {"kind": "luspo", "clip": (0.05, 0.1)}),
     ({"loss_type": "luspo"}, {"kind": "grpo", "normalizer": "sequence_sum"}),  # on token ratios, its config's default
-    ({"loss_type": "cispo", "clip": (0.2, 1.1)}, {"kind": "cispo", "clip": (0.2, 1.1)}),  # a raw upper bound
+    ({"loss_type": "cispo", "clip": (0.2, 1.1)}, {"kind": "cispo", "clip": (math.inf, 1.1)}),  # a raw upper bound
     ({"loss_type": "sapo"}, {"kind": "sapo"}),
     ({"loss_type": "vespo"}, {"kind": "vespo"}),
 ]
@@ -116,7 +117,7 @@ def test_trl_counts_empty_sequences(x):
 
 
 def test_trl_masks(x):
-    """Both multiply the policy term and leave the normaliser; the KL is not masked."""
+    """Both multiply the policy term and leave the normalizer; the KL is not masked."""
     kl = {"kl_coef": 0.1, "ref_logp": x["old_logp"] - 0.1}
     options = {"beta": 0.1, "ref_logp": kl["ref_logp"], "loss_type": "grpo"}
     keep = warpup.sequence_mask(x["logp"], x["old_logp"], x["advantages"], x["mask"], delta=0.01)

@@ -1,4 +1,4 @@
-"""policy_loss beyond the contract: masks, kinds, KL estimators, normalisers, metrics, accumulation, messages."""
+"""policy_loss beyond the contract: masks, kinds, KL estimators, normalizers, metrics, accumulation, messages."""
 
 import math
 
@@ -126,8 +126,8 @@ def test_gradcheck(twin, kind, kl, normalizer, form):
     x |= {"normalizer": normalizer, "weights": x["advantages"].abs() + 0.5, **options_of(kind, x)}
     x |= {"entropy": x["logp"].square(), "entropy_coef": 0.2}
     if kl:
-        x |= {"kl": kl, "kl_coef": 0.3, "ref_logp": x["old_logp"] - 0.2, "kl_corrected": kind not in STOPPED}
-        x["ref_kl"] = x["old_logp"].square()
+        x |= {"kl": kl, "kl_coef": 0.3, "kl_corrected": kind not in STOPPED}
+        x |= {"ref_kl": x["old_logp"].square()} if kl == "full" else {"ref_logp": x["old_logp"] - 0.2}
     x = packed(x) if form == "packed" else x
     log_ratio = x["logp"] - x["old_logp"]
     varied = [x.pop(name).requires_grad_() for name in ("logp", "entropy", "ref_kl") if name in x]
@@ -232,6 +232,29 @@ def test_kl_by_hand(twin, kl, value, slope):
     loss, gradient, metrics = loss_and_gradient(x, kl=kl, kl_coef=2.0)
     assert loss.item() == metrics["ref_kl"].item() == pytest.approx(2 * value)
     assert gradient.item() == pytest.approx(2 * slope)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "gspo", "gmpo"])
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("kl", ["k3", "full"])
+def test_a_kl_without_weight_is_measured_and_changes_nothing(twin, kind, corrected, kl):
+    """Infinite ones included: a weight of 0 leaves them out, it does not multiply them."""
+    x = problem(3, 30, device=twin.device)
+    given = {"ref_kl": x["old_logp"].square()} if kl == "full" else {"ref_logp": x["old_logp"] - 0.3}
+    options = {"kind": kind, "kl": kl, "kl_corrected": corrected, **given}
+    plain, measured = loss_and_gradient(x, kind=kind), loss_and_gradient(x, **options)
+    assert torch.equal(measured[0], plain[0])
+    assert torch.equal(measured[1], plain[1])
+    _, _, weighted = loss_and_gradient(x, **options, kl_coef=0.5)
+    torch.testing.assert_close(measured[2]["ref_kl"], weighted["ref_kl"] / 0.5)
+    assert measured[2]["ref_kl"] > 0
+    assert plain[2]["ref_kl"] == 0
+    for value in given.values():
+        value[0, x["mask"][0].nonzero()[0]] = -INF
+    infinite = loss_and_gradient(x, **options)
+    assert torch.equal(infinite[0], plain[0])
+    assert torch.equal(infinite[1], plain[1])
+    assert not infinite[2]["ref_kl"].isfinite()
 
 
 def test_on_policy_gradient_is_reinforce(twin):

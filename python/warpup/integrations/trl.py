@@ -11,7 +11,9 @@ place. Where that is too much memory, smaller batches help. Written against trl 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,16 +22,17 @@ from torch import Tensor
 from torch.nn import functional
 from trl.trainer.utils import nanmax, nanmin
 
-from warpup import policy_loss, token_logprob
+from warpup import token_logprob
 from warpup.logprob.token_logprob import IGNORE_INDEX
-from warpup.policy.policy_loss import POLICY_KINDS
+from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
+from warpup.policy.policy_loss import policy_loss_of
 
 
 class LossType(NamedTuple):
     """A loss of TRL's: the kind of `policy_loss`, what it is divided by, and options of its own from GRPOConfig."""
 
     kind: str
-    divisor: str  # a method's name below
+    normalizer: str  # a method's name below
     sequence_kind: str | None = None  # with importance_sampling_level="sequence"
     options: Callable[[Any], dict[str, Any]] = lambda args: {}
 
@@ -84,8 +87,8 @@ class GRPOLossMixin(LogprobMixin):
         super().__init__(*args, **kwargs)
         self._loss_options()
 
-    def _loss_options(self) -> dict[str, Any]:
-        """What `policy_loss` is told beside its tensors and its divisor; ValueError on what is not covered."""
+    def _loss_options(self) -> PolicyOptions:
+        """The options of `policy_loss` but for its normalizer; ValueError on what is not covered."""
         elsewhere = "; LogprobMixin in place of GRPOLossMixin leaves the loss to TRL"
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(f"loss_type: expected one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}{elsewhere}")
@@ -96,15 +99,18 @@ class GRPOLossMixin(LogprobMixin):
             raise ValueError(f"loss_type {self.loss_type!r} with {level} is not covered{elsewhere}")
         if self._entropy_bonus_enabled:
             raise ValueError(f"entropy_coef and use_adaptive_entropy are not covered{elsewhere}")
-        options = {"kind": kind, "clip": (self.epsilon_low, self.epsilon_high), **row.options(self.args)}
-        if self.args.delta is not None:
-            options["delta"] = self.args.delta
-        if self.beta and self.args.use_bias_correction_kl:
-            options["kl_corrected"] = True
-        unknown = options.keys() - inspect.signature(policy_loss).parameters.keys()
-        if unknown:
-            raise ValueError(f"this version of policy_loss has no {', '.join(sorted(unknown))}{elsewhere}")
-        return options
+        low = math.inf if POLICY_KINDS[kind].bounds == "above" else self.epsilon_low  # TRL's CISPO has no use for it
+        try:
+            return PolicyOptions(
+                kind=kind,
+                clip=(low, self.epsilon_high),
+                delta=self.args.delta,
+                kl_coef=self.beta,
+                kl_corrected=bool(self.beta and self.args.use_bias_correction_kl),
+                **row.options(self.args),
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}{elsewhere}") from None
 
     def _compute_loss(self, model, inputs) -> Tensor:
         completion_mask = inputs["completion_mask"]
@@ -126,16 +132,14 @@ class GRPOLossMixin(LogprobMixin):
 
         training = self.model.training
         steps = self.current_gradient_accumulation_steps if training else 1  # of which each adds its share
-        normalizer = getattr(self, f"_{LOSS_TYPES[self.loss_type].divisor}")(mask, inputs, steps, training)
-        loss, _ = policy_loss(
+        normalizer = getattr(self, f"_{LOSS_TYPES[self.loss_type].normalizer}")(mask, inputs, steps, training)
+        loss, _ = policy_loss_of(
+            replace(self._loss_options(), normalizer=normalizer),
             logp,
             old_logp,
             advantages * self._weights(logp, entropy, old_logp, advantages, mask, inputs),
             mask,
             ref_logp=ref_logp,
-            kl_coef=self.beta,
-            normalizer=normalizer,
-            **self._loss_options(),
         )
         log = self._metrics["train" if training else "eval"]
         if self.aux_loss_enabled:

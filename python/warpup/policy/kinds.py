@@ -1,29 +1,33 @@
-"""The tables of `policy_loss`: what a kind, a KL estimator and a normaliser of a name mean to the kernels.
+"""The published policy losses by name, and `PolicyOptions`: everything about a policy loss that is not a tensor.
 
-Enums and formulas: csrc/policy/policy_loss_math.h.
+What a formula and a level are: csrc/policy/policy_loss_math.h. In words: docs/policy.md.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-FORMULAS = ("clip", "weighted", "sapo", "geometric")
-LEVELS = ("one", "token", "sequence", "sequence_token", "product", "geometric", "gamma")
+NO_CONSTANTS: Mapping[str, float] = {}
 
 
 class PolicyKind(NamedTuple):
-    """What a published loss fixes: formula, level of the ratio, clip range, what its sum is divided by, constants."""
+    """What a published loss fixes: a formula, whose ratio it takes (level), and the defaults of three options."""
 
     formula: str
     level: str
-    clip: tuple[float, float] | None
+    clip: tuple[float, float] | None  # None: it clips nothing
     normalizer: str
-    constants: tuple[float, ...] = ()
+    constants: Mapping[str, float] = NO_CONSTANTS
     bounds: str = "around 1"  # the ratio in [1 - low, 1 + high]; "above": at most high; "log": its log in [-low, high]
 
+
+SAPO = {"tau_positive": 1.0, "tau_negative": 1.05}  # for A > 0, and for the others
+VESPO = {"k_positive": 2.0, "lambda_positive": 3.0, "k_negative": 3.0, "lambda_negative": 2.0}  # A >= 0, A < 0
 
 POLICY_KINDS = {
     "ppo": PolicyKind("clip", "token", (0.2, 0.2), "token"),  # Schulman 2017
@@ -35,120 +39,143 @@ POLICY_KINDS = {
     "luspo": PolicyKind("clip", "sequence", (3e-4, 4e-4), "sequence_sum"),  # mean(loss * length), as TRL
     "cispo": PolicyKind("weighted", "token", (math.inf, 5.0), "token", bounds="above"),  # as TRL, Liger
     "cispo_verl": PolicyKind("weighted", "token", (0.2, 0.2), "token"),  # both bounds, around 1: verl, NeMo-RL
-    "sapo": PolicyKind("sapo", "token", None, "sequence", (1.0, 1.05)),  # arXiv 2511.20347; tau for A > 0, for others
-    "vespo": PolicyKind("weighted", "gamma", None, "token", (2.0, 3.0, 3.0, 2.0)),  # TRL; k, lambda for A >= 0, A < 0
+    "sapo": PolicyKind("sapo", "token", None, "sequence", SAPO),  # arXiv 2511.20347
+    "vespo": PolicyKind("weighted", "gamma", None, "token", VESPO),  # TRL
     "gpg": PolicyKind("weighted", "one", None, "token"),  # Chu 2025 (arXiv 2504.02546)
     "gmpo": PolicyKind("geometric", "geometric", (0.4, 0.4), "sequence", bounds="log"),  # Zhao 2025 (arXiv 2507.20673)
     "a_lol": PolicyKind("weighted", "product", (0.9, 0.9), "sequence_sum"),  # Baheti 2023 (arXiv 2305.14718)
     "a_lol_seq": PolicyKind("weighted", "token", (0.9, 0.9), "sequence_sum"),  # its variant with each token's ratio
     "a_lol_ref_free": PolicyKind("weighted", "one", None, "sequence_sum"),  # its variant with ratio 1
     "clip_cov": PolicyKind("clip", "token", (0.2, 0.2), "token"),  # Cui 2025 (arXiv 2505.22617), as verl
-    "kl_cov": PolicyKind("clip", "token", None, "token", (1.0,)),  # the same; the weight of |log ratio|
+    "kl_cov": PolicyKind("clip", "token", None, "token", {"penalty": 1.0}),  # the same; the weight of |log ratio|
 }
-
-# Weights of k1, k2, k3 in the value and in the gradient.
-KL_ESTIMATORS = {
-    "k1": ((1, 0, 0), (1, 0, 0)),
-    "k2": ((0, 1, 0), (0, 1, 0)),
-    "k3": ((0, 0, 1), (0, 0, 1)),
-    "k1+": ((1, 0, 0), (0, 1, 0)),
-    "k3+": ((0, 0, 1), (0, 1, 0)),
-    "k3_verl": ((0, 0, 1), (0, 0, 1)),  # d held in +-20, the estimate at 10
-    "full": ((0, 0, 0), (0, 0, 0)),
-}
+# k1, k2, k3: Schulman, "Approximating KL divergence", 2020; "+": with the gradient of k2; full: the caller's own KL.
+KL_ESTIMATORS = ("k1", "k2", "k3", "k1+", "k3+", "k3_verl", "full")
 NORMALIZERS = ("token", "sequence", "constant", "sequence_sum")
 METRICS = (
     "tokens", "clip_fraction_low", "clip_fraction_high", "clip_fraction_dual", "ratio_mean", "ratio_max", "approx_kl",
     "ref_kl",
 )  # fmt: skip
-STATE = 4  # columns of row_state
-TOKENS, SEQUENCES, ELEMENTS, GIVEN = range(4)  # the kernel's Denominator
 
 
-def normalizer_of(normalizer, kind: str, packed: bool = False) -> tuple[bool, int, float | Tensor]:
-    """(each sequence counts once, the kernel's Denominator, its value where it is given)."""
-    name, value = normalizer if isinstance(normalizer, tuple) else (normalizer, None)
-    if name is None:
-        name = POLICY_KINDS[kind].normalizer
-    if not isinstance(name, str):
-        name, value = "token", name
-    if name not in NORMALIZERS:
-        raise ValueError(f"policy_loss: normalizer must be one of {NORMALIZERS}, a number or a pair, got {name!r}")
-    if value is None:
-        if name == "constant" and packed:
+@dataclass(frozen=True)
+class PolicyOptions:
+    """The options of a policy loss, checked when they are put together. What each does: `warpup.policy_loss`.
+
+    Raises:
+        ValueError: an unknown name, a number out of its range, an option that the kind does not have.
+    """
+
+    kind: str = "grpo"
+    """A name of `POLICY_KINDS`."""
+    clip: tuple[float, float] | None = None
+    """(low, high), both at least 0; None takes the kind's. "cispo" has no lower bound: its low is infinite."""
+    delta: float | None = None
+    """Bound of the ratio in the branch that the clip leaves open, above 1 (two-sided clip)."""
+    dual_clip: float | None = None
+    """c, above 1: where A < 0 the term is at most -c A (dual clip)."""
+    constants: tuple[float, ...] | None = None
+    """Those of the kind, in the order of its table; None takes the published ones."""
+    kl_coef: float = 0.0
+    """Weight of the KL to the reference. With 0 a KL that is given is a metric only."""
+    kl: str = "k3"
+    """A name of `KL_ESTIMATORS`."""
+    kl_corrected: bool = False
+    """Multiply the KL by the ratio, its gradient included."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    normalizer: str | float | Tensor | tuple | None = None
+    """What the sum over tokens is divided by: a name of `NORMALIZERS`, a denominator, or a pair of both; None takes the
+    kind's name."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in POLICY_KINDS:
+            raise ValueError(f"policy_loss: kind must be one of {tuple(POLICY_KINDS)}, got {self.kind!r}")
+        if self.kl not in KL_ESTIMATORS:
+            raise ValueError(f"policy_loss: kl must be one of {KL_ESTIMATORS}, got {self.kl!r}")
+        published = POLICY_KINDS[self.kind]
+        if self.clip is not None:
+            self._check_clip(published, self.clip)
+        for name, value in (("delta", self.delta), ("dual_clip", self.dual_clip)):
+            if value is None:
+                continue
+            if published.formula != "clip":
+                raise ValueError(
+                    f"policy_loss: {name} belongs to the kinds that clip as PPO does, not to {self.kind!r}"
+                )
+            if not value > 1:
+                raise ValueError(f"policy_loss: {name} must be above 1, got {value}")
+        if self.constants is not None and len(self.constants) != len(published.constants):
             raise ValueError(
-                "policy_loss: normalizer 'constant' needs a number beside cu_seqlens: ('constant', number)"
+                f"policy_loss: kind {self.kind!r} has {len(published.constants)} constants, got {self.constants}"
             )
-        return name == "sequence", (TOKENS, SEQUENCES, ELEMENTS, SEQUENCES)[NORMALIZERS.index(name)], 0.0
-    if not isinstance(value, Tensor) and not value > 0:
-        raise ValueError(f"policy_loss: normalizer must be above 0, got {value}")
-    return name == "sequence", GIVEN, value
+        self.division()
 
+    def _check_clip(self, published: PolicyKind, clip: tuple[float, float]) -> None:
+        if published.clip is None:
+            raise ValueError(f"policy_loss: kind {self.kind!r} has no clip, got {clip}")
+        if not (len(clip) == 2 and clip[0] >= 0 and clip[1] >= 0):
+            raise ValueError(f"policy_loss: clip must be two numbers >= 0, got {clip}")
+        if published.bounds == "above" and clip[0] != math.inf:
+            raise ValueError(
+                f"policy_loss: kind {self.kind!r} holds the ratio from above only, so clip must be (math.inf, high), "
+                f"got {clip}; 'cispo_verl' has both bounds"
+            )
 
-def clip_of(kind: str, clip: tuple[float, float] | None) -> tuple[float, float]:
-    """The kind's clip range, or the caller's; infinite for a kind that clips nothing."""
-    published = POLICY_KINDS[kind].clip
-    if clip is None:
-        return (math.inf, math.inf) if published is None else published
-    if published is None:
-        raise ValueError(f"policy_loss: kind {kind!r} has no clip, got {clip}")
-    if not (len(clip) == 2 and clip[0] >= 0 and clip[1] >= 0):
-        raise ValueError(f"policy_loss: clip must be two numbers >= 0, got {clip}")
-    return clip
+    def clip_range(self) -> tuple[float, float]:
+        """(low, high): the caller's, else the kind's; infinite for a kind that clips nothing."""
+        return self.clip or POLICY_KINDS[self.kind].clip or (math.inf, math.inf)
 
+    def bounds(self) -> tuple[float, float, float]:
+        """The ratio's floor and ceiling, and its ceiling where A < 0: the clip, delta and dual clip in one."""
+        low, high = self.clip_range()
+        form = POLICY_KINDS[self.kind].bounds
+        floor, ceiling = (
+            (1 - low, 1 + high) if form == "around 1" else (-math.inf, high) if form == "above" else (-low, high)
+        )
+        delta = math.inf if self.delta is None else self.delta
+        dual_clip = math.inf if self.dual_clip is None else self.dual_clip
+        return float(floor), float(min(ceiling, delta)), float(min(max(ceiling, delta), dual_clip))
 
-def constants_of(kind: str, constants: tuple[float, ...] | None) -> tuple[float, ...]:
-    published = POLICY_KINDS[kind].constants
-    if constants is not None and len(constants) != len(published):
-        raise ValueError(f"policy_loss: kind {kind!r} has {len(published)} constants, got {constants}")
-    return published if constants is None else tuple(constants)
+    def named_constants(self) -> Mapping[str, float]:
+        """The constants of the kind by name."""
+        published = POLICY_KINDS[self.kind].constants
+        return published if self.constants is None else dict(zip(published, map(float, self.constants), strict=True))
 
+    def division(self) -> tuple[str, float | Tensor | None]:
+        """(a name of `NORMALIZERS`, the denominator, or None: what that name counts)."""
+        given = self.normalizer
+        name, denominator = given if isinstance(given, tuple) else (given, None)
+        if name is None:
+            name = POLICY_KINDS[self.kind].normalizer
+        if not isinstance(name, str):
+            name, denominator = "token", name
+        if name not in NORMALIZERS:
+            raise ValueError(f"policy_loss: normalizer must be one of {NORMALIZERS}, a number or a pair, got {name!r}")
+        if denominator is not None and not isinstance(denominator, Tensor) and not denominator > 0:
+            raise ValueError(f"policy_loss: normalizer must be above 0, got {denominator}")
+        return name, denominator
 
-def bounds_of(
-    kind: str, clip: tuple[float, float] | None, delta: float | None, dual_clip: float | None
-) -> tuple[float, float, float]:
-    """floor, ceiling, and the ceiling where A < 0, as the kernels take them."""
-    low, high = clip_of(kind, clip)
-    floor, ceiling = {"around 1": (1 - low, 1 + high), "above": (-math.inf, high), "log": (-low, high)}[
-        POLICY_KINDS[kind].bounds
-    ]
-    for name, value in (("delta", delta), ("dual_clip", dual_clip)):
-        if value is not None and POLICY_KINDS[kind].formula != "clip":
-            raise ValueError(f"policy_loss: {name} belongs to the kinds that clip as PPO does, not to {kind!r}")
-        if value is not None and not value > 1:
-            raise ValueError(f"policy_loss: {name} must be above 1, got {value}")
-    delta = math.inf if delta is None else delta
-    return floor, min(ceiling, delta), min(max(ceiling, delta), math.inf if dual_clip is None else dual_clip)
-
-
-def options_of(
-    kind: str,
-    *,
-    clip: tuple[float, float] | None = None,
-    delta: float | None = None,
-    dual_clip: float | None = None,
-    constants: tuple[float, ...] | None = None,
-    kl: str = "k3",
-    kl_coef: float = 0.0,
-    kl_corrected: bool = False,
-    entropy_coef: float = 0.0,
-    normalizer: str | float | Tensor | tuple | None = None,
-    packed: bool = False,
-) -> tuple[list[int], list[float]]:
-    """The raw op's `choices` and `numbers`: the members of PolicyOptions (csrc/policy/policy_loss_check.h) in order."""
-    formula, level, *_ = POLICY_KINDS[kind]
-    per_sequence, denominator, value = normalizer_of(normalizer, kind, packed)
-    gate = constants_of(kind, constants) if kind != "kl_cov" else ()
-    value_weights, slope_weights = KL_ESTIMATORS[kl]
-    choices = [FORMULAS.index(formula), LEVELS.index(level), int(bool(kl_coef) and kl_corrected), int(per_sequence)]
-    numbers = [
-        *bounds_of(kind, clip, delta, dual_clip),
-        *gate,
-        *(0.0,) * (4 - len(gate)),
-        *(kl_coef * w for w in (*value_weights, *slope_weights)),
-        *((20.0, 10.0 * kl_coef) if kl == "k3_verl" else (math.inf, math.inf)),
-        kl_coef if kl == "full" else 0.0,
-        -entropy_coef,
-        0.0 if isinstance(value, Tensor) else value,
-    ]
-    return [*choices, denominator], [float(x) for x in numbers]
+    def raw(self) -> dict[str, str | float | bool]:
+        """The options of the raw op by name (csrc/policy/policy_loss_check.h), without a denominator on the device."""
+        published = POLICY_KINDS[self.kind]
+        floor, ceiling, ceiling_negative = self.bounds()
+        normalizer, denominator = self.division()
+        raw: dict[str, str | float | bool] = {
+            **SAPO,
+            **VESPO,
+            **self.named_constants(),
+            "formula": published.formula,
+            "level": published.level,
+            "floor": floor,
+            "ceiling": ceiling,
+            "ceiling_negative": ceiling_negative,
+            "kl": self.kl,
+            "kl_coef": float(self.kl_coef),
+            "kl_corrected": bool(self.kl_corrected),
+            "entropy_coef": float(self.entropy_coef),
+            "normalizer": normalizer,
+            "denominator_scalar": 0.0 if denominator is None or isinstance(denominator, Tensor) else float(denominator),
+        }
+        raw.pop("penalty", None)  # goes in as a tensor
+        return raw

@@ -1,9 +1,9 @@
 """A policy loss straight from hidden states, with its gradients: the logits are made once and never all of them.
 
-The rows go by in chunks. Each chunk's logits give its log-probs, those the loss's gradient to them, and that turns the
-logits into their own gradient in place; two GEMMs later nothing of it is left. So the backward has nothing to make
-again: three GEMMs, not four. What this takes is a loss that knows a token's gradient when it sees the token, with a
-divisor known from the mask; a loss on sequence ratios goes through `linear_logprob` and `policy_loss`.
+The rows are taken in chunks. A chunk's logits give its log-probs, these the gradient of the loss to them, and that
+turns the logits into their own gradient in place; two products later the chunk is done with. So the backward has
+nothing to make again: three products, not four. This needs a loss that knows a token's gradient when it sees the token,
+with a denominator known from the mask. A loss on sequence ratios goes through `linear_logprob` and `policy_loss`.
 """
 
 from __future__ import annotations
@@ -23,24 +23,40 @@ from warpup.logprob.linear_logprob import (
     slice_logits,
 )
 from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, sampled_tokens
-from warpup.policy.kinds import GIVEN, POLICY_KINDS, SEQUENCES, TOKENS, normalizer_of
+from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 from warpup.policy.masks import per_token
-from warpup.policy.policy_loss import arguments_of, policy_loss
+from warpup.policy.policy_loss import policy_loss_of, tensors_of
 from warpup.policy.reference import reference_policy_loss
+
+TENSORS = ("old_logp", "advantages", "mask", "ref_logp", "weights", "penalty")  # what the loss reads at each token
+_arguments = torch.ops.warpup.policy_loss.default._schema.arguments
+OPTIONS = tuple(a.name for a in _arguments if "Tensor" not in str(a.type))
+OF_LOSS = ", ".join(f"{a.type} {a.name}" for a in _arguments if a.name in (*TENSORS, *OPTIONS))
+OF_LOSS = OF_LOSS.replace("Optional[Tensor]", "Tensor?")  # how a schema writes what it shows as this
 
 
 @_op.composite(
-    f"linear_policy_gradients(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, Tensor old_logp, "
-    "Tensor advantages, Tensor mask, Tensor? ref_logp, Tensor? weights, Tensor? penalty, Tensor token_weight, "
-    "int[] choices, float[] numbers, float entropy_coef, int chunk, bool[] needs) "
+    f"linear_policy_gradients(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, {OF_LOSS}, "
+    "Tensor token_weight, int chunk, bool[] needs) "
     "-> (Tensor logp, Tensor entropy, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
 )
-def _gradients(hidden, weight, bias, *rest):
-    given, fixed, (token_weight, choices, numbers, coef, chunk, needs) = SampledTokens(*rest[:8]), rest[8:14], rest[14:]
+def _gradients(*arguments):
+    """The log-probs and, of those of hidden, weight and bias that `needs` names, the gradients of the sum of
+    token_weight * loss; the entropies where they are part of the loss."""
+    named = _named(arguments)
+    hidden, weight, bias, token_weight, chunk = (
+        named[name] for name in ("hidden", "weight", "bias", "token_weight", "chunk")
+    )
+    need_hidden, need_weight, need_bias = named["needs"]
+    sampled = SampledTokens(*(named[name] for name in SampledTokens._fields))
+    # A token's own loss: what it is divided by is in token_weight, and its entropy does not pass through the log-prob.
+    options = {name: named[name] for name in OPTIONS}
+    options |= {"entropy_coef": 0.0, "normalizer": "token", "denominator_scalar": 1.0}
+    entropy_coef = named["entropy_coef"]
+
     rows, vocab, acc = hidden.shape[0], weight.shape[0], accumulator(hidden)
-    need_hidden, need_weight, need_bias = needs
     logp = hidden.new_empty(rows, dtype=acc)
-    entropy = hidden.new_empty(rows if coef else 0, dtype=acc)
+    entropy = hidden.new_empty(rows if entropy_coef else 0, dtype=acc)
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = weight.new_zeros(weight.shape if need_weight else 0, dtype=acc)
     grad_bias = weight.new_zeros(vocab if need_bias else 0, dtype=acc)
@@ -49,23 +65,28 @@ def _gradients(hidden, weight, bias, *rest):
     buffer = hidden.new_empty(chunk * vocab)
     for begin in range(0, rows, chunk):
         at = slice(begin, begin + chunk)
-        x, part = hidden[at], given.rows(at)
+
+        # Logits, log-probs and entropies.
+        x, part = hidden[at], sampled.rows(at)
         z = slice_logits(x, weight, bias, 0, vocab, buffer)
-        found, h, _, _, stats = _op.ops.token_logprob(z, *part, bool(coef), False, False)
-        logp[at] = found
-        if coef:
-            entropy[at] = h
-        if not any(needs):
+        logp_at, entropy_at, _, _, stats = _op.ops.token_logprob(z, *part, bool(entropy_coef), False, False)
+        logp[at] = logp_at
+        if entropy_coef:
+            entropy[at] = entropy_at
+        if not any(named["needs"]):
             continue
-        tokens = [None if t is None else t[at].unsqueeze(0) for t in fixed]
-        arguments = (found.unsqueeze(0), *tokens, None, None, None)
-        _, _, row_state = _op.ops.policy_loss(*arguments, None, choices, numbers)
-        one = found.new_ones(())
-        g = _op.ops.policy_loss_backward(*arguments, choices, numbers, row_state, one)[0].squeeze(0) * token_weight[at]
-        grad_entropy = None
-        if coef:
-            grad_entropy = -coef * token_weight[at]
-        saved = (stats, h if coef else None, None, g, grad_entropy, None, None)
+
+        # Their gradients, from the loss of these tokens as if they were one sequence.
+        tokens = {name: t if (t := named[name]) is None else t[at].unsqueeze(0) for name in TENSORS}
+        of_loss = dict.fromkeys(("ref_kl", "entropy", "cu_seqlens")) | tokens | options
+        of_loss["logp"] = logp_at.unsqueeze(0)
+        _, _, row_state = _op.ops.policy_loss(**of_loss, denominator=None)
+        grad_logp, _, _ = _op.ops.policy_loss_backward(**of_loss, row_state=row_state, grad_loss=logp_at.new_ones(()))
+        grad_logp = grad_logp.squeeze(0) * token_weight[at]
+        grad_entropy = -entropy_coef * token_weight[at] if entropy_coef else None
+
+        # The logits become their gradient, which goes on to hidden, weight and bias.
+        saved = (stats, entropy_at if entropy_coef else None, None, grad_logp, grad_entropy, None, None)
         _op.ops.token_logprob_backward_(z, *part, *saved, 0, vocab)
         if need_hidden:
             torch.mm(z, weight, out=grad_hidden[at])
@@ -76,12 +97,22 @@ def _gradients(hidden, weight, bias, *rest):
     return logp, entropy, grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
+_NAMES = tuple(a.name for a in torch.ops.warpup.linear_policy_gradients.default._schema.arguments)
+
+
+def _named(arguments: tuple) -> dict:
+    """The op's arguments by name."""
+    return dict(zip(_NAMES, arguments, strict=True))
+
+
 @_op.fake("linear_policy_gradients")
-def _(hidden, weight, bias, *rest):
-    coef, needs, rows = rest[-3], rest[-1], hidden.shape[0]
-    shapes = zip((hidden.shape, weight.shape, weight.shape[:1]), needs, strict=True)
+def _(*arguments):
+    named = _named(arguments)
+    hidden, weight = named["hidden"], named["weight"]
+    shapes = zip((hidden.shape, weight.shape, weight.shape[:1]), named["needs"], strict=True)
     gradients = (torch.empty(s if need else 0, dtype=hidden.dtype, device=hidden.device) for s, need in shapes)
-    values = (hidden.new_empty(n, dtype=accumulator(hidden)) for n in (rows, rows if coef else 0))
+    sizes = (hidden.shape[0], hidden.shape[0] if named["entropy_coef"] else 0)
+    values = (hidden.new_empty(n, dtype=accumulator(hidden)) for n in sizes)
     return *values, *gradients
 
 
@@ -120,13 +151,15 @@ def reference_linear_policy_loss(
     return reference_policy_loss(logp, old_logp, advantages, mask, **options)
 
 
-def token_weights(mask: Tensor, normalizer, kind: str, like: Tensor) -> Tensor:
+def token_weights(mask: Tensor, options: PolicyOptions, like: Tensor) -> Tensor:
     """(B, T): what each token's loss is multiplied by on its way into the sum; 0 outside the mask."""
-    per_sequence, denominator, value = normalizer_of(normalizer, kind)
-    count = mask.sum(-1, keepdim=True)
-    divisor = {TOKENS: count.sum(), SEQUENCES: (count > 0).sum(), GIVEN: value}.get(denominator, mask.numel())
-    divisor = torch.as_tensor(divisor, dtype=like.dtype, device=like.device) * (count if per_sequence else 1)
-    return (mask / divisor).masked_fill(~mask, 0.0)
+    normalizer, denominator = options.division()
+    tokens = mask.sum(-1, keepdim=True)
+    if denominator is None:
+        counted = {"token": tokens.sum(), "constant": mask.numel()}
+        denominator = counted[normalizer] if normalizer in counted else (tokens > 0).sum()
+    denominator = torch.as_tensor(denominator, dtype=like.dtype, device=like.device)
+    return (mask / (denominator * tokens if normalizer == "sequence" else denominator)).masked_fill(~mask, 0.0)
 
 
 def linear_policy_loss(
@@ -157,8 +190,8 @@ def linear_policy_loss(
         targets: (B, T) int64 in [0, V) where the mask is true; anything elsewhere.
         old_logp, advantages, mask, kind, normalizer, options: as in `policy_loss` (padded form).
         entropy_coef: weight of the entropy bonus; the entropy is taken from the same logits.
-        chunk: rows of logits alive at once, where they are made once; None: as many as make 64 MiB on a CPU, 1024 on a
-            GPU, 128 at least.
+        chunk: rows of logits alive at once; a kind that makes them twice has as many numbers alive, of all rows. None:
+            as many as make 64 MiB on a CPU, 1024 on a GPU, 128 at least.
 
     Returns:
         `(loss, metrics)`, as `policy_loss`. One backward only: it scales gradients that are there already,
@@ -179,8 +212,6 @@ def linear_policy_loss(
     ):
         if tensor is not None and tensor.shape != targets.shape:
             raise ValueError(f"{op}: {name} must have shape {tuple(targets.shape)}, got {tuple(tensor.shape)}")
-    if kind not in POLICY_KINDS:
-        raise ValueError(f"{op}: kind must be one of {tuple(POLICY_KINDS)}, got {kind!r}")
     if options.pop("cu_seqlens", None) is not None or options.pop("entropy", None) is not None:
         raise ValueError(f"{op}: takes padded sequences, and makes the entropy itself")
     if chunk is not None and chunk < 1:
@@ -191,28 +222,35 @@ def linear_policy_loss(
         options["ref_logp"] = options["ref_logp"].detach().to(acc)
     on = mask != 0
     targets = targets.masked_fill(~on, IGNORE_INDEX)
+    names = PolicyOptions.__dataclass_fields__.keys() & options.keys()
+    policy = PolicyOptions(
+        kind=kind, normalizer=normalizer, entropy_coef=entropy_coef, **{name: options.pop(name) for name in names}
+    )
     selects = kind in ("clip_cov", "kl_cov") and options.get("selected") is None
     in_one_go = POLICY_KINDS[kind].level in ("one", "token") and hidden.dtype != torch.float16
-    if not in_one_go or selects or options.get("kl") == "full":
-        found = linear_logprob(hidden, weight, targets, bias=bias, temperature=temperature, entropy=bool(entropy_coef))
-        logp, entropy = found if entropy_coef else (found, None)
-        options |= {"entropy": entropy, "entropy_coef": entropy_coef} if entropy_coef else {}
-        return policy_loss(logp, old_logp, advantages, mask, kind=kind, normalizer=normalizer, **options)
+    if not in_one_go or selects or policy.kl == "full":
+        vocab, rows = weight.shape[0], max(1, targets.numel())
+        columns = None if chunk is None else max(1, min(chunk, rows) * vocab // rows)
+        found = linear_logprob(
+            hidden, weight, targets, bias=bias, temperature=temperature, entropy=bool(entropy_coef), chunk=columns
+        )
+        logp, options["entropy"] = found if entropy_coef else (found, None)
+        return policy_loss_of(policy, logp, old_logp, advantages, mask, **options)
 
-    fixed, _, (_, _, choices, numbers) = arguments_of(
-        old_logp, old_logp, advantages, mask, kind=kind, normalizer=1.0, **options
-    )
-    each = (None if t is None else per_token(t, old_logp).reshape(-1).contiguous() for t in fixed)
-    given = sampled_tokens(op, weight.shape[0], targets, temperature, IGNORE_INDEX).flattened()
-    tensors = (hidden.reshape(-1, hidden.shape[-1]), weight, bias)
-    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors]
-    weight_of_token = token_weights(on, normalizer, kind, old_logp).reshape(-1)
+    inputs = tensors_of(policy, old_logp, old_logp, advantages, mask, **options)  # its logp is made in the op
+    tokens = {name: inputs[name] for name in TENSORS}
+    tokens = {k: None if t is None else per_token(t, old_logp).reshape(-1).contiguous() for k, t in tokens.items()}
+    operands = {"hidden": hidden.reshape(-1, hidden.shape[-1]), "weight": weight, "bias": bias}
+    needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in operands.values()]
     logp, entropy, *gradients = torch.ops.warpup.linear_policy_gradients(
-        *tensors, *given, *each, weight_of_token, choices, numbers, float(entropy_coef), chunk or 0, needs
+        **operands,
+        **sampled_tokens(op, weight.shape[0], targets, temperature, IGNORE_INDEX).flattened()._asdict(),
+        **tokens,
+        **policy.raw(),
+        token_weight=token_weights(on, policy, old_logp).reshape(-1),
+        chunk=chunk or 0,
+        needs=needs,
     )
-    if entropy_coef:
-        options |= {"entropy": entropy.view(targets.shape), "entropy_coef": entropy_coef}
-    loss, metrics = policy_loss(
-        logp.view(targets.shape), old_logp, advantages, mask, kind=kind, normalizer=normalizer, **options
-    )
-    return (GivenGradients.apply(*tensors, loss, *gradients) if any(needs) else loss), metrics
+    options["entropy"] = entropy.view(targets.shape) if entropy_coef else None
+    loss, metrics = policy_loss_of(policy, logp.view(targets.shape), old_logp, advantages, mask, **options)
+    return (GivenGradients.apply(*operands.values(), loss, *gradients) if any(needs) else loss), metrics

@@ -83,7 +83,7 @@ def sequence_mask(
     `delta`. A token without a rollout log-prob (NaN) counts as 0 in that mean.
 
     Returns:
-        Bool, of the shape of `advantages`. Dropped sequences stay in the normaliser: give it as `weights`, or multiply
+        Bool, of the shape of `advantages`. Dropped sequences stay in the denominator: give it as `weights`, or multiply
         it into them, as TRL does.
     """
     on = mask != 0

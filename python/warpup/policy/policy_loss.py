@@ -1,7 +1,7 @@
 """Policy losses on token log-probabilities: formula, masks, KL and metrics in one pass each way.
 
-Contract, numerics and bytes moved: csrc/policy/policy_loss.h. Names: logprob_policy_kinds.py. The reference in plain
-torch: logprob_policy_reference.py.
+Contract, numerics and bytes moved: csrc/policy/policy_loss.h, the formulas: policy_loss_math.h. Names and options:
+kinds.py. The same in plain torch: reference.py.
 """
 
 from __future__ import annotations
@@ -10,131 +10,83 @@ import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import once_differentiable
-from warpup.policy.kinds import (
-    KL_ESTIMATORS,
-    METRICS,
-    POLICY_KINDS,
-    STATE,
-    clip_of,
-    constants_of,
-    normalizer_of,
-    options_of,
-)
+from warpup.policy.kinds import METRICS, PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token
 
-_op.raw("policy_loss", "policy_loss_backward")
+STATE = 4  # columns of row_state
 
 
-@torch.library.register_fake("warpup::policy_loss")
+@_op.fake("policy_loss")
 def _(logp, old_logp, advantages, mask, ref_logp, weights, penalty, ref_kl, entropy, cu_seqlens, *options):
     rows = logp.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return logp.new_empty(()), logp.new_empty(len(METRICS)), logp.new_empty(rows, STATE)
 
 
-@torch.library.register_fake("warpup::policy_loss_backward")
-def _(logp, old_logp, advantages, mask, ref_logp, weights, penalty, ref_kl, entropy, *rest):
-    def like_logp(given):
-        return torch.empty(logp.shape if given else (0,), dtype=logp.dtype, device=logp.device)
-
-    return like_logp(True), like_logp(ref_kl is not None), like_logp(entropy is not None)
+_policy_loss = _op.differentiable("policy_loss")
 
 
-class PolicyLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(*inputs):  # torch binds them to this signature at each call: with names that takes 8 us more
-        logp, ref_kl, entropy, *fixed, cu_seqlens, denominator, choices, numbers = inputs
-        return _op.ops.policy_loss(logp, *fixed, ref_kl, entropy, cu_seqlens, denominator, choices, numbers)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        logp, ref_kl, entropy, *fixed, cu_seqlens, _, ctx.choices, ctx.numbers = inputs
-        _, metrics, row_state = output
-        ctx.mark_non_differentiable(metrics, row_state)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logp, *fixed, ref_kl, entropy, cu_seqlens, row_state)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss, *_):
-        *inputs, row_state = ctx.saved_tensors
-        if grad_loss is None:
-            return (None,) * 13
-        grads = _op.ops.policy_loss_backward(*inputs, ctx.choices, ctx.numbers, row_state, grad_loss)
-        return (*(g if need else None for g, need in zip(grads, ctx.needs_input_grad[:3], strict=True)), *(None,) * 10)
-
-
-def arguments_of(
+def tensors_of(
+    options: PolicyOptions,
     logp: Tensor,
     old_logp: Tensor,
     advantages: Tensor,
     mask: Tensor,
     *,
-    kind: str = "grpo",
-    clip: tuple[float, float] | None = None,
-    delta: float | None = None,
-    dual_clip: float | None = None,
-    constants: tuple[float, ...] | None = None,
     weights: Tensor | None = None,
     selected: Tensor | None = None,
     generator: torch.Generator | None = None,
     ref_logp: Tensor | None = None,
     ref_kl: Tensor | None = None,
-    kl_coef: float = 0.0,
-    kl: str = "k3",
-    kl_corrected: bool = False,
     entropy: Tensor | None = None,
-    entropy_coef: float = 0.0,
-    normalizer: str | float | Tensor | tuple | None = None,
     cu_seqlens: Tensor | None = None,
-) -> tuple[tuple, tuple, tuple]:
-    """What the raw op takes behind `logp`: (old_logp, advantages, mask, ref_logp, weights, penalty), (ref_kl, entropy),
-    (cu_seqlens, divisor, choices, numbers). Raises what `policy_loss` does."""
-    if kind not in POLICY_KINDS:
-        raise ValueError(f"policy_loss: kind must be one of {tuple(POLICY_KINDS)}, got {kind!r}")
-    if kl not in KL_ESTIMATORS:
-        raise ValueError(f"policy_loss: kl must be one of {tuple(KL_ESTIMATORS)}, got {kl!r}")
-    if entropy_coef and entropy is None:
-        raise ValueError("policy_loss: entropy_coef needs entropy")
-    if kl_coef and kl == "full" and ref_kl is None:
-        raise ValueError("policy_loss: kl='full' needs ref_kl")
+) -> dict[str, Tensor | None]:
+    """The raw op's inputs by name, from those of `policy_loss`: all but the options and the denominator."""
+    kind = options.kind
     if selected is not None and kind not in ("clip_cov", "kl_cov"):
         raise ValueError(f"policy_loss: selected belongs to 'clip_cov' and 'kl_cov', not to {kind!r}")
-    choices, numbers = options_of(
-        kind, clip=clip, delta=delta, dual_clip=dual_clip, constants=constants, kl=kl, kl_coef=kl_coef,
-        kl_corrected=kl_corrected, entropy_coef=entropy_coef, normalizer=normalizer, packed=cu_seqlens is not None,
-    )  # fmt: skip
-    value = normalizer_of(normalizer, kind, cu_seqlens is not None)[2]
-    logp_fixed, old_logp, advantages = logp.detach(), old_logp.detach(), advantages.detach().to(logp.dtype)
+    if generator is not None and (kind != "clip_cov" or selected is not None):
+        raise ValueError(f"policy_loss: generator draws for 'clip_cov' without selected, nothing here (kind {kind!r})")
+    fixed = logp.detach()
+    advantages = advantages.detach().to(logp.dtype)
     weights = None if weights is None else weights.detach().to(logp.dtype)
-    if kind == "clip_cov" and selected is None:
-        selected = clip_cov_tokens(
-            logp_fixed, old_logp, advantages, mask, clip=clip_of(kind, clip), generator=generator, cu_seqlens=cu_seqlens
-        )
-    if kind == "kl_cov" and selected is None:
-        selected = kl_cov_tokens(logp_fixed, advantages, mask, cu_seqlens=cu_seqlens)
     penalty = None
     if kind == "clip_cov":
+        if selected is None:
+            clip = options.clip_range()
+            selected = clip_cov_tokens(
+                fixed, old_logp, advantages, mask, clip=clip, generator=generator, cu_seqlens=cu_seqlens
+            )
         kept = (selected == 0).to(logp.dtype)
         weights = kept if weights is None else kept * per_token(weights, logp, cu_seqlens)
     elif kind == "kl_cov":
-        penalty = (selected != 0).to(logp.dtype) * constants_of(kind, constants)[0]
-    fixed = (
-        old_logp,
-        advantages,
-        mask if mask.dtype == torch.bool else mask != 0,
-        ref_logp.detach() if kl_coef and kl != "full" and ref_logp is not None else None,
-        weights,
-        penalty,
+        if selected is None:
+            selected = kl_cov_tokens(fixed, advantages, mask, cu_seqlens=cu_seqlens)
+        penalty = (selected != 0).to(logp.dtype) * options.named_constants()["penalty"]
+    return {
+        "logp": logp,
+        "old_logp": old_logp.detach(),
+        "advantages": advantages,
+        "mask": mask if mask.dtype == torch.bool else mask != 0,
+        "ref_logp": None if ref_logp is None else ref_logp.detach(),
+        "weights": weights,
+        "penalty": penalty,
+        "ref_kl": ref_kl,
+        "entropy": entropy if options.entropy_coef else None,
+        "cu_seqlens": None if cu_seqlens is None else cu_seqlens.to(torch.int64),
+    }
+
+
+def policy_loss_of(
+    options: PolicyOptions, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, **tensors
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`policy_loss` with its options in one object, for callers that keep them."""
+    denominator = options.division()[1]
+    loss, metrics, _ = _policy_loss(
+        **tensors_of(options, logp, old_logp, advantages, mask, **tensors),
+        **options.raw(),
+        denominator=denominator.detach().float() if isinstance(denominator, Tensor) else None,
     )
-    differentiable = (ref_kl if kl_coef and kl == "full" else None, entropy if entropy_coef else None)
-    rest = (
-        None if cu_seqlens is None else cu_seqlens.to(torch.int64),
-        value.detach().float() if isinstance(value, Tensor) else None,
-        choices,
-        numbers,
-    )
-    return fixed, differentiable, rest
+    return loss, dict(zip(METRICS, metrics.unbind(), strict=True))
 
 
 def policy_loss(
@@ -172,7 +124,7 @@ def policy_loss(
     | `gspo` | the same with s = exp(mean x of the sequence), gradient through the mean | arXiv 2507.18071; TRL |
     | `gspo_token` | the same with sg(s) pi / sg(pi), log s at most 10 | its section 4.3; verl |
     | `luspo` | `gspo`, divided as mean(loss * length) | TRL, with importance_sampling_level "sequence" |
-    | `cispo` | -sg(min(r, h)) A logp: h bounds r itself, clip[0] is unused | arXiv 2506.13585; TRL, Liger |
+    | `cispo` | -sg(min(r, h)) A logp: h bounds r itself, l is infinite | arXiv 2506.13585; TRL, Liger |
     | `cispo_verl` | -sg(clamp(r, 1-l, 1+h)) A logp | verl, NeMo-RL |
     | `sapo` | -(4 / tau) sigmoid(tau (r - 1)) A | arXiv 2511.20347 |
     | `vespo` | -sg(phi) A logp, phi = exp(lam + k log w - lam w), log w = sum clamp(x, +-20) in [ln 1e-8, 20] | TRL |
@@ -199,10 +151,11 @@ def policy_loss(
             `vespo` they are factors of w instead, their logs in [ln 1e-8, 20], as in TRL.
         selected: like `logp`, bool: the tokens that `clip_cov` drops or `kl_cov` holds back. None selects by the
             published constants from this call's tokens; for accumulation select once (`clip_cov_tokens`,
-            `kl_cov_tokens`) and split. `generator` draws those of `clip_cov`.
+            `kl_cov_tokens`) and split.
+        generator: draws the tokens of `clip_cov`; for no other kind.
         ref_logp: like `logp`, of the reference policy.
-        ref_kl: like `logp`, for kl="full": a KL a token from the caller, who gets its gradient.
-        kl_coef: weight of the KL to the reference.
+        ref_kl: like `logp`, for kl="full" only: a KL a token from the caller, who gets its gradient.
+        kl_coef: weight of the KL to the reference. With 0 the KL of a reference that is given is only measured.
         kl: with d = ref_logp - logp: `k1` = -d, `k2` = d^2 / 2, `k3` = e^d - d - 1 (Schulman, "Approximating KL
             divergence", 2020); `k1+`, `k3+`: that value with k2's gradient (verl); `k3_verl`: d held in +-20 and k3 at
             10 (verl's low_var_kl); `full`: `ref_kl`.
@@ -213,8 +166,8 @@ def policy_loss(
         normalizer: what the sum over tokens is divided by. `"token"`: the number of tokens in `mask`. `"sequence"`: the
             mean over non-empty sequences of their token means (TRL counts empty ones too: `("sequence", B)`).
             `"sequence_sum"`: the number of non-empty sequences. `"constant"`: B * T (Dr. GRPO). A number or a
-            one-element tensor: divides the sum over tokens; a pair `(name, number)` gives the divisor of the named
-            form. With an explicit divisor, gradient accumulation over micro-batches or ranks equals the big batch.
+            one-element tensor: divides the sum over tokens; a pair `(name, number)` gives the denominator of the named
+            form. With an explicit denominator, gradient accumulation over micro-batches or ranks equals the big batch.
         cu_seqlens: (S + 1,) int32 or int64, packed sequences: sequence i is tokens [cu_seqlens[i], cu_seqlens[i + 1]),
             from 0 to N without descent (checked on the CPU only: on a GPU a look would wait for it). `advantages` and
             `weights` are then (S,) or (N,), the former where both fit.
@@ -223,37 +176,36 @@ def policy_loss(
         `(loss, metrics)`: a scalar, and tensors without gradient, all under the mask: `tokens`, `clip_fraction_low`
         (A < 0, ratio below), `clip_fraction_high` (A > 0, above), `clip_fraction_dual` (A < 0, held by delta or
         dual_clip), `ratio_mean`, `ratio_max` (of the ratio that the kind uses; phi for `vespo`), `approx_kl` = mean(r -
-        1 - log r), `ref_kl` (mean of the weighted KL term). No token in the mask gives loss 0.
+        1 - log r), `ref_kl` (mean of the KL term, `kl_coef` included unless it is 0). No token in the mask gives loss
+        0.
 
     Raises:
         ValueError: an unknown name, a shape, dtype, device or stride that does not fit, 16-bit log-probs (they round
-            the ratio to 1), `kl_coef` without `ref_logp`, an option that the kind does not have.
+            the ratio to 1), a coefficient without its tensor, an option or a tensor that the kind has no use for.
     """
-    fixed, (ref_kl, entropy), rest = arguments_of(
-        logp,
-        old_logp,
-        advantages,
-        mask,
+    options = PolicyOptions(
         kind=kind,
         clip=clip,
         delta=delta,
         dual_clip=dual_clip,
         constants=constants,
+        kl_coef=kl_coef,
+        kl=kl,
+        kl_corrected=kl_corrected,
+        entropy_coef=entropy_coef,
+        normalizer=normalizer,
+    )
+    return policy_loss_of(
+        options,
+        logp,
+        old_logp,
+        advantages,
+        mask,
         weights=weights,
         selected=selected,
         generator=generator,
         ref_logp=ref_logp,
         ref_kl=ref_kl,
-        kl_coef=kl_coef,
-        kl=kl,
-        kl_corrected=kl_corrected,
         entropy=entropy,
-        entropy_coef=entropy_coef,
-        normalizer=normalizer,
         cu_seqlens=cu_seqlens,
     )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (logp, ref_kl, entropy)):
-        loss, metrics, _ = PolicyLoss.apply(logp, ref_kl, entropy, *fixed, *rest)
-    else:
-        loss, metrics, _ = _op.ops.policy_loss(logp, *fixed, ref_kl, entropy, *rest)
-    return loss, dict(zip(METRICS, metrics.unbind(), strict=True))

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from warpup.policy.kinds import METRICS, clip_of, constants_of, normalizer_of
+from warpup.policy.kinds import METRICS, PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, row_sums
 
 
@@ -18,25 +18,18 @@ def reference_policy_loss(
     advantages: Tensor,
     mask: Tensor,
     *,
-    kind: str = "grpo",
-    clip: tuple[float, float] | None = None,
-    delta: float | None = None,
-    dual_clip: float | None = None,
-    constants: tuple[float, ...] | None = None,
     weights: Tensor | None = None,
     selected: Tensor | None = None,
     generator: torch.Generator | None = None,
     ref_logp: Tensor | None = None,
     ref_kl: Tensor | None = None,
-    kl_coef: float = 0.0,
-    kl: str = "k3",
-    kl_corrected: bool = False,
     entropy: Tensor | None = None,
-    entropy_coef: float = 0.0,
-    normalizer: str | float | Tensor | tuple | None = None,
     cu_seqlens: Tensor | None = None,
+    **options,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The arguments of `warpup.policy_loss`; any dtype."""
+    """The arguments of `warpup.policy_loss`, `options` those of `PolicyOptions`; any dtype."""
+    o = PolicyOptions(**options)
+    kind, delta, dual_clip = o.kind, o.delta, o.dual_clip
     on = mask != 0
     m = on.to(logp.dtype)
 
@@ -53,7 +46,7 @@ def reference_policy_loss(
     lp, log_ratio, a = logp.masked_fill(~on, 0.0), masked(logp - old_logp), masked(advantages)
     w = torch.ones_like(lp) if weights is None else masked(weights)
     r = log_ratio.exp()
-    low, high = clip_of(kind, clip)
+    low, high = o.clip_range()
     mean = rows(log_ratio) / n.clamp_min(1)
     ratio, is_low, is_high, dual = r, (r < 1 - low) & (a < 0), (r > 1 + high) & (a > 0), torch.zeros_like(on)
 
@@ -74,7 +67,7 @@ def reference_policy_loss(
     elif kind in ("gpg", "a_lol_ref_free"):
         ratio, is_low, is_high, loss = torch.ones_like(r), torch.zeros_like(on), torch.zeros_like(on), -a * lp
     elif kind == "sapo":
-        tau = torch.where(a > 0, *(a.new_tensor(t) for t in constants_of(kind, constants)))
+        tau = torch.where(a > 0, *(a.new_tensor(t) for t in o.named_constants().values()))
         loss = -torch.sigmoid(tau * (r - 1)) * 4 / tau * a
     elif kind == "vespo":
         log_w = rows(log_ratio.detach().clamp(-20, 20))
@@ -83,8 +76,9 @@ def reference_policy_loss(
             of_rows = weights.dim() == 1 and weights.shape == n.shape
             log_w = log_w + (log_weight if of_rows else rows(masked(log_weight)))
         log_w = spread(log_w.clamp(math.log(1e-8), 20))
-        kp, lp_, kn, ln = constants_of(kind, constants)
-        phi = [(max(l, 1e-4) + k * log_w - max(l, 1e-4) * log_w.exp()).exp() for k, l in ((kp, lp_), (kn, ln))]
+        c = o.named_constants()
+        sides = (c["k_positive"], c["lambda_positive"]), (c["k_negative"], c["lambda_negative"])
+        phi = [(max(l, 1e-4) + k * log_w - max(l, 1e-4) * log_w.exp()).exp() for k, l in sides]
         ratio, w = torch.where(a >= 0, *phi), torch.ones_like(w)
         loss = -ratio * a * lp
     elif kind == "gmpo":
@@ -109,21 +103,30 @@ def reference_policy_loss(
     if kind == "kl_cov":
         if selected is None:
             selected = kl_cov_tokens(logp, advantages, mask, cu_seqlens=cu_seqlens)
-        loss = loss + constants_of(kind, constants)[0] * selected * log_ratio.abs()
+        loss = loss + o.named_constants()["penalty"] * selected * log_ratio.abs()
 
     added = torch.zeros_like(loss)
-    if kl_coef:
-        added = kl_coef * (masked(ref_kl) if kl == "full" else estimate(kl, masked(ref_logp - logp)))
-        if kl_corrected:
-            added = added * (ratio if kind in ("gspo", "luspo", "gspo_token") else r)
-    bonus = -entropy_coef * masked(entropy) if entropy_coef else torch.zeros_like(loss)
+    if o.kl == "full" and ref_kl is not None:
+        added = masked(ref_kl)
+    elif ref_logp is not None:
+        added = estimate(o.kl, masked(ref_logp - logp))
+    if o.kl_corrected:
+        added = added * (ratio if kind in ("gspo", "luspo", "gspo_token") else r)
+    if o.kl_coef:  # else it is a metric only
+        added = o.kl_coef * added
+        loss = loss * w + added
+    else:
+        loss = loss * w
+    if o.entropy_coef:
+        loss = loss - o.entropy_coef * masked(entropy)
 
-    per_sequence, denominator, value = normalizer_of(normalizer, kind, cu_seqlens is not None)
-    sums = rows(loss * w + added + bonus)
-    sums = sums / n.clamp_min(1) if per_sequence else sums
-    total = (n.sum(), (n > 0).sum(), logp.numel(), value)[denominator]
-    if not isinstance(total, Tensor):
-        total = logp.new_tensor(float(total))
+    normalizer, denominator = o.division()
+    sums = rows(loss)
+    sums = sums / n.clamp_min(1) if normalizer == "sequence" else sums
+    if denominator is None:
+        counted = {"token": n.sum(), "constant": logp.numel()}
+        denominator = counted[normalizer] if normalizer in counted else (n > 0).sum()
+    total = denominator if isinstance(denominator, Tensor) else logp.new_tensor(float(denominator))
     result = torch.where(total == 0, 0.0, sums.sum() / total.to(logp.dtype).where(total != 0, 1.0))
     with torch.no_grad():
         count, peak = n.sum().clamp_min(1), (ratio * m).amax() if ratio.numel() else ratio.new_zeros(())

@@ -7,14 +7,15 @@ advantage r - mean without division by the deviation, mean over tokens, no KL te
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from warpup import group_advantage, policy_loss
+from warpup import group_advantage
 from warpup.data import DUMPSampler, Sampler, SECSampler, UniformSampler
-from warpup.policy.policy_loss import POLICY_KINDS
+from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
+from warpup.policy.policy_loss import policy_loss_of
 
 from .batch import Batch, TokenPair, check_length, completion_logprob, encode_prompt, micro_batches
 from .checks import check_not_negative, check_positive, check_unused
@@ -124,13 +125,7 @@ class RLVR:
                 "leave it out or raise inner_epochs"
             )
         try:  # the operators themselves say what they refuse
-            one = torch.zeros(1, 1)
-            normalizer = self.normalizer and (self.normalizer, 1.0)
-            reference = one if self.kl_coef else None
-            policy_loss(
-                one, one, torch.zeros(1), one == 0, kind=self.loss, clip=self.clip_ratio, normalizer=normalizer,
-                ref_logp=reference, kl_coef=self.kl_coef,
-            )  # fmt: skip
+            self.policy_options()
             group_advantage(torch.tensor([0.0, 1.0]), 2, baseline=self.baseline, scale=self.scale)
         except ValueError as error:
             raise TrainError(f"rlvr: {error}") from error
@@ -220,6 +215,10 @@ class RLVR:
                 }
             )
 
+    def policy_options(self) -> PolicyOptions:
+        """Those of the loss, without the number that its sum is divided by; ValueError on what they refuse."""
+        return PolicyOptions(kind=self.loss, clip=self.clip_ratio, kl_coef=self.kl_coef, normalizer=self.normalizer)
+
     def update(
         self,
         run: StageRun,
@@ -237,9 +236,10 @@ class RLVR:
         """
         # The denominator is that of the whole step, so that its micro-batches add up.
         tokens = int(rolls.lengths[rows].sum())
-        normalizer = self.normalizer or POLICY_KINDS[self.loss].normalizer
-        denominators = {"token": tokens, "constant": len(pairs) * self.max_new_tokens}
-        denominator = denominators.get(normalizer, len(rows))  # the others count sequences
+        options = self.policy_options()
+        normalizer, _ = options.division()
+        counted = {"token": tokens, "constant": len(pairs) * self.max_new_tokens}
+        options = replace(options, normalizer=(normalizer, counted.get(normalizer, len(rows))))  # else of sequences
         total: dict[str, float] = {}
         routers = Routers(run.model, self.balance)
         for batch in micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, run.model.device):
@@ -256,17 +256,8 @@ class RLVR:
                 with torch.no_grad():
                     ref = completion_logprob(reference, batch, self.temperature, **replay)
             # Raise the log-prob of a completion by its advantage: every token of it carries the same one.
-            loss, metrics = policy_loss(
-                logp,
-                old,
-                advantages[batch.rows].to(logp),
-                batch.mask,
-                kind=self.loss,
-                clip=self.clip_ratio,
-                ref_logp=ref,
-                kl_coef=self.kl_coef,
-                normalizer=(normalizer, denominator),
-            )
+            advantage = advantages[batch.rows].to(logp)
+            loss, metrics = policy_loss_of(options, logp, old, advantage, batch.mask, ref_logp=ref)
             share = int(batch.mask.sum()) / tokens
             (loss + routers.loss(share)).backward()
             # Metrics are means over this piece's tokens, weighted by its share of the step's; a maximum stays one.

@@ -1,17 +1,13 @@
 // policy_loss against plain loops. What rounding may do to a result is measured: each token is evaluated again with its
 // log ratio, its row's ratio and its KL moved to either side, so that a clip's edge needs no rule of its own.
-#pragma once
-
 #include <tuple>
 #include <utility>
 
-#include "policy/policy_loss_check.h"
 #include "fuzz.h"
+#include "policy/policy_loss.h"
+#include "policy/policy_loss_check.h"
 
 namespace fuzz {
-
-using warpup::PolicyFormula;
-using warpup::PolicyLevel;
 
 struct PolicyToken {
   double loss, slope, kl, kl_slope;  // slope: through the ratio, or shared by the row; kl_slope: the token's own
@@ -20,103 +16,109 @@ struct PolicyToken {
 
 struct PolicyProblem {
   warpup::PolicyOptions o;
-  double weight = 1, penalty = 0, given_kl = 0;
+  double weight = 1, penalty = 0, ref_kl = 0;
 
   double held(double v, double lo, double hi) const { return std::min(std::max(v, lo), hi); }
 
   // With the log ratio x, the formula's ratio q (one a row, or e^x), A, logp, d = ref - logp.
   PolicyToken token(double x, double q, double a, double lp, double d) const {
-    const auto& p = o.params;
     PolicyToken t{};
     t.open = 1;
-    if (o.formula == PolicyFormula::clip) {
-      const double top = a > 0 ? p.ceiling : p.ceiling_negative;
-      const double c = a > 0 ? std::min(q, top) : held(q, p.floor, top);
+    if (o.formula == "clip") {
+      const double top = a > 0 ? o.ceiling : o.ceiling_negative;
+      const double c = a > 0 ? std::min(q, top) : held(q, o.floor, top);
       t = {-c * a,
            c == q ? -c * a : 0,
            0,
            0,
-           double(a < 0 && q < p.floor),
+           double(a < 0 && q < o.floor),
            double(a > 0 && q > top),
            double(a < 0 && q > top),
            1};
-    } else if (o.formula == PolicyFormula::weighted) {
-      const double c = held(q, p.floor, p.ceiling);
-      t = {-c * a * lp, -c * a, 0, 0, double(a < 0 && q < p.floor), double(a > 0 && q > p.ceiling), 0, 1};
-    } else if (o.formula == PolicyFormula::sapo) {
-      const double tau = p.gate[a > 0 ? 0 : 1], e = std::exp(tau * (1 - q)), s = 1 / (1 + e);
+    } else if (o.formula == "weighted") {
+      const double c = held(q, o.floor, o.ceiling);
+      t = {-c * a * lp, -c * a, 0, 0, double(a < 0 && q < o.floor), double(a > 0 && q > o.ceiling), 0, 1};
+    } else if (o.formula == "sapo") {
+      const double tau = a > 0 ? o.tau_positive : o.tau_negative, e = std::exp(tau * (1 - q)), s = 1 / (1 + e);
       t.loss = -4 / tau * s * a, t.slope = -4 * s * s * e * q * a;
     } else {
       t.loss = t.slope = -q * a;
-      t.low = a < 0 && x < p.floor, t.high = a > 0 && x > p.ceiling;
+      t.low = a < 0 && x < o.floor, t.high = a > 0 && x > o.ceiling;
       t.open = a != 0 && t.low + t.high == 0;
     }
     t.loss += penalty * std::fabs(x), t.slope += penalty * (x > 0 ? 1 : x < 0 ? -1 : 0);
-    if (o.level != PolicyLevel::gamma) t.loss *= weight, t.slope *= weight;
-    const double y = held(d, -p.kl_input, p.kl_input), e = std::exp(y);
-    const double value = p.kl[2] * (e - y - 1) + p.kl[1] * y * y / 2 - p.kl[0] * y;
-    t.kl = std::min(value, p.kl_output) + p.kl_given * given_kl;
-    t.kl_slope = y != d || value > p.kl_output ? 0 : p.kl_slope[0] - p.kl_slope[1] * y + p.kl_slope[2] * (1 - e);
+    if (o.level != "gamma") t.loss *= weight, t.slope *= weight;
+    kl(d, &t);
     if (o.kl_corrected) {
-      const bool of_row = o.level == PolicyLevel::sequence || o.level == PolicyLevel::sequence_token;
+      const bool of_row = o.level == "sequence" || o.level == "sequence_token";
       const double c = of_row ? q : std::exp(x);
       t.kl *= c, t.kl_slope *= c;
-      (of_row ? t.slope : t.kl_slope) += t.kl;
+      if (o.kl_coef != 0) (of_row ? t.slope : t.kl_slope) += t.kl;
     }
     return t;
   }
 
+  // Without a coefficient it is a metric, which has no slope.
+  void kl(double d, PolicyToken* t) const {
+    const double y = o.kl == "k3_verl" ? held(d, -20, 20) : d, e = std::exp(y);
+    const double k1 = -y, k2 = y * y / 2, k3 = e - y - 1;
+    const double slope1 = 1, slope2 = -y, slope3 = 1 - e;
+    if (o.kl == "k1") t->kl = k1, t->kl_slope = slope1;
+    if (o.kl == "k2") t->kl = k2, t->kl_slope = slope2;
+    if (o.kl == "k3") t->kl = k3, t->kl_slope = slope3;
+    if (o.kl == "k1+") t->kl = k1, t->kl_slope = slope2;
+    if (o.kl == "k3+") t->kl = k3, t->kl_slope = slope2;
+    if (o.kl == "k3_verl") t->kl = std::min(k3, 10.0), t->kl_slope = y != d || k3 > 10 ? 0 : slope3;
+    if (o.kl == "full") t->kl = ref_kl, t->kl_slope = 0;
+    t->kl *= o.kl_coef != 0 ? o.kl_coef : 1, t->kl_slope *= o.kl_coef;
+  }
+
   double row_term(double x, double a) const {
-    if (o.level == PolicyLevel::gamma) return held(x, -20, 20);
-    if (o.level != PolicyLevel::geometric) return x;
-    return a > 0 ? std::min(x, o.params.ceiling) : a < 0 ? std::max(x, o.params.floor) : 0;
+    if (o.level == "gamma") return held(x, -20, 20);
+    if (o.level != "geometric") return x;
+    return a > 0 ? std::min(x, o.ceiling) : a < 0 ? std::max(x, o.floor) : 0;
   }
 
   double ratio(double sum, double n, double a) const {
     const double mean = sum / std::max(n, 1.0), w = held(sum, std::log(1e-8), 20);
-    const double *g = o.params.gate + (a < 0 ? 2 : 0), lambda = std::max(g[1], 1e-4);
-    switch (o.level) {
-      case PolicyLevel::one:
-        return 1;
-      case PolicyLevel::sequence_token:
-        return std::exp(std::min(mean, 10.0));
-      case PolicyLevel::product:
-        return std::exp(std::min(sum, 88.0));
-      case PolicyLevel::gamma:
-        return std::exp(lambda + g[0] * w - lambda * std::exp(w));
-      default:
-        return std::exp(mean);
-    }
+    const double k = a < 0 ? o.k_negative : o.k_positive;
+    const double lambda = std::max(a < 0 ? o.lambda_negative : o.lambda_positive, 1e-4);
+    if (o.level == "one") return 1;
+    if (o.level == "sequence_token") return std::exp(std::min(mean, 10.0));
+    if (o.level == "product") return std::exp(std::min(sum, 88.0));
+    if (o.level == "gamma") return std::exp(lambda + k * w - lambda * std::exp(w));
+    return std::exp(mean);
   }
 };
 
 inline warpup::PolicyOptions random_policy_options(bool with_ref, bool with_kl, bool with_entropy) {
-  constexpr std::pair<PolicyFormula, PolicyLevel> kinds[] = {
-      {PolicyFormula::clip, PolicyLevel::token},         {PolicyFormula::clip, PolicyLevel::sequence},
-      {PolicyFormula::weighted, PolicyLevel::token},     {PolicyFormula::clip, PolicyLevel::sequence_token},
-      {PolicyFormula::weighted, PolicyLevel::one},       {PolicyFormula::weighted, PolicyLevel::product},
-      {PolicyFormula::weighted, PolicyLevel::gamma},     {PolicyFormula::sapo, PolicyLevel::token},
-      {PolicyFormula::geometric, PolicyLevel::geometric}};
+  constexpr std::pair<const char*, const char*> kinds[] = {
+      {"clip", "token"},          {"clip", "sequence"}, {"weighted", "token"},
+      {"clip", "sequence_token"}, {"weighted", "one"},  {"weighted", "product"},
+      {"weighted", "gamma"},      {"sapo", "token"},    {"geometric", "geometric"}};
+  constexpr const char* estimators[] = {"k1", "k2", "k3", "k1+", "k3+", "k3_verl"};
+  constexpr const char* normalizers[] = {"token", "sequence", "sequence_sum", "constant"};
   warpup::PolicyOptions o;
   std::tie(o.formula, o.level) = kinds[below(9)];
-  auto& p = o.params;
-  const bool log_range = o.formula == PolicyFormula::geometric;
-  p.floor = (log_range ? 0 : 1) - below(4) / 10.0, p.ceiling = (log_range ? 0 : 1) + below(4) / 10.0;
-  p.ceiling_negative = chance(0.5) ? kInf : p.ceiling + 0.5;
-  for (double& g : p.gate) g = 0.5 + below(5) / 2.0;
-  if (with_ref) p.kl[below(3)] = 0.1, p.kl_slope[below(3)] = 0.1;
-  p.kl_input = chance(0.2) ? 2 : kInf, p.kl_output = chance(0.2) ? 0.3 : kInf;
-  if (with_kl) p.kl_given = 0.2;
-  if (with_entropy) p.entropy = -0.1;
-  o.kl_corrected = chance(0.3), o.per_sequence = chance(0.5);
-  o.denominator = static_cast<warpup::Denominator>(below(4)), o.denominator_value = 0.5 + below(9);
+  const bool log_range = o.formula == "geometric";
+  o.floor = (log_range ? 0 : 1) - below(4) / 10.0, o.ceiling = (log_range ? 0 : 1) + below(4) / 10.0;
+  o.ceiling_negative = chance(0.5) ? kInf : o.ceiling + 0.5;
+  for (double* c :
+       {&o.tau_positive, &o.tau_negative, &o.k_positive, &o.lambda_positive, &o.k_negative, &o.lambda_negative}) {
+    *c = 0.5 + below(5) / 2.0;
+  }
+  o.kl = with_kl ? "full" : estimators[below(6)];
+  if (with_ref || with_kl) o.kl_coef = chance(0.8) ? 0.1 : 0, o.kl_corrected = chance(0.3);
+  if (with_entropy) o.entropy_coef = 0.1;
+  o.normalizer = normalizers[below(4)], o.denominator_scalar = chance(0.3) ? 0.5 + below(9) : 0;
   return o;
 }
 
-inline void policy_loss() {
+FUZZ(policy_loss) {
   const DType dtype = chance(0.5) ? DType::f32 : DType::f64;
   const bool is_packed = chance(0.4), per_token = chance(0.5), weight_per_token = chance(0.5);
-  const bool with_ref = chance(0.4), with_kl = chance(0.2), with_entropy = chance(0.2), given_tensor = chance(0.5);
+  const bool with_ref = chance(0.4), with_kl = !with_ref && chance(0.3), with_entropy = chance(0.2);
+  const bool with_denominator = chance(0.2);
   const bool with_weights = chance(0.3), with_penalty = chance(0.2);
   const int64_t batch = below(6), length = chance(0.03) ? 8185 + below(20) : below(50);
   std::vector<int64_t> ends{0}, row_of;
@@ -149,22 +151,29 @@ inline void policy_loss() {
 
   PolicyProblem problem{random_policy_options(with_ref, with_kl, with_entropy)};
   warpup::PolicyOptions& o = problem.o;
-  if (is_packed && o.denominator == warpup::Denominator::elements) o.denominator = warpup::Denominator::given;
-  Array divisor(DType::f32, {});
-  divisor.set(0, o.denominator_value);
+  if (is_packed && o.normalizer == "constant") o.normalizer = "token";
+  Array denominator(DType::f32, {});
+  denominator.set(0, 0.5 + below(9));
   const auto optional = [](bool given, const Array& a) {
     return given ? warpup::OptionalView(a.view()) : std::nullopt;
   };
   const auto offsets_view = optional(is_packed, offsets);
   Array loss(dtype, {}), metrics(dtype, {warpup::kPolicyMetrics}), state(dtype, {batch, warpup::kPolicyState});
   Array partials(dtype, {warpup::policy_slots(lp, offsets_view), warpup::kPolicyScratch});
-  warpup::policy_loss(lp, old, adv, mask, optional(with_ref, ref), optional(with_weights, weights),
-                      optional(with_penalty, penalty), optional(with_kl, kl), optional(with_entropy, entropy),
-                      offsets_view, optional(o.denominator == warpup::Denominator::given && given_tensor, divisor), o,
-                      loss, metrics, state, partials);
+  const warpup::PolicyInputs inputs{.logp = lp,
+                                    .old_logp = old,
+                                    .advantages = adv,
+                                    .mask = mask,
+                                    .ref_logp = optional(with_ref, ref),
+                                    .weights = optional(with_weights, weights),
+                                    .penalty = optional(with_penalty, penalty),
+                                    .ref_kl = optional(with_kl, kl),
+                                    .entropy = optional(with_entropy, entropy),
+                                    .cu_seqlens = offsets_view};
+  warpup::policy_loss(inputs, o, optional(with_denominator, denominator), loss, metrics, state, partials);
 
   const double eps = epsilon_of(dtype);
-  const bool spread = o.level == PolicyLevel::sequence || o.level == PolicyLevel::geometric;
+  const bool spread = o.level == "sequence" || o.level == "geometric";
   std::vector<double> count(batch), sum(batch), sum_error(batch), shared(batch), shared_error(batch);
   std::vector<PolicyToken> token(n), error(n);
   const auto error_of_x = [&](int64_t i) { return 4 * eps * (1 + std::fabs(lp[i]) + std::fabs(lp[i] - old[i])); };
@@ -172,13 +181,13 @@ inline void policy_loss() {
     if (masked(i)) continue;
     const int64_t b = row_of[i];
     const double term = problem.row_term(lp[i] - old[i], at(adv, per_token, i));
-    const bool weighs = with_weights && weight_per_token && !ambiguous && o.level == PolicyLevel::gamma;
+    const bool weighs = with_weights && weight_per_token && !ambiguous && o.level == "gamma";
     const double log_weight = weighs ? std::log(weights[i]) : 0;
     count[b] += 1, sum[b] += term + log_weight;
     sum_error[b] += 2 * error_of_x(i) + 8 * eps * (std::fabs(term) + std::fabs(log_weight));
   }
   for (int64_t b = 0; b < batch; ++b) {
-    const bool weighs = with_weights && (!weight_per_token || ambiguous) && o.level == PolicyLevel::gamma;
+    const bool weighs = with_weights && (!weight_per_token || ambiguous) && o.level == "gamma";
     if (weighs) sum[b] += std::log(weights[b]);
     sum_error[b] = sum_error[b] * (1 + count[b] / 64) + 8 * eps;
   }
@@ -188,21 +197,21 @@ inline void policy_loss() {
     const int64_t b = row_of[i];
     const double x = lp[i] - old[i], dx = error_of_x(i), a = at(adv, per_token, i);
     problem.weight = with_weights ? at(weights, weight_per_token, i) : 1;
-    problem.penalty = with_penalty ? penalty[i] : 0, problem.given_kl = with_kl ? kl[i] : 0;
+    problem.penalty = with_penalty ? penalty[i] : 0, problem.ref_kl = with_kl ? kl[i] : 0;
     const auto q = [&](double side) {
-      const double v = o.level == PolicyLevel::token ? std::exp(x + side * dx)
-                                                     : problem.ratio(sum[b] + side * sum_error[b], count[b], a);
+      const double v =
+          o.level == "token" ? std::exp(x + side * dx) : problem.ratio(sum[b] + side * sum_error[b], count[b], a);
       return v * (1 + side * 8 * eps);
     };
     const double d = with_ref ? ref[i] - lp[i] : 0;
     const double dd = with_ref ? 4 * eps * (1 + std::fabs(lp[i]) + std::fabs(d)) : 0;
     const PolicyToken middle = token[i] = problem.token(x, q(0), a, lp[i], d);
     PolicyToken& e = error[i];
-    const double r = std::exp(x),
-                 kl_size = 0.1 * (std::exp(d) + std::fabs(d) + 1 + d * d) * (o.kl_corrected ? r + q(0) : 1);
+    const double r = std::exp(x), kl_size = (o.kl_coef != 0 ? o.kl_coef : 1) *
+                                            (std::exp(d) + std::fabs(d) + 1 + d * d) * (o.kl_corrected ? r + q(0) : 1);
     e.loss = 16 * eps * std::fabs(middle.loss), e.slope = 16 * eps * (std::fabs(middle.slope) + problem.penalty);
     e.kl = 16 * eps * (std::fabs(middle.kl) + kl_size), e.kl_slope = e.kl + 16 * eps * std::fabs(middle.kl_slope);
-    if (o.kl_corrected) e.slope += e.kl;
+    if (o.kl_corrected && o.kl_coef != 0) e.slope += e.kl;
     for (const double sx : {-1.0, 0.0, 1.0}) {
       for (const double sq : {-1.0, 0.0, 1.0}) {
         for (const double sd : {-1.0, 1.0}) {
@@ -224,20 +233,23 @@ inline void policy_loss() {
     shared[b] += middle.slope, shared_error[b] += e.slope + eps * count[b] / 16 * std::fabs(middle.slope);
   }
   for (const double c : count) sequences += c > 0;
-  const double divided = std::array{tokens, sequences, double(n), o.denominator_value}[int(o.denominator)];
+  const double counted = o.normalizer == "token" ? tokens : o.normalizer == "constant" ? double(n) : sequences;
+  const double divided = with_denominator ? denominator[0] : o.denominator_scalar != 0 ? o.denominator_scalar : counted;
   const double summing = 8 * eps * (1 + double(length) / 64), m = tokens > 0 ? tokens : 1;
   double total = 0, total_error = 0, want_metrics[8] = {tokens}, near[8] = {};
   std::vector<double> w(batch);
   for (int64_t b = 0; b < batch; ++b) {
-    w[b] = count[b] > 0 ? 1 / (o.per_sequence ? divided * count[b] : divided) : 0;
+    w[b] = count[b] > 0 ? 1 / (o.normalizer == "sequence" ? divided * count[b] : divided) : 0;
     if (count[b] > 0) shared[b] /= count[b], shared_error[b] /= count[b];
   }
   for (int64_t i = 0; i < n; ++i) {
     if (masked(i)) continue;
     const PolicyToken &t = token[i], &e = error[i];
-    const double bonus = with_entropy ? o.params.entropy * entropy[i] : 0;
-    total += w[row_of[i]] * (t.loss + t.kl + bonus);
-    total_error += w[row_of[i]] * (e.loss + e.kl + summing * (std::fabs(t.loss) + std::fabs(t.kl) + std::fabs(bonus)));
+    const double bonus = with_entropy ? -o.entropy_coef * entropy[i] : 0;
+    const double in_loss = o.kl_coef != 0 ? 1 : 0;
+    const double size = std::fabs(t.loss) + in_loss * std::fabs(t.kl) + std::fabs(bonus);
+    total += w[row_of[i]] * (t.loss + in_loss * t.kl + bonus);
+    total_error += w[row_of[i]] * (e.loss + in_loss * e.kl + summing * size);
     const double parts[] = {t.low, t.high, t.dual, 0, 0, 0, t.kl};
     const double errors[] = {e.low, e.high, e.dual, 0, 0, 0, e.kl + summing * std::fabs(t.kl)};
     for (int k = 0; k < 7; ++k) want_metrics[k + 1] += parts[k], near[k + 1] += errors[k];
@@ -255,11 +267,9 @@ inline void policy_loss() {
 
   Array g(dtype, {}), grad(dtype, shape), grad_kl(dtype, shape), grad_entropy(dtype, shape);
   g.set(0, normal());
-  warpup::policy_loss_backward(lp, old, adv, mask, optional(with_ref, ref), optional(with_weights, weights),
-                               optional(with_penalty, penalty), optional(with_kl, kl), optional(with_entropy, entropy),
-                               offsets_view, o, state, g, grad, optional(with_kl, grad_kl),
+  warpup::policy_loss_backward(inputs, o, state, g, grad, optional(with_kl, grad_kl),
                                optional(with_entropy, grad_entropy));
-  const auto passes = [&](int64_t b) { return o.level != PolicyLevel::sequence_token || sum[b] <= 10 * count[b]; };
+  const auto passes = [&](int64_t b) { return o.level != "sequence_token" || sum[b] <= 10 * count[b]; };
   const auto of_ratio = [&](int64_t i) {
     return spread ? shared[row_of[i]] * token[i].open : passes(row_of[i]) ? token[i].slope : 0.0;
   };
@@ -276,7 +286,7 @@ inline void policy_loss() {
       "policy_loss_backward");
   if (with_entropy) {
     expect_near(
-        grad_entropy, [&](int64_t i) { return masked(i) ? 0 : g[0] * w[row_of[i]] * o.params.entropy; },
+        grad_entropy, [&](int64_t i) { return masked(i) ? 0 : g[0] * w[row_of[i]] * -o.entropy_coef; },
         [&](int64_t i) { return 8 * eps * std::fabs(g[0] * w[row_of[i]]); }, "policy_loss_backward: entropy");
   }
 }
