@@ -71,6 +71,19 @@ def test_sound_bounds_hold_the_exact_outputs(eps):
         assert outside[False] > 0  # plain bounds hold up to rounding only
 
 
+AVERAGES = [nn.AvgPool2d(7), nn.AvgPool1d(15), nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool1d(3)]
+
+
+@pytest.mark.parametrize("layer", AVERAGES, ids=lambda layer: type(layer).__name__)
+def test_sound_averages_cover_their_own_rounding(layer):
+    shape = (64, 3, 14, 14) if type(layer).__name__.endswith("2d") else (64, 3, 45)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    exact = layer(x.double())
+    for sound in (True, False):
+        center, radius = (t.double() for t in bound(nn.Sequential(layer), x, torch.zeros_like(x), sound=sound))
+        assert ((exact - center).abs() <= radius).all() == sound
+
+
 def test_sound_margins_are_below_the_plain_ones():
     module, x = chain()
     labels, radius = torch.arange(5) % 4, torch.full_like(x, 0.01)
@@ -79,6 +92,20 @@ def test_sound_margins_are_below_the_plain_ones():
     torch.testing.assert_close(sound, plain, rtol=1e-3, atol=1e-3)
     with pytest.raises(UnsupportedLayer, match="sound bounds need frozen statistics"):
         bound(module.train(), x, radius, clean=x, sound=True)
+
+
+def test_sound_margins_are_below_the_exact_ones():
+    """Of the last layer alone, at points: nothing but its own rounding is there to be covered."""
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Linear(400, 6).requires_grad_(False)
+    module.weight.normal_(generator=generator), module.bias.normal_(generator=generator)
+    x, labels = torch.randn(200, 400, generator=generator), torch.arange(200) % 6
+    plain, sound = (margins(module, x, torch.zeros_like(x), labels, sound=s).double() for s in (False, True))
+    z = F.linear(x.double(), module.weight.double(), module.bias.double())
+    rest = torch.arange(5) + (torch.arange(5) >= labels.unsqueeze(1))
+    exact = z.gather(1, labels.unsqueeze(1)) - z.gather(1, rest)
+    assert (sound <= exact).all()
+    assert (plain > exact).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
