@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from warpup.reflection import ReflectionSchedule, ReflectionTokens
 
-OPEN, CLOSE, CODE, END = (3,), (4, 3, 4), (5, 5), (6,)  # markers: one token, several, overlapping themselves
+OPEN, CLOSE, CODE, END = (3,), (4, 3, 4), (5, 5, 7), (6,)  # markers, two of them overlap themselves
 TOKENS = ReflectionTokens((1, 2), OPEN, CLOSE, CODE, END)
 SIMPLE = ReflectionTokens((1,), (3,), (4,))
 VOCAB = 9

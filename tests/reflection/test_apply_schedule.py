@@ -198,7 +198,21 @@ def test_phases(twin):
     for token in [8, *OPEN, 8, *CODE, 8, *END, *CLOSE]:
         batch.update(torch.tensor([token], device=twin.device))
         path.append(PHASES[int(batch.progress().phase[0])])
-    assert path == ["answer", *["think"] * 3, *["code"] * 2, *["think"] * 3, "answer"]
+    assert path == ["answer", *["think"] * 4, *["code"] * 2, *["think"] * 3, "answer"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "phase"),
+    [
+        ([5, 5, *CODE[1:]], "code"),  # 5 5 5 7 ends in 5 5 7: where the third 5 does not fit, the last 5 is a beginning
+        ([*CLOSE, *OPEN, 4], "answer"),  # 4 3 4 3 4: the end of one marker is the beginning of the next
+        ([5, 7, 5, 5], "think"),
+    ],
+)
+def test_markers_that_overlap_themselves(twin, tokens, phase):
+    batch = ReflectionBatch(1, wave_of("constant"), device=twin.device)
+    batch.begin([0], [[*OPEN]], [tokens])
+    assert PHASES[int(batch.progress().phase[0])] == phase
 
 
 def test_too_long_a_rollback(twin):
