@@ -280,7 +280,7 @@ def differentiable(
 
     def call(*arguments, **named):
         if named:
-            if len(arguments) + len(named) != count:
+            if len(arguments) + len(named) != len(inputs):
                 raise TypeError(f"{name}: expected {', '.join(inputs)}; got {len(arguments)} and {', '.join(named)}")
             arguments = (*arguments, *(named[i] for i in inputs[len(arguments) :])) if arguments else in_order(named)
         if torch.is_grad_enabled():

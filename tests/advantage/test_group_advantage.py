@@ -142,6 +142,8 @@ def test_identical_rewards_give_exactly_zero(twin, value, eps):
                 assert stats.zero_variance[:3].all()
                 assert stats.zero_variance_share == 1
     assert torch.equal(group_advantage(rewards, 8, baseline="none", scale="none"), rewards)
+    for scale in ("std", "batch_std"):  # not the reward over eps
+        assert (group_advantage(rewards, 8, baseline="none", scale=scale, eps=eps) == 0).all()
 
 
 def test_variance_at_an_offset(twin):

@@ -93,6 +93,27 @@ def test_a_slipping_teacher_goes_on_unaware():
         assert answer.split()[:-1] == [word for name in puzzle.names for word in (name, last[name])]
 
 
+def test_slips_go_both_ways():
+    """Who misjudges every check swaps good and bad, and gives up where nothing is left."""
+    verdicts, given_up = set(), 0
+    for puzzle in knights_and_knaves(60, seed=2):
+        world = {}
+        thought = example(puzzle, slips=1.0)["completion"].split(" </think>")[0].removeprefix("<think> ")
+        for line in thought.removesuffix(" .").split(" . "):
+            words = line.split()
+            if words[0] in ("try", "wait"):
+                world[words[1]] = words[2]
+            elif words[0] != "back":
+                value = words[-2] == "yes"  # of the whole statement, told right
+                good = value == (world[words[0]] == "knight")
+                assert words[-1] == ("bad" if good else "ok")
+                verdicts.add(words[-1])
+        first = f"wait {puzzle.names[0]}"
+        given_up += first in thought and thought.endswith("back .")
+    assert verdicts == {"ok", "bad"}
+    assert given_up > 0
+
+
 def test_tokenizer_round_trip(tmp_path):
     tokenizer = word_tokenizer()
     tokenizer.save_pretrained(tmp_path)

@@ -215,6 +215,18 @@ def test_markers_that_overlap_themselves(twin, tokens, phase):
     assert PHASES[int(batch.progress().phase[0])] == phase
 
 
+@pytest.mark.parametrize("taken_back", [0, 1, 2, 3])
+def test_rollback_to_the_oldest_state(twin, taken_back):
+    """All tokens at once, more than the ring holds, then back as far as it reaches."""
+    schedule = wave_of("constant", anchor="reflection")
+    tokens = [8, 8, 8, 1, 8, 8, 1, 8, *OPEN, 1]
+    batch, plain = (ReflectionBatch(1, schedule, ring=4, device=twin.device) for _ in range(2))
+    batch.begin([0], [[7]], [tokens])
+    batch.rollback(torch.tensor([0], device=twin.device), torch.tensor([taken_back], device=twin.device))
+    plain.begin([0], [[7]], [tokens[: len(tokens) - taken_back]])
+    assert [int(x[0]) for x in batch.progress()] == [int(x[0]) for x in plain.progress()]
+
+
 def test_too_long_a_rollback(twin):
     batch = ReflectionBatch(2, wave_of("constant"), ring=4, device=twin.device)
     batch.begin([0, 1], [[7], [7]], [[8] * 6] * 2)

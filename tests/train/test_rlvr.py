@@ -1,5 +1,6 @@
 """RLVR: the reward rises, one step equals a computation by hand, and what cannot be learned from is left out."""
 
+import itertools
 import math
 
 import pytest
@@ -130,3 +131,12 @@ def test_no_usable_group_is_counted_and_ends_the_run(tmp_path):
         Recipe([rlvr(reward=lambda completion, example: 0.5, patience=3)]).run(llama(), TOKENIZER, tmp_path)
     assert steps_of(tmp_path, "skipped") == [(1, 1), (2, 2)]
     assert steps_of(tmp_path, "dropped_groups") == [(1, 3), (2, 6)]
+
+
+def test_a_group_with_a_reward_at_its_mean_is_used(tmp_path):
+    """Only groups whose advantages are all 0 are left out."""
+    calls = itertools.cycle((0.0, 1.0, 2.0, 1.0))
+    Recipe([rlvr(steps=1, reward=lambda text, row: next(calls))]).run(llama(), TOKENIZER, tmp_path)
+    assert steps_of(tmp_path, "groups") == [(1, 3)]
+    assert steps_of(tmp_path, "advantage") == [(1, 0.5)]
+    assert steps_of(tmp_path, "dropped_groups") == [(1, 0)]
