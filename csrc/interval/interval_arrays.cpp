@@ -33,7 +33,7 @@ WARPUP_ARRAYS(m) {
   m.def("margin_bounds",
         "Lower bounds of the label's logit minus each other one over a box: bounds [B, K - 1] and, where given, the "
         "worst case's cross-entropy loss [B] and, for the backward, share [B, K - 1] are written.",
-        &margin_bounds, "center"_a, "radius"_a, "weight"_a, "bias"_a = py::none(), "labels"_a, py::kw_only(),
+        &margin_bounds, "center"_a, "radius"_a, "weight"_a, "bias"_a = py::none(), py::kw_only(), "labels"_a,
         "bounds"_a, "loss"_a = py::none(), "share"_a = py::none());
   m.def("margin_bounds_backward",
         "Its gradients: grad_center, grad_radius, grad_weight and grad_bias are written. grad_loss needs the share.",

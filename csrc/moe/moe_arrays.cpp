@@ -69,7 +69,7 @@ WARPUP_ARRAYS(m) {
         "out"_a, "grad_weights"_a = py::none());
   m.def("moe_combine",
         "The weighted sum of each token's rows: out is written. Without weights it is the backward of moe_gather.",
-        &moe_combine, "y"_a, "weights"_a = py::none(), "inverse"_a, py::kw_only(), "out"_a);
+        &moe_combine, "y"_a, "weights"_a = py::none(), py::kw_only(), "inverse"_a, "out"_a);
   m.def("glu", "The gated activation of rows that hold gate and up: a is written.", &glu, "h"_a,
         "weights"_a = py::none(), "permutation"_a = py::none(), py::kw_only(), "activation"_a = "silu", "a"_a);
   m.def("glu_backward", "Its gradient: grad_h is written; grad_weights and a, too, where they are given.",

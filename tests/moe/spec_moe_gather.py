@@ -79,7 +79,7 @@ def combine_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
     grad_weights = new(tuple(weights.shape), acc)
 
     def forward():
-        arrays.moe_combine(y, weights, plan.inverse, out=out)
+        arrays.moe_combine(y, weights, inverse=plan.inverse, out=out)
         return (out,)
 
     def backward():
