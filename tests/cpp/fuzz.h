@@ -36,9 +36,13 @@ inline std::vector<Example>& examples() {
   static std::vector<Example> all;  // made at its first use: files register in any order
   return all;
 }
-#define FUZZ(name)                                                                              \
-  static void name();                                                                           \
-  [[maybe_unused]] static const auto& registered_##name = examples().emplace_back(#name, name); \
+inline bool add_example(const char* name, void (*run)()) {
+  examples().push_back({name, run});
+  return true;
+}
+#define FUZZ(name)                                                                 \
+  static void name();                                                              \
+  [[maybe_unused]] static const bool registered_##name = add_example(#name, name); \
   static void name()
 
 inline int64_t below(int64_t n) { return static_cast<int64_t>(engine() % static_cast<uint64_t>(n)); }
