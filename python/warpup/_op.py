@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -276,13 +275,12 @@ def differentiable(
     # `Function.apply` binds the arguments to the signature of `forward`, which costs more than all the rest of a call.
     # Only torch.compile and torch.func have use for it; what lies beneath takes positional arguments as they are.
     apply_positional = super(torch.autograd.Function, Function).apply
-    in_order = itemgetter(*inputs)
 
     def call(*arguments, **named):
         if named:
             if len(arguments) + len(named) != len(inputs):
                 raise TypeError(f"{name}: expected {', '.join(inputs)}; got {len(arguments)} and {', '.join(named)}")
-            arguments = (*arguments, *(named[i] for i in inputs[len(arguments) :])) if arguments else in_order(named)
+            arguments = (*arguments, *[named[i] for i in inputs[len(arguments) :]])
         if torch.is_grad_enabled():
             for i in gets:
                 if arguments[i] is not None and arguments[i].requires_grad:

@@ -95,9 +95,10 @@ class Stateless(ReflectionLogitsProcessor):
         if self.seen is None:
             prompt = ids.shape[1]
         self.seen, self.prompt = ids, prompt
-        self._batch_of(len(ids), ids.device)
+        batch = self._batch_of(len(ids), ids.device)
         none = torch.zeros(len(ids), dtype=torch.int64)
-        self.batch.begin_padded(range(len(ids)), ids, none, none + prompt)
+        batch.begin_padded(range(len(ids)), ids, none, none + prompt)
+        return batch
 
 
 def test_beams():

@@ -272,7 +272,7 @@ WRONG = [
     ({"groups": (6, 1, "top1")}, "the groups kept must .* have k = 2 experts"),
     ({"groups": (3, 2)}, "groups must be "),
     ({"activation": "tanh"}, "activation must be one of silu, .* got 'tanh'"),
-    ({"placement": "up"}, "weight_placement must be one of combine, .* got 'up'"),
+    ({"weight_placement": "up"}, "weight_placement must be one of combine, .* got 'up'"),
 ]
 
 

@@ -57,7 +57,8 @@ class Case:
         """The same for results of `run` that are there already, wherever they were computed."""
         want = self.run(upcast(inputs), self.reference)
         naive = [self.run(i, self.reference) for i in (inputs, *(nudged(inputs, seed) for seed in range(4)))]
-        agree(got, want, naive, 4 if self.products else 2)  # a library sums in an order of its own
+        few = max((w.numel() for w in want), default=0) <= 8  # what a naive formula errs by is then a matter of luck
+        agree(got, want, naive, 4 if self.products or few else 2)  # a library sums in an order of its own
 
 
 def leaves(outputs: Tensor | Iterable | dict) -> tuple[Tensor, ...]:
