@@ -53,7 +53,7 @@ struct Loops {
 
 template <class Acc>
 Loops<Acc> loops_of(Divergence kind) {
-  Loops<Acc> loops;
+  Loops<Acc> loops{};
   dispatch_divergence(kind, [&loops]<Divergence kind>() {
     loops.add_terms = [](const Acc* z_s, const Acc* z_t, int64_t n, const DivergenceRow<Acc>& row, Sums* sums) {
       cloned<Acc>(AddTerms<kind>{}, z_s, z_t, n, row, sums);
