@@ -31,7 +31,8 @@ def plain(kind, x):
 @given(shape=SHAPES, dtype=st.sampled_from(FLOATS), kind=st.sampled_from(VARIANTS), seed=st.integers(0, 1000))
 @settings(max_examples=30)
 def test_shapes(twin, shape, dtype, kind, seed):
-    CASE.check(CASE.inputs(shape, dtype, twin.device, seed, kind))
+    # The radius is half the difference of two rounded values; what the naive formula errs by in one number is luck.
+    CASE.check(CASE.inputs(shape, dtype, twin.device, seed, kind), times=4 if math.prod(shape) <= 3 else 2)
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
