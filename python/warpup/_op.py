@@ -205,7 +205,9 @@ def differentiable(
         @staticmethod
         def setup_context(ctx, inputs, output):
             found = output if isinstance(output, tuple) else (output,)
-            ctx.absent = absent = [o for o, i in condition.items() if inputs[i] is None or inputs[i] is False]
+            ctx.absent = absent = [
+                o for o, i in condition.items() if (inputs[i] is None if is_tensor[i] else not inputs[i])
+            ]
             if constant or absent:  # Dynamo cannot trace a call for nothing
                 ctx.mark_non_differentiable(*[found[i] for i in (*constant, *absent)])
             ctx.set_materialize_grads(materialize)
