@@ -89,6 +89,28 @@ def test_micro_batches_add_up(twin):
     torch.testing.assert_close(sum(p[1][1] for p in parts), want[1][1])
 
 
+@pytest.mark.parametrize("normalizer", ["token", "sequence", "sequence_sum", ("constant", 15.0)])
+@pytest.mark.parametrize("kind", ["grpo", "gspo"])
+@pytest.mark.parametrize("each", ["sequence", "token"])
+def test_packed_is_padded(twin, kind, normalizer, each):
+    """Rows without their padding, under a schedule: the same loss, gradients and metrics."""
+    x = CASE.make("small", torch.float64, twin.device) | {"kind": kind, "normalizer": normalizer}
+    lengths = torch.tensor([5, 2, 4], device=twin.device)
+    on = torch.arange(5, device=twin.device) < lengths[:, None]
+    if each == "token":
+        x["advantages"] = x["advantages"].unsqueeze(-1) * torch.arange(1.0, 6.0, device=twin.device)
+    x |= {"mask": on, "delta": torch.linspace(-1, 1, 15, device=twin.device).view(3, 5), "token_set": [3, 5, 7]}
+    x |= {"ref_logp": x["old_logp"] - 0.3, "kl_coef": 0.1, "entropy_coef": 0.01}
+    want = loss_and_gradients(x)
+    flat = {k: v[on] for k, v in x.items() if isinstance(v, torch.Tensor) and v.shape[:2] == (3, 5) and k != "mask"}
+    cu_seqlens = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    got = loss_and_gradients(x | flat | {"mask": on[on], "cu_seqlens": cu_seqlens})
+    torch.testing.assert_close(got[0], want[0])
+    torch.testing.assert_close(got[1][0], want[1][0][on])
+    torch.testing.assert_close(got[1][1:], want[1][1:])
+    torch.testing.assert_close(got[2], want[2])
+
+
 def test_scaled_loss_and_nothing_in_the_mask(twin):
     x = CASE.make("small", torch.float64, twin.device)
     hidden = x["hidden"].requires_grad_()
@@ -139,6 +161,7 @@ def test_one_backward_only():
     ("change", "message"),
     [
         ({"hidden": torch.zeros(15, 19)}, r"targets must be int64 of shape \(15,\)"),
+        ({"cu_seqlens": torch.tensor([0, 15])}, r"\(N, H\) with cu_seqlens, got \(3, 5, 19\)"),
         ({"chunk": -5}, "chunk must be at least 1, got -5"),
         ({"hidden": torch.zeros(3, 5, 18)}, r"hidden must be \(..., H\) and weight \(V, H\)"),
         ({"mask": torch.zeros(3, 4)}, r"mask must have shape \(3, 5\), got \(3, 4\)"),

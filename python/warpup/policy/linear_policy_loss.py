@@ -8,6 +8,8 @@ with a denominator known from the mask. A loss on sequence ratios goes through `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from warpup.logprob.linear_logprob import (
 )
 from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, sampled_tokens
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
-from warpup.policy.masks import per_token
+from warpup.policy.masks import per_token, row_sums
 from warpup.policy.policy_loss import policy_loss_of, tensors_of
 from warpup.policy.reference import reference_policy_loss
 
@@ -140,26 +142,29 @@ class GivenGradients(torch.autograd.Function):
 
 
 def reference_linear_policy_loss(
-    hidden, weight, targets, old_logp, advantages, mask, *, bias=None, temperature=1.0, chunk=None, entropy_coef=0.0,
-    **options,
+    hidden, weight, targets, old_logp, advantages, mask, *, bias=None, temperature=1.0, delta=0.0, token_set=None,
+    chunk=None, entropy_coef=0.0, **options,
 ):  # fmt: skip
     """`linear_policy_loss` in plain torch: all logits, then the references of its two parts."""
     logp, entropy = reference_linear_logprob(
-        hidden, weight, targets.masked_fill(mask == 0, IGNORE_INDEX), bias=bias, temperature=temperature, entropy=True
-    )
+        hidden, weight, targets.masked_fill(mask == 0, IGNORE_INDEX), bias=bias, temperature=temperature, delta=delta,
+        token_set=token_set, entropy=True,
+    )  # fmt: skip
     options |= {"entropy": entropy, "entropy_coef": entropy_coef} if entropy_coef else {}
     return reference_policy_loss(logp, old_logp, advantages, mask, **options)
 
 
-def token_weights(mask: Tensor, options: PolicyOptions, like: Tensor) -> Tensor:
-    """(B, T): what each token's loss is multiplied by on its way into the sum; 0 outside the mask."""
+def token_weights(mask: Tensor, options: PolicyOptions, like: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """(B, T) or (N,): what each token's loss is multiplied by on its way into the sum; 0 outside the mask."""
     normalizer, denominator = options.division()
-    tokens = mask.sum(-1, keepdim=True)
+    tokens = row_sums(mask.long(), cu_seqlens)
     if denominator is None:
         counted = {"token": tokens.sum(), "constant": mask.numel()}
         denominator = counted[normalizer] if normalizer in counted else (tokens > 0).sum()
     denominator = torch.as_tensor(denominator, dtype=like.dtype, device=like.device)
-    return (mask / (denominator * tokens if normalizer == "sequence" else denominator)).masked_fill(~mask, 0.0)
+    if normalizer == "sequence":
+        denominator = denominator * per_token(tokens, like, cu_seqlens)
+    return (mask / denominator).masked_fill(~mask, 0.0)
 
 
 def linear_policy_loss(
@@ -172,6 +177,9 @@ def linear_policy_loss(
     *,
     bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    delta: float | Tensor = 0.0,
+    token_set: Sequence[int] | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
     chunk: int | None = None,
     kind: str = "grpo",
     normalizer: str | float | Tensor | tuple | None = None,
@@ -185,10 +193,11 @@ def linear_policy_loss(
     whose gradients need the loss's scale before they are rounded, while here they are made in the forward.
 
     Args:
-        hidden: (B, T, H) float32, bfloat16, float16 or float64.
-        weight, bias, temperature: as in `linear_logprob`.
-        targets: (B, T) int64 in [0, V) where the mask is true; anything elsewhere.
-        old_logp, advantages, mask, kind, normalizer, options: as in `policy_loss` (padded form).
+        hidden: (B, T, H) float32, bfloat16, float16 or float64; beside cu_seqlens (N, H).
+        weight, bias, temperature, delta, token_set: as in `linear_logprob`.
+        targets: (B, T) or (N,) int64 in [0, V) where the mask is true, the token that each row of hidden predicts;
+            anything elsewhere.
+        old_logp, advantages, mask, kind, normalizer, cu_seqlens, options: as in `policy_loss`.
         entropy_coef: weight of the entropy bonus; the entropy is taken from the same logits.
         chunk: rows of logits alive at once; a kind that makes them twice has as many numbers alive, of all rows. None:
             as many as make 64 MiB on a CPU, 1024 on a GPU, 128 at least.
@@ -203,8 +212,8 @@ def linear_policy_loss(
     op = "linear_policy_loss"
     hidden, weight, bias = autocast(hidden, weight, bias)
     check_linear(op, hidden, weight, bias, targets)
-    if hidden.dim() != 3:
-        raise ValueError(f"{op}: hidden must be (B, T, H), got {tuple(hidden.shape)}")
+    if hidden.dim() != (3 if cu_seqlens is None else 2):
+        raise ValueError(f"{op}: hidden must be (B, T, H), or (N, H) with cu_seqlens, got {tuple(hidden.shape)}")
     for name, tensor in (
         ("old_logp", old_logp),
         ("mask", mask),
@@ -212,8 +221,8 @@ def linear_policy_loss(
     ):
         if tensor is not None and tensor.shape != targets.shape:
             raise ValueError(f"{op}: {name} must have shape {tuple(targets.shape)}, got {tuple(tensor.shape)}")
-    if options.pop("cu_seqlens", None) is not None or options.pop("entropy", None) is not None:
-        raise ValueError(f"{op}: takes padded sequences, and makes the entropy itself")
+    if options.pop("entropy", None) is not None:
+        raise ValueError(f"{op}: makes the entropy itself, so it takes none")
     if chunk is not None and chunk < 1:
         raise ValueError(f"{op}: chunk must be at least 1, got {chunk}")
     acc = accumulator(hidden)
@@ -232,22 +241,29 @@ def linear_policy_loss(
         vocab, rows = weight.shape[0], max(1, targets.numel())
         columns = None if chunk is None else max(1, min(chunk, rows) * vocab // rows)
         found = linear_logprob(
-            hidden, weight, targets, bias=bias, temperature=temperature, entropy=bool(entropy_coef), chunk=columns
-        )
+            hidden, weight, targets, bias=bias, temperature=temperature, delta=delta, token_set=token_set,
+            entropy=bool(entropy_coef), chunk=columns,
+        )  # fmt: skip
         logp, options["entropy"] = found if entropy_coef else (found, None)
-        return policy_loss_of(policy, logp, old_logp, advantages, mask, **options)
+        return policy_loss_of(policy, logp, old_logp, advantages, mask, cu_seqlens=cu_seqlens, **options)
 
+    options["cu_seqlens"] = cu_seqlens
     inputs = tensors_of(policy, old_logp, old_logp, advantages, mask, **options)  # its logp is made in the op
-    tokens = {name: inputs[name] for name in TENSORS}
-    tokens = {k: None if t is None else per_token(t, old_logp).reshape(-1).contiguous() for k, t in tokens.items()}
+    cu_seqlens = inputs["cu_seqlens"]
+    tokens = {
+        name: None if (t := inputs[name]) is None else per_token(t, old_logp, cu_seqlens).reshape(-1).contiguous()
+        for name in TENSORS
+    }
     operands = {"hidden": hidden.reshape(-1, hidden.shape[-1]), "weight": weight, "bias": bias}
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in operands.values()]
     logp, entropy, *gradients = torch.ops.warpup.linear_policy_gradients(
         **operands,
-        **sampled_tokens(op, weight.shape[0], targets, temperature, IGNORE_INDEX).flattened()._asdict(),
+        **sampled_tokens(op, weight.shape[0], targets, temperature, IGNORE_INDEX, delta, token_set)
+        .flattened()
+        ._asdict(),
         **tokens,
         **policy.raw(),
-        token_weight=token_weights(on, policy, old_logp).reshape(-1),
+        token_weight=token_weights(on, policy, old_logp, cu_seqlens).reshape(-1),
         chunk=chunk or 0,
         needs=needs,
     )
