@@ -55,9 +55,7 @@ def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch, option
     divisor, dropped groups left out."""
     seen = {}
     monkeypatch.setattr("warpup.train.rlvr.rollout", lambda *a, **k: seen.setdefault("rolls", rollout(*a, **k)))
-    monkeypatch.setattr(
-        "warpup.train.rlvr.score", lambda f, texts, asked: seen.setdefault("scores", score(f, texts, asked))
-    )
+    monkeypatch.setattr("warpup.train.rlvr.score", lambda *a, **k: seen.setdefault("scores", score(*a, **k)))
     data = [EXAMPLES[0], EXAMPLES[1], EXAMPLES[2]]
     flat = EXAMPLES[1]["prompt"]
     stage = rlvr(data=data, steps=1, clip=0, max_tokens=64, **options)

@@ -10,6 +10,7 @@ import torch
 
 from .batch import encode_prompt
 from .decoding import DecodingStrategy
+from .reward_calls import completions_of
 from .rewards import Scores, load_reward, score
 from .rollouts import rollout
 
@@ -110,11 +111,9 @@ def _run(model, tokenizer, examples, function, copies, temperature, top_p, *, ro
         part = examples[start : start + step]
         prompts = [encode_prompt(tokenizer, example["prompt"]) for example in part]
         rolls = rollout(model, prompts, copies=copies, temperature=temperature, top_p=top_p, **options)
-        said = decode(tokenizer, rolls)
-        scored = score(function, said, [example for example in part for _ in range(copies)])
-        for name in ("rewards", "correct", "format_ok", "errors"):
-            getattr(scores, name).extend(getattr(scored, name))
-        texts += said
+        said = completions_of(tokenizer, rolls)
+        scores.extend(score(function, said, [example for example in part for _ in range(copies)], group=copies))
+        texts += [completion.text for completion in said]
         lengths += rolls.lengths.tolist()
         finished += rolls.finished.tolist()
     return scores, texts, lengths, finished

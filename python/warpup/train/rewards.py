@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import TrainError
+from .reward_calls import Completion, Outcome, Signature, failure, name_of, outcomes
 
 VERIFIER = "warpup.data:verify"
 
@@ -16,9 +17,11 @@ def load_reward(reward: str | Callable) -> Callable:
     """The function itself, or the one that `module:function` or `file.py:function` names; TrainError if there is none.
 
     A reward function takes (completion: str, example: dict) and returns a number, or an object with `.reward` and
-    optionally `.correct` and `.format_ok`, such as `warpup.data.Verdict`.
+    optionally `.correct` and `.format_ok`, such as `warpup.data.Verdict`; see `reward_calls.py` for what else it may
+    take and return.
     """
     if callable(reward):
+        Signature.of(reward)
         return reward
     place, _, name = str(reward).rpartition(":")
     if not place or not name:
@@ -41,49 +44,77 @@ def load_reward(reward: str | Callable) -> Callable:
     function = getattr(module, name, None)
     if not callable(function):
         raise TrainError(f"reward: {place} has no function {name}")
+    Signature.of(function)
     return function
 
 
 def reward_name(reward: str | Callable) -> str:
     """How a reward is written into a run's config."""
-    if isinstance(reward, str):
-        return reward
-    return f"{getattr(reward, '__module__', '?')}:{getattr(reward, '__qualname__', type(reward).__name__)}"
+    return reward if isinstance(reward, str) else name_of(reward)
 
 
 @dataclass
 class Scores:
-    """Scores of N completions. rewards: N floats, NaN where the reward function failed. correct, format_ok: 1.0, 0.0 or
-    NaN where it does not tell. errors: one line for each failure."""
+    """Scores of N completions.
+
+    rewards: N floats, NaN where the reward function failed or abstained. correct, format_ok: 1.0, 0.0 or NaN where it
+    does not tell. token_rewards: for each completion one float a token, whose sum is its reward, or None; a reward
+    that was given to the completion as a whole stands at its last token. None in place of the list if no function
+    rewards tokens. errors: one line for each failure. abstained: how often a function returned None.
+    """
 
     rewards: list[float] = field(default_factory=list)
     correct: list[float] = field(default_factory=list)
     format_ok: list[float] = field(default_factory=list)
+    token_rewards: list[list[float] | None] | None = None
     errors: list[str] = field(default_factory=list)
+    abstained: int = 0
+
+    def extend(self, other: "Scores") -> None:
+        """Append the scores of more completions."""
+        if self.token_rewards is not None or other.token_rewards is not None:
+            before, more = self.token_rewards, other.token_rewards
+            self.token_rewards = [*(before or [None] * len(self.rewards)), *(more or [None] * len(other.rewards))]
+        for name in ("rewards", "correct", "format_ok", "errors"):
+            getattr(self, name).extend(getattr(other, name))
+        self.abstained += other.abstained
 
 
-def score(reward: Callable, completions: Sequence[str], examples: Sequence[Mapping]) -> Scores:
-    """Score each completion with its example. An exception or a value that is not finite becomes NaN and an error line.
+def score(
+    reward: Callable, completions: Sequence[Completion], examples: Sequence[Mapping], *, group: int = 1
+) -> Scores:
+    """Score N completions with their N examples; `group` completions in a row belong to one prompt.
 
+    An exception or a value that is not finite becomes NaN and an error line; None is an abstention, NaN and counted.
     Raises TrainError if every single call failed: then the function is at fault, not a completion.
     """
-    scores = Scores()
-    for completion, example in zip(completions, examples, strict=True):
-        value, correct, format_ok = math.nan, math.nan, math.nan
+    if len(completions) != len(examples) or len(completions) % group:
+        raise ValueError(f"{len(completions)} completions, {len(examples)} examples, groups of {group}")
+    signature, found = Signature.of(reward), []
+    for call in signature.calls(completions, examples, group):
         try:
-            result = reward(completion, example)
-            value = float(getattr(result, "reward", result))
-            correct, format_ok = (float(getattr(result, name, math.nan)) for name in ("correct", "format_ok"))
-            if not math.isfinite(value):
-                scores.errors.append(f"reward is {value}")
-                value = math.nan
+            result = reward(*call.args, **call.kwargs)
         except Exception as error:  # a user's function may raise anything
-            scores.errors.append(f"{type(error).__name__}: {error}")
-        scores.rewards.append(value)
-        scores.correct.append(correct)
-        scores.format_ok.append(format_ok)
+            found += [Outcome(error=failure(error))] * len(call.rows)
+            continue
+        found += outcomes(result, [completions[row].length for row in call.rows], signature.grouped)
+    scores = Scores(
+        rewards=[outcome.reward for outcome in found],
+        correct=[outcome.correct for outcome in found],
+        format_ok=[outcome.format_ok for outcome in found],
+        errors=[outcome.error for outcome in found if outcome.error is not None],
+        abstained=sum(outcome.abstained for outcome in found),
+    )
+    if any(outcome.token_rewards is not None for outcome in found):
+        scores.token_rewards = [_by_token(o, c.length) for o, c in zip(found, completions, strict=True)]
     if completions and len(scores.errors) == len(completions):
         raise TrainError(
             f"the reward function failed on all {len(completions)} completions of a step; first: {scores.errors[0]}"
         )
     return scores
+
+
+def _by_token(outcome: Outcome, length: int) -> list[float] | None:
+    if outcome.token_rewards is not None or math.isnan(outcome.reward):
+        return outcome.token_rewards
+    return [0.0] * (length - 1) + [outcome.reward]

@@ -21,9 +21,10 @@ from .batch import Batch, TokenPair, check_length, completion_logprob, encode_pr
 from .checks import check_not_negative, check_positive, check_unused
 from .decoding import DecodingStrategy, split_words
 from .errors import TrainError
-from .evaluation import decode, mean
+from .evaluation import mean
 from .examples import Data, RewardName, check_columns
 from .optim import RateSchedule, adamw, learning_rate
+from .reward_calls import completions_of
 from .rewards import VERIFIER, load_reward, score
 from .rollouts import Rollouts, rollout
 from .routers import Routers, check_balance
@@ -92,7 +93,7 @@ class RLVR:
     """Steps in a row without one usable group before the run gives up."""
     save_every: int = 20
     """Steps between checkpoints."""
-    limit: int | None = 100
+    limit: int | None = None
     """Use the first so many examples only."""
     prompt: str = "prompt"
     """Column of the prompts."""
@@ -165,12 +166,14 @@ class RLVR:
             sampled_in = time.perf_counter() - began
 
             # Score: one reward a completion, by a function that checks it. A call that failed gives NaN, is counted,
-            # and takes part in nothing that follows.
-            texts = decode(tokenizer, rolls)
+            # and takes part in nothing that follows; so does one that abstained.
+            completions = completions_of(tokenizer, rolls)
             asked = [examples[k] for k in picked for _ in range(self.samples)]
-            scores = score(reward, texts, asked)
+            scores = score(reward, completions, asked, group=self.samples)
             for error in scores.errors:
                 run.count("reward_errors", message=error)
+            if scores.abstained:
+                run.count("abstained", scores.abstained)
 
             # Advantage: each reward against those of the same prompt. The group is its own baseline, so no value model
             # is needed. A group whose rewards are all alike teaches nothing and is left out.
@@ -193,7 +196,7 @@ class RLVR:
             numbers = {}
             if rows:
                 lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
-                pairs = [(prompts[picked[n // self.samples]], rolls.completion(n)) for n in range(len(texts))]
+                pairs = [(prompts[picked[n // self.samples]], rolls.completion(n)) for n in range(len(completions))]
                 for _ in range(self.inner_epochs):
                     numbers = self.update(run, optimizer, reference, pairs, rolls, advantages, rows, lr)
             else:
@@ -206,12 +209,16 @@ class RLVR:
                     "reward": mean(scores.rewards),
                     "accuracy": mean(scores.correct),
                     "format_ok": mean(scores.format_ok),
-                    "length": generated / len(texts),
+                    "length": generated / len(completions),
                     "unfinished": 1 - mean(rolls.finished.tolist()),
                     "groups": int(used.sum()),
                     "advantage": float(advantages.abs().mean()),
                     "tokens_per_s": generated / sampled_in,
-                    "sample": {"prompt": asked[0]["prompt"], "completion": texts[0], "reward": scores.rewards[0]},
+                    "sample": {
+                        "prompt": asked[0]["prompt"],
+                        "completion": completions[0].text,
+                        "reward": scores.rewards[0],
+                    },
                 }
             )
 
