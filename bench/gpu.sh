@@ -49,7 +49,7 @@ fi
 step cuda 60 "$python" -c "
 import torch, warpup._native as native
 print('torch', torch.__version__, '|', native.arrays.build_info())
-assert '$device' == 'cpu' or native.has_cuda(), 'no CUDA twins in this build, or torch sees no GPU'"
+assert '$device' == 'cpu' or native.has_cuda(), 'no CUDA kernels in this build, or torch sees no GPU'"
 
 # ---- tests ----------------------------------------------------------------------------------------------------------
 ignore=() parallel=()
@@ -63,7 +63,7 @@ elif has pytest; then
       ignore+=("--ignore=$file") && notes+=("$module is missing: left out $file")
     done < <(grep -lE "^(import|from) $module\b" tests/*/test_*.py tests/*/*/test_*.py)
   done
-  tests=(tests -k "cuda and not hostcuda")  # the other twins are CI's business
+  tests=(tests -k "cuda and not hostcuda")  # the other backends are CI's business
   [ -n "$dry" ] && tests=(tests/test_contract.py -k test_deterministic)
   step tests 150 "$python" -m pytest -q -p no:cacheprovider "${parallel[@]}" "${ignore[@]}" "${tests[@]}"
 else

@@ -1,4 +1,4 @@
-"""Fixtures of all tests. `twin` runs a test on each implementation of an op: the CPU kernel, the CUDA kernel on the
+"""Fixtures of all tests. `backend` runs a test on each implementation of an op: the CPU kernel, the CUDA kernel on the
 host executor (`tests/cpp/hostcuda`), the CUDA kernel on a GPU where there is one."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from warpup import _native, _op
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# `twin` changes nothing between the examples of one test, and a first call may compile or load something.
+# `backend` changes nothing between the examples of one test, and a first call may compile or load something.
 settings.register_profile(
     "warpup",
     deadline=None,
@@ -74,30 +74,33 @@ class HostOps:
 
 
 @dataclass(frozen=True)
-class Twin:
+class Backend:
     name: str
     device: str
 
 
-def require(twin: str) -> None:
-    if twin == "cuda" and not _native.has_cuda():
-        pytest.skip("no CUDA twins in this build, or no GPU")
+# Where there is no GPU, tests of it are not even collected: they would be a third of all.
+DEVICES = ["cpu", *(["cuda"] if _native.has_cuda() else [])]
+BACKENDS = ["cpu", "hostcuda", *DEVICES[1:]]
 
 
-@pytest.fixture(params=["cpu", "hostcuda", "cuda"])
-def twin(request, monkeypatch) -> Twin:
-    """Public functions called in the test run this twin, on tensors of `twin.device`."""
-    require(request.param)
+def pytest_terminal_summary(terminalreporter) -> None:
+    if "cuda" not in DEVICES:
+        terminalreporter.write_line("no GPU: CUDA kernels ran on the host executor only")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch) -> Backend:
+    """Public functions called in the test run on this backend, on tensors of `backend.device`."""
     if request.param == "hostcuda":
         ops = request.getfixturevalue("hostcuda_ops")
         monkeypatch.setattr(_op, "ops", HostOps(ops))
-    return Twin(request.param, "cuda" if request.param == "cuda" else "cpu")
+    return Backend(request.param, "cuda" if request.param == "cuda" else "cpu")
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=DEVICES)
 def device(request) -> str:
     """For what the host executor has no part in: registrations, compilation, the pybind11 module."""
-    require(request.param)
     return request.param
 
 

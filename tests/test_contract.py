@@ -1,18 +1,30 @@
 """What every op promises, for every entry of the case table."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from tests.conftest import BACKENDS, DEVICES
 from tests.support.cases import CASES, gradients_of, leaves, name_of
 
-EACH_VARIANT = [pytest.param(c, v, id=f"{c.op}-{v}") for c in CASES for v in c.variants]
-EACH_DTYPE = [pytest.param(c, v, t, id=f"{c.op}-{v}-{name_of(t)}") for c in CASES for v in c.variants for t in c.dtypes]
-each_variant = pytest.mark.parametrize(("case", "variant"), EACH_VARIANT)
-each_dtype = pytest.mark.parametrize(("case", "variant", "dtype"), EACH_DTYPE)
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.op)
-differentiable = [p for p in EACH_VARIANT if p.values[0].differentiable and p.values[1] not in p.values[0].stopped]
+
+def each(*names, of=CASES, on="backend", where=lambda case, *values: True, **more):
+    """Runs a test for each case `of` the table, on each backend (or device) that the case and this machine have.
+    `names` ("variant", "dtype") and `more` (name=values) add arguments: all combinations `where` the test applies."""
+    rows = [
+        pytest.param(case, *values, place, id="-".join([case.op, *map(name_of, values), place]))
+        for case in of
+        for values in product(*(getattr(case, f"{name}s") for name in names), *more.values())
+        for place in (BACKENDS if on == "backend" else DEVICES)
+        if place in case.backends and where(case, *values)
+    ]
+    return pytest.mark.parametrize(("case", *names, *more, on), rows, indirect=[on])
+
+
+DIFFERENTIABLE = [case for case in CASES if case.differentiable]
 
 
 def same_bits(got, want):
@@ -20,23 +32,15 @@ def same_bits(got, want):
         torch.testing.assert_close(g, w, rtol=0, atol=0, equal_nan=True, msg=lambda m, i=i: f"result {i}: {m}")
 
 
-@pytest.fixture(autouse=True)
-def skip_where_it_has_no_twin(request, case):
-    ran = {"twin", "device"} & request.node.callspec.params.keys()
-    twins = [request.node.callspec.params[name] for name in ran]
-    if not set(twins) <= set(case.twins):
-        pytest.skip(f"{case.op} has no {twins[0]} twin")
-
-
-@each_dtype
-def test_reference(case, variant, dtype, twin):
+@each("variant", "dtype")
+def test_reference(case, variant, dtype, backend):
     for seed in range(2):
-        case.check(case.make("small", dtype, twin.device, seed, variant))
+        case.check(case.make("small", dtype, backend.device, seed, variant))
 
 
-@pytest.mark.parametrize(("case", "variant"), differentiable)
-def test_gradcheck(case, variant, twin):
-    inputs = case.make("grad", torch.float64, twin.device, variant=variant)
+@each("variant", of=DIFFERENTIABLE, where=lambda case, variant: variant not in case.stopped)
+def test_gradcheck(case, variant, backend):
+    inputs = case.make("grad", torch.float64, backend.device, variant=variant)
     varied = tuple(inputs[k].requires_grad_() for k in case.differentiable)
 
     def call(*values, output=None):
@@ -57,17 +61,16 @@ def test_gradcheck(case, variant, twin):
         assert torch.autograd.gradcheck(lambda *values, i=i: masked(*values, output=i), finite)
 
 
-@each_dtype
+@each("variant", "dtype", on="device")
 def test_opcheck(case, variant, dtype, device):
     for name, arguments in case.raw(torch.ops.warpup, case.make("small", dtype, device, variant=variant)):
         torch.library.opcheck(getattr(torch.ops.warpup, name).default, arguments)
 
 
-@each_variant
+@each("variant", on="device")
 def test_compile(case, variant, device):
     torch.compiler.reset()
-    backend = "inductor" if variant == case.variants[0] else "aot_eager"
-    counter = CompileCounterWithBackend(backend)
+    counter = CompileCounterWithBackend("inductor" if variant == case.variants[0] else "aot_eager")
     compiled = torch.compile(case.call, fullgraph=True, dynamic=True, backend=counter)
     for size in ("small", "grad"):
         compilations = counter.frame_count
@@ -76,7 +79,7 @@ def test_compile(case, variant, device):
     assert compilations == counter.frame_count > 0, "another shape compiled anew"
 
 
-@each_case
+@each(on="device")
 def test_raw_op_has_no_gradient(case, device):
     for name, arguments in case.raw(torch.ops.warpup, case.make(device=device)):
         if name.endswith("_"):
@@ -91,10 +94,9 @@ def test_raw_op_has_no_gradient(case, device):
             outputs[0].sum().backward()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.differentiable], ids=lambda case: case.op)
+# moe_gather is linear; linear_policy_loss makes its gradients in the forward, they are constants to autograd.
+@each(of=DIFFERENTIABLE, on="device", where=lambda case: case.op not in ("moe_gather", "linear_policy_loss"))
 def test_second_derivative_is_an_error(case, device):
-    if case.op in ("moe_gather", "linear_policy_loss"):
-        pytest.skip("linear; gradients that are made in the forward, constants to autograd")
     inputs = case.make(device=device)
     sources = [inputs[k].requires_grad_() for k in case.differentiable]
     outputs = [o for o in leaves(case.call(**inputs)) if o.requires_grad]
@@ -103,7 +105,7 @@ def test_second_derivative_is_an_error(case, device):
         sum(g.mul_(0.5).square().sum() for g in gradients if g is not None).backward()
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.differentiable], ids=lambda case: case.op)
+@each(of=DIFFERENTIABLE, on="device")
 def test_functional_gradients(case, device):
     """torch.func.grad, which runs a backward with create_graph, gives what autograd gives, without a graph."""
     inputs = case.make(device=device)
@@ -123,10 +125,10 @@ def test_functional_gradients(case, device):
     same_bits(got, want)
 
 
-@each_variant
-def test_deterministic(case, variant, twin, threads):
-    size = "small" if twin.name == "hostcuda" else "threads"  # the host executor runs each time in another order
-    inputs = case.make(size, torch.float32, twin.device, variant=variant)
+@each("variant")
+def test_deterministic(case, variant, backend, threads):
+    size = "small" if backend.name == "hostcuda" else "threads"  # the host executor runs each time in another order
+    inputs = case.make(size, torch.float32, backend.device, variant=variant)
     want = case.run(inputs)
     for count in (1, 2, 3, 3) if not case.products else (torch.get_num_threads(),) * 3:
         threads(count)
@@ -172,13 +174,14 @@ def converter(framework: str):
     return lambda value: jax.device_put(value.numpy(), cpu) if isinstance(value, torch.Tensor) else value
 
 
-@pytest.mark.parametrize("framework", ["torch", "numpy", "jax"])
-@each_dtype
+@each(
+    "variant", "dtype", on="device", framework=("torch", "numpy", "jax"),
+    of=[case for case in CASES if case.core],  # the others are composed in Python
+    where=lambda case, variant, dtype, framework: framework == "torch" or dtype != torch.bfloat16,  # NumPy has none
+)  # fmt: skip
 def test_core_equals_torch(case, variant, dtype, framework, device):
-    if case.core is None:
-        pytest.skip("composed in Python")
-    if framework != "torch" and (dtype == torch.bfloat16 or device != "cpu"):
-        pytest.skip("NumPy has no bfloat16 and no GPU")
+    if framework != "torch" and device != "cpu":
+        pytest.skip("NumPy has no GPU")
     inputs = case.make("small", dtype, device, variant=variant)
     want = case.run(inputs)
     count = len(want) - len(case.differentiable)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.support.case import Inputs, agree, leaves, nudged, upcast
+from tests.support.case import agree, leaves, nudged, upcast
+from tests.support.inputs import moved_to
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -24,13 +25,9 @@ def coin(*shape, seed=0, p=0.7) -> Tensor:
     return torch.rand(shape, generator=generator(seed)) < p
 
 
-def moved(options: Inputs, device: str) -> Inputs:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-
-
-def check(function, reference, twin, **options) -> tuple[Any, ...]:
+def check(function, reference, backend, **options) -> tuple[Any, ...]:
     """The results, which agree with the reference in float64 by the rule of `agree`."""
-    got = leaves(function(**moved(options, twin.device)))
+    got = leaves(function(**moved_to(backend.device, options)))
     naive = [leaves(reference(**nudged(options, seed))) for seed in range(4)]
     agree([g.cpu() for g in got], leaves(reference(**upcast(options))), naive)
     return got

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 import warpup
-from tests.advantage.inputs import generator, moved, no_backward, tokens_and_mask
+from tests.advantage.inputs import generator, no_backward, tokens_and_mask
 from tests.support.case import Case, Inputs, New, Thunk, name_of
+from tests.support.inputs import moved_to
 from warpup import arrays as core
 from warpup.advantage.gae import reference_gae, reference_reward_to_go
 
@@ -21,13 +22,13 @@ def gae_inputs(size, dtype, device, seed, variant) -> Inputs:
     if variant == "bootstrap":
         bootstrap = torch.randn(size[:1], generator=rng, dtype=torch.float64).to(dtype)
         inputs |= {"gamma": 1.0, "lam": 1.0, "bootstrap": bootstrap}
-    return moved(inputs, device)
+    return moved_to(device, inputs)
 
 
 def reward_to_go_inputs(size, dtype, device, seed, variant) -> Inputs:
     """Variants: plain; cut (a token outside the mask ends the sum)."""
     mask, (rewards,) = tokens_and_mask(size, dtype, generator(seed), 1)
-    return moved({"rewards": rewards, "mask": mask, "gamma": 0.97, "carry": variant != "cut"}, device)
+    return moved_to(device, {"rewards": rewards, "mask": mask, "gamma": 0.97, "carry": variant != "cut"})
 
 
 def _arguments(x: Inputs) -> tuple[tuple, tuple]:

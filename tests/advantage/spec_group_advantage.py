@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 import warpup
-from tests.advantage.inputs import generator, moved, no_backward
+from tests.advantage.inputs import generator, no_backward
 from tests.advantage.spec_group_plan import any_ids, fill_plan, new_plan
 from tests.advantage.spec_masked_whiten import new_moments
 from tests.support.case import Case, Inputs, New, Thunk, name_of
+from tests.support.inputs import moved_to
 from warpup import arrays as core
 from warpup import group_plan
 from warpup.advantage.group_advantage import reference_group_advantage
@@ -41,7 +42,7 @@ def group_advantage_inputs(size, dtype, device, seed, variant) -> Inputs:
     if variant == "batch_std":
         rewards[torch.rand(rows, generator=rng) < 0.2] = torch.nan
         inputs |= {"scale": "batch_std", "correction": 0, "stats": True}
-    return moved({"rewards": rewards.to(dtype), **inputs}, device)
+    return moved_to(device, {"rewards": rewards.to(dtype), **inputs})
 
 
 def group_advantage_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:

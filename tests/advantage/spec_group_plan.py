@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import warpup
-from tests.advantage.inputs import generator, moved, no_backward
+from tests.advantage.inputs import generator, no_backward
 from tests.support.case import Case, Inputs, New, Thunk
+from tests.support.inputs import moved_to
 from warpup import arrays as core
 from warpup.advantage.group_plan import reference_group_plan
 
@@ -34,7 +35,7 @@ def any_ids(rows: int, groups: int, rng: torch.Generator) -> Tensor:
 def group_plan_inputs(size, dtype, device, seed, variant) -> Inputs:
     """Variants: plain; sorted. The dtype is that of the ids, int64 where it is a floating one."""
     ids = any_ids(*size, generator(seed)).to(torch.int64 if dtype.is_floating_point else dtype)
-    return moved({"ids": ids.sort().values if variant == "sorted" else ids}, device)
+    return moved_to(device, {"ids": ids.sort().values if variant == "sorted" else ids})
 
 
 def group_plan_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
@@ -61,6 +62,6 @@ CASES = [
         core=group_plan_core,
         bytes=lambda x: (x["ids"].numel() * (x["ids"].element_size() + 16), 0),
         dtypes=(torch.int64, torch.int32),
-        twins=("cpu",),
+        backends=("cpu",),
     ),
 ]

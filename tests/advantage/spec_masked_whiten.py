@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 import warpup
-from tests.advantage.inputs import generator, moved, no_backward, tokens_and_mask
+from tests.advantage.inputs import generator, no_backward, tokens_and_mask
 from tests.support.case import Case, Inputs, New, Thunk, name_of
+from tests.support.inputs import moved_to
 from warpup import arrays as core
 from warpup.advantage.masked_whiten import reference_masked_whiten
 
@@ -22,7 +23,7 @@ def masked_whiten_inputs(size, dtype, device, seed, variant) -> Inputs:
     """Variants: plain; unshifted (the mean kept, the biased variance)."""
     mask, (x,) = tokens_and_mask(size, dtype, generator(seed), 1)
     inputs: Inputs = {"x": 3 + x, "mask": mask}
-    return moved(inputs | ({"shift_mean": False, "correction": 0} if variant == "unshifted" else {}), device)
+    return moved_to(device, inputs | ({"shift_mean": False, "correction": 0} if variant == "unshifted" else {}))
 
 
 def masked_whiten_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:

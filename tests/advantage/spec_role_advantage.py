@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 import warpup
-from tests.advantage.inputs import generator, moved, no_backward
+from tests.advantage.inputs import generator, no_backward
 from tests.support.case import Case, Inputs, New, Thunk, name_of
+from tests.support.inputs import moved_to
 from warpup import arrays as core
 from warpup.advantage.role_advantage import reference_role_advantage
 
@@ -22,7 +23,7 @@ def role_advantage_inputs(size, dtype, device, seed, variant) -> Inputs:
         rewards[torch.rand(rows, generator=rng) < 0.3] = torch.nan
         roles = roles.clamp(min=1)
     inputs = {"rewards": rewards.to(dtype), "roles": roles, "baseline_state": state.to(dtype), "decay": 0.9}
-    return moved(inputs, device)
+    return moved_to(device, inputs)
 
 
 def role_advantage_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:

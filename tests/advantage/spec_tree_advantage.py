@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 import warpup
-from tests.advantage.inputs import generator, moved, no_backward
+from tests.advantage.inputs import generator, no_backward
 from tests.advantage.spec_group_plan import fill_plan, new_plan
 from tests.support.case import Case, Inputs, New, Thunk, name_of
+from tests.support.inputs import moved_to
 from warpup import arrays as core
 from warpup import group_plan
 from warpup.advantage.tree_advantage import reference_tree_advantage
@@ -23,12 +24,12 @@ def tree_advantage_inputs(size, dtype, device, seed, variant) -> Inputs:
     parents = (torch.rand(nodes, generator=rng) * torch.arange(nodes)).long() - 1  # node i's: from -1 to i - 2
     rewards = torch.randn(nodes, generator=rng, dtype=torch.float64)
     if variant == "plain":
-        return moved({"rewards": rewards.to(dtype), "parents": parents}, device)
+        return moved_to(device, {"rewards": rewards.to(dtype), "parents": parents})
     place = torch.randperm(nodes, generator=rng)
     shuffled = torch.empty_like(parents)
     shuffled[place] = torch.where(parents >= 0, place[parents.clamp(min=0)], parents)
     rewards[torch.rand(nodes, generator=rng) < 0.3] = torch.nan
-    return moved({"rewards": rewards.to(dtype), "parents": shuffled, "scale": "std"}, device)
+    return moved_to(device, {"rewards": rewards.to(dtype), "parents": shuffled, "scale": "std"})
 
 
 def _children(parents: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from tests.advantage.inputs import moved, normal
+from tests.advantage.inputs import normal
 from tests.support.cases import leaves
+from tests.support.inputs import moved_to
 from warpup import advantage, group_plan
 
 NAN = math.nan
@@ -14,8 +15,8 @@ SIZE, GROUPS = 6, 5
 
 
 @pytest.fixture
-def rewards(twin):
-    return normal(SIZE * GROUPS, seed=5).to(twin.device)
+def rewards(backend):
+    return normal(SIZE * GROUPS, seed=5).to(backend.device)
 
 
 def per_group(rewards, formula):
@@ -34,19 +35,19 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_formulas(twin, rewards, name):
+def test_formulas(backend, rewards, name):
     want = per_group(rewards, FORMULAS[name])
-    ids = torch.arange(SIZE * GROUPS, device=twin.device) // SIZE * -(2**40)
-    order = torch.randperm(SIZE * GROUPS).to(twin.device)
+    ids = torch.arange(SIZE * GROUPS, device=backend.device) // SIZE * -(2**40)
+    order = torch.randperm(SIZE * GROUPS).to(backend.device)
     estimator = advantage.ESTIMATORS[name]
     torch.testing.assert_close(estimator(rewards, SIZE).cpu().double(), want, rtol=1e-5, atol=1e-5)
     got = estimator(rewards[order], group_plan(ids[order])).cpu().double()
     torch.testing.assert_close(got, want[order.cpu()], rtol=1e-5, atol=1e-5)
 
 
-def test_singletons(twin):
-    one = torch.tensor([3.0], device=twin.device)
-    mask = torch.ones(1, 2, device=twin.device)
+def test_singletons(backend):
+    one = torch.tensor([3.0], device=backend.device)
+    mask = torch.ones(1, 2, device=backend.device)
     for name in ("grpo", "dr_grpo", "rloo", "pass_at_k"):
         assert advantage.ESTIMATORS[name](one, 1).tolist() == [0.0]
     assert advantage.grpo_verl(one, 1).tolist() == [3.0]
@@ -55,7 +56,7 @@ def test_singletons(twin):
     assert advantage.reinforce_pp_baseline(one, 1, mask=mask).tolist() == [[0.0, 0.0]]  # raw, then whitened with itself
 
 
-def test_grpo_scales(twin, rewards):
+def test_grpo_scales(backend, rewards):
     x = rewards.double().cpu()
     centered = per_group(rewards, FORMULAS["dr_grpo"])
     got = advantage.grpo(rewards, SIZE, scale="batch_std").cpu().double()
@@ -64,15 +65,15 @@ def test_grpo_scales(twin, rewards):
     torch.testing.assert_close(got, centered, rtol=1e-5, atol=1e-5)
 
 
-def test_opo(twin, rewards):
+def test_opo(backend, rewards):
     lengths = torch.randint(1, 900, (SIZE * GROUPS,))
     x, w = rewards.double().cpu().view(GROUPS, SIZE), lengths.double().view(GROUPS, SIZE)
     want = (x - ((w * x).sum(1) / w.sum(1)).unsqueeze(1)).view(-1)
-    got = advantage.opo(rewards, SIZE, lengths=lengths.to(twin.device))
+    got = advantage.opo(rewards, SIZE, lengths=lengths.to(backend.device))
     torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-5)
 
 
-def test_gdpo(twin):
+def test_gdpo(backend):
     columns = normal(GROUPS * SIZE, 3, seed=8)
     columns[3, 1], columns[7] = NAN, NAN
     weights = torch.tensor([1.0, 0.5, 2.0])
@@ -85,8 +86,8 @@ def test_gdpo(twin):
     kept = torch.arange(GROUPS * SIZE) != 7
     want = torch.where(kept, (total - total[kept].mean()) / (total[kept].std() + 1e-4), 0.0)
     ids = torch.arange(GROUPS * SIZE) // SIZE
-    for groups in (SIZE, ids.to(twin.device)):
-        got = advantage.gdpo(columns.to(twin.device), groups, weights=weights.to(twin.device))
+    for groups in (SIZE, ids.to(backend.device)):
+        got = advantage.gdpo(columns.to(backend.device), groups, weights=weights.to(backend.device))
         torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-5)
 
 
@@ -95,7 +96,7 @@ def whitened(x, mask):
     return torch.where(mask, (x - kept.mean()) * torch.rsqrt(kept.var() + 1e-8), 0.0)
 
 
-def test_reinforce_pp(twin):
+def test_reinforce_pp(backend):
     """verl's loop over tokens, on responses of different lengths, an observation inside one of them."""
     rewards, gamma = normal(4, seed=3), 0.9
     mask = torch.arange(7) < torch.tensor([7, 3, 1, 5]).unsqueeze(1)
@@ -111,12 +112,12 @@ def test_reinforce_pp(twin):
             returns[:, t] = running
         want = whitened(returns, mask)
         for given_rewards in (rewards, tokens.float()):
-            arguments = moved({"rewards": given_rewards, "mask": mask, "gamma": gamma, "carry": carry}, twin.device)
-            got = advantage.reinforce_pp(**arguments)
+            options = {"rewards": given_rewards, "mask": mask, "gamma": gamma, "carry": carry}
+            got = advantage.reinforce_pp(**moved_to(backend.device, options))
             torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-5)
 
 
-def test_reinforce_pp_baseline(twin):
+def test_reinforce_pp_baseline(backend):
     rewards = normal(6, seed=4)
     mask = torch.arange(5) < torch.tensor([5, 3, 1, 5, 2, 4]).unsqueeze(1)
     groups = torch.tensor([2, 2, 9, 9, 9, -1])
@@ -124,12 +125,13 @@ def test_reinforce_pp_baseline(twin):
     for uid in (2, 9):  # -1 has one row: raw
         centered[groups == uid] -= centered[groups == uid].mean()
     want = whitened(centered.unsqueeze(1).expand(6, 5), mask)
-    got = advantage.reinforce_pp_baseline(**moved({"rewards": rewards, "groups": groups, "mask": mask}, twin.device))
+    options = {"rewards": rewards, "groups": groups, "mask": mask}
+    got = advantage.reinforce_pp_baseline(**moved_to(backend.device, options))
     torch.testing.assert_close(got.cpu().double(), want, rtol=1e-5, atol=1e-5)
     rewards[5] = NAN  # no reward: the same as without the row
-    got = advantage.reinforce_pp_baseline(**moved({"rewards": rewards, "groups": groups, "mask": mask}, twin.device))
+    got = advantage.reinforce_pp_baseline(**moved_to(backend.device, options))
     without = {"rewards": rewards[:5], "groups": groups[:5], "mask": mask[:5]}
-    want = advantage.reinforce_pp_baseline(**moved(without, twin.device))
+    want = advantage.reinforce_pp_baseline(**moved_to(backend.device, without))
     assert (got[5] == 0).all()
     torch.testing.assert_close(got[:5], want)
 
@@ -137,22 +139,22 @@ def test_reinforce_pp_baseline(twin):
 # ---- promises of every estimator -------------------------------------------------------------------------------------
 
 
-def test_no_gradient(twin):
-    rewards = normal(12).to(twin.device).requires_grad_()
+def test_no_gradient(backend):
+    rewards = normal(12).to(backend.device).requires_grad_()
     outputs = [
         advantage.grpo(rewards, 4),
         advantage.opo(rewards, 4, lengths=rewards),
-        advantage.gdpo(rewards.view(6, 2), 3, weights=torch.ones(2, device=twin.device, requires_grad=True)),
-        advantage.reinforce_pp(rewards, mask=torch.ones(12, 3, device=twin.device)),
-        advantage.reinforce_pp_baseline(rewards, 4, mask=torch.ones(12, 3, device=twin.device)),
+        advantage.gdpo(rewards.view(6, 2), 3, weights=torch.ones(2, device=backend.device, requires_grad=True)),
+        advantage.reinforce_pp(rewards, mask=torch.ones(12, 3, device=backend.device)),
+        advantage.reinforce_pp_baseline(rewards, 4, mask=torch.ones(12, 3, device=backend.device)),
     ]
     assert not any(o.requires_grad for o in outputs)
 
 
-def test_empty(twin):
-    none = torch.zeros(0, device=twin.device)
+def test_empty(backend):
+    none = torch.zeros(0, device=backend.device)
     for name, estimator in advantage.ESTIMATORS.items():
-        extra = {"mask": torch.zeros(0, 3, device=twin.device)} if "reinforce" in name else {}
+        extra = {"mask": torch.zeros(0, 3, device=backend.device)} if "reinforce" in name else {}
         extra |= {"lengths": none} if name == "opo" else {}
         groups = None if name == "reinforce_pp" else 4
         assert estimator(none.view(0, 2) if name == "gdpo" else none, groups, **extra).shape[0] == 0

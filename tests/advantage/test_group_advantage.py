@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.advantage.inputs import FLOATS, moved, normal
+from tests.advantage.inputs import FLOATS, normal
 from tests.support.cases import agree, leaves, nudged, upcast
+from tests.support.inputs import moved_to
 from warpup import GroupPlan, GroupStats, advantage, group_advantage, group_plan
 from warpup import arrays as core
 from warpup.advantage.group_advantage import reference_group_advantage
@@ -20,10 +21,10 @@ SCALES = ["std", "batch_std", "leave_one_out_std", "none"]
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
-def check(rewards, twin, **options):
+def check(rewards, backend, **options):
     """Advantages and statistics agree with the float64 loop, by the rule for low precision."""
     options = {"stats": True} | options
-    got = leaves(group_advantage(rewards.to(twin.device), **moved(options, twin.device)))
+    got = leaves(group_advantage(rewards.to(backend.device), **moved_to(backend.device, options)))
     want = leaves(reference_group_advantage(**upcast({"rewards": rewards, **options})))
     inputs = {"rewards": rewards, **options}
     naive = [leaves(reference_group_advantage(**i)) for i in (inputs, *(nudged(inputs, seed) for seed in range(4)))]
@@ -51,7 +52,7 @@ GROUPINGS = {
 @pytest.mark.parametrize("singleton", ["zero", "raw"])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_every_choice(twin, baseline, scale, singleton, grouping):
+def test_every_choice(backend, baseline, scale, singleton, grouping):
     rewards = normal(12)
     rewards[[1, 4]] = NAN
     lengths = torch.arange(12) % 5
@@ -59,23 +60,23 @@ def test_every_choice(twin, baseline, scale, singleton, grouping):
         for correction in (0, 1):
             options = {"baseline": baseline, "scale": scale, "singleton": singleton, "correction": correction}
             options |= {"lengths": lengths} if baseline == "length_weighted" else {}
-            check(rewards.to(dtype), twin, **GROUPINGS[grouping], **options)
+            check(rewards.to(dtype), backend, **GROUPINGS[grouping], **options)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 33, 128, 129, 300])
-def test_group_sizes(twin, size):
-    """Around the teams of the CUDA twin: fewer rows than lanes, more, a block's."""
+def test_group_sizes(backend, size):
+    """Around the teams of the CUDA backend: fewer rows than lanes, more, a block's."""
     rewards = normal(3 * size, seed=size)
-    check(rewards, twin, groups=size)
-    check(rewards, twin, groups=size, scale="leave_one_out_std", baseline="leave_one_out")
-    check(rewards, twin, groups=size, baseline="runner_up", scale="none")
+    check(rewards, backend, groups=size)
+    check(rewards, backend, groups=size, scale="leave_one_out_std", baseline="leave_one_out")
+    check(rewards, backend, groups=size, baseline="runner_up", scale="none")
 
 
-def test_ragged_with_one_large_group(twin):
-    """The CUDA twin takes small groups by lanes; the large one among them goes to a block."""
+def test_ragged_with_one_large_group(backend):
+    """The CUDA backend takes small groups by lanes; the large one among them goes to a block."""
     offsets = torch.tensor([0, 3, 3, 400, 401, *range(405, 606, 4), 606])
     for scale in SCALES:
-        check(normal(606), twin, offsets=offsets, scale=scale)
+        check(normal(606), backend, offsets=offsets, scale=scale)
 
 
 @st.composite
@@ -106,20 +107,20 @@ def problems(draw):
 
 @given(problem=problems())
 @settings(max_examples=150)
-def test_any_grouping(twin, problem):
+def test_any_grouping(backend, problem):
     rewards, grouping, options = problem
-    got = group_advantage(rewards.to(twin.device), **moved({**grouping, **options}, twin.device)).cpu()
+    got = group_advantage(rewards.to(backend.device), **moved_to(backend.device, {**grouping, **options})).cpu()
     want = reference_group_advantage(rewards.double(), **grouping, **options)
-    # One offset of 1000 among ones costs the float32 twin's deviations up to 1e-4 of the others' spread.
+    # One offset of 1000 among ones costs the float32 backend's deviations up to 1e-4 of the others' spread.
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
 
 
-def test_strided_rewards(twin):
-    columns = normal(12, 3).to(twin.device)
+def test_strided_rewards(backend):
+    columns = normal(12, 3).to(backend.device)
     for c in range(3):
         want = group_advantage(columns[:, c].clone(), 4)
         assert torch.equal(group_advantage(columns[:, c], 4), want)
-        lengths = torch.rand(12, 2, device=twin.device)
+        lengths = torch.rand(12, 2, device=backend.device)
         got = group_advantage(columns[:, c], 4, baseline="length_weighted", lengths=lengths[:, 1])
         want = group_advantage(columns[:, c], 4, baseline="length_weighted", lengths=lengths[:, 1].clone())
         assert torch.equal(got, want)
@@ -130,11 +131,11 @@ def test_strided_rewards(twin):
 
 @pytest.mark.parametrize("eps", [1e-4, 1e-6, 1e-8, 1e-9, 0.0])
 @pytest.mark.parametrize("value", [0.7, 0.1, -1e-30, 1e30, 16777217.0])
-def test_identical_rewards_give_exactly_zero(twin, value, eps):
-    rewards = torch.full((24,), value, device=twin.device)
+def test_identical_rewards_give_exactly_zero(backend, value, eps):
+    rewards = torch.full((24,), value, device=backend.device)
     for baseline in BASELINES[:-1]:
         for scale in SCALES:
-            for grouping in ({"groups": 8}, {"groups": torch.arange(24, device=twin.device) % 3}):
+            for grouping in ({"groups": 8}, {"groups": torch.arange(24, device=backend.device) % 3}):
                 options = {"baseline": baseline, "scale": scale} | ({"eps": eps} if scale != "none" else {})
                 options |= {"lengths": rewards.abs()} if baseline == "length_weighted" else {}
                 got, stats = group_advantage(rewards, **grouping, **options, stats=True)
@@ -146,33 +147,33 @@ def test_identical_rewards_give_exactly_zero(twin, value, eps):
         assert (group_advantage(rewards, 8, baseline="none", scale=scale, eps=eps) == 0).all()
 
 
-def test_variance_at_an_offset(twin):
+def test_variance_at_an_offset(backend):
     """One-pass variance gives -0.083 here (true: 0.0167)."""
     rewards = torch.tensor([1000.0, 1000.1, 1000.2, 1000.3])
-    _, stats = group_advantage(rewards.to(twin.device), 4, stats=True)
+    _, stats = group_advantage(rewards.to(backend.device), 4, stats=True)
     want = rewards.double().std()
     assert abs(stats.std.item() - want) < 1e-6 * want
-    check(rewards, twin, groups=4)
-    check(1e4 + normal(48), twin, groups=16, scale="leave_one_out_std", baseline="leave_one_out")
+    check(rewards, backend, groups=4)
+    check(1e4 + normal(48), backend, groups=16, scale="leave_one_out_std", baseline="leave_one_out")
 
 
 @pytest.mark.parametrize(("dtype", "step"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
-def test_leave_one_out_std_of_an_outlier(twin, dtype, step):
+def test_leave_one_out_std_of_an_outlier(backend, dtype, step):
     """Without the outlier the others are nearly equal: M2 - d^2 n / (n - 1) alone has no digit left in the type of the
     sums, float32 on CUDA, float64 on either."""
     rewards = torch.tensor([0.7, 0.7 + step, 0.7 + 2 * step, 0.7 + 3 * step, 5.0], dtype=dtype)
     others = rewards[:4].double() - 0.7
-    got = group_advantage(rewards.to(twin.device), 5, baseline="leave_one_out", scale="leave_one_out_std", eps=0.0)
+    got = group_advantage(rewards.to(backend.device), 5, baseline="leave_one_out", scale="leave_one_out_std", eps=0.0)
     want = (5.0 - 0.7 - others.mean()) / others.std()
     assert abs(got[4].item() / want.item() - 1) < 1e-4
-    constant = torch.tensor([0.7, 0.7, 0.7, 0.7, 5.0], device=twin.device)
+    constant = torch.tensor([0.7, 0.7, 0.7, 0.7, 5.0], device=backend.device)
     got = group_advantage(constant, 5, baseline="leave_one_out", scale="leave_one_out_std", eps=1e-6)
     assert abs(got[4].item() - 4.3) < 1e-6  # undivided, not 4.3e6
     got = group_advantage(constant[3:], 2, baseline="leave_one_out", scale="leave_one_out_std")
     torch.testing.assert_close(got.cpu(), torch.tensor([-4.3, 4.3]))
 
 
-def test_equals_a_loop_over_uids(twin):
+def test_equals_a_loop_over_uids(backend):
     """verl's way: a dictionary of lists, then a group at a time."""
     rewards, ids = normal(60), torch.randint(-3, 4, (60,), generator=torch.Generator().manual_seed(1)) * 2**60
     members: dict[int, list[int]] = {}
@@ -181,20 +182,20 @@ def test_equals_a_loop_over_uids(twin):
     want = torch.empty(60)
     for rows in members.values():
         want[rows] = (rewards[rows] - rewards[rows].mean()) / (rewards[rows].std() + 1e-4)
-    got = group_advantage(rewards.to(twin.device), ids.to(twin.device)).cpu()
+    got = group_advantage(rewards.to(backend.device), ids.to(backend.device)).cpu()
     torch.testing.assert_close(got, want)
 
 
-def test_infinite_reward_stays_in_its_group(twin):
-    rewards = torch.tensor([1.0, INF, 2.0, 3.0, 5.0, 4.0], device=twin.device)
+def test_infinite_reward_stays_in_its_group(backend):
+    rewards = torch.tensor([1.0, INF, 2.0, 3.0, 5.0, 4.0], device=backend.device)
     got = group_advantage(rewards, 3).cpu()
     assert not got[1].isfinite()
     torch.testing.assert_close(got[3:], group_advantage(rewards[3:], 3).cpu())
-    assert (group_advantage(torch.full((4,), INF, device=twin.device), 4) == 0).all()
+    assert (group_advantage(torch.full((4,), INF, device=backend.device), 4) == 0).all()
 
 
-def test_singletons_and_missing_rewards(twin):
-    rewards = torch.tensor([5.0, NAN, NAN, NAN, 2.0, NAN], device=twin.device)
+def test_singletons_and_missing_rewards(backend):
+    rewards = torch.tensor([5.0, NAN, NAN, NAN, 2.0, NAN], device=backend.device)
     for singleton, want in (("zero", [0, 0, 0, 0, 0, 0]), ("raw", [5, 0, 0, 0, 2, 0])):
         for scale in SCALES:
             got, stats = group_advantage(rewards, 2, scale=scale, singleton=singleton, stats=True)
@@ -206,32 +207,32 @@ def test_singletons_and_missing_rewards(twin):
             assert stats.zero_variance.tolist() == [True, False, True]
 
 
-def test_ties_of_the_best_row_go_by_order(twin):
-    rewards = torch.tensor([0.0, 3.0, 3.0, 1.0, 1.0, 2.0, 0.0, 0.0], device=twin.device)
+def test_ties_of_the_best_row_go_by_order(backend):
+    rewards = torch.tensor([0.0, 3.0, 3.0, 1.0, 1.0, 2.0, 0.0, 0.0], device=backend.device)
     got = group_advantage(rewards, 4, baseline="runner_up", scale="none")
     assert got.tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
-    assert advantage.pass_at_k(rewards, torch.tensor([0, 1, 1, 0, 0, 0, 1, 1], device=twin.device))[5] > 0
+    assert advantage.pass_at_k(rewards, torch.tensor([0, 1, 1, 0, 0, 0, 1, 1], device=backend.device))[5] > 0
 
 
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=20)
-def test_shuffles(twin, seed):
+def test_shuffles(backend, seed):
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randn(50, generator=generator)
     ids, shuffle = torch.randint(9, (50,), generator=generator), torch.randperm(50, generator=generator)
     for scale in SCALES:
-        got = group_advantage(rewards[shuffle].to(twin.device), ids[shuffle].to(twin.device), scale=scale)
-        want = group_advantage(rewards.to(twin.device), ids.to(twin.device), scale=scale)
+        got = group_advantage(rewards[shuffle].to(backend.device), ids[shuffle].to(backend.device), scale=scale)
+        want = group_advantage(rewards.to(backend.device), ids.to(backend.device), scale=scale)
         torch.testing.assert_close(got.cpu(), want.cpu()[shuffle], rtol=1e-5, atol=1e-5)
     in_order = torch.argsort(ids, stable=True)  # the same rows in the same order: the same bits
     offsets = torch.tensor([0, *torch.bincount(ids, minlength=9).cumsum(0).tolist()])
-    got = group_advantage(rewards.to(twin.device), ids.to(twin.device)).cpu()[in_order]
-    want = group_advantage(rewards[in_order].to(twin.device), offsets=offsets.to(twin.device)).cpu()
+    got = group_advantage(rewards.to(backend.device), ids.to(backend.device)).cpu()[in_order]
+    want = group_advantage(rewards[in_order].to(backend.device), offsets=offsets.to(backend.device)).cpu()
     assert torch.equal(got, want)
 
 
-def test_a_plan_is_the_ids(twin):
-    rewards, ids = normal(30).to(twin.device), (torch.arange(30) % 4).to(twin.device)
+def test_a_plan_is_the_ids(backend):
+    rewards, ids = normal(30).to(backend.device), (torch.arange(30) % 4).to(backend.device)
     plan = group_plan(ids)
     assert isinstance(plan, GroupPlan)
     assert torch.equal(group_advantage(rewards, plan), group_advantage(rewards, ids))
@@ -240,15 +241,15 @@ def test_a_plan_is_the_ids(twin):
 # ---- promises of the function -------------------------------------------------------------------------------------
 
 
-def test_no_gradient(twin):
-    rewards = normal(12).to(twin.device).requires_grad_()
+def test_no_gradient(backend):
+    rewards = normal(12).to(backend.device).requires_grad_()
     assert not any(o.requires_grad for o in leaves(group_advantage(rewards, 4, stats=True)))
 
 
-def test_empty(twin):
-    none = torch.zeros(0, device=twin.device)
-    no_ids = torch.zeros(0, dtype=torch.int64, device=twin.device)
-    start = torch.zeros(1, dtype=torch.int64, device=twin.device)
+def test_empty(backend):
+    none = torch.zeros(0, device=backend.device)
+    no_ids = torch.zeros(0, dtype=torch.int64, device=backend.device)
+    start = torch.zeros(1, dtype=torch.int64, device=backend.device)
     for scale in SCALES:
         for grouping in ({"groups": 4}, {"groups": no_ids}, {"offsets": start}, {"offsets": start.expand(4)}):
             got, stats = group_advantage(none, **grouping, scale=scale, stats=True)
@@ -264,9 +265,9 @@ def test_core_names_what_does_not_fit():
         core.group_advantage(normal(20).numpy(), group_size=4, advantages=np.empty(3, np.float32))
 
 
-def test_stats_are_named(twin):
+def test_stats_are_named(backend):
     """Each statistic under its name: of a group of four, of one without a reward, of equal ones."""
-    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, NAN, NAN, NAN, NAN, 2.0, 2.0, 2.0, NAN], device=twin.device)
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, NAN, NAN, NAN, NAN, 2.0, 2.0, 2.0, NAN], device=backend.device)
     advantages, stats = group_advantage(rewards, 4, eps=0.5, stats=True)
     assert isinstance(stats, GroupStats)
     deviation = 3**-0.5

@@ -14,12 +14,12 @@ NAN = math.nan
 
 @pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_role_advantage(twin, n, dtype):
+def test_role_advantage(backend, n, dtype):
     rewards, roles, state = normal(n, dtype=dtype), torch.arange(n) ** 2 % 6, normal(6, seed=2)
     if n > 20:
         rewards[[0, 17]] = NAN
-    given_state = state.to(twin.device)
-    got = role_advantage(rewards.to(twin.device), roles.to(twin.device), given_state, decay=0.9)
+    given_state = state.to(backend.device)
+    got = role_advantage(rewards.to(backend.device), roles.to(backend.device), given_state, decay=0.9)
     want = reference_role_advantage(rewards.double(), roles, state.double(), decay=0.9)
     assert torch.equal(given_state.cpu(), state), "the state given is not changed"
     for g, w in zip(got, want, strict=True):
@@ -27,9 +27,9 @@ def test_role_advantage(twin, n, dtype):
         torch.testing.assert_close(g.cpu().double(), w, rtol=1e-5, atol=1e-5)
 
 
-def test_role_advantage_goes_on_where_it_stopped(twin):
-    rewards, roles = normal(70).to(twin.device), (torch.arange(70) % 3).to(twin.device)
-    zero = torch.zeros(3, device=twin.device)
+def test_role_advantage_goes_on_where_it_stopped(backend):
+    rewards, roles = normal(70).to(backend.device), (torch.arange(70) % 3).to(backend.device)
+    zero = torch.zeros(3, device=backend.device)
     first, state = role_advantage(rewards[:40], roles[:40], zero)
     second, state = role_advantage(rewards[40:], roles[40:], state)
     whole, final = role_advantage(rewards, roles, zero)
@@ -37,16 +37,16 @@ def test_role_advantage_goes_on_where_it_stopped(twin):
     torch.testing.assert_close(state, final)
 
 
-def test_no_gradient(twin):
-    rewards = normal(12).to(twin.device).requires_grad_()
-    state = torch.zeros(2, device=twin.device, requires_grad=True)
-    outputs = role_advantage(rewards, torch.arange(12, device=twin.device) % 2, state)
+def test_no_gradient(backend):
+    rewards = normal(12).to(backend.device).requires_grad_()
+    state = torch.zeros(2, device=backend.device, requires_grad=True)
+    outputs = role_advantage(rewards, torch.arange(12, device=backend.device) % 2, state)
     assert not any(o.requires_grad for o in outputs)
 
 
-def test_empty(twin):
-    none = torch.zeros(0, device=twin.device)
-    advantages, state = role_advantage(none, none.long(), torch.ones(2, device=twin.device))
+def test_empty(backend):
+    none = torch.zeros(0, device=backend.device)
+    advantages, state = role_advantage(none, none.long(), torch.ones(2, device=backend.device))
     assert advantages.shape == (0,)
     assert state.tolist() == [1, 1]
 

@@ -27,22 +27,22 @@ def forests(draw):
 
 @given(forest=forests(), scale=st.sampled_from(["none", "std"]))
 @settings(max_examples=60)
-def test_tree(twin, forest, scale):
+def test_tree(backend, forest, scale):
     rewards, parents = forest
-    got = tree_advantage(rewards.to(twin.device), parents.to(twin.device), scale=scale)
+    got = tree_advantage(rewards.to(backend.device), parents.to(backend.device), scale=scale)
     want = reference_tree_advantage(rewards.double(), parents, scale=scale)
     torch.testing.assert_close(got.values.cpu().double(), want.values, equal_nan=True, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(got.advantages.cpu().double(), want.advantages, rtol=1e-4, atol=1e-5)
     assert torch.equal(got.zero, got.advantages == 0)
 
 
-def test_deep_and_wide_trees(twin):
+def test_deep_and_wide_trees(backend):
     for n, parents in (
         (3000, torch.arange(3000) - 1),
         (3000, torch.arange(3000).sub(1).div(1500, rounding_mode="floor")),
     ):
         rewards = normal(n)
-        got = tree_advantage(rewards.to(twin.device), parents.to(twin.device))
+        got = tree_advantage(rewards.to(backend.device), parents.to(backend.device))
         if parents[2] == 1:  # a chain: all have the leaf's reward
             assert (got.values == rewards[-1].item()).all()
             assert got.zero.all()
@@ -53,9 +53,9 @@ def test_deep_and_wide_trees(twin):
             torch.testing.assert_close(got.values[0].cpu().double(), root, rtol=1e-4, atol=1e-6)
 
 
-def test_equal_siblings_and_cycles(twin):
-    rewards = torch.tensor([0.0, 0.7, 0.7, 0.7, 9.0, 9.0, 9.0], device=twin.device)
-    parents = torch.tensor([-1, 0, 0, 0, 5, 4, 4], device=twin.device)  # 4 and 5 are each other's parents
+def test_equal_siblings_and_cycles(backend):
+    rewards = torch.tensor([0.0, 0.7, 0.7, 0.7, 9.0, 9.0, 9.0], device=backend.device)
+    parents = torch.tensor([-1, 0, 0, 0, 5, 4, 4], device=backend.device)  # 4 and 5 are each other's parents
     for scale in ("none", "std"):
         got = tree_advantage(rewards, parents, scale=scale)
         assert got.zero.all()
@@ -63,14 +63,14 @@ def test_equal_siblings_and_cycles(twin):
         assert got.values[[4, 5]].isnan().all()
 
 
-def test_no_gradient(twin):
-    rewards = normal(4).to(twin.device).requires_grad_()
-    outputs = tree_advantage(rewards, torch.tensor([-1, 0, 0, 1], device=twin.device))
+def test_no_gradient(backend):
+    rewards = normal(4).to(backend.device).requires_grad_()
+    outputs = tree_advantage(rewards, torch.tensor([-1, 0, 0, 1], device=backend.device))
     assert not any(o.requires_grad for o in outputs)
 
 
-def test_empty(twin):
-    none = torch.zeros(0, device=twin.device)
+def test_empty(backend):
+    none = torch.zeros(0, device=backend.device)
     assert all(o.shape == (0,) for o in tree_advantage(none, none.long()))
 
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import warpup
 from tests.support.case import Case, Inputs, New, Thunk, name_of
+from tests.support.inputs import moved_to
 from warpup import arrays as core
 from warpup.divergence.divergence import DIVERGENCES, reference_divergence
 
 SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (2, 16), "bench": (512, 32000)}
-
-
-def moved_to(inputs: Inputs, device: str) -> Inputs:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 
 def row_options(size, generator) -> Inputs:
@@ -44,7 +40,7 @@ def divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
         inputs |= row_options(size, generator)
         student[..., [1, 3]] = -torch.inf
         teacher[..., [2, 3]] = -torch.inf
-    return moved_to(inputs, device)
+    return moved_to(device, inputs)
 
 
 def _divergence_arguments(x: Inputs) -> tuple:

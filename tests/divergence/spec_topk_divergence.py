@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 import warpup
-from tests.divergence.spec_divergence import SIZES, moved_to, row_options, temperature_of
+from tests.divergence.spec_divergence import SIZES, row_options, temperature_of
 from tests.support.case import Case, Inputs, New, Thunk, name_of
+from tests.support.inputs import moved_to
 from warpup import arrays as core
 from warpup.divergence.topk_divergence import reference_topk_divergence
 
@@ -26,7 +27,7 @@ def topk_divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
         logp[..., 2] = -torch.inf
         student.scatter_(-1, ids[..., 3:4], -torch.inf)
     acc = torch.float64 if dtype == torch.float64 else torch.float32
-    return moved_to({**inputs, "teacher_logp": logp.to(acc)}, device)
+    return moved_to(device, {**inputs, "teacher_logp": logp.to(acc)})
 
 
 def _topk_arguments(x: Inputs) -> tuple:

@@ -27,8 +27,8 @@ def swapping(kind, targets):
     return targets if kind == "logit_swap" else None
 
 
-def pair(twin, *shape, dtype=torch.float32):
-    return randn(*shape, seed=0).to(twin.device, dtype), randn(*shape, seed=1).to(twin.device, dtype)
+def pair(backend, *shape, dtype=torch.float32):
+    return randn(*shape, seed=0).to(backend.device, dtype), randn(*shape, seed=1).to(backend.device, dtype)
 
 
 @st.composite
@@ -87,17 +87,17 @@ def check_bound(inputs):
 
 @given(inputs=problems())
 @settings(max_examples=100)
-def test_shapes_strides_and_options(twin, inputs):
-    check_bound(to(twin.device, inputs))
+def test_shapes_strides_and_options(backend, inputs):
+    check_bound(to(backend.device, inputs))
 
 
 @each_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_launch(twin, kind, dtype):
+def test_each_launch(backend, kind, dtype):
     """Both sizes of block of the CUDA kernel, more than one piece of a row in its backward, a target in the last."""
     for vocab in (4096, 9001):
-        student, teacher = pair(twin, 2, vocab, dtype=dtype)
-        targets = swapping(kind, torch.tensor([vocab - 1, 17], device=twin.device))
+        student, teacher = pair(backend, 2, vocab, dtype=dtype)
+        targets = swapping(kind, torch.tensor([vocab - 1, 17], device=backend.device))
         CASE.check({"student_logits": student, "teacher_logits": teacher, "kind": kind, "targets": targets})
 
 
@@ -110,22 +110,22 @@ def test_streaming_stores():
 
 @each_kind
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (3, 0), (0, 0)])
-def test_nothing(twin, kind, shape):
-    student = torch.zeros(shape, device=twin.device, requires_grad=True)
-    targets = swapping(kind, torch.zeros(shape[:-1], dtype=torch.int64, device=twin.device))
-    mask = torch.zeros(shape[:-1], dtype=torch.bool, device=twin.device)
-    value = divergence(student, torch.zeros(shape, device=twin.device), kind=kind, targets=targets, mask=mask)
-    assert torch.equal(value, torch.zeros(shape[:-1], device=twin.device))
+def test_nothing(backend, kind, shape):
+    student = torch.zeros(shape, device=backend.device, requires_grad=True)
+    targets = swapping(kind, torch.zeros(shape[:-1], dtype=torch.int64, device=backend.device))
+    mask = torch.zeros(shape[:-1], dtype=torch.bool, device=backend.device)
+    value = divergence(student, torch.zeros(shape, device=backend.device), kind=kind, targets=targets, mask=mask)
+    assert torch.equal(value, torch.zeros(shape[:-1], device=backend.device))
     value.sum().backward()
     assert student.grad.shape == shape
 
 
 @pytest.mark.parametrize("layout", ["expanded", "strided"])
-def test_gradient_strides(twin, layout):
-    student, teacher = pair(twin, 3, 5, 131)
+def test_gradient_strides(backend, layout):
+    student, teacher = pair(backend, 3, 5, 131)
     gradient = {
-        "expanded": torch.tensor(0.3, device=twin.device).expand(3, 5),
-        "strided": randn(3, 10).to(twin.device)[:, ::2],
+        "expanded": torch.tensor(0.3, device=backend.device).expand(3, 5),
+        "strided": randn(3, 10).to(backend.device)[:, ::2],
     }[layout]
 
     def gradients(g):
@@ -135,19 +135,19 @@ def test_gradient_strides(twin, layout):
     assert torch.equal(gradients(gradient), gradients(gradient.contiguous()))
 
 
-def test_teacher_is_constant(twin):
-    student, teacher = (x.requires_grad_() for x in pair(twin, 3, 7))
+def test_teacher_is_constant(backend):
+    student, teacher = (x.requires_grad_() for x in pair(backend, 3, 7))
     divergence(student, teacher).sum().backward()
     assert teacher.grad is None
-    if twin.name != "hostcuda":  # its raw ops are not registered with autograd
+    if backend.name != "hostcuda":  # its raw ops are not registered with autograd
         assert not divergence(student.detach(), teacher).requires_grad
     assert student.grad.abs().max() > 0.01
 
 
 @each_kind
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_inplace_backward(twin, kind, dtype):
-    inputs = CASE.make(dtype=dtype, device=twin.device, variant=f"{kind}+special")
+def test_inplace_backward(backend, kind, dtype):
+    inputs = CASE.make(dtype=dtype, device=backend.device, variant=f"{kind}+special")
     *_, want = CASE.run(inputs)
     leaf = inputs["student_logits"].clone().requires_grad_()
     logits = leaf * 1
@@ -161,8 +161,8 @@ def test_inplace_backward(twin, kind, dtype):
 
 
 @each_kind
-def test_scale_by_t2(twin, kind):
-    inputs = CASE.make(device=twin.device, variant=f"{kind}+special")
+def test_scale_by_t2(backend, kind):
+    inputs = CASE.make(device=backend.device, variant=f"{kind}+special")
     value, gradient = CASE.run(inputs)
     scaled = CASE.run({**inputs, "scale_by_t2": True})
     torch.testing.assert_close(scaled[0], value * inputs["temperature"] ** 2)
@@ -175,9 +175,9 @@ def test_scale_by_t2(twin, kind):
 @each_kind
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("vocab", [6, 2600])
-def test_minus_infinity(twin, kind, dtype, vocab):
+def test_minus_infinity(backend, kind, dtype, vocab):
     """Whichever side rules tokens out, value and gradient are finite, and exact for the sum of what is left."""
-    student, teacher = pair(twin, 7, vocab, dtype=dtype)
+    student, teacher = pair(backend, 7, vocab, dtype=dtype)
     student[0, : vocab // 2] = -INF  # with vocab 2600: a whole block of the CPU kernel first
     teacher[1, : vocab // 2] = -INF
     student[2, 1:] = -INF
@@ -185,7 +185,7 @@ def test_minus_infinity(twin, kind, dtype, vocab):
     student[4, : vocab // 2], teacher[4, vocab // 2 :] = -INF, -INF  # no token in common
     student[5] = -INF
     teacher[6] = -INF
-    targets = torch.arange(7, device=twin.device) % vocab
+    targets = torch.arange(7, device=backend.device) % vocab
     inputs = {"student_logits": student, "teacher_logits": teacher, "kind": kind}
     inputs["targets"] = targets if kind == "logit_swap" else None
     CASE.check(inputs)
@@ -200,12 +200,12 @@ def test_minus_infinity(twin, kind, dtype, vocab):
 
 @each_kind
 @pytest.mark.parametrize("content", [NAN, INF, -INF])
-def test_masked_rows_are_exactly_zero(twin, kind, content):
+def test_masked_rows_are_exactly_zero(backend, kind, content):
     """Whatever stands in them, targets included."""
-    student, teacher = pair(twin, 4, 9)
+    student, teacher = pair(backend, 4, 9)
     student[1], teacher[2], student[3, 0], teacher[3, 1] = content, content, content, content
-    mask = torch.tensor([True, False, False, False], device=twin.device)
-    targets = swapping(kind, torch.tensor([3, -100, 9, -1], device=twin.device))
+    mask = torch.tensor([True, False, False, False], device=backend.device)
+    targets = swapping(kind, torch.tensor([3, -100, 9, -1], device=backend.device))
     inputs = {"student_logits": student, "teacher_logits": teacher, "kind": kind, "mask": mask, "targets": targets}
     value, grad = CASE.run(inputs)
     assert value[1:].tolist() == [0, 0, 0]
@@ -217,12 +217,12 @@ def test_masked_rows_are_exactly_zero(twin, kind, content):
 @each_kind
 @pytest.mark.parametrize("value", [INF, NAN])
 @pytest.mark.parametrize("side", ["student_logits", "teacher_logits"])
-def test_nan_and_infinity_stay_in_their_row(twin, kind, value, side):
+def test_nan_and_infinity_stay_in_their_row(backend, kind, value, side):
     if kind == "binary" and value == INF:
         pytest.skip("sigmoid(inf) = 1 is a number")
-    student, teacher = pair(twin, 3, 2600)
+    student, teacher = pair(backend, 3, 2600)
     inputs = {"student_logits": student, "teacher_logits": teacher, "kind": kind}
-    inputs["targets"] = swapping(kind, torch.tensor([0, 2000, 9], device=twin.device))
+    inputs["targets"] = swapping(kind, torch.tensor([0, 2000, 9], device=backend.device))
     inputs[side][1, 2500] = value
     result, grad = CASE.run(inputs)
     assert result.isnan().tolist() == [False, True, False]
@@ -232,11 +232,11 @@ def test_nan_and_infinity_stay_in_their_row(twin, kind, value, side):
 @each_kind
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e30])
 @pytest.mark.parametrize("temperature", [1.0, 0.01])
-def test_huge(twin, kind, size, temperature):
-    student, teacher = (x / 2 * size for x in pair(twin, 4, 65))
+def test_huge(backend, kind, size, temperature):
+    student, teacher = (x / 2 * size for x in pair(backend, 4, 65))
     student[2], teacher[3] = size, -size
     inputs = {"student_logits": student, "teacher_logits": teacher, "kind": kind, "temperature": temperature}
-    inputs["targets"] = swapping(kind, torch.arange(4, device=twin.device))
+    inputs["targets"] = swapping(kind, torch.arange(4, device=backend.device))
     CASE.check(inputs)
     value, grad = CASE.run(inputs)
     assert value.isfinite().all()
@@ -244,9 +244,9 @@ def test_huge(twin, kind, size, temperature):
 
 
 @each_kind
-def test_equal_distributions(twin, kind):
+def test_equal_distributions(backend, kind):
     """No divergence and no gradient, to rounding; logits differ by a constant, which only the binary kind sees."""
-    student, _ = pair(twin, 4, 300)
+    student, _ = pair(backend, 4, 300)
     shift = 0 if kind == "binary" else 2.0
     targets = swapping(kind, student.argmax(-1))  # nothing to swap
     inputs = {"student_logits": student, "teacher_logits": student + shift, "kind": kind, "targets": targets}
@@ -259,9 +259,9 @@ def test_equal_distributions(twin, kind):
 
 @each_kind
 @pytest.mark.parametrize("vocab", [300, 50000])
-def test_uniform(twin, kind, vocab):
+def test_uniform(backend, kind, vocab):
     """Equal terms, whose roundings all go one way, against the closed form: the teacher knows half of the tokens."""
-    student, teacher = torch.zeros(2, 1, vocab, device=twin.device)
+    student, teacher = torch.zeros(2, 1, vocab, device=backend.device)
     teacher[:, vocab // 2 :] = -INF
     half, log2 = vocab // 2, math.log(2)
     want = {
@@ -273,17 +273,17 @@ def test_uniform(twin, kind, vocab):
         "logit_swap": log2,
         "binary": half * log2,
     }[kind]
-    targets = swapping(kind, torch.zeros(1, dtype=torch.int64, device=twin.device))
+    targets = swapping(kind, torch.zeros(1, dtype=torch.int64, device=backend.device))
     value = divergence(student, teacher, kind=kind, targets=targets)
     assert value.item() == pytest.approx(want, rel=1e-6, abs=1e-6)
 
 
-def test_swap_of_equal_maxima(twin):
+def test_swap_of_equal_maxima(backend):
     """The first of equal logits counts as the largest."""
-    teacher = torch.tensor([[1.0, 3.0, 0.0, 3.0]], device=twin.device)
-    student, targets = randn(1, 4).to(twin.device), torch.tensor([2], device=twin.device)
+    teacher = torch.tensor([[1.0, 3.0, 0.0, 3.0]], device=backend.device)
+    student, targets = randn(1, 4).to(backend.device), torch.tensor([2], device=backend.device)
     got = divergence(student, teacher, kind="logit_swap", targets=targets)
-    want = divergence(student, torch.tensor([[1.0, 0.0, 3.0, 3.0]], device=twin.device))
+    want = divergence(student, torch.tensor([[1.0, 0.0, 3.0, 3.0]], device=backend.device))
     torch.testing.assert_close(got, want)
 
 
@@ -291,12 +291,12 @@ def test_swap_of_equal_maxima(twin):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_trl(twin, beta):
+def test_trl(backend, beta):
     """TRL's generalized_jsd_loss, values and gradients. Its mixture is ours (beta: the teacher's share) and so are its
     ends: 0 is forward, 1 reverse. Reduction "sum" takes ours summed; masked tokens are left out of both."""
     gkd = pytest.importorskip("trl.experimental.gkd.gkd_trainer")
-    student, teacher = pair(twin, 2, 3, 300)
-    labels = torch.tensor([[1, -100, 3], [4, 5, -100]], device=twin.device)
+    student, teacher = pair(backend, 2, 3, 300)
+    labels = torch.tensor([[1, -100, 3], [4, 5, -100]], device=backend.device)
     mine, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
     value = divergence(mine, teacher, kind="jsd", beta=beta, temperature=1.7, mask=labels != -100).sum()
     want = gkd.GKDTrainer.generalized_jsd_loss(theirs, teacher, labels, beta=beta, temperature=1.7, reduction="sum")
@@ -305,14 +305,14 @@ def test_trl(twin, beta):
     torch.testing.assert_close(mine.grad, theirs.grad)
 
 
-def test_jsd_ends(twin):
-    student, teacher = pair(twin, 4, 50)
+def test_jsd_ends(backend):
+    student, teacher = pair(backend, 4, 50)
     for beta, kind in ((0.0, "forward"), (1.0, "reverse")):
         assert torch.equal(divergence(student, teacher, kind="jsd", beta=beta), divergence(student, teacher, kind=kind))
 
 
-def test_kl_div(twin):
-    student, teacher = pair(twin, 5, 300)
+def test_kl_div(backend):
+    student, teacher = pair(backend, 5, 300)
     s, t = student.log_softmax(-1), teacher.log_softmax(-1)
     forward, reverse = (F.kl_div(a, b, reduction="none", log_target=True).sum(-1) for a, b in ((s, t), (t, s)))
     torch.testing.assert_close(divergence(student, teacher), forward)
@@ -323,18 +323,18 @@ def test_kl_div(twin):
     torch.testing.assert_close(divergence(student, teacher, kind="symmetric_ce"), ce)
 
 
-def test_binary_cross_entropy(twin):
-    student, teacher = pair(twin, 5, 300)
+def test_binary_cross_entropy(backend):
+    student, teacher = pair(backend, 5, 300)
     t = (teacher / 2).sigmoid()
     entropy = F.binary_cross_entropy(t, t, reduction="none")
     want = 4 * (F.binary_cross_entropy_with_logits(student / 2, t, reduction="none") - entropy).sum(-1)
     torch.testing.assert_close(divergence(student, teacher, kind="binary", temperature=2.0, scale_by_t2=True), want)
 
 
-def test_liger(twin):
+def test_liger(backend):
     """Liger-Kernel's chunked jsd: `beta` weighs its teacher's term, as here; its chunk sums over the tokens."""
     liger = pytest.importorskip("liger_kernel.chunked_loss.jsd_loss").LigerFusedLinearJSDFunction
-    student, teacher = pair(twin, 5, 300)
+    student, teacher = pair(backend, 5, 300)
     for beta in (0.0, 0.3, 1.0):
         got = divergence(student, teacher, kind="jsd", beta=beta).sum()
         torch.testing.assert_close(got, liger.distillation_loss_fn(student, teacher, beta=beta))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from tests.conftest import Backend
 from tests.divergence.test_divergence import each_kind, randn, swapping
 from tests.logprob.test_token_logprob import FLOATS
 from tests.support.cases import agree, gradients_of, nudged
@@ -11,14 +12,14 @@ from warpup import divergence, linear_divergence
 from warpup.divergence.linear_divergence import reference_linear_divergence
 
 
-def problem(twin, n=7, vocab=131, h_s=5, h_t=6, dtype=torch.float32, kind="forward"):
+def problem(backend, n=7, vocab=131, h_s=5, h_t=6, dtype=torch.float32, kind="forward"):
     shapes = {"student_hidden": (n, h_s), "student_weight": (vocab, h_s)}
     shapes |= {"teacher_hidden": (n, h_t), "teacher_weight": (vocab, h_t)}
-    inputs = {k: randn(*s, seed=i, scale=1.0).to(twin.device, dtype) for i, (k, s) in enumerate(shapes.items())}
+    inputs = {k: randn(*s, seed=i, scale=1.0).to(backend.device, dtype) for i, (k, s) in enumerate(shapes.items())}
     options = {"kind": kind, "beta": 0.3 if kind == "jsd" else None}
-    options["mask"] = torch.arange(n, device=twin.device) != 1
-    options["temperature"] = torch.linspace(0.5, 1.5, n, device=twin.device)
-    options["targets"] = swapping(kind, torch.arange(n, device=twin.device) % vocab)
+    options["mask"] = torch.arange(n, device=backend.device) != 1
+    options["temperature"] = torch.linspace(0.5, 1.5, n, device=backend.device)
+    options["targets"] = swapping(kind, torch.arange(n, device=backend.device) % vocab)
     return inputs, options
 
 
@@ -31,8 +32,8 @@ def run(function, inputs, options, wrt=("student_hidden", "student_weight")):
 @each_kind
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("chunk", [None, 3])
-def test_reference(twin, kind, dtype, chunk):
-    inputs, options = problem(twin, dtype=dtype, kind=kind)
+def test_reference(backend, kind, dtype, chunk):
+    inputs, options = problem(backend, dtype=dtype, kind=kind)
     got = run(linear_divergence, inputs, {**options, "chunk": chunk})
     want = run(reference_linear_divergence, {k: v.double() for k, v in inputs.items()}, options)
     perturbed = (inputs, *(nudged(inputs, seed) for seed in range(4)))
@@ -40,30 +41,30 @@ def test_reference(twin, kind, dtype, chunk):
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 100])
-def test_chunks(twin, chunk):
+def test_chunks(backend, chunk):
     """Values do not depend on the chunk beyond the GEMM's rounding; N = 0 has no chunk at all."""
-    inputs, options = problem(twin, dtype=torch.float64)
+    inputs, options = problem(backend, dtype=torch.float64)
     want = run(linear_divergence, inputs, options)
     for g, w in zip(run(linear_divergence, inputs, {**options, "chunk": chunk}), want, strict=True):
         torch.testing.assert_close(g, w)
-    value, hidden, weight = run(linear_divergence, *problem(twin, n=0))
+    value, hidden, weight = run(linear_divergence, *problem(backend, n=0))
     assert value.shape == (0,)
     assert hidden.shape == (0, 5)
     assert (weight == 0).all()
 
 
 @each_kind
-def test_gradcheck(twin, kind):
-    inputs, options = problem(twin, n=3, vocab=7, dtype=torch.float64, kind=kind)
+def test_gradcheck(backend, kind):
+    inputs, options = problem(backend, n=3, vocab=7, dtype=torch.float64, kind=kind)
     frozen = [inputs[k] for k in ("teacher_hidden", "teacher_weight")]
     varied = [inputs[k].requires_grad_() for k in ("student_hidden", "student_weight")]
     assert torch.autograd.gradcheck(lambda h, w: linear_divergence(h, w, *frozen, chunk=2, **options), varied)
 
 
 @pytest.mark.parametrize("wrt", [("student_hidden",), ("student_weight",)])
-def test_frozen(twin, wrt, monkeypatch):
+def test_frozen(backend, wrt, monkeypatch):
     """What is frozen costs no GEMM."""
-    inputs, options = problem(twin)
+    inputs, options = problem(backend)
     want = dict(zip(("student_hidden", "student_weight"), run(linear_divergence, inputs, options)[1:], strict=True))
     calls = []
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -74,18 +75,18 @@ def test_frozen(twin, wrt, monkeypatch):
     assert sum(name != "aten::addmm" for name in calls) == 5, "2 forward, these 2 again, 1 gradient"
 
 
-def test_leading_dimensions(twin):
-    inputs, options = problem(twin, n=6)
+def test_leading_dimensions(backend):
+    inputs, options = problem(backend, n=6)
     want = linear_divergence(**inputs, **options)
     rows = {k: v.view(2, 3, -1) for k, v in inputs.items() if "hidden" in k}
     per_row = {k: v.view(2, 3) for k, v in options.items() if isinstance(v, torch.Tensor)}
     assert torch.equal(linear_divergence(**{**inputs, **rows}, **{**options, **per_row}), want.view(2, 3))
 
 
-def test_weight_gradient_adds_up_in_float32(twin):
+def test_weight_gradient_adds_up_in_float32(backend):
     """512 chunks of one row: in bfloat16 the sum would stop growing at 256 times its terms."""
     n, vocab = 512, 5
-    ones = {"dtype": torch.bfloat16, "device": twin.device}
+    ones = {"dtype": torch.bfloat16, "device": backend.device}
     weight = torch.zeros(vocab, 1, **ones).requires_grad_()
     teacher = torch.arange(vocab, **ones).unsqueeze(1)
     value = linear_divergence(torch.ones(n, 1, **ones), weight, torch.ones(n, 1, **ones), teacher, chunk=1)
@@ -99,7 +100,7 @@ def test_compile(device):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(linear_divergence, fullgraph=True, dynamic=True, backend=counter)
     for n in (7, 9):
-        inputs, options = problem(type("Twin", (), {"device": device}), n=n)
+        inputs, options = problem(Backend(device, device), n=n)
         options |= {"temperature": 1.5, "chunk": 4}
         compilations = counter.frame_count
         got, want = (run(f, inputs, options) for f in (compiled, linear_divergence))
@@ -109,7 +110,7 @@ def test_compile(device):
 
 
 def test_opcheck(device):
-    inputs, options = problem(type("Twin", (), {"device": device}))
+    inputs, options = problem(Backend(device, device))
     args = (*inputs.values(), options["temperature"], options["mask"], None, "forward", 1.0, 0.5, 3)
     torch.library.opcheck(torch.ops.warpup.linear_divergence.default, args)
     value, stats = torch.ops.warpup.linear_divergence(*args)
@@ -121,7 +122,7 @@ def test_opcheck(device):
 def test_liger(device, beta):
     """Liger-Kernel's fused linear jsd with the soft loss alone: its loss is the mean over tokens that are not -100."""
     liger = pytest.importorskip("liger_kernel.chunked_loss.jsd_loss").LigerFusedLinearJSDFunction
-    inputs, _ = problem(type("Twin", (), {"device": device}), n=6)
+    inputs, _ = problem(Backend(device, device), n=6)
     labels = torch.tensor([1, -100, 3, 4, -100, 5], device=device)
     mine, theirs = ({k: v.clone().requires_grad_() for k, v in inputs.items()} for _ in range(2))
     value = linear_divergence(**mine, kind="jsd", beta=beta, mask=labels != -100).sum() / 4

@@ -14,9 +14,9 @@ CASE = OPS["topk_divergence"]
 NAN = math.nan
 
 
-def test_of_everything_is_forward(twin):
-    student, teacher = pair(twin, 3, 50)
-    ids = torch.stack([torch.randperm(50) for _ in range(3)]).to(twin.device)
+def test_of_everything_is_forward(backend):
+    student, teacher = pair(backend, 3, 50)
+    ids = torch.stack([torch.randperm(50) for _ in range(3)]).to(backend.device)
     mine, full = student.clone().requires_grad_(), student.clone().requires_grad_()
     value = topk_divergence(mine, ids, teacher.log_softmax(-1).gather(-1, ids))
     want = divergence(full, teacher)
@@ -28,24 +28,24 @@ def test_of_everything_is_forward(twin):
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 2050), (0, 5), (1, 9001)])
 @pytest.mark.parametrize("k", [0, 1, 5, 300])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_shapes(twin, shape, k, dtype):
-    student = randn(*shape).to(twin.device, dtype)
-    ids = torch.randint(shape[-1], (*shape[:-1], k), generator=torch.Generator().manual_seed(0)).to(twin.device)
-    logp = randn(*shape[:-1], max(k, 1), seed=1).log_softmax(-1)[..., :k].to(twin.device)
+def test_shapes(backend, shape, k, dtype):
+    student = randn(*shape).to(backend.device, dtype)
+    ids = torch.randint(shape[-1], (*shape[:-1], k), generator=torch.Generator().manual_seed(0)).to(backend.device)
+    logp = randn(*shape[:-1], max(k, 1), seed=1).log_softmax(-1)[..., :k].to(backend.device)
     CASE.check({"student_logits": student, "teacher_ids": ids, "teacher_logp": logp, "temperature": 0.7})
 
 
-def test_is_not_renormalised(twin):
+def test_is_not_renormalised(backend):
     """Half of the teacher's mass listed, on a token to which the student gives all: log(.5) / 2."""
-    student = torch.tensor([[100.0, 0.0]], device=twin.device)
-    ids, logp = torch.tensor([[0]], device=twin.device), torch.tensor([[math.log(0.5)]], device=twin.device)
+    student = torch.tensor([[100.0, 0.0]], device=backend.device)
+    ids, logp = torch.tensor([[0]], device=backend.device), torch.tensor([[math.log(0.5)]], device=backend.device)
     torch.testing.assert_close(topk_divergence(student, ids, logp).item(), 0.5 * math.log(0.5))
 
 
-def test_masked_rows(twin):
-    student = torch.full((2, 5), NAN, device=twin.device, requires_grad=True)
-    ids, logp = torch.full((2, 3), -1, device=twin.device), torch.full((2, 3), NAN, device=twin.device)
-    value = topk_divergence(student, ids, logp, mask=torch.zeros(2, dtype=torch.bool, device=twin.device))
+def test_masked_rows(backend):
+    student = torch.full((2, 5), NAN, device=backend.device, requires_grad=True)
+    ids, logp = torch.full((2, 3), -1, device=backend.device), torch.full((2, 3), NAN, device=backend.device)
+    value = topk_divergence(student, ids, logp, mask=torch.zeros(2, dtype=torch.bool, device=backend.device))
     value.sum().backward()
     assert value.tolist() == [0, 0]
     assert (student.grad == 0).all()

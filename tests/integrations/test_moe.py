@@ -20,14 +20,14 @@ def run(model, ids, implementation):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_same_as_eager(name, twin):
-    model = mixture_of(name).double().to(twin.device)
+def test_same_as_eager(name, backend):
+    model = mixture_of(name).double().to(backend.device)
     for p in model.parameters():  # as initialised, some are 0 or too small to matter
         torch.nn.init.normal_(p, std=0.3)
     experts = [m for m in model.modules() if hasattr(m, "is_transposed")]
     assert experts
     assert {transformers_moe.kind_of(m) for m in experts} == {MODELS[name][2]}
-    ids = torch.randint(3, 31, (2, 9), device=twin.device)
+    ids = torch.randint(3, 31, (2, 9), device=backend.device)
     got, want = run(model, ids, "warpup"), run(model, ids, "eager")
     torch.testing.assert_close(got[0], want[0], rtol=1e-9, atol=1e-9)
     assert got[1].keys() == want[1].keys()

@@ -30,19 +30,19 @@ def plain(kind, x):
 
 @given(shape=SHAPES, dtype=st.sampled_from(FLOATS), kind=st.sampled_from(VARIANTS), seed=st.integers(0, 1000))
 @settings(max_examples=30)
-def test_shapes(twin, shape, dtype, kind, seed):
+def test_shapes(backend, shape, dtype, kind, seed):
     # The radius is half the difference of two rounded values; what the naive formula errs by in one number is luck.
-    CASE.check(CASE.inputs(shape, dtype, twin.device, seed, kind), times=4 if math.prod(shape) <= 3 else 2)
+    CASE.check(CASE.inputs(shape, dtype, backend.device, seed, kind), times=4 if math.prod(shape) <= 3 else 2)
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_sound_and_tight(twin, kind):
+def test_sound_and_tight(backend, kind):
     """Of 1001 points in each box none is outside the bounds, and some come as near to them as the grid is fine."""
     generator = torch.Generator().manual_seed(0)
-    center = (4 * torch.randn(400, generator=generator, dtype=torch.float64)).to(twin.device)
-    radius = (2 * torch.rand(400, generator=generator, dtype=torch.float64)).to(twin.device)
+    center = (4 * torch.randn(400, generator=generator, dtype=torch.float64)).to(backend.device)
+    radius = (2 * torch.rand(400, generator=generator, dtype=torch.float64)).to(backend.device)
     c, r = run(kind, center, radius)
-    grid = torch.linspace(-1, 1, 1001, dtype=torch.float64, device=twin.device).unsqueeze(1)
+    grid = torch.linspace(-1, 1, 1001, dtype=torch.float64, device=backend.device).unsqueeze(1)
     values = plain(kind, center + grid * radius)
     step = plain(kind, center + radius).abs().clamp_min(1) * (radius / 500).square() + 1e-12  # around a minimum
     assert (values.amin(0) >= c - r - 1e-9 * (1 + c.abs())).all()
@@ -52,8 +52,8 @@ def test_sound_and_tight(twin, kind):
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_a_larger_box_gives_a_larger_box(twin, kind):
-    x = CASE.make("small", torch.float64, twin.device, variant=kind)
+def test_a_larger_box_gives_a_larger_box(backend, kind):
+    x = CASE.make("small", torch.float64, backend.device, variant=kind)
     c, r = run(kind, x["center"], x["radius"])
     wide_c, wide_r = run(kind, x["center"] + 0.1, x["radius"] + 0.3)
     slack = 1e-12 * (1 + c.abs() + r)
@@ -63,8 +63,8 @@ def test_a_larger_box_gives_a_larger_box(twin, kind):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("kind", VARIANTS)
-def test_no_box_is_the_plain_function(twin, kind, dtype):
-    x = torch.linspace(-12, 12, 2001, dtype=torch.float64).to(twin.device, dtype)
+def test_no_box_is_the_plain_function(backend, kind, dtype):
+    x = torch.linspace(-12, 12, 2001, dtype=torch.float64).to(backend.device, dtype)
     center, radius, clean = run(kind, x, torch.zeros_like(x), x)
     assert torch.equal(center, clean)
     assert not radius.any()
@@ -73,10 +73,10 @@ def test_no_box_is_the_plain_function(twin, kind, dtype):
     torch.testing.assert_close(clean.double(), want, rtol=2 * one, atol=one)
 
 
-def test_gelu_hand_values(twin):
+def test_gelu_hand_values(backend):
     """A minimum outside of the box is no bound: on [5, 6] the lower bound is 5, where a peer says -.17."""
-    center = torch.tensor([5.5, -1.5, 0.0, -2.0], device=twin.device)
-    radius = torch.tensor([0.5, 0.5, 2.0, 1.5], device=twin.device)
+    center = torch.tensor([5.5, -1.5, 0.0, -2.0], device=backend.device)
+    radius = torch.tensor([0.5, 0.5, 2.0, 1.5], device=backend.device)
     c, r = warpup.interval_gelu(center, radius)
     lower, upper = (c - r).tolist(), (c + r).tolist()
     assert lower == pytest.approx([4.9999986, -0.1587, -0.16997, -0.16997], abs=1e-4)
@@ -96,18 +96,18 @@ def test_minima(kind):
     assert [g.item() for g in torch.autograd.grad(c - r, (center, radius))] == [0, 0]
 
 
-def test_tiny_boxes_keep_their_digits(twin):
+def test_tiny_boxes_keep_their_digits(backend):
     """tanh and ELU near 0, where 1 - e^x would lose them."""
-    radius = torch.tensor([1e-6, 1e-12, 1e-30], device=twin.device)
+    radius = torch.tensor([1e-6, 1e-12, 1e-30], device=backend.device)
     for kind in ("tanh", "elu"):
-        _, r = run(kind, torch.zeros(3, device=twin.device), radius)
+        _, r = run(kind, torch.zeros(3, device=backend.device), radius)
         slope = 1 if kind == "tanh" else 0.85
         torch.testing.assert_close(r, slope * radius, rtol=1e-5, atol=0)
 
 
-def test_special_values(twin):
-    center = torch.tensor([NAN, 0, -INF, 0, 1], device=twin.device)
-    radius = torch.tensor([1, NAN, 0, INF, -1], device=twin.device)
+def test_special_values(backend):
+    center = torch.tensor([NAN, 0, -INF, 0, 1], device=backend.device)
+    radius = torch.tensor([1, NAN, 0, INF, -1], device=backend.device)
     for kind in VARIANTS:
         c, r = run(kind, center, radius)
         assert c[:2].isnan().all()
@@ -120,9 +120,14 @@ def test_special_values(twin):
     assert warpup.interval_exp(torch.tensor([100.0, -200]), torch.zeros(2))[0].tolist() == [INF, 0]
 
 
-def test_layouts_and_expanded_gradients(twin):
-    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).to(twin.device).movedim(0, 2).requires_grad_()
-    radius = torch.full((), 0.3, device=twin.device).expand(4, 5, 3)
+def test_layouts_and_expanded_gradients(backend):
+    x = (
+        torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+        .to(backend.device)
+        .movedim(0, 2)
+        .requires_grad_()
+    )
+    radius = torch.full((), 0.3, device=backend.device).expand(4, 5, 3)
     c, r = warpup.interval_tanh(x, radius)
     c.sum().backward()
     want = 0.5 * ((1 - (x - 0.3).tanh() ** 2) + (1 - (x + 0.3).tanh() ** 2))
@@ -149,9 +154,9 @@ def test_messages(call, message):
         call(torch.ones(3))
 
 
-def test_named_functions(twin):
+def test_named_functions(backend):
     """Each public name is its own function."""
-    x = CASE.make("small", torch.float32, twin.device)
+    x = CASE.make("small", torch.float32, backend.device)
     given = x["center"], x["radius"]
     named = {kind: getattr(warpup, f"interval_{kind}") for kind in VARIANTS if kind != "gelu_tanh"}
     named["gelu_tanh"] = lambda *box: warpup.interval_gelu(*box, approximate="tanh")

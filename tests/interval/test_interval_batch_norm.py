@@ -46,9 +46,9 @@ def problems(draw):
 
 @given(problem=problems())
 @settings(max_examples=40)
-def test_shapes_layouts_and_options(twin, problem):
+def test_shapes_layouts_and_options(backend, problem):
     x, kept = problem
-    x = {k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
+    x = {k: v.to(backend.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
     x = gentle(x) if kept else x
     got = NORM.run(x)
     dtype = x["center"].dtype
@@ -59,22 +59,22 @@ def test_shapes_layouts_and_options(twin, problem):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("variant", ["clean", "frozen"])
-def test_from_the_relus_results_as_from_its_inputs(variant, dtype, twin):
+def test_from_the_relus_results_as_from_its_inputs(variant, dtype, backend):
     """The backward that keeps the results is the derivative, and keeps what the next layer keeps."""
-    x = gentle(NORM.make("small", dtype, twin.device, variant=variant))
+    x = gentle(NORM.make("small", dtype, backend.device, variant=variant))
     NORM.check(x)
     x = {k: v.detach().requires_grad_() if k in NORM.differentiable else v for k, v in x.items()}
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
         outputs = interval_batch_norm(**x)
-    same = twin.device == "cpu"
+    same = backend.device == "cpu"
     assert (outputs[0].data_ptr() in kept and outputs[1].data_ptr() in kept) == same
     assert (x["center"].data_ptr() in kept) != same
     assert outputs[2].data_ptr() not in kept
 
 
-def test_gradcheck_from_results(twin):
-    x = gentle(NORM.make("grad", torch.float64, twin.device, variant="clean"))
+def test_gradcheck_from_results(backend):
+    x = gentle(NORM.make("grad", torch.float64, backend.device, variant="clean"))
     names = NORM.differentiable
     inputs = tuple(x[k].requires_grad_() for k in names)
     assert torch.autograd.gradcheck(lambda *v: interval_batch_norm(**{**x, **dict(zip(names, v, strict=True))}), inputs)
@@ -82,8 +82,8 @@ def test_gradcheck_from_results(twin):
 
 @pytest.mark.parametrize("variant", NORM.variants)
 @pytest.mark.parametrize("name", BoxSums._fields)
-def test_each_sum_and_its_gradient(name, variant, twin):
-    x = NORM.make("grad", torch.float64, twin.device, variant=variant) | {"sums": True}
+def test_each_sum_and_its_gradient(name, variant, backend):
+    x = NORM.make("grad", torch.float64, backend.device, variant=variant) | {"sums": True}
     names = NORM.differentiable
     inputs = tuple(x[k].requires_grad_() for k in names)
 
@@ -97,30 +97,30 @@ def test_each_sum_and_its_gradient(name, variant, twin):
         assert torch.autograd.gradcheck(one, inputs)
 
 
-def test_sums_keep_their_digits(twin):
+def test_sums_keep_their_digits(backend):
     """Squares around a mean that is 100 times the spread, summed up in float64."""
     generator = torch.Generator().manual_seed(0)
     c = 100 + torch.randn(64, 900, generator=generator)
     r = torch.rand(64, 900, generator=generator)
-    sums = interval_relu(c.to(twin.device), r.to(twin.device), sums=True)[-1]
+    sums = interval_relu(c.to(backend.device), r.to(backend.device), sums=True)[-1]
     want = reference_interval_relu(c.double(), r.double(), sums=True)[-1]
     for got, w in zip(sums, want, strict=True):
         assert float(got) == pytest.approx(float(w), rel=1e-6)
 
 
-def test_negative_scale_by_hand(twin):
+def test_negative_scale_by_hand(backend):
     """(x - 3) / 2 times -1 plus 2, for x in [1, 3]: from 2 to 3."""
-    one = torch.ones(1, device=twin.device)
-    x = torch.full((1, 1), 2.0, device=twin.device)
+    one = torch.ones(1, device=backend.device)
+    x = torch.full((1, 1), 2.0, device=backend.device)
     c, r = interval_batch_norm(x, x / 2, 3 * one, 4 * one, -one, 2 * one, eps=0.0)
     assert c.item() == 2.5
     assert r.item() == 0.5
 
 
-def test_running_statistics(twin):
-    x = NORM.make("small", torch.float32, twin.device)
-    mean, var = torch.zeros(7, device=twin.device), torch.ones(7, device=twin.device)
-    peer = torch.nn.BatchNorm1d(7, device=twin.device)
+def test_running_statistics(backend):
+    x = NORM.make("small", torch.float32, backend.device)
+    mean, var = torch.zeros(7, device=backend.device), torch.ones(7, device=backend.device)
+    peer = torch.nn.BatchNorm1d(7, device=backend.device)
     x |= {"running_mean": mean, "running_var": var, "relu": False}
     clean = interval_batch_norm(**x)[2]
     want = peer(x["clean"])
@@ -129,12 +129,12 @@ def test_running_statistics(twin):
     torch.testing.assert_close(clean, (want * x["weight"].view(-1, 1) + x["bias"].view(-1, 1)).detach())
 
 
-def test_contains_is_monotone_and_exact_at_points(twin):
-    x = NORM.make("small", torch.float64, twin.device, variant="frozen")
+def test_contains_is_monotone_and_exact_at_points(backend):
+    x = NORM.make("small", torch.float64, backend.device, variant="frozen")
     c, r, _ = interval_batch_norm(**x)
     generator = torch.Generator().manual_seed(1)
     for _ in range(40):
-        t = (2 * torch.rand(x["radius"].shape, generator=generator, dtype=torch.float64) - 1).to(twin.device)
+        t = (2 * torch.rand(x["radius"].shape, generator=generator, dtype=torch.float64) - 1).to(backend.device)
         point = {**x, "center": x["center"] + t * x["radius"], "radius": torch.zeros_like(x["radius"])}
         y, zero, _ = interval_batch_norm(**{**point, "clean": point["center"]})
         assert ((y - c).abs() <= r + 1e-12).all()
@@ -145,9 +145,9 @@ def test_contains_is_monotone_and_exact_at_points(twin):
     assert (lc + lr >= c + r - 1e-12).all()
 
 
-def test_relu_keeps_active_boxes_bit_for_bit_and_nan(twin):
-    c = torch.tensor([3.0, -3.0, 0.1, torch.nan, 1.0, 0.0], device=twin.device)
-    r = torch.tensor([0.1, 0.1, 0.3, 0.1, torch.nan, 0.0], device=twin.device)
+def test_relu_keeps_active_boxes_bit_for_bit_and_nan(backend):
+    c = torch.tensor([3.0, -3.0, 0.1, torch.nan, 1.0, 0.0], device=backend.device)
+    r = torch.tensor([0.1, 0.1, 0.3, 0.1, torch.nan, 0.0], device=backend.device)
     out_c, out_r, clean = interval_relu(c, r, clean=c)
     assert out_c[0] == c[0]
     assert out_r[0] == r[0]

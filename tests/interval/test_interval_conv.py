@@ -14,7 +14,7 @@ CONVS = {1: interval_conv1d, 2: interval_conv2d}
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize("mode", ["midpoint", "exact"])
 @pytest.mark.parametrize("padding", [2, "same", "valid"])
-def test_convolutions_are_linear_maps_of_windows(dims, mode, padding, twin):
+def test_convolutions_are_linear_maps_of_windows(dims, mode, padding, backend):
     """Without weight radius, with one, grouped, dilated; against linear maps made of unit inputs."""
     generator = torch.Generator().manual_seed(3)
     shape, kernel = (2, 4, 7, 6)[: 2 + dims], (3, 3)[:dims]
@@ -27,7 +27,7 @@ def test_convolutions_are_linear_maps_of_windows(dims, mode, padding, twin):
     dense, radius = (conv(units, t, **places).flatten(1).t().contiguous() for t in (w, q))
     bias = torch.randn(6, generator=generator, dtype=torch.float64)
     want = interval_linear(c.flatten(1), r.flatten(1), dense, weight_radius=radius, mode=mode)
-    c, r, w, q, bias = (t.to(twin.device) for t in (c, r, w, q, bias))
+    c, r, w, q, bias = (t.to(backend.device) for t in (c, r, w, q, bias))
     got = CONVS[dims](c, r, w, bias, weight_radius=q, mode=mode, **places)
     each = bias.view(-1, *[1] * dims)
     for g, wanted in zip((got[0] - each, got[1]), want, strict=True):

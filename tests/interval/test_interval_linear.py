@@ -48,9 +48,9 @@ def problems(draw):
 
 @given(x=problems())
 @settings(max_examples=60)
-def test_shapes_and_layouts(twin, x):
+def test_shapes_and_layouts(backend, x):
     case = WEIGHTS if "weight_radius" in x else PLAIN
-    x = {k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
+    x = {k: v.to(backend.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
     want = case.run(upcast(x), case.reference)
     for got, naive, w in zip(case.run(x), case.run(x, case.reference), want, strict=True):
         assert got.shape == w.shape
@@ -59,14 +59,14 @@ def test_shapes_and_layouts(twin, x):
             assert error <= 2 * plain + 64 * torch.finfo(got.dtype).eps * w.abs().max().clamp_min(1)
 
 
-def test_exact_is_the_hull_of_all_corners(twin):
+def test_exact_is_the_hull_of_all_corners(backend):
     """Signed inputs and weights: no corner outside, and both ends are reached by one."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(30):
         c, w = (torch.randn(2, generator=generator, dtype=torch.float64) for _ in range(2))
         r, q = (torch.rand(2, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
-        options = {"weight_radius": q.unsqueeze(0).to(twin.device), "mode": "exact"}
-        box = [t.unsqueeze(0).to(twin.device) for t in (c, r, w)]
+        options = {"weight_radius": q.unsqueeze(0).to(backend.device), "mode": "exact"}
+        box = [t.unsqueeze(0).to(backend.device) for t in (c, r, w)]
         got_c, got_r = (t.cpu().item() for t in interval_linear(*box, **options))
         signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=4)), dtype=torch.float64)
         values = ((c + signs[:, :2] * r) * (w + signs[:, 2:] * q)).sum(1)
@@ -74,8 +74,8 @@ def test_exact_is_the_hull_of_all_corners(twin):
         assert got_c + got_r == pytest.approx(values.max().item(), abs=1e-13)
 
 
-def test_midpoint_contains_exact_and_is_at_most_half_wider(twin):
-    x = WEIGHTS.make("small", torch.float64, twin.device, variant="exact")
+def test_midpoint_contains_exact_and_is_at_most_half_wider(backend):
+    x = WEIGHTS.make("small", torch.float64, backend.device, variant="exact")
     (ce, re, _), (cm, rm, _) = (interval_linear(**{**x, "mode": m}) for m in ("exact", "midpoint"))
     assert (cm - rm <= ce - re + 1e-12).all()
     assert (cm + rm >= ce + re - 1e-12).all()
@@ -84,10 +84,10 @@ def test_midpoint_contains_exact_and_is_at_most_half_wider(twin):
 
 
 @pytest.mark.parametrize("op", ["interval_linear", "interval_weights", "interval_conv2d", "interval_conv2d_weights"])
-def test_contains_what_it_bounds(op, twin):
+def test_contains_what_it_bounds(op, backend):
     case = OPS[op]
     for variant in case.variants:
-        x = case.make("small", torch.float64, twin.device, variant=variant)
+        x = case.make("small", torch.float64, backend.device, variant=variant)
         x.pop("clean")
         c, r = case.call(**x)
         points = {k: v for k, v in x.items() if k not in ("radius", "weight_radius", "mode")}
@@ -104,9 +104,9 @@ def test_contains_what_it_bounds(op, twin):
 
 
 @pytest.mark.parametrize("op", ["interval_linear", "interval_weights", "interval_conv2d"])
-def test_a_larger_box_gives_a_larger_one(op, twin):
+def test_a_larger_box_gives_a_larger_one(op, backend):
     case = OPS[op]
-    x = case.make("small", torch.float64, twin.device, variant=case.variants[-1])
+    x = case.make("small", torch.float64, backend.device, variant=case.variants[-1])
     x.pop("clean")
     larger = {**x, "center": x["center"] + 0.3 * x["radius"], "radius": 1.4 * x["radius"]}
     (c, r), (lc, lr) = case.call(**x), case.call(**larger)
@@ -115,16 +115,16 @@ def test_a_larger_box_gives_a_larger_one(op, twin):
 
 
 @pytest.mark.parametrize("op", ["interval_linear", "interval_conv2d"])
-def test_a_point_goes_the_clean_way(op, twin):
+def test_a_point_goes_the_clean_way(op, backend):
     case = OPS[op]
-    x = case.make("small", torch.float32, twin.device)
+    x = case.make("small", torch.float32, backend.device)
     c, r, clean = case.call(**{**x, "radius": torch.zeros_like(x["radius"]), "clean": x["center"].clone()})
     assert torch.equal(c, clean)
     assert (r == 0).all()
 
 
-def test_the_same_operand_for_clean_costs_nothing_and_gets_both_gradients(twin):
-    x = PLAIN.make("small", torch.float64, twin.device)
+def test_the_same_operand_for_clean_costs_nothing_and_gets_both_gradients(backend):
+    x = PLAIN.make("small", torch.float64, backend.device)
     results = []
     for same in (True, False):
         c0 = x["center"].clone().requires_grad_()
@@ -137,10 +137,10 @@ def test_the_same_operand_for_clean_costs_nothing_and_gets_both_gradients(twin):
 
 
 @pytest.mark.parametrize("op", ["interval_linear", "interval_weights", "interval_conv2d"])
-def test_only_the_operands_are_kept(op, twin):
+def test_only_the_operands_are_kept(op, backend):
     case = OPS[op]
     for variant in case.variants:
-        x = case.make("small", torch.float32, twin.device, variant=variant)
+        x = case.make("small", torch.float32, backend.device, variant=variant)
         x = {k: v.requires_grad_() if k in case.differentiable else v for k, v in x.items()}
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.data_ptr()) or t, lambda t: t):
@@ -160,16 +160,16 @@ def test_the_first_layer_makes_no_gradient_of_its_input():
 
 @pytest.mark.parametrize("op", ["interval_linear", "interval_weights"])
 @pytest.mark.parametrize("piece", [1, 5, 16])
-def test_a_large_weight_is_made_absolute_in_pieces(op, piece, twin, monkeypatch):
+def test_a_large_weight_is_made_absolute_in_pieces(op, piece, backend, monkeypatch):
     monkeypatch.setattr("warpup.interval.interval_linear.PIECE", piece)
     case = OPS[op]
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        case.check(case.make("small", dtype, twin.device))
+        case.check(case.make("small", dtype, backend.device))
 
 
-def test_sign_of_a_zero_weight_is_zero(twin):
-    w = torch.tensor([[0.0, -2.0, 3.0, -0.0]], device=twin.device).requires_grad_()
-    r0 = torch.tensor([[1.0, 2.0, 3.0, 4.0]], device=twin.device)
+def test_sign_of_a_zero_weight_is_zero(backend):
+    w = torch.tensor([[0.0, -2.0, 3.0, -0.0]], device=backend.device).requires_grad_()
+    r0 = torch.tensor([[1.0, 2.0, 3.0, 4.0]], device=backend.device)
     _, r = interval_linear(torch.zeros_like(r0), r0, w)
     (g,) = torch.autograd.grad(r.sum(), w)
     assert g.tolist() == [[0.0, -2.0, 3.0, 0.0]]
@@ -177,13 +177,13 @@ def test_sign_of_a_zero_weight_is_zero(twin):
 
 @pytest.mark.parametrize("mode", ["midpoint", "exact"])
 @pytest.mark.parametrize("op", ["linear", "conv1d", "conv2d"])
-def test_the_center_itself_as_clean_operand(op, mode, twin):
+def test_the_center_itself_as_clean_operand(op, mode, backend):
     """One tensor in two roles, of which a product may be shared: the same results and gradients as of a copy."""
     generator = torch.Generator().manual_seed(4)
     shape, kernel = {"linear": ((3, 5), ()), "conv1d": ((2, 5, 6), (3,)), "conv2d": ((2, 5, 6, 4), (3, 2))}[op]
     weight = torch.randn(4, 5, *kernel, generator=generator, dtype=torch.float64)
     center, radius, q = (torch.rand(s, generator=generator).double() for s in (shape, shape, weight.shape))
-    inputs = [t.to(twin.device).requires_grad_() for t in (center - 0.5, radius, weight, q)]
+    inputs = [t.to(backend.device).requires_grad_() for t in (center - 0.5, radius, weight, q)]
     call = {"linear": interval_linear, **{f"conv{d}d": f for d, f in CONVS.items()}}[op]
     results = []
     for clean in (inputs[0], inputs[0].clone()):
@@ -208,8 +208,8 @@ def test_autocast_is_followed_but_where_sound():
     assert sound[0].dtype == torch.float32
 
 
-def test_nan_stays_nan(twin):
-    x = PLAIN.make("small", torch.float32, twin.device)
+def test_nan_stays_nan(backend):
+    x = PLAIN.make("small", torch.float32, backend.device)
     for name in ("center", "radius", "weight"):
         bad = {**x, name: x[name].clone()}
         bad[name].view(-1)[0] = torch.nan

@@ -38,17 +38,17 @@ def on(device, inputs):
 
 @given(inputs=problems())
 @settings(max_examples=30)
-def test_shapes_and_layouts(twin, inputs):
-    CASE.check(on(twin.device, inputs))
-    LOSS.check(on(twin.device, inputs))
+def test_shapes_and_layouts(backend, inputs):
+    CASE.check(on(backend.device, inputs))
+    LOSS.check(on(backend.device, inputs))
 
 
 @pytest.mark.parametrize(("batch", "width"), [(0, 3), (3, 0), (0, 0)])
-def test_nothing(twin, batch, width):
-    center = torch.zeros(batch, width, device=twin.device, requires_grad=True)
-    weight = torch.ones(4, width, device=twin.device, requires_grad=True)
-    bias = torch.tensor([3.0, 1, 0, 2], device=twin.device, requires_grad=True)
-    labels = torch.ones(batch, dtype=torch.int64, device=twin.device)
+def test_nothing(backend, batch, width):
+    center = torch.zeros(batch, width, device=backend.device, requires_grad=True)
+    weight = torch.ones(4, width, device=backend.device, requires_grad=True)
+    bias = torch.tensor([3.0, 1, 0, 2], device=backend.device, requires_grad=True)
+    labels = torch.ones(batch, dtype=torch.int64, device=backend.device)
     bounds = margin_bounds(center, center.detach(), weight, bias, labels)
     assert bounds.tolist() == [[-2, 1, -1]] * batch
     bounds.sum().backward()
@@ -57,21 +57,21 @@ def test_nothing(twin, batch, width):
     assert bias.grad.tolist() == [-batch, 3 * batch, -batch, -batch]
 
 
-def test_hand_values(twin):
+def test_hand_values(backend):
     """W = [[1, 2], [3, -1], [0, 0]], box [0, 2] x [-1, 1], label 0: x_0 2 at worst 4 below, 3 x_1 3 below."""
-    weight = torch.tensor([[1.0, 2], [3, -1], [0, 0]], device=twin.device)
-    center, radius = torch.tensor([[1.0, 0]], device=twin.device), torch.ones(1, 2, device=twin.device)
-    bias = torch.tensor([0.5, 0, 0], device=twin.device)
-    labels = torch.zeros(1, dtype=torch.int64, device=twin.device)
+    weight = torch.tensor([[1.0, 2], [3, -1], [0, 0]], device=backend.device)
+    center, radius = torch.tensor([[1.0, 0]], device=backend.device), torch.ones(1, 2, device=backend.device)
+    bias = torch.tensor([0.5, 0, 0], device=backend.device)
+    labels = torch.zeros(1, dtype=torch.int64, device=backend.device)
     want = [[-2.0 - 2 - 3 + 0.5, 1.0 - 1 - 2 + 0.5]]
     assert margin_bounds(center, radius, weight, bias, labels).tolist() == want
     loss = margin_cross_entropy(center, radius, weight, bias, labels)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(6.5) + math.exp(1.5)), rel=1e-6)
 
 
-def test_sound_and_tight(twin):
+def test_sound_and_tight(backend):
     """No point of the box has a smaller margin, and one corner for each class has that very margin."""
-    x = CASE.make("small", torch.float64, twin.device)
+    x = CASE.make("small", torch.float64, backend.device)
     bounds = margin_bounds(**x)
     generator = torch.Generator().manual_seed(0)
     batch, width = x["center"].shape
@@ -81,7 +81,7 @@ def test_sound_and_tight(twin):
         rest = others(x["labels"], len(x["weight"])).expand(len(z), -1, -1)
         return z.gather(-1, x["labels"].view(1, -1, 1).expand(len(z), -1, 1)) - z.gather(-1, rest)
 
-    inside = (2 * torch.rand(500, batch, width, generator=generator, dtype=torch.float64) - 1).to(twin.device)
+    inside = (2 * torch.rand(500, batch, width, generator=generator, dtype=torch.float64) - 1).to(backend.device)
     for offsets in (inside, inside.sign()):
         assert (margins(x["center"] + offsets * x["radius"]) >= bounds - 1e-12).all()
     rest = others(x["labels"], len(x["weight"]))
@@ -90,47 +90,49 @@ def test_sound_and_tight(twin):
     assert (margin_bounds(**{**x, "radius": 1.1 * x["radius"]}) < bounds).all()  # a larger box
 
 
-def test_no_box_is_the_plain_loss(twin):
-    x = CASE.make("small", torch.float64, twin.device)
+def test_no_box_is_the_plain_loss(backend):
+    x = CASE.make("small", torch.float64, backend.device)
     x["radius"] = torch.zeros_like(x["radius"])
     logits = x["center"] @ x["weight"].t() + x["bias"]
     torch.testing.assert_close(margin_cross_entropy(**x), torch.nn.functional.cross_entropy(logits, x["labels"]))
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_reductions_and_bounds(twin, reduction):
-    x = CASE.make("small", torch.float32, twin.device, variant="plain")
+def test_reductions_and_bounds(backend, reduction):
+    x = CASE.make("small", torch.float32, backend.device, variant="plain")
     each, bounds = margin_cross_entropy(**x, reduction="none", bounds=True)
     assert bounds.tolist() == margin_bounds(**x).tolist()
     want = {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction]
     assert margin_cross_entropy(**x, reduction=reduction).tolist() == want.tolist()
 
 
-def test_without_a_bias(twin):
-    x = CASE.make("small", torch.float32, twin.device, variant="no_bias")
+def test_without_a_bias(backend):
+    x = CASE.make("small", torch.float32, backend.device, variant="no_bias")
     tensors = [x[k].requires_grad_() for k in ("center", "radius", "weight")]
     got = torch.autograd.grad(margin_cross_entropy(**x), tensors)
-    zero = torch.zeros(len(x["weight"]), device=twin.device)
+    zero = torch.zeros(len(x["weight"]), device=backend.device)
     want = torch.autograd.grad(margin_cross_entropy(**{**x, "bias": zero}), tensors)
     for g, w in zip(got, want, strict=True):
         assert torch.equal(g, w)
 
 
-def test_equal_weights_have_no_sign(twin):
+def test_equal_weights_have_no_sign(backend):
     """dW of |W_y - W_k| is 0 where they are equal, so only the center's part is left."""
-    weight = torch.ones(3, 2, device=twin.device, requires_grad=True)
-    center = torch.tensor([[2.0, 3]], device=twin.device)
-    labels = torch.tensor([1], device=twin.device)
-    margin_bounds(center, torch.ones(1, 2, device=twin.device), weight, None, labels).sum().backward()
+    weight = torch.ones(3, 2, device=backend.device, requires_grad=True)
+    center = torch.tensor([[2.0, 3]], device=backend.device)
+    labels = torch.tensor([1], device=backend.device)
+    margin_bounds(center, torch.ones(1, 2, device=backend.device), weight, None, labels).sum().backward()
     assert weight.grad.tolist() == [[-2, -3], [4, 6], [-2, -3]]
 
 
-def test_far_margins(twin):
+def test_far_margins(backend):
     """Losses and shares where exp would overflow or vanish."""
-    weight = torch.eye(3, device=twin.device)
-    center = torch.tensor([[1e4, 0, 0], [0, 1e4, 0], [-1e4, -1e4, -1e4]], device=twin.device, requires_grad=True)
-    labels = torch.zeros(3, dtype=torch.int64, device=twin.device)
-    loss = margin_cross_entropy(center, torch.zeros(3, 3, device=twin.device), weight, None, labels, reduction="none")
+    weight = torch.eye(3, device=backend.device)
+    center = torch.tensor([[1e4, 0, 0], [0, 1e4, 0], [-1e4, -1e4, -1e4]], device=backend.device, requires_grad=True)
+    labels = torch.zeros(3, dtype=torch.int64, device=backend.device)
+    loss = margin_cross_entropy(
+        center, torch.zeros(3, 3, device=backend.device), weight, None, labels, reduction="none"
+    )
     torch.testing.assert_close(loss.cpu(), torch.tensor([0, 1e4, math.log(3)]))
     loss.sum().backward()
     third = 1 / 3
@@ -138,8 +140,8 @@ def test_far_margins(twin):
     torch.testing.assert_close(center.grad.cpu(), want)
 
 
-def test_special_values(twin):
-    x = CASE.make("small", torch.float32, twin.device)
+def test_special_values(backend):
+    x = CASE.make("small", torch.float32, backend.device)
     x["center"][1, 3] = math.nan
     x["radius"][2, 0] = math.inf
     bounds = margin_bounds(**x)
@@ -149,15 +151,15 @@ def test_special_values(twin):
     loss = margin_cross_entropy(**x, reduction="none")
     assert loss[1].isnan()
     assert loss[2] == math.inf
-    negative = margin_bounds(**{**CASE.make("small", device=twin.device), "radius": -x["radius"].abs()})
+    negative = margin_bounds(**{**CASE.make("small", device=backend.device), "radius": -x["radius"].abs()})
     assert (negative[0] >= margin_bounds(**{**x, "radius": 0 * x["radius"]})[0]).all()  # of an empty box
 
 
 @pytest.mark.parametrize("label", [-1, 7])
-def test_labels_out_of_range(twin, label):
-    x = CASE.make("small", device=twin.device)
+def test_labels_out_of_range(backend, label):
+    x = CASE.make("small", device=backend.device)
     x["labels"][4] = label
-    if twin.device == "cpu":
+    if backend.device == "cpu":
         for call in (margin_bounds, margin_cross_entropy):
             with pytest.raises(ValueError, match=rf"labels\[4\] = {label} is outside \[0, 7\)"):
                 call(**x)
@@ -170,8 +172,8 @@ def test_labels_out_of_range(twin, label):
     assert x["weight"].grad.isfinite().all()  # the row adds nothing to what all share
 
 
-def test_expanded_gradients(twin):
-    x = CASE.make("small", device=twin.device)
+def test_expanded_gradients(backend):
+    x = CASE.make("small", device=backend.device)
     center = x["center"].requires_grad_()
     margin_bounds(**x).sum().backward()
     got, center.grad = center.grad, None

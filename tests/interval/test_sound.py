@@ -151,7 +151,7 @@ def ends(c, r):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_relu(dtype, twin):
+def test_relu(dtype, backend):
     generator = torch.Generator().manual_seed(6)
     options = {"generator": generator, "dtype": torch.float64}
     c = (torch.randn(4000, **options) * torch.exp2(8 * torch.randn(4000, **options))).to(dtype)
@@ -162,13 +162,13 @@ def test_relu(dtype, twin):
     c, r = c[keep], r[keep]
     bad = {}
     for sound in (False, True):
-        out = interval_relu(c.to(twin.device), r.to(twin.device), sound=sound)
+        out = interval_relu(c.to(backend.device), r.to(backend.device), sound=sound)
         bad[sound] = sum(
             low > max(l0, 0) or high < max(u0, 0)
             for (l0, u0), (low, high) in zip(ends(c, r), ends(*(t.cpu() for t in out)), strict=True)
         )
         if sound:
-            plain = interval_relu(c.to(twin.device), r.to(twin.device))
+            plain = interval_relu(c.to(backend.device), r.to(backend.device))
             room = 1 + 4 * torch.finfo(dtype).eps
             assert (out[1].double() <= plain[1].double() * room + 4 * torch.finfo(dtype).tiny).all()
     assert bad[True] == 0
@@ -177,7 +177,7 @@ def test_relu(dtype, twin):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("relu", [False, True])
-def test_batch_norm(dtype, relu, twin):
+def test_batch_norm(dtype, relu, backend):
     """eps = 0 and a variance that is a square: what is right is a fraction."""
     generator = torch.Generator().manual_seed(7)
     rows, channels = 200, 6
@@ -185,11 +185,11 @@ def test_batch_norm(dtype, relu, twin):
     r = (torch.rand(rows, channels, generator=generator) * 1e-6).to(dtype)
     root = torch.tensor([3.0, 7.0, 0.3125, 11.0, 5.0, 13.0])
     mean, weight, bias = (torch.randn(channels, generator=generator).to(dtype) * s for s in (100, 1, 30))
-    parameters = [t.to(dtype).to(twin.device) for t in (mean, root * root, weight, bias)]
+    parameters = [t.to(dtype).to(backend.device) for t in (mean, root * root, weight, bias)]
     bad = {}
     for sound in (False, True):
         out_c, out_r = interval_batch_norm(
-            c.to(twin.device), r.to(twin.device), *parameters, eps=0.0, relu=relu, sound=sound
+            c.to(backend.device), r.to(backend.device), *parameters, eps=0.0, relu=relu, sound=sound
         )
         bad[sound] = 0
         for k in range(channels):

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 import warpup
-from tests.logprob.spec_token_logprob import flags_of, moved_to, saved_and_gradients, targets_and_options, tokens_of
+from tests.logprob.spec_token_logprob import flags_of, saved_and_gradients, targets_and_options, tokens_of
 from tests.support.case import Case, Inputs
+from tests.support.inputs import moved_to
 from warpup.logprob.linear_logprob import reference_linear_logprob
 
 

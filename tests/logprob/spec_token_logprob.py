@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import warpup
 from tests.support.case import Case, Inputs, New, Thunk, name_of
+from tests.support.inputs import moved_to
 from warpup import arrays as core
 from warpup._op import accumulator
 from warpup.logprob import token_logprob as logprob
@@ -38,10 +38,6 @@ def targets_and_options(logits, generator, variant) -> Inputs:
         chosen = torch.arange(vocab) % 5 == 0
         inputs |= {"lse": True, "sum_p2": True, "delta": delta, "token_set": chosen, "kept_mask": kept}
     return inputs
-
-
-def moved_to(device: str, inputs: Inputs) -> Inputs:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
 
 def tokens_of(x: Inputs, vocab: int) -> logprob.SampledTokens:

@@ -43,8 +43,8 @@ def problems(draw):
 
 @given(x=problems())
 @settings(max_examples=60)
-def test_shapes_slices_and_options(twin, x):
-    x = {k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
+def test_shapes_slices_and_options(backend, x):
+    x = {k: v.to(backend.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
     # The rule of `agree` with a scale of 1, the inputs', where the result is smaller: some gradients are exactly 0, and
     # the library adds a product up in another order for another shape.
     want = CASE.run(upcast(x), CASE.reference)
@@ -56,8 +56,8 @@ def test_shapes_slices_and_options(twin, x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_leading_dimensions_and_transposed_hidden(twin, dtype):
-    x = CASE.make("small", dtype, twin.device, variant="ignored")
+def test_leading_dimensions_and_transposed_hidden(backend, dtype):
+    x = CASE.make("small", dtype, backend.device, variant="ignored")
     want = CASE.run(x)
     split = {**x, "hidden": x["hidden"].view(5, 1, -1), "targets": x["targets"].view(5, 1)}
     got = CASE.run(split)
@@ -66,9 +66,9 @@ def test_leading_dimensions_and_transposed_hidden(twin, dtype):
     torch.testing.assert_close(CASE.run(transposed)[1], want[1])
 
 
-def test_same_as_token_logprob_of_the_logits(twin):
+def test_same_as_token_logprob_of_the_logits(backend):
     """In float32, to the rounding of the products, for whatever slices."""
-    x = CASE.make("small", device=twin.device)
+    x = CASE.make("small", device=backend.device)
     logits = x["hidden"] @ x["weight"].t()
     want = token_logprob(logits, x["targets"], entropy=True)
     for chunk in (None, 1, 50, 131, 1000):
@@ -90,12 +90,12 @@ def test_a_frozen_operand_costs_nothing(monkeypatch, trained):
     assert sorted(g.numel() > 0 for g in seen[0]) == [False, False, True]
 
 
-def test_weight_made_of_others(twin):
+def test_weight_made_of_others(backend):
     """A tied embedding gets both gradients; a composed weight (LoRA) hands its gradient on."""
-    x = CASE.make("small", torch.float64, twin.device)
+    x = CASE.make("small", torch.float64, backend.device)
     base = x["weight"].requires_grad_()
-    a, b = (torch.randn(*s, dtype=torch.float64, device=twin.device).requires_grad_() for s in ((131, 2), (2, 19)))
-    ids = torch.arange(5, device=twin.device)
+    a, b = (torch.randn(*s, dtype=torch.float64, device=backend.device).requires_grad_() for s in ((131, 2), (2, 19)))
+    ids = torch.arange(5, device=backend.device)
 
     def grads(function):
         loss = function(base[ids] * 2, base + a @ b, x["targets"])
@@ -106,10 +106,10 @@ def test_weight_made_of_others(twin):
 
 
 @pytest.mark.parametrize("lengths", [(5,), (1, 4), (2, 0, 3), (0, 5), (5, 0)])
-def test_packed_sequences(twin, lengths):
+def test_packed_sequences(backend, lengths):
     """Each row scores the next id of its own sequence: as every sequence by itself."""
-    x = CASE.make("small", torch.float64, twin.device)
-    ids, cu = x["targets"], torch.tensor([0, *lengths], device=twin.device).cumsum(0)
+    x = CASE.make("small", torch.float64, backend.device)
+    ids, cu = x["targets"], torch.tensor([0, *lengths], device=backend.device).cumsum(0)
     packed = linear_logprob(x["hidden"], x["weight"], ids, cu_seqlens=cu.int())
     want = torch.zeros_like(packed)
     for begin, end in zip(cu[:-1].tolist(), cu[1:].tolist(), strict=True):
@@ -197,11 +197,11 @@ def sampled(seed=0, rows=64, vocab=300):
     return logits, targets, logp, {"delta": delta, "temperature": temperature, "token_set": token_set}
 
 
-def test_ratio_of_fresh_samples_is_one(twin):
+def test_ratio_of_fresh_samples_is_one(backend):
     """With the replay to rounding; without it, it is not: the log-ratio's deviation is of the order of the schedule."""
     logits, targets, sampler_logp, schedule = sampled()
-    logits, targets, sampler_logp = (t.to(twin.device) for t in (logits, targets, sampler_logp))
-    schedule = {k: v.to(twin.device) for k, v in schedule.items()}
+    logits, targets, sampler_logp = (t.to(backend.device) for t in (logits, targets, sampler_logp))
+    schedule = {k: v.to(backend.device) for k, v in schedule.items()}
     ratio = (replay_logprob(logits, targets, **schedule) - sampler_logp).exp()
     torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=2e-6)
     plain = (token_logprob(logits, targets, temperature=schedule["temperature"]) - sampler_logp).abs()
@@ -209,36 +209,36 @@ def test_ratio_of_fresh_samples_is_one(twin):
 
 
 @pytest.mark.parametrize("delta", [0.0, -1e4, 1e4, 80.0])
-def test_replay_equals_moved_logits(twin, delta):
+def test_replay_equals_moved_logits(backend, delta):
     """However large delta / T is: all mass in the set, or none."""
     logits, targets, _, schedule = sampled(rows=8)
     schedule |= {"delta": delta, "entropy": True}
     CASE_TOKEN.check(
-        {k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in
+        {k: v.to(backend.device) if isinstance(v, torch.Tensor) else v for k, v in
          {"logits": logits, "targets": targets, **schedule}.items()}
     )  # fmt: skip
 
 
-def test_replay_without_a_schedule_changes_no_bit(twin):
+def test_replay_without_a_schedule_changes_no_bit(backend):
     logits, targets, _, schedule = sampled()
-    logits, targets = logits.to(twin.device), targets.to(twin.device)
+    logits, targets = logits.to(backend.device), targets.to(backend.device)
     want = token_logprob(logits, targets, temperature=0.7, entropy=True)
     got = replay_logprob(
-        logits, targets, temperature=0.7, entropy=True, delta=0.0, token_set=schedule["token_set"].to(twin.device)
+        logits, targets, temperature=0.7, entropy=True, delta=0.0, token_set=schedule["token_set"].to(backend.device)
     )
-    if twin.name == "cpu":
+    if backend.name == "cpu":
         assert all(torch.equal(g, w) for g, w in zip(got, want, strict=True))
     else:  # the replaying kernel takes another number of threads, so it adds up in another order
         for g, w in zip(got, want, strict=True):
             torch.testing.assert_close(g, w)
 
 
-def test_kept_mask_is_top_k(twin):
+def test_kept_mask_is_top_k(backend):
     """A sampler that draws from the 20 likeliest: the log-prob is that of the renormalised rest, gradients included."""
     logits, _, _, _ = sampled(rows=6)
     top = logits.topk(20, -1)
-    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, top.indices, True).to(twin.device)
-    logits, targets = logits.to(twin.device).requires_grad_(), top.indices[:, 3].to(twin.device)
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, top.indices, True).to(backend.device)
+    logits, targets = logits.to(backend.device).requires_grad_(), top.indices[:, 3].to(backend.device)
     logp = replay_logprob(logits, targets, kept_mask=kept)
     want = torch.log_softmax(logits.masked_fill(~kept, -math.inf), -1).gather(1, targets.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(logp, want)
@@ -253,13 +253,13 @@ CASE_TOKEN = OPS["token_logprob"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_offsets_beyond_32_bits(twin, dtype):
+def test_offsets_beyond_32_bits(backend, dtype):
     """Rows that lie 2^30 elements apart, in memory of which only they are touched: the last one starts past 2^31."""
     vocab, gap = 72, 2**30 + 8
-    storage = torch.empty(2 * gap + vocab, dtype=dtype, device=twin.device)
+    storage = torch.empty(2 * gap + vocab, dtype=dtype, device=backend.device)
     logits = storage.as_strided((3, vocab), (gap, 1))
     logits.copy_(torch.randn(3, vocab, generator=torch.Generator().manual_seed(0)))
-    targets = torch.tensor([0, 69, 33], device=twin.device)
+    targets = torch.tensor([0, 69, 33], device=backend.device)
     kept = logits.clone()
     want = CASE_TOKEN.run({"logits": kept, "targets": targets, "entropy": True})
     got = token_logprob(logits.requires_grad_(), targets, entropy=True, inplace_backward=False)
@@ -270,27 +270,27 @@ def test_offsets_beyond_32_bits(twin, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_logits_masked_with_the_least_float(twin, dtype):
+def test_logits_masked_with_the_least_float(backend, dtype):
     """As trainers mask where they fear infinities: nothing of it is left, and no 0 * inf either."""
-    logits = torch.full((2, 4096), torch.finfo(dtype).min, dtype=dtype, device=twin.device)
+    logits = torch.full((2, 4096), torch.finfo(dtype).min, dtype=dtype, device=backend.device)
     logits[:, 7], logits[:, 9] = 10, 9
     for temperature in (1.0, 0.5):
-        x = {"logits": logits, "targets": torch.tensor([7, 9], device=twin.device), "temperature": temperature}
+        x = {"logits": logits, "targets": torch.tensor([7, 9], device=backend.device), "temperature": temperature}
         CASE_TOKEN.check({**x, "entropy": True, "lse": True, "sum_p2": True})
 
 
-def test_a_target_outside_the_mask_has_no_gradient(twin):
-    logits = torch.randn(1, 6, dtype=torch.float64, device=twin.device)
-    kept = torch.tensor([[True, True, False, True, True, True]], device=twin.device)
-    x = {"logits": logits, "targets": torch.tensor([2], device=twin.device), "kept_mask": kept}
+def test_a_target_outside_the_mask_has_no_gradient(backend):
+    logits = torch.randn(1, 6, dtype=torch.float64, device=backend.device)
+    kept = torch.tensor([[True, True, False, True, True, True]], device=backend.device)
+    x = {"logits": logits, "targets": torch.tensor([2], device=backend.device), "kept_mask": kept}
     (grad,) = CASE_TOKEN.run({**x, "delta": 0.0, "token_set": [0]})[1:]
     assert grad[0, 2] == 0
     assert grad[0, 0] != 0
 
 
-def test_expanded_logits_have_no_room_for_gradients(twin):
-    logits = torch.randn(1, 6, device=twin.device, requires_grad=True)
-    targets = torch.arange(4, device=twin.device)
+def test_expanded_logits_have_no_room_for_gradients(backend):
+    logits = torch.randn(1, 6, device=backend.device, requires_grad=True)
+    targets = torch.arange(4, device=backend.device)
     loss = token_logprob(logits.expand(4, 6), targets, inplace_backward=True).sum()
     with pytest.raises(ValueError, match="leave inplace_backward off"):
         loss.backward()

@@ -66,10 +66,10 @@ def to(device, inputs):
 
 @given(inputs=problems())
 @settings(max_examples=60)
-def test_shapes_strides_and_options(twin, inputs):
+def test_shapes_strides_and_options(backend, inputs):
     """By the rule of `agree`, with a scale of 1 where the results are smaller: the entropy of a row that has nearly all
     of its probability on one token is a difference of numbers near 1."""
-    inputs = to(twin.device, inputs)
+    inputs = to(backend.device, inputs)
     want = CASE.run(upcast(inputs), CASE.reference)
     naive = [CASE.run(i, CASE.reference) for i in (inputs, *(nudged(inputs, seed) for seed in range(4)))]
     *outputs, gradient = CASE.run(inputs)
@@ -86,12 +86,12 @@ def test_shapes_strides_and_options(twin, inputs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_launch(twin, dtype):
-    """Each size of block that the CUDA twin chooses between, and more than one piece of a row in its backward."""
+def test_each_launch(backend, dtype):
+    """Each size of block that the CUDA backend chooses between, and more than one piece of a row in its backward."""
     for vocab in (1024, 16384, 16391):
         generator = torch.Generator().manual_seed(vocab)
-        logits = (4 * torch.randn(2, vocab, generator=generator)).to(twin.device, dtype)
-        targets = torch.tensor([vocab - 1, 5000 % vocab], device=twin.device)
+        logits = (4 * torch.randn(2, vocab, generator=generator)).to(backend.device, dtype)
+        targets = torch.tensor([vocab - 1, 5000 % vocab], device=backend.device)
         CASE.check({"logits": logits, "targets": targets, "entropy": True})
 
 
@@ -103,17 +103,19 @@ def test_streaming_stores():
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (0, 0)])
-def test_no_rows(twin, shape):
-    logits = torch.zeros(shape, device=twin.device, requires_grad=True)
-    logp, entropy = token_logprob(logits, torch.zeros(shape[:-1], dtype=torch.int64, device=twin.device), entropy=True)
+def test_no_rows(backend, shape):
+    logits = torch.zeros(shape, device=backend.device, requires_grad=True)
+    logp, entropy = token_logprob(
+        logits, torch.zeros(shape[:-1], dtype=torch.int64, device=backend.device), entropy=True
+    )
     assert logp.shape == entropy.shape == shape[:-1]
     (logp.sum() + entropy.sum()).backward()
     assert logits.grad.shape == shape
 
 
-def test_no_vocabulary(twin):
-    logits = torch.zeros(3, 0, device=twin.device, requires_grad=True)
-    targets = torch.full((3,), IGNORE_INDEX, device=twin.device)
+def test_no_vocabulary(backend):
+    logits = torch.zeros(3, 0, device=backend.device, requires_grad=True)
+    targets = torch.full((3,), IGNORE_INDEX, device=backend.device)
     logp, entropy = token_logprob(logits, targets, entropy=True)
     assert logp.tolist() == entropy.tolist() == [0, 0, 0]
     logp.sum().backward()
@@ -124,15 +126,15 @@ def test_no_vocabulary(twin):
 
 
 @pytest.mark.parametrize("layout", ["expanded", "strided", "expanded_rows"])
-def test_gradient_strides(twin, layout):
+def test_gradient_strides(backend, layout):
     """`.sum().backward()` gives a gradient with stride 0; a slice of a larger loss gives one with gaps."""
-    inputs = CASE.make(device=twin.device, variant="entropy")
+    inputs = CASE.make(device=backend.device, variant="entropy")
     logits = inputs["logits"].repeat(3, 1, 1)
     inputs |= {"logits": logits, "targets": inputs["targets"].repeat(3, 1), "temperature": 1.5}
     gradient = {
-        "expanded": torch.tensor(0.3, device=twin.device).expand(3, 5),
-        "strided": torch.randn(3, 10, generator=torch.Generator().manual_seed(0)).to(twin.device)[:, ::2],
-        "expanded_rows": torch.arange(3.0, device=twin.device).unsqueeze(1).expand(3, 5),
+        "expanded": torch.tensor(0.3, device=backend.device).expand(3, 5),
+        "strided": torch.randn(3, 10, generator=torch.Generator().manual_seed(0)).to(backend.device)[:, ::2],
+        "expanded_rows": torch.arange(3.0, device=backend.device).unsqueeze(1).expand(3, 5),
     }[layout]
 
     def gradients(g):
@@ -142,9 +144,9 @@ def test_gradient_strides(twin, layout):
     assert torch.equal(gradients(gradient), gradients(gradient.contiguous()))
 
 
-def test_gradient_of_one_output(twin):
+def test_gradient_of_one_output(backend):
     """An output that the loss does not use must not matter, though its gradient is undefined."""
-    inputs = CASE.make(device=twin.device, variant="entropy")
+    inputs = CASE.make(device=backend.device, variant="entropy")
     z, gradient = inputs["logits"].requires_grad_(), {}
     for used in ("logp", "entropy", "both"):
         logp, entropy = token_logprob(**inputs)
@@ -155,10 +157,10 @@ def test_gradient_of_one_output(twin):
 
 
 @pytest.mark.parametrize("asked", ["none", "entropy", "lse", "sum_p2"])
-def test_what_is_not_asked_for_is_not_made(twin, asked):
+def test_what_is_not_asked_for_is_not_made(backend, asked):
     """It is not returned, has no elements below, and no gradient: that of the log-probs alone is what arrives."""
-    logits = torch.randn(3, 7, device=twin.device, requires_grad=True)
-    targets = torch.tensor([0, 3, 6], device=twin.device)
+    logits = torch.randn(3, 7, device=backend.device, requires_grad=True)
+    targets = torch.tensor([0, 3, 6], device=backend.device)
     names = ("entropy", "lse", "sum_p2")
     flags = [name == asked for name in names]
     tokens = sampled_tokens("test", 7, targets, 1.0, IGNORE_INDEX)
@@ -178,8 +180,8 @@ def test_what_is_not_asked_for_is_not_made(twin, asked):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_inplace_backward(twin, dtype):
-    inputs = CASE.make(dtype=dtype, device=twin.device, variant="entropy")
+def test_inplace_backward(backend, dtype):
+    inputs = CASE.make(dtype=dtype, device=backend.device, variant="entropy")
     *_, want = CASE.run(inputs)
     leaf = inputs["logits"].clone().requires_grad_()
     logits = leaf * 1  # what a model's last layer returns
@@ -197,10 +199,10 @@ def test_inplace_backward(twin, dtype):
 # ---- special values -------------------------------------------------------------------------------------------------
 
 
-def test_ignored_rows_are_exactly_zero(twin):
+def test_ignored_rows_are_exactly_zero(backend):
     """Whatever stands in them."""
-    logits = torch.tensor([[1.0, 2.0], [NAN, NAN], [INF, 1.0], [-INF, -INF]], device=twin.device, requires_grad=True)
-    targets = torch.tensor([0, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX], device=twin.device)
+    logits = torch.tensor([[1.0, 2.0], [NAN, NAN], [INF, 1.0], [-INF, -INF]], device=backend.device, requires_grad=True)
+    targets = torch.tensor([0, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX], device=backend.device)
     logp, entropy = token_logprob(logits, targets, entropy=True)
     (logp + 2 * entropy).sum().backward()
     assert logp[1:].tolist() == entropy[1:].tolist() == [0, 0, 0]
@@ -208,24 +210,24 @@ def test_ignored_rows_are_exactly_zero(twin):
     assert logits.grad[0].isfinite().all()
 
 
-def test_other_ignore_index(twin):
-    logits = torch.randn(3, 5, device=twin.device)
-    targets = torch.tensor([4, 0, 4], device=twin.device)
+def test_other_ignore_index(backend):
+    logits = torch.randn(3, 5, device=backend.device)
+    targets = torch.tensor([4, 0, 4], device=backend.device)
     assert token_logprob(logits, targets, ignore_index=4)[[0, 2]].tolist() == [0, 0]
     assert token_logprob(logits, targets, ignore_index=-7).lt(0).all()
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("vocab", [6, 2600])
-def test_minus_infinity(twin, dtype, vocab):
+def test_minus_infinity(backend, dtype, vocab):
     """Impossible tokens have p = 0: finite results, except the log-prob of an impossible target."""
-    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(0)).to(twin.device, dtype)
+    logits = torch.randn(5, vocab, generator=torch.Generator().manual_seed(0)).to(backend.device, dtype)
     logits[0, : vocab // 2] = -INF  # with vocab 2600: a whole block of the CPU kernel first
     logits[1, 1:] = -INF  # one token is left
     logits[2] = -INF
     logits[3, 3] = -INF
     logits[4, vocab // 2 :] = -INF
-    targets = torch.tensor([vocab - 1, 0, 2, 3, 0], device=twin.device)
+    targets = torch.tensor([vocab - 1, 0, 2, 3, 0], device=backend.device)
     inputs = {"logits": logits, "targets": targets, "entropy": True}
     CASE.check(inputs)
     logp, entropy, grad = CASE.run(inputs)
@@ -238,10 +240,10 @@ def test_minus_infinity(twin, dtype, vocab):
 
 @pytest.mark.parametrize("value", [INF, NAN])
 @pytest.mark.parametrize("position", [0, 1, 2500])
-def test_nan_and_infinity_spread_over_their_row_only(twin, value, position):
-    logits = torch.randn(3, 2600, generator=torch.Generator().manual_seed(0)).to(twin.device)
+def test_nan_and_infinity_spread_over_their_row_only(backend, value, position):
+    logits = torch.randn(3, 2600, generator=torch.Generator().manual_seed(0)).to(backend.device)
     logits[1, position] = value
-    targets = torch.tensor([0, 1, 2], device=twin.device)
+    targets = torch.tensor([0, 1, 2], device=backend.device)
     logp, entropy, grad = CASE.run({"logits": logits, "targets": targets, "entropy": True})
     assert logp.isnan().tolist() == entropy.isnan().tolist() == [False, True, False]
     assert grad[1].isnan().all()
@@ -250,8 +252,8 @@ def test_nan_and_infinity_spread_over_their_row_only(twin, value, position):
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e4), (torch.float32, 1e30), (torch.bfloat16, 1e30)])
 @pytest.mark.parametrize("temperature", [1.0, 0.01])
-def test_huge(twin, dtype, size, temperature):
-    logits = (torch.randn(4, 65, generator=torch.Generator().manual_seed(0)) * size).to(twin.device, dtype)
+def test_huge(backend, dtype, size, temperature):
+    logits = (torch.randn(4, 65, generator=torch.Generator().manual_seed(0)) * size).to(backend.device, dtype)
     logits[2] = size
     logits[3] = -size
     targets = logits.argmax(-1)
@@ -264,20 +266,20 @@ def test_huge(twin, dtype, size, temperature):
     assert grad.isfinite().all()
 
 
-def test_float16_limits(twin):
+def test_float16_limits(backend):
     """65504, the largest float16, twice: the sum is no float16."""
-    logits = torch.tensor([[65504.0, 65504.0, -65504.0]], dtype=torch.float16, device=twin.device)
-    logp = token_logprob(logits, torch.tensor([0], device=twin.device), temperature=0.5)
+    logits = torch.tensor([[65504.0, 65504.0, -65504.0]], dtype=torch.float16, device=backend.device)
+    logp = token_logprob(logits, torch.tensor([0], device=backend.device), temperature=0.5)
     torch.testing.assert_close(logp.item(), -math.log(2))
 
 
-def test_target_out_of_range_on_the_gpu(twin):
+def test_target_out_of_range_on_the_gpu(backend):
     """Checking would synchronise there, so the row is NaN and its neighbours are not."""
-    if twin.name != "cuda":
+    if backend.name != "cuda":
         pytest.skip("CPU tensors are checked")
-    logits = torch.randn(4, 5, device=twin.device)
+    logits = torch.randn(4, 5, device=backend.device)
     logp, _, _ = CASE.run(
-        {"logits": logits, "targets": torch.tensor([0, 5, -1, 4], device=twin.device), "entropy": True}
+        {"logits": logits, "targets": torch.tensor([0, 5, -1, 4], device=backend.device), "entropy": True}
     )
     assert logp.isnan().tolist() == [False, True, True, False]
 
@@ -286,13 +288,13 @@ def test_target_out_of_range_on_the_gpu(twin):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_trl(twin, dtype):
+def test_trl(backend, dtype):
     """TRL's selective_log_softmax and entropy_from_logits, in float32. They differ from ours by convention in two ways:
     for bfloat16 they round the log-probs to bfloat16 (so they are given float32 here), and the entropy of a row with a
     -inf logit is NaN (0 * -inf), where ours takes the limit 0."""
     utils = pytest.importorskip("trl.trainer.utils")
-    logits = (2 * torch.randn(6, 300, generator=torch.Generator().manual_seed(0))).to(twin.device, dtype)
-    targets = torch.arange(6, device=twin.device) * 50
+    logits = (2 * torch.randn(6, 300, generator=torch.Generator().manual_seed(0))).to(backend.device, dtype)
+    targets = torch.arange(6, device=backend.device) * 50
     logp, entropy = token_logprob(logits, targets, entropy=True)
     torch.testing.assert_close(logp, utils.selective_log_softmax(logits.float(), targets))
     torch.testing.assert_close(entropy, utils.entropy_from_logits(logits.float()))
@@ -305,9 +307,9 @@ def test_trl(twin, dtype):
     torch.testing.assert_close(entropy, utils.entropy_from_logits(kept.float()))
 
 
-def test_cross_entropy(twin):
-    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)).to(twin.device)
-    targets = torch.tensor([0, 299, IGNORE_INDEX, 5, IGNORE_INDEX, 7], device=twin.device)
+def test_cross_entropy(backend):
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)).to(backend.device)
+    targets = torch.tensor([0, 299, IGNORE_INDEX, 5, IGNORE_INDEX, 7], device=backend.device)
     want = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     torch.testing.assert_close(token_logprob(logits, targets), -want)
 

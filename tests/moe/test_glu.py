@@ -9,9 +9,9 @@ from warpup.moe.glu import ACTIVATIONS, reference_glu
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_glu_far_from_zero(twin, activation):
+def test_glu_far_from_zero(backend, activation):
     """Gates of any size: nothing overflows, the tails vanish; and so do the slopes."""
-    gate = torch.tensor([-3e38, -1e4, -89.0, -30.0, -6.0, -0.0, 0.0, 6.0, 30.0, 89.0, 1e4], device=twin.device)
+    gate = torch.tensor([-3e38, -1e4, -89.0, -30.0, -6.0, -0.0, 0.0, 6.0, 30.0, 89.0, 1e4], device=backend.device)
     h = torch.stack([gate, torch.ones_like(gate)], 1).requires_grad_()
     wide = h.detach().double().requires_grad_()
     a, want = glu(h, activation=activation), reference_glu(wide, activation=activation)
@@ -21,14 +21,14 @@ def test_glu_far_from_zero(twin, activation):
     torch.testing.assert_close(got.double(), slopes, rtol=3e-6, atol=1e-6)
 
 
-def test_glu_gives_nan_for_nan(twin):
+def test_glu_gives_nan_for_nan(backend):
     for activation in ACTIVATIONS:
-        h = torch.tensor([[torch.nan, 1.0], [1.0, torch.nan]], device=twin.device)
+        h = torch.tensor([[torch.nan, 1.0], [1.0, torch.nan]], device=backend.device)
         assert glu(h, activation=activation).isnan().all(), activation
 
 
-def test_the_gradient_of_glus_weights(twin):
-    x = OPS["glu"].make("small", torch.float64, twin.device, variant="weighted")
+def test_the_gradient_of_glus_weights(backend):
+    x = OPS["glu"].make("small", torch.float64, backend.device, variant="weighted")
     grads = []
     for function in (glu, reference_glu):
         weights = x["weights"].clone().requires_grad_()

@@ -33,17 +33,17 @@ def problems(draw):
 
 @given(x=problems())
 @settings(max_examples=80)
-def test_grouped_mm_on_any_shape(twin, x):
-    x = {k: v.to(twin.device) for k, v in x.items()}
+def test_grouped_mm_on_any_shape(backend, x):
+    x = {k: v.to(backend.device) for k, v in x.items()}
     want, naive = GROUPED.run(upcast(x), GROUPED.reference), GROUPED.run(x, GROUPED.reference)
     for got, w, n in zip(GROUPED.run(x), want, naive, strict=True):
         within(got, w, n)
 
 
-def test_the_gradient_of_a_transposed_view_has_its_layout(twin):
+def test_the_gradient_of_a_transposed_view_has_its_layout(backend):
     """Of the view itself: for a leaf, autograd would copy it into the leaf's layout."""
     for dtype in (torch.float32, torch.bfloat16):
-        x = GROUPED.make("small", dtype, twin.device, variant="transposed")
+        x = GROUPED.make("small", dtype, backend.device, variant="transposed")
         w = x["w"].mT.contiguous().requires_grad_().mT
         (g,) = torch.autograd.grad(warpup.grouped_mm(x["x"], w, x["offsets"]).sum(), w)
         assert g.stride() == w.stride()

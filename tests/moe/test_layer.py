@@ -32,9 +32,9 @@ def plain(m, x):
     return (out + (F.silu(gate) * up) @ m.shared_down.t()).view(x.shape), scores, indices
 
 
-def test_outputs_and_gradients(twin):
-    m = made().to(twin.device)
-    x = torch.randn(3, 5, H, dtype=torch.float64, device=twin.device, requires_grad=True)
+def test_outputs_and_gradients(backend):
+    m = made().to(backend.device)
+    x = torch.randn(3, 5, H, dtype=torch.float64, device=backend.device, requires_grad=True)
     parameters = [x, *m.parameters()]
     out, (want, *_) = m(x), plain(m, x)
     torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)  # the router's scores are float32

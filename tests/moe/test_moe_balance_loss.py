@@ -12,16 +12,16 @@ def logits_of(tokens, experts, device="cpu", seed=0, dtype=torch.float32):
     return torch.randn(tokens, experts, generator=generator).to(device, dtype)
 
 
-def test_balance_loss_of_an_even_load(twin):
-    logits = torch.eye(8, device=twin.device).repeat(3, 1)
+def test_balance_loss_of_an_even_load(backend):
+    logits = torch.eye(8, device=backend.device).repeat(3, 1)
     route = moe_route(logits, 1)
     assert route.counts.tolist() == [3] * 8
     for loss in (moe_balance_loss(route), moe_device_balance_loss(route, 4)):
-        torch.testing.assert_close(loss, torch.ones((), device=twin.device))
+        torch.testing.assert_close(loss, torch.ones((), device=backend.device))
 
 
-def test_device_balance_loss(twin):
-    route = moe_route(logits_of(40, 6, twin.device), 2)
+def test_device_balance_loss(backend):
+    route = moe_route(logits_of(40, 6, backend.device), 2)
     f = route.counts * 6 / (2 * 40)
     devices = [0, 1, 1, 0, 2, 1]
     members = [[e for e in range(6) if devices[e] == d] for d in range(3)]

@@ -50,8 +50,8 @@ def layers(draw):
 
 @given(x=layers())
 @settings(max_examples=80)
-def test_any_routing(twin, x):
-    x = {k: v.to(twin.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
+def test_any_routing(backend, x):
+    x = {k: v.to(backend.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
     names = [k for k in ("x", "weights", "w_gate_up", "w_down", "b_gate_up", "b_down") if k in x]
 
     def run(inputs, function):
@@ -64,8 +64,8 @@ def test_any_routing(twin, x):
         within(got, w, n)
 
 
-def test_a_token_without_a_copy_gets_zero_and_no_gradient(twin):
-    x = LAYER.make("small", device=twin.device)
+def test_a_token_without_a_copy_gets_zero_and_no_gradient(backend):
+    x = LAYER.make("small", device=backend.device)
     x["indices"][3] = -1
     for weight_placement in WEIGHT_PLACEMENTS:
         results = LAYER.run({**x, "weight_placement": weight_placement})
@@ -74,8 +74,10 @@ def test_a_token_without_a_copy_gets_zero_and_no_gradient(twin):
         assert not results[2][3].any()  # weights
 
 
-def test_a_backward_may_come_twice(twin):
-    x = {k: v.requires_grad_() if k in LAYER.differentiable else v for k, v in LAYER.make(device=twin.device).items()}
+def test_a_backward_may_come_twice(backend):
+    x = {
+        k: v.requires_grad_() if k in LAYER.differentiable else v for k, v in LAYER.make(device=backend.device).items()
+    }
     leaves = [x[k] for k in LAYER.differentiable]
     for weight_placement in WEIGHT_PLACEMENTS:
         out = warpup.moe_experts(**{**x, "weight_placement": weight_placement})
@@ -146,8 +148,8 @@ def test_autocast():
     assert all(t.dtype == torch.float32 for t in got[1:])
 
 
-def test_weight_placements_agree_and_a_plan_may_be_given(twin):
-    x = LAYER.make("small", torch.float64, twin.device)
+def test_weight_placements_agree_and_a_plan_may_be_given(backend):
+    x = LAYER.make("small", torch.float64, backend.device)
     want = LAYER.run(x)
     for weight_placement in WEIGHT_PLACEMENTS:
         for plan in (None, moe_plan(x["indices"], len(x["w_down"]))):
@@ -155,9 +157,9 @@ def test_weight_placements_agree_and_a_plan_may_be_given(twin):
                 torch.testing.assert_close(got, w, rtol=1e-12, atol=1e-12)
 
 
-def test_strided_x_and_an_expanded_gradient(twin):
+def test_strided_x_and_an_expanded_gradient(backend):
     for dtype in (torch.float32, torch.bfloat16):
-        x = LAYER.make("small", dtype, twin.device)
+        x = LAYER.make("small", dtype, backend.device)
         transposed = {**x, "x": x["x"].t().contiguous().t()}
         for weight_placement in WEIGHT_PLACEMENTS:
             results = []
@@ -169,9 +171,9 @@ def test_strided_x_and_an_expanded_gradient(twin):
                 torch.testing.assert_close(got, want)
 
 
-def test_no_tokens_and_an_expanded_gradient(twin):
+def test_no_tokens_and_an_expanded_gradient(backend):
     """The weights' gradients are there and 0, also where nothing was computed."""
-    x = LAYER.make("small", device=twin.device, variant="oai")
+    x = LAYER.make("small", device=backend.device, variant="oai")
     x |= {k: x[k][:0] for k in ("x", "weights", "indices")}
     names = ("x", "weights", "w_gate_up", "w_down", "b_gate_up", "b_down")
     for weight_placement in WEIGHT_PLACEMENTS:
@@ -179,7 +181,7 @@ def test_no_tokens_and_an_expanded_gradient(twin):
             "weight_placement": weight_placement
         }
         out = warpup.moe_experts(**inputs)
-        g = torch.tensor(0.3, device=twin.device).expand(out.shape)
+        g = torch.tensor(0.3, device=backend.device).expand(out.shape)
         for grad, name in zip(torch.autograd.grad(out, [inputs[k] for k in names], g), names, strict=True):
             assert grad.shape == inputs[name].shape
             assert not grad.any(), name

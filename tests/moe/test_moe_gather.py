@@ -38,15 +38,15 @@ def layers(draw):
 
 @given(layer=layers())
 @settings(max_examples=80)
-def test_shapes_and_strides(twin, layer):
+def test_shapes_and_strides(backend, layer):
     x, y, weights, plan = layer
-    plan = MoEPlan(*(t.to(twin.device) for t in plan))
-    GATHER.check({"x": x.to(twin.device), "plan": plan})
-    COMBINE.check({"y": y.to(twin.device), "weights": weights.to(twin.device), "plan": plan})
+    plan = MoEPlan(*(t.to(backend.device) for t in plan))
+    GATHER.check({"x": x.to(backend.device), "plan": plan})
+    COMBINE.check({"y": y.to(backend.device), "weights": weights.to(backend.device), "plan": plan})
 
 
 @pytest.mark.parametrize("routing", ["one_expert", "each_expert", "one_of_one", "twice", "none"])
-def test_edges(twin, routing):
+def test_edges(backend, routing):
     """All tokens on one expert; k = E; E = 1; an expert twice in a token; every copy dropped."""
     tokens, k, experts = 9, 4, 4
     indices = {
@@ -55,11 +55,11 @@ def test_edges(twin, routing):
         "one_of_one": torch.zeros(tokens, 1, dtype=torch.int64),
         "twice": torch.tensor([[3, 3, 1, 3]]).repeat(tokens, 1),
         "none": torch.full((tokens, k), -1),
-    }[routing].to(twin.device)
+    }[routing].to(backend.device)
     plan = moe_plan(indices, 1 if routing == "one_of_one" else experts)
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(tokens, 20, generator=rng).to(twin.device)
-    weights = torch.rand(indices.shape, generator=rng).to(twin.device)
+    x = torch.randn(tokens, 20, generator=rng).to(backend.device)
+    weights = torch.rand(indices.shape, generator=rng).to(backend.device)
     rows = moe_gather(x, plan)
     held = plan.inverse >= 0
     torch.testing.assert_close(rows[plan.inverse[held]], x.repeat_interleave(held.sum(1), 0), rtol=0, atol=0)
@@ -70,12 +70,12 @@ def test_edges(twin, routing):
     COMBINE.check({"y": rows, "weights": weights, "plan": plan})
 
 
-def test_what_is_dropped_does_not_spread(twin):
+def test_what_is_dropped_does_not_spread(backend):
     """NaN in rows that hold no copy, and weights of copies that were dropped, change nothing."""
-    plan = moe_plan(torch.tensor([[0, -1], [1, 0]], device=twin.device), 2, block=4)
-    y = torch.full((len(plan.permutation), 3), torch.nan, device=twin.device)
+    plan = moe_plan(torch.tensor([[0, -1], [1, 0]], device=backend.device), 2, block=4)
+    y = torch.full((len(plan.permutation), 3), torch.nan, device=backend.device)
     y[plan.permutation >= 0] = 1.0
-    weights = torch.tensor([[0.5, torch.nan], [0.25, 0.5]], device=twin.device, requires_grad=True)
+    weights = torch.tensor([[0.5, torch.nan], [0.25, 0.5]], device=backend.device, requires_grad=True)
     y.requires_grad_()
     out = moe_combine(y, weights, plan)
     assert out.tolist() == [[0.5] * 3, [0.75] * 3]
@@ -85,77 +85,77 @@ def test_what_is_dropped_does_not_spread(twin):
     assert not y.grad[plan.permutation < 0].any()
 
 
-def test_a_plan_of_other_rows_stays_inside(twin):
+def test_a_plan_of_other_rows_stays_inside(backend):
     """Sorted rows that are not there count as dropped, so that a wrong plan reads no foreign memory."""
-    plan = moe_plan(torch.tensor([[0], [1]], device=twin.device), 2)
-    y = torch.ones(2, 4, device=twin.device)
-    far = plan._replace(inverse=torch.tensor([[2], [2**40]], device=twin.device))
-    assert not moe_combine(y, torch.ones(2, 1, device=twin.device), far).any()
+    plan = moe_plan(torch.tensor([[0], [1]], device=backend.device), 2)
+    y = torch.ones(2, 4, device=backend.device)
+    far = plan._replace(inverse=torch.tensor([[2], [2**40]], device=backend.device))
+    assert not moe_combine(y, torch.ones(2, 1, device=backend.device), far).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_backward_twice(twin, dtype):
-    plan = moe_plan(torch.tensor([[0, 2], [1, 2], [2, 0]], device=twin.device), 3)
+def test_backward_twice(backend, dtype):
+    plan = moe_plan(torch.tensor([[0, 2], [1, 2], [2, 0]], device=backend.device), 3)
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 24, generator=rng).to(twin.device, dtype).requires_grad_()
-    weights = torch.rand(3, 2, generator=rng).to(twin.device).requires_grad_()
+    x = torch.randn(3, 24, generator=rng).to(backend.device, dtype).requires_grad_()
+    weights = torch.rand(3, 2, generator=rng).to(backend.device).requires_grad_()
     out = moe_combine(moe_gather(x, plan).square(), weights, plan)
-    gradient = torch.randn(3, 24, generator=rng).to(twin.device, dtype)
+    gradient = torch.randn(3, 24, generator=rng).to(backend.device, dtype)
     first, second = (torch.autograd.grad(out, (x, weights), gradient, retain_graph=True) for _ in range(2))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("gradient", ["expanded", "strided"])
-def test_gradient_strides(twin, gradient):
-    plan = moe_plan(torch.tensor([[0, 2], [1, 2], [2, 0]], device=twin.device), 3)
+def test_gradient_strides(backend, gradient):
+    plan = moe_plan(torch.tensor([[0, 2], [1, 2], [2, 0]], device=backend.device), 3)
     rng = torch.Generator().manual_seed(0)
-    x, y = torch.randn(3, 8, generator=rng).to(twin.device), torch.randn(6, 8, generator=rng).to(twin.device)
-    weights = torch.rand(3, 2, generator=rng).to(twin.device)
+    x, y = torch.randn(3, 8, generator=rng).to(backend.device), torch.randn(6, 8, generator=rng).to(backend.device)
+    weights = torch.rand(3, 2, generator=rng).to(backend.device)
     for op, inputs in ((moe_gather, (x,)), (moe_combine, (y, weights))):
         inputs = [v.requires_grad_() for v in inputs]
         out = op(*inputs, plan)
-        g = torch.tensor(0.3, device=twin.device).expand(out.shape)
+        g = torch.tensor(0.3, device=backend.device).expand(out.shape)
         if gradient == "strided":
-            g = torch.randn(8, len(out), generator=rng).to(twin.device).T
+            g = torch.randn(8, len(out), generator=rng).to(backend.device).T
         got = torch.autograd.grad(out, inputs, g, retain_graph=True)
         torch.testing.assert_close(got, torch.autograd.grad(out, inputs, g.contiguous()), rtol=0, atol=0)
 
 
-def test_no_tokens_and_an_expanded_gradient(twin):
+def test_no_tokens_and_an_expanded_gradient(backend):
     """T = 0, also in a padded plan, whose rows hold nothing; gradients of stride 0, of no element or of padding."""
     for block in (None, 4):
-        plan = moe_plan(torch.empty(0, 2, dtype=torch.int64, device=twin.device), 3, block=block)
-        x, weights = torch.empty(0, 8, device=twin.device), torch.empty(0, 2, device=twin.device)
-        y = torch.ones(len(plan.permutation), 8, device=twin.device)
+        plan = moe_plan(torch.empty(0, 2, dtype=torch.int64, device=backend.device), 3, block=block)
+        x, weights = torch.empty(0, 8, device=backend.device), torch.empty(0, 2, device=backend.device)
+        y = torch.ones(len(plan.permutation), 8, device=backend.device)
         assert len(y) == (8 if block else 0)
         for op, inputs in ((moe_gather, (x,)), (moe_combine, (y, weights))):
             inputs = [v.requires_grad_() for v in inputs]
             out = op(*inputs, plan)
             assert not out.any()
-            g = torch.tensor(0.3, device=twin.device).expand(out.shape)
+            g = torch.tensor(0.3, device=backend.device).expand(out.shape)
             for grad, v in zip(torch.autograd.grad(out, inputs, g), inputs, strict=True):
                 assert grad.shape == v.shape
                 assert not grad.any()
 
 
-def test_only_one_needs_a_gradient(twin):
-    inputs = COMBINE.make(device=twin.device, variant="dropped")
+def test_only_one_needs_a_gradient(backend):
+    inputs = COMBINE.make(device=backend.device, variant="dropped")
     y, weights, plan = inputs.values()
     both = COMBINE.run(inputs)
-    g = torch.randn(both[0].shape, generator=torch.Generator().manual_seed(1)).to(twin.device)
+    g = torch.randn(both[0].shape, generator=torch.Generator().manual_seed(1)).to(backend.device)
     (dy,) = torch.autograd.grad(moe_combine(v := y.detach().requires_grad_(), weights.detach(), plan), v, g)
     (dw,) = torch.autograd.grad(moe_combine(y.detach(), w := weights.detach().requires_grad_(), plan), w, g)
     torch.testing.assert_close(dy, both[1], rtol=0, atol=0)
     torch.testing.assert_close(dw, both[2], rtol=0, atol=0)
 
 
-def test_autocast(twin):
+def test_autocast(backend):
     """Rows that autocast made bfloat16 are combined in float32 and rounded once; weights keep their dtype."""
-    plan = moe_plan(torch.tensor([[0, 1], [1, 0]], device=twin.device), 2)
-    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).to(twin.device)
-    weights = torch.tensor([[0.3, 0.7], [0.6, 0.4]], device=twin.device, requires_grad=True)
-    with torch.autocast(twin.device, torch.bfloat16):
-        y = moe_gather(x, plan) @ torch.eye(8, device=twin.device)
+    plan = moe_plan(torch.tensor([[0, 1], [1, 0]], device=backend.device), 2)
+    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)).to(backend.device)
+    weights = torch.tensor([[0.3, 0.7], [0.6, 0.4]], device=backend.device, requires_grad=True)
+    with torch.autocast(backend.device, torch.bfloat16):
+        y = moe_gather(x, plan) @ torch.eye(8, device=backend.device)
         out = moe_combine(y, weights, plan)
     assert out.dtype == y.dtype == torch.bfloat16
     torch.testing.assert_close(out, x.bfloat16())

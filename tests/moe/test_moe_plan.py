@@ -29,9 +29,9 @@ def routings(draw):
 
 @given(routing=routings())
 @settings(max_examples=60)
-def test_plan(twin, routing):
+def test_plan(backend, routing):
     indices, experts, block = routing
-    got = moe_plan(indices.to(twin.device), experts, block=block)
+    got = moe_plan(indices.to(backend.device), experts, block=block)
     same_plan([t.cpu() for t in got], reference_moe_plan(indices, experts, block=block))
     if block:
         expert_of = got.block_experts(block).repeat_interleave(block).cpu()
@@ -48,15 +48,15 @@ def test_large_plan(threads):
 
 
 @pytest.mark.parametrize("block", [1, 2**20])
-def test_smallest_and_largest_block(twin, block):
+def test_smallest_and_largest_block(backend, block):
     indices = torch.tensor([[1, 0], [-1, 1]])
-    got = moe_plan(indices.to(twin.device), 2, block=block)
+    got = moe_plan(indices.to(backend.device), 2, block=block)
     same_plan([t.cpu() for t in got], reference_moe_plan(indices, 2, block=block))
 
 
-def test_large_plan_on_the_device(twin):
+def test_large_plan_on_the_device(backend):
     indices = torch.randint(-1, 5, (17001, 4), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    same_plan([t.cpu() for t in moe_plan(indices.to(twin.device), 5)], reference_moe_plan(indices, 5))
+    same_plan([t.cpu() for t in moe_plan(indices.to(backend.device), 5)], reference_moe_plan(indices, 5))
 
 
 # ---- messages -------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.cases import OPS
+from tests.support.inputs import moved_to
 from warpup import moe_balance_loss, moe_route
 
 CASE = OPS["moe_route"]
@@ -72,11 +73,9 @@ def problems(draw):
 
 @given(inputs=problems())
 @settings(max_examples=80)
-def test_shapes_layouts_and_options(twin, inputs):
+def test_shapes_layouts_and_options(backend, inputs):
     """Choices are those of float64 where these are clear; then all else is held to the rule on the same choices."""
-    inputs = {
-        k: v.to(twin.device) if isinstance(v, torch.Tensor) and twin.device != "cpu" else v for k, v in inputs.items()
-    }
+    inputs = moved_to(backend.device, inputs)
     got = moe_route(**inputs)
     want = CASE.reference(**{k: v.double() if k in ("logits", "bias") else v for k, v in inputs.items()})
     clear = (got.indices == want.indices).all(1)
@@ -90,17 +89,17 @@ def test_shapes_layouts_and_options(twin, inputs):
 
 
 @pytest.mark.parametrize("experts", [512, 1024])
-def test_many_experts(twin, experts):
-    CASE.check({"logits": logits_of(20, experts, twin.device), "k": 10, "renormalize": True})
+def test_many_experts(backend, experts):
+    CASE.check({"logits": logits_of(20, experts, backend.device), "k": 10, "renormalize": True})
 
 
-def test_no_tokens_and_one_expert(twin):
-    empty = moe_route(torch.zeros(0, 4, device=twin.device, requires_grad=True), 2)
+def test_no_tokens_and_one_expert(backend):
+    empty = moe_route(torch.zeros(0, 4, device=backend.device, requires_grad=True), 2)
     assert empty.weights.shape == (0, 2)
     assert not empty.counts.any()
     assert empty.z_loss.item() == 0
     assert not empty.mean_score.any()
-    one = moe_route(torch.tensor([[-3.0], [5.0]], device=twin.device), 1)
+    one = moe_route(torch.tensor([[-3.0], [5.0]], device=backend.device), 1)
     assert one.weights.tolist() == [[1], [1]]
     assert one.counts.tolist() == [2]
     assert one.z_loss.item() == 17
@@ -110,36 +109,36 @@ def test_no_tokens_and_one_expert(twin):
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": True}, {"score": "sigmoid", "groups": (2, 1, "top2")}])
-def test_ties_go_to_the_lower_index(twin, options):
-    logits = torch.zeros(3, 40, device=twin.device)
+def test_ties_go_to_the_lower_index(backend, options):
+    logits = torch.zeros(3, 40, device=backend.device)
     logits[1, 1::2] = -0.0
-    logits[2] = torch.arange(40.0, device=twin.device) // 10
-    options = options | ({"bias": torch.zeros(40, device=twin.device)} if options.get("bias") else {})
+    logits[2] = torch.arange(40.0, device=backend.device) // 10
+    options = options | ({"bias": torch.zeros(40, device=backend.device)} if options.get("bias") else {})
     indices = moe_route(logits, 4, **options).indices.tolist()
     assert indices == [[0, 1, 2, 3], [0, 1, 2, 3], [30, 31, 32, 33]]
 
 
-def test_scores_that_round_to_one_value_do_not_tie(twin):
+def test_scores_that_round_to_one_value_do_not_tie(backend):
     """sigmoid(40) and sigmoid(50) are both 1 in float32; the logits are not."""
-    logits = torch.tensor([[40.0, 50.0, 60.0, 0.0]], device=twin.device)
+    logits = torch.tensor([[40.0, 50.0, 60.0, 0.0]], device=backend.device)
     assert moe_route(logits, 2, score="sigmoid").indices.tolist() == [[2, 1]]
 
 
-def test_every_expert_in_order(twin):
-    logits = logits_of(5, 33, twin.device)
+def test_every_expert_in_order(backend):
+    logits = logits_of(5, 33, backend.device)
     logits[0] = -INF
     logits[0, 7] = 1.0
     route = moe_route(logits, 33)
     assert torch.equal(route.indices[1:], logits[1:].argsort(-1, descending=True))
     assert route.indices[0].tolist() == [7, *(e for e in range(33) if e != 7)]
-    torch.testing.assert_close(route.weights.sum(1), torch.ones(5, device=twin.device))
+    torch.testing.assert_close(route.weights.sum(1), torch.ones(5, device=backend.device))
 
 
-def test_group_rules(twin):
+def test_group_rules(backend):
     """Four groups of three: by its largest, by its two largest, by the k / kept = 3 largest, another one wins."""
-    groups = torch.tensor([[9.0, -9, -9], [7, 5, -9], [4, 4.5, 4.8], [0, 0, 0]], device=twin.device)
+    groups = torch.tensor([[9.0, -9, -9], [7, 5, -9], [4, 4.5, 4.8], [0, 0, 0]], device=backend.device)
     logits = groups.view(1, 12)
-    bias = torch.zeros(12, device=twin.device)
+    bias = torch.zeros(12, device=backend.device)
     options = {"order": "topk_softmax", "bias": bias}
     chosen = {
         r: set(moe_route(logits, 3, groups=(4, 1, r), **options).indices[0].tolist()) for r in ("top1", "top2", "topk")
@@ -147,9 +146,9 @@ def test_group_rules(twin):
     assert chosen == {"top1": {0, 1, 2}, "top2": {3, 4, 5}, "topk": {6, 7, 8}}
 
 
-def test_the_bias_chooses_and_does_not_weigh(twin):
-    logits = logits_of(6, 8, twin.device)
-    bias = torch.tensor([0, 0, 0, 0, 0, 0, 5.0, 5.0], device=twin.device, requires_grad=True)
+def test_the_bias_chooses_and_does_not_weigh(backend):
+    logits = logits_of(6, 8, backend.device)
+    bias = torch.tensor([0, 0, 0, 0, 0, 0, 5.0, 5.0], device=backend.device, requires_grad=True)
     route = moe_route(logits, 2, score="sigmoid", bias=bias)
     assert (route.indices >= 6).all()
     torch.testing.assert_close(route.weights, torch.sigmoid(logits).gather(1, route.indices))
@@ -160,12 +159,12 @@ def test_the_bias_chooses_and_does_not_weigh(twin):
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrt_softplus"])
-def test_nan_stays_with_its_token(twin, score):
-    logits = logits_of(4, 6, twin.device)
+def test_nan_stays_with_its_token(backend, score):
+    logits = logits_of(4, 6, backend.device)
     logits[1, 2] = NAN
     logits[2] = NAN
     route = moe_route(logits, 6, score=score)
-    assert (route.indices.sort(-1).values == torch.arange(6, device=twin.device)).all()
+    assert (route.indices.sort(-1).values == torch.arange(6, device=backend.device)).all()
     assert route.indices[1, -1] == 2
     assert route.weights[1].isnan().sum() == (6 if score == "softmax" else 1)
     assert route.weights[[0, 3]].isfinite().all()
@@ -173,12 +172,12 @@ def test_nan_stays_with_its_token(twin, score):
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid", "sqrt_softplus"])
-def test_what_counts_for_nothing(twin, score):
+def test_what_counts_for_nothing(backend, score):
     """Masked tokens, whatever stands in them, and tokens without a logit above -inf."""
-    logits = logits_of(6, 10, twin.device)
+    logits = logits_of(6, 10, backend.device)
     want = moe_route(logits[[0, 3, 5]], 3, score=score)
     logits[1], logits[2], logits[4] = NAN, INF, -INF
-    mask = torch.tensor([1, 0, 0, 1, 1, 1], device=twin.device)
+    mask = torch.tensor([1, 0, 0, 1, 1, 1], device=backend.device)
     logits.requires_grad_()
     route = moe_route(logits, 3, score=score, token_mask=mask)
     for got, expected in zip(route[2:], want[2:], strict=True):
@@ -191,8 +190,8 @@ def test_what_counts_for_nothing(twin, score):
     assert logits.grad[[0, 3, 5]].abs().min() > 0
 
 
-def test_huge_logits(twin):
-    logits = torch.tensor([[1e30, 0.0, -1e30], [88.0, 87.0, -300.0]], device=twin.device, requires_grad=True)
+def test_huge_logits(backend):
+    logits = torch.tensor([[1e30, 0.0, -1e30], [88.0, 87.0, -300.0]], device=backend.device, requires_grad=True)
     route = moe_route(logits, 2, renormalize=True)
     assert route.weights[0].tolist() == [1, 0]
     route.weights.square().sum().backward()
@@ -202,10 +201,10 @@ def test_huge_logits(twin):
 # ---- replay, gradients ----------------------------------------------------------------------------------------------
 
 
-def test_replay(twin):
+def test_replay(backend):
     """The rollout's experts, also dropped and repeated ones, weighed by the live logits."""
-    logits = logits_of(3, 5, twin.device).requires_grad_()
-    given = torch.tensor([[4, 0], [-1, 2], [3, 3]], dtype=torch.int32, device=twin.device)
+    logits = logits_of(3, 5, backend.device).requires_grad_()
+    given = torch.tensor([[4, 0], [-1, 2], [3, 3]], dtype=torch.int32, device=backend.device)
     route = moe_route(logits, 2, renormalize=True, replay_indices=given)
     assert torch.equal(route.indices, given.long())
     assert route.counts.tolist() == [1, 0, 1, 2, 1]
@@ -217,8 +216,8 @@ def test_replay(twin):
     assert gradient[0, 4] > 0 > gradient[0, 0]
 
 
-def test_backward_twice(twin):
-    logits = logits_of(9, 16, twin.device, dtype=torch.bfloat16).requires_grad_()
+def test_backward_twice(backend):
+    logits = logits_of(9, 16, backend.device, dtype=torch.bfloat16).requires_grad_()
     route = moe_route(logits, 4, renormalize=True)
     loss = route.weights.square().sum() + moe_balance_loss(route) + route.z_loss
     first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
@@ -226,10 +225,10 @@ def test_backward_twice(twin):
     assert first.dtype == torch.bfloat16
 
 
-def test_autocast(twin):
+def test_autocast(backend):
     """Logits that autocast made bfloat16 give float32 weights, computed from what they are."""
-    x, w = logits_of(4, 8, twin.device), logits_of(8, 8, twin.device, seed=1)
-    with torch.autocast(twin.device, torch.bfloat16):
+    x, w = logits_of(4, 8, backend.device), logits_of(8, 8, backend.device, seed=1)
+    with torch.autocast(backend.device, torch.bfloat16):
         logits = x @ w
         route = moe_route(logits, 2)
     assert logits.dtype == torch.bfloat16
@@ -240,10 +239,10 @@ def test_autocast(twin):
 # ---- sequences ------------------------------------------------------------------------------------------------------
 
 
-def test_sequences(twin):
+def test_sequences(backend):
     """Statistics of each sequence are those of its tokens alone; chunks of tokens and sequences end where they like."""
-    logits = logits_of(50, 12, twin.device).requires_grad_()
-    bounds = torch.tensor([0, 0, 3, 8, 8, 29, 50], device=twin.device)
+    logits = logits_of(50, 12, backend.device).requires_grad_()
+    bounds = torch.tensor([0, 0, 3, 8, 8, 29, 50], device=backend.device)
     route = moe_route(logits, 2, score="sigmoid", sequences=bounds)
     parts = [moe_route(logits[a:b], 2, score="sigmoid") for a, b in pairwise(bounds)]
     assert torch.equal(route.counts, torch.stack([p.counts for p in parts]))
@@ -253,7 +252,7 @@ def test_sequences(twin):
     torch.testing.assert_close(*(torch.autograd.grad(v, logits)[0] for v in (moe_balance_loss(route), loss)))
     by_length = moe_route(logits, 2, sequences=10)
     torch.testing.assert_close(
-        tuple(by_length), tuple(moe_route(logits, 2, sequences=torch.arange(0, 51, 10, device=twin.device)))
+        tuple(by_length), tuple(moe_route(logits, 2, sequences=torch.arange(0, 51, 10, device=backend.device)))
     )
 
 

@@ -33,9 +33,9 @@ def denominator_of(name, mask):
 @each_kind
 @pytest.mark.parametrize("name", ["token", "sequence", "sequence_sum", "constant"])
 @pytest.mark.parametrize("as_tensor", [False, True])
-def test_micro_batches_with_an_explicit_denominator_equal_the_big_batch(twin, kind, name, as_tensor):
+def test_micro_batches_with_an_explicit_denominator_equal_the_big_batch(backend, kind, name, as_tensor):
     """Ranks and micro-batches of unequal numbers of tokens, one of them empty."""
-    x = everything(problem(6, 20, device=twin.device), kind)
+    x = everything(problem(6, 20, device=backend.device), kind)
     x["mask"][4] = False
     want_loss, want, _ = loss_and_gradient({**x, "normalizer": name})
     denominator = denominator_of(name, x["mask"])
@@ -62,8 +62,8 @@ def test_micro_batches_with_an_explicit_denominator_equal_the_big_batch(twin, ki
 @each_kind
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("normalizer", ["token", "sequence", "sequence_sum", ("constant", 50.0)])
-def test_packed_equals_padded(twin, kind, per_token, normalizer):
-    x = everything(problem(5, 33, device=twin.device), kind) | {"normalizer": normalizer}
+def test_packed_equals_padded(backend, kind, per_token, normalizer):
+    x = everything(problem(5, 33, device=backend.device), kind) | {"normalizer": normalizer}
     x["mask"][2] = False
     if per_token:
         x["advantages"] = x["old_logp"] + 0.7
@@ -75,15 +75,15 @@ def test_packed_equals_padded(twin, kind, per_token, normalizer):
 
 
 @each_kind
-def test_packed_of_any_lengths(twin, kind):
+def test_packed_of_any_lengths(backend, kind):
     """Empty sequences, sequences within a piece, over a border of pieces, and of more than one piece."""
-    lengths = [0, 5, 8190, 0, 1, 20000, 3] if twin.name != "hostcuda" else [0, 5, 8190, 0, 9000]
+    lengths = [0, 5, 8190, 0, 1, 20000, 3] if backend.name != "hostcuda" else [0, 5, 8190, 0, 9000]
     total = sum(lengths)
-    x = everything(problem(1, total, device=twin.device), kind)
+    x = everything(problem(1, total, device=backend.device), kind)
     x = {k: v[0] if isinstance(v, torch.Tensor) and v.dim() == 2 else v for k, v in x.items()}
-    x["advantages"] = torch.linspace(-1, 1.5, len(lengths), dtype=torch.float64, device=twin.device)
+    x["advantages"] = torch.linspace(-1, 1.5, len(lengths), dtype=torch.float64, device=backend.device)
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    x["cu_seqlens"] = torch.tensor([0, *ends], device=twin.device)
+    x["cu_seqlens"] = torch.tensor([0, *ends], device=backend.device)
     got = loss_and_gradient({**x, "normalizer": ("sequence", 1.0)})
     loss, gradients = 0, []
     for n, end, advantage in zip(lengths, ends, x["advantages"], strict=True):
@@ -95,14 +95,14 @@ def test_packed_of_any_lengths(twin, kind):
     torch.testing.assert_close(got[1], torch.cat(gradients), rtol=1e-12, atol=1e-14)
 
 
-def test_padded_rows_of_more_than_one_piece(twin):
+def test_padded_rows_of_more_than_one_piece(backend):
     """The sums of a row come from a pass of their own."""
-    x = problem(2, 8300, device=twin.device, spread=0.01)
+    x = problem(2, 8300, device=backend.device, spread=0.01)
     for kind in ("gspo", "gmpo", "vespo", "a_lol", "gspo_token"):
         y = everything(x, kind) | {"normalizer": ("sequence", 1.0)}
         want, got = loss_and_gradient(y), loss_and_gradient(packed(y))
         short = {k: v[:, :100] if isinstance(v, torch.Tensor) and v.dim() == 2 else v for k, v in y.items()}
-        cut = {**y, "mask": y["mask"] & (torch.arange(8300, device=twin.device) < 100)}
+        cut = {**y, "mask": y["mask"] & (torch.arange(8300, device=backend.device) < 100)}
         torch.testing.assert_close(got[1], want[1].flatten(), rtol=1e-11, atol=1e-16)
         torch.testing.assert_close(loss_and_gradient(cut)[0], loss_and_gradient(short)[0], rtol=1e-12, atol=0)
 
@@ -111,9 +111,9 @@ def test_padded_rows_of_more_than_one_piece(twin):
 
 
 @pytest.mark.parametrize("kind", sorted(POLICY_KINDS.keys() - {"vespo"}))
-def test_weights_multiply_the_policy_term_alone(twin, kind):
+def test_weights_multiply_the_policy_term_alone(backend, kind):
     """On a token the loss is linear in them; the KL and the entropy stay."""
-    x = everything(problem(3, 20, device=twin.device), kind)
+    x = everything(problem(3, 20, device=backend.device), kind)
     w, nothing = x["weights"], torch.zeros_like(x["weights"])
     one, other, none, both = (
         loss_and_gradient({**x, "weights": weights})[:2] for weights in (w, 2 - w, nothing, nothing + 2)
@@ -126,8 +126,8 @@ def test_weights_multiply_the_policy_term_alone(twin, kind):
 
 
 @pytest.mark.parametrize("per_row", [False, True])
-def test_vespo_takes_weights_into_its_ratio(twin, per_row):
-    x = problem(3, 4, device=twin.device)
+def test_vespo_takes_weights_into_its_ratio(backend, per_row):
+    x = problem(3, 4, device=backend.device)
     w = (x["old_logp"][:, 0] if per_row else x["old_logp"]).abs() + 0.3
     _, gradient, metrics = loss_and_gradient({**x, "kind": "vespo", "weights": w})
     m = x["mask"].double()
@@ -138,8 +138,8 @@ def test_vespo_takes_weights_into_its_ratio(twin, per_row):
     assert metrics["ratio_max"].item() == pytest.approx(phi[m.any(1)].max().item())
 
 
-def test_entropy_and_a_given_kl_get_gradients(twin):
-    x = problem(3, 10, device=twin.device)
+def test_entropy_and_a_given_kl_get_gradients(backend):
+    x = problem(3, 10, device=backend.device)
     entropy, ref_kl = (x["old_logp"].square().requires_grad_(), x["old_logp"].exp().requires_grad_())
     loss, metrics = policy_loss(**x, entropy=entropy, entropy_coef=0.1, ref_kl=ref_kl, kl="full", kl_coef=0.3)
     plain, _ = policy_loss(**x)
@@ -151,9 +151,9 @@ def test_entropy_and_a_given_kl_get_gradients(twin):
 
 
 @pytest.mark.parametrize(("kl", "value", "slope"), [("k1+", -0.5, -0.5), ("k3+", math.exp(0.5) - 1.5, -0.5)])
-def test_straight_through_estimators(twin, kl, value, slope):
+def test_straight_through_estimators(backend, kl, value, slope):
     """d = 1/2, advantage 0: the named value, the gradient -d of k2."""
-    zero = torch.zeros(1, 1, dtype=torch.float64, device=twin.device)
+    zero = torch.zeros(1, 1, dtype=torch.float64, device=backend.device)
     x = {"logp": zero, "old_logp": zero, "advantages": zero, "mask": zero == 0, "ref_logp": zero + 0.5}
     loss, gradient, _ = loss_and_gradient(x, kl=kl, kl_coef=2.0)
     assert (loss.item(), gradient.item()) == pytest.approx((2 * value, 2 * slope))
@@ -163,8 +163,8 @@ def test_straight_through_estimators(twin, kl, value, slope):
     ("d", "value", "slope"),
     [(-30.0, 10.0, 0.0), (-8.0, math.exp(-8) + 7, 1 - math.exp(-8)), (3.0, 10.0, 0.0), (30.0, 10.0, 0.0)],
 )
-def test_the_clamps_of_verl(twin, d, value, slope):
-    zero = torch.zeros(1, 1, dtype=torch.float64, device=twin.device)
+def test_the_clamps_of_verl(backend, d, value, slope):
+    zero = torch.zeros(1, 1, dtype=torch.float64, device=backend.device)
     x = {"logp": zero, "old_logp": zero, "advantages": zero, "mask": zero == 0, "ref_logp": zero + d}
     loss, gradient, _ = loss_and_gradient(x, kl="k3_verl", kl_coef=0.5)
     assert (loss.item(), gradient.item()) == pytest.approx((0.5 * value, 0.5 * slope))
@@ -173,9 +173,9 @@ def test_the_clamps_of_verl(twin, d, value, slope):
 # ---- the clips ------------------------------------------------------------------------------------------------------
 
 
-def test_two_sided_and_dual_clip_by_hand(twin):
+def test_two_sided_and_dual_clip_by_hand(backend):
     """A = -1, clip (.2, .2): a ratio of 5 costs 5, with delta 3 it costs 3, with dual clip 2 it costs 2, flat there."""
-    ratio = torch.tensor([[5.0, 1.1, 0.5]], dtype=torch.float64, device=twin.device)
+    ratio = torch.tensor([[5.0, 1.1, 0.5]], dtype=torch.float64, device=backend.device)
     x = {"logp": ratio.log(), "old_logp": ratio * 0, "advantages": ratio[:, 0] * 0 - 1, "mask": ratio > 0}
     for options, held in (
         ({}, None),
@@ -192,8 +192,8 @@ def test_two_sided_and_dual_clip_by_hand(twin):
     assert loss_and_gradient(x, normalizer=1.0, delta=1.05)[0].item() == pytest.approx(-1.05 - 1.05 - 0.5)
 
 
-def test_cov_kinds_by_formula(twin):
-    x = problem(3, 20, device=twin.device)
+def test_cov_kinds_by_formula(backend):
+    x = problem(3, 20, device=backend.device)
     selected = x["old_logp"] < -1
     _, want, _ = loss_and_gradient(x, kind="ppo")
     _, got, _ = loss_and_gradient(x, kind="clip_cov", selected=selected)
@@ -206,12 +206,12 @@ def test_cov_kinds_by_formula(twin):
 
 
 @pytest.mark.parametrize("kind", ["clip_cov", "kl_cov"])
-def test_cov_kinds_select_by_themselves(twin, kind):
-    x = problem(40, 200, device=twin.device, spread=0.05)
+def test_cov_kinds_select_by_themselves(backend, kind):
+    x = problem(40, 200, device=backend.device, spread=0.05)
     x["advantages"] = x["advantages"] * 3
     draws = [{}] * 3  # kl_cov draws nothing
     if kind == "clip_cov":
-        draws = [{"generator": torch.Generator(twin.device).manual_seed(s)} for s in (1, 1, 2)]
+        draws = [{"generator": torch.Generator(backend.device).manual_seed(s)} for s in (1, 1, 2)]
     first, again, other = (loss_and_gradient(x, kind=kind, **draw)[1] for draw in draws)
     plain = loss_and_gradient(x, kind="ppo", clip=(math.inf, math.inf) if kind == "kl_cov" else None)[1]
     assert torch.equal(first, again)

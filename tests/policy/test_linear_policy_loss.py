@@ -20,18 +20,18 @@ def loss_and_gradients(x, **options):
 
 @pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
 @pytest.mark.parametrize("options", ["plain", "full"])
-def test_every_kind(twin, kind, options):
-    x = CASE.make("small", torch.float64, twin.device, variant=options) | {"kind": kind}
+def test_every_kind(backend, kind, options):
+    x = CASE.make("small", torch.float64, backend.device, variant=options) | {"kind": kind}
     if kind in ("clip_cov", "kl_cov"):
-        x["selected"] = torch.arange(15, device=twin.device).view(3, 5) % 3 == 0
+        x["selected"] = torch.arange(15, device=backend.device).view(3, 5) % 3 == 0
     x["mask"][1] = False
     CASE.check(x)
 
 
 @pytest.mark.parametrize("normalizer", [*NORMALIZERS, 3.5, ("sequence", 8.0)])
 @pytest.mark.parametrize("chunk", [None, 1, 4, 100])
-def test_normalizers_and_chunks(twin, normalizer, chunk):
-    CASE.check(CASE.make("small", torch.float64, twin.device) | {"normalizer": normalizer, "chunk": chunk})
+def test_normalizers_and_chunks(backend, normalizer, chunk):
+    CASE.check(CASE.make("small", torch.float64, backend.device) | {"normalizer": normalizer, "chunk": chunk})
 
 
 @pytest.mark.parametrize("kind", ["grpo", "gspo"])
@@ -54,14 +54,14 @@ def test_chunk_bounds_the_logits_alive(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weight_gradient_is_added_up_in_float32(twin, dtype):
+def test_weight_gradient_is_added_up_in_float32(backend, dtype):
     """Rows in eight chunks: as near to float64 as in one."""
-    x = CASE.inputs((4, 16, 19, 131), dtype, twin.device, 0, "plain")
+    x = CASE.inputs((4, 16, 19, 131), dtype, backend.device, 0, "plain")
     CASE.check({**x, "chunk": 8})
 
 
-def test_same_as_its_two_parts(twin):
-    x = CASE.make("small", torch.float64, twin.device, variant="full")
+def test_same_as_its_two_parts(backend):
+    x = CASE.make("small", torch.float64, backend.device, variant="full")
     operands = {k: x.pop(k).requires_grad_() for k in CASE.differentiable}
     temperature, chunk, coef = (x.pop(k) for k in ("temperature", "chunk", "entropy_coef"))
     targets = x.pop("targets").masked_fill(~x["mask"], -100)
@@ -75,8 +75,8 @@ def test_same_as_its_two_parts(twin):
         torch.testing.assert_close(g, w.detach(), rtol=1e-10, atol=1e-12)
 
 
-def test_micro_batches_add_up(twin):
-    x = CASE.make("small", torch.float64, twin.device)
+def test_micro_batches_add_up(backend):
+    x = CASE.make("small", torch.float64, backend.device)
     denominator = ("token", float(x["mask"].sum()))
     want = loss_and_gradients(x)
     rows = ("hidden", "targets", "old_logp", "advantages", "mask")
@@ -92,14 +92,14 @@ def test_micro_batches_add_up(twin):
 @pytest.mark.parametrize("normalizer", ["token", "sequence", "sequence_sum", ("constant", 15.0)])
 @pytest.mark.parametrize("kind", ["grpo", "gspo"])
 @pytest.mark.parametrize("each", ["sequence", "token"])
-def test_packed_is_padded(twin, kind, normalizer, each):
+def test_packed_is_padded(backend, kind, normalizer, each):
     """Rows without their padding, under a schedule: the same loss, gradients and metrics."""
-    x = CASE.make("small", torch.float64, twin.device) | {"kind": kind, "normalizer": normalizer}
-    lengths = torch.tensor([5, 2, 4], device=twin.device)
-    on = torch.arange(5, device=twin.device) < lengths[:, None]
+    x = CASE.make("small", torch.float64, backend.device) | {"kind": kind, "normalizer": normalizer}
+    lengths = torch.tensor([5, 2, 4], device=backend.device)
+    on = torch.arange(5, device=backend.device) < lengths[:, None]
     if each == "token":
-        x["advantages"] = x["advantages"].unsqueeze(-1) * torch.arange(1.0, 6.0, device=twin.device)
-    x |= {"mask": on, "delta": torch.linspace(-1, 1, 15, device=twin.device).view(3, 5), "token_set": [3, 5, 7]}
+        x["advantages"] = x["advantages"].unsqueeze(-1) * torch.arange(1.0, 6.0, device=backend.device)
+    x |= {"mask": on, "delta": torch.linspace(-1, 1, 15, device=backend.device).view(3, 5), "token_set": [3, 5, 7]}
     x |= {"ref_logp": x["old_logp"] - 0.3, "kl_coef": 0.1, "entropy_coef": 0.01}
     want = loss_and_gradients(x)
     flat = {k: v[on] for k, v in x.items() if isinstance(v, torch.Tensor) and v.shape[:2] == (3, 5) and k != "mask"}
@@ -111,8 +111,8 @@ def test_packed_is_padded(twin, kind, normalizer, each):
     torch.testing.assert_close(got[2], want[2])
 
 
-def test_scaled_loss_and_nothing_in_the_mask(twin):
-    x = CASE.make("small", torch.float64, twin.device)
+def test_scaled_loss_and_nothing_in_the_mask(backend):
+    x = CASE.make("small", torch.float64, backend.device)
     hidden = x["hidden"].requires_grad_()
     (want,) = torch.autograd.grad(linear_policy_loss(**x)[0], hidden)
     (got,) = torch.autograd.grad(3 * linear_policy_loss(**x)[0], hidden)
@@ -124,24 +124,24 @@ def test_scaled_loss_and_nothing_in_the_mask(twin):
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0)])
 @pytest.mark.parametrize("kind", ["grpo", "gspo"])
-def test_no_tokens(twin, shape, kind):
-    x = CASE.inputs((*shape, 4, 7), torch.float32, twin.device, 0, "plain")
+def test_no_tokens(backend, shape, kind):
+    x = CASE.inputs((*shape, 4, 7), torch.float32, backend.device, 0, "plain")
     loss, grads, _ = loss_and_gradients({**x, "kind": kind})
     assert loss == 0
     assert all((g == 0).all() for g in grads)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "gspo"])
-def test_sampled_log_probs_in_16_bits(twin, kind):
-    x = CASE.make("small", torch.bfloat16, twin.device) | {"kind": kind}
+def test_sampled_log_probs_in_16_bits(backend, kind):
+    x = CASE.make("small", torch.bfloat16, backend.device) | {"kind": kind}
     low = {k: x[k].to(torch.bfloat16) for k in ("old_logp", "advantages")}
     got, want = linear_policy_loss(**x | low)[0], linear_policy_loss(**x | {k: v.float() for k, v in low.items()})[0]
     assert torch.equal(got, want)
 
 
-def test_float16_takes_the_loss_scale(twin):
+def test_float16_takes_the_loss_scale(backend):
     """Gradients far below float16's least number come through, scaled, as a GradScaler needs them."""
-    x = CASE.make("small", torch.float16, twin.device)
+    x = CASE.make("small", torch.float16, backend.device)
     hidden = x["hidden"].requires_grad_()
     (got,) = torch.autograd.grad(linear_policy_loss(**x, normalizer=1e8)[0] * 2.0**16, hidden)
     (want,) = torch.autograd.grad(linear_policy_loss(**x, normalizer=1e8 / 2**16)[0], hidden)

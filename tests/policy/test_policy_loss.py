@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.cases import OPS
+from tests.support.inputs import moved_to
 from warpup import policy_loss
 from warpup.policy.kinds import KL_ESTIMATORS, METRICS, NORMALIZERS, POLICY_KINDS
 
@@ -93,15 +94,13 @@ def packed(x):
 
 @given(x=problems())
 @settings(max_examples=60)
-def test_masks_and_options(twin, x):
-    CASE.check(
-        {k: v.to(twin.device) if isinstance(v, torch.Tensor) and twin.device != "cpu" else v for k, v in x.items()}
-    )
+def test_masks_and_options(backend, x):
+    CASE.check(moved_to(backend.device, x))
 
 
 @pytest.mark.parametrize("length", [8191, 8192, 8193, 20000])
-def test_more_than_one_piece_of_a_row(twin, length):
-    x = problem(2, length, dtype=torch.float32, device=twin.device)
+def test_more_than_one_piece_of_a_row(backend, length):
+    x = problem(2, length, dtype=torch.float32, device=backend.device)
     CASE.check({**x, "normalizer": "sequence"})
 
 
@@ -114,13 +113,13 @@ MULTIPLE = ("k1+", "k3+")  # straight-through: the gradient of another function 
 @pytest.mark.parametrize(
     ("form", "normalizer"), [("padded", "sequence"), ("per token", ("sequence_sum", 5.0)), ("packed", "token")]
 )
-def test_gradcheck(twin, kind, kl, normalizer, form):
+def test_gradcheck(backend, kind, kl, normalizer, form):
     """Of a loss that stops gradients the ratio is held: old_logp moves along with logp."""
-    if twin.name != "cpu" and (form == "padded" or kl in ("k1", "k2", "k3_verl")):
+    if backend.name != "cpu" and (form == "padded" or kl in ("k1", "k2", "k3_verl")):
         pytest.skip("the other combinations are enough there")
     if kind == "gspo_token":
         pytest.skip("the ratio's value and gradient are of different tokens: test_gspo_token")
-    x = problem(2, 4, device=twin.device)
+    x = problem(2, 4, device=backend.device)
     if form == "per token":
         x["advantages"] = x["old_logp"] + 0.5
     x |= {"normalizer": normalizer, "weights": x["advantages"].abs() + 0.5, **options_of(kind, x)}
@@ -139,9 +138,9 @@ def test_gradcheck(twin, kind, kl, normalizer, form):
     assert torch.autograd.gradcheck(loss, varied)
 
 
-def test_gspo_token(twin):
+def test_gspo_token(backend):
     """With one advantage a row its gradient is GSPO's (section 4.3); beyond 10 the log ratio is held."""
-    x = problem(4, 30, device=twin.device)
+    x = problem(4, 30, device=backend.device)
     want = loss_and_gradient({**x, "kind": "gspo", "clip": (0.1, 0.15)})
     got = loss_and_gradient({**x, "kind": "gspo_token", "clip": (0.1, 0.15)})
     torch.testing.assert_close(got[:2], want[:2])
@@ -160,11 +159,11 @@ def test_gspo_token(twin):
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("name", ["logp", "old_logp", "ref_logp", "advantages", "weights", "entropy"])
 @pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
-def test_what_stands_under_the_mask_changes_nothing(twin, name, value, kind):
-    x = problem(4, 40, dtype=torch.float32, device=twin.device)
+def test_what_stands_under_the_mask_changes_nothing(backend, name, value, kind):
+    x = problem(4, 40, dtype=torch.float32, device=backend.device)
     x |= {"advantages": x["advantages"].unsqueeze(1).expand(4, 40).clone(), "ref_logp": x["old_logp"] - 0.1}
     x |= {"weights": x["advantages"].abs(), "entropy": x["old_logp"] + 1, **options_of(kind, x)}
-    if kind not in ("grpo", "vespo", "gmpo") and (value == INF or twin.name != "cpu"):
+    if kind not in ("grpo", "vespo", "gmpo") and (value == INF or backend.name != "cpu"):
         pytest.skip("the other combinations are enough")
     options = {"kl_coef": 0.1, "kl_corrected": True, "entropy_coef": 0.1}
     want = loss_and_gradient(x, **options)
@@ -179,10 +178,10 @@ def test_what_stands_under_the_mask_changes_nothing(twin, name, value, kind):
 @pytest.mark.parametrize("normalizer", [*NORMALIZERS, 4.0])
 @pytest.mark.parametrize("shape", [(3, 7), (0, 7), (3, 0)])
 @pytest.mark.parametrize("form", [dict, packed])
-def test_nothing_counts(twin, normalizer, shape, form):
+def test_nothing_counts(backend, normalizer, shape, form):
     if form is packed and normalizer == "constant":
         pytest.skip("needs a number there")
-    x = problem(*shape, device=twin.device)
+    x = problem(*shape, device=backend.device)
     for kind in POLICY_KINDS:
         y = form({**x, "mask": torch.zeros_like(x["mask"]), "normalizer": normalizer, **options_of(kind, x)})
         loss, gradient, metrics = loss_and_gradient(y)
@@ -192,8 +191,8 @@ def test_nothing_counts(twin, normalizer, shape, form):
         assert all(value == 0 for value in metrics.values())
 
 
-def test_masks_of_other_types(twin):
-    x = problem(3, 9, device=twin.device)
+def test_masks_of_other_types(backend):
+    x = problem(3, 9, device=backend.device)
     want = loss_and_gradient(x)
     for dtype in (torch.int64, torch.float32, torch.uint8):
         got = loss_and_gradient({**x, "mask": x["mask"].to(dtype)})
@@ -204,10 +203,10 @@ def test_masks_of_other_types(twin):
 # ---- the numbers ----------------------------------------------------------------------------------------------------
 
 
-def test_by_hand(twin):
+def test_by_hand(backend):
     """Clip (.2, .3): unclipped, clipped above (A > 0), clipped below (A < 0), and the two sides where no clip holds."""
-    ratio = torch.tensor([[1.1, 2.0, 0.5, 0.5, 2.0]], dtype=torch.float64, device=twin.device)
-    advantages = torch.tensor([[1.0, 1.0, -1.0, 1.0, -1.0]], dtype=torch.float64, device=twin.device)
+    ratio = torch.tensor([[1.1, 2.0, 0.5, 0.5, 2.0]], dtype=torch.float64, device=backend.device)
+    advantages = torch.tensor([[1.0, 1.0, -1.0, 1.0, -1.0]], dtype=torch.float64, device=backend.device)
     zeros = torch.zeros_like(ratio)
     x = {"logp": ratio.log(), "old_logp": zeros, "advantages": advantages, "mask": zeros == 0}
     loss, gradient, metrics = loss_and_gradient(x, clip=(0.2, 0.3), normalizer=1.0)
@@ -225,9 +224,9 @@ def test_by_hand(twin):
 @pytest.mark.parametrize(
     ("kl", "value", "slope"), [("k1", -0.5, 1.0), ("k2", 0.125, -0.5), ("k3", math.exp(0.5) - 1.5, 1 - math.exp(0.5))]
 )
-def test_kl_by_hand(twin, kl, value, slope):
+def test_kl_by_hand(backend, kl, value, slope):
     """d = ref - logp = 1/2, advantage 0."""
-    zero = torch.zeros(1, 1, dtype=torch.float64, device=twin.device)
+    zero = torch.zeros(1, 1, dtype=torch.float64, device=backend.device)
     x = {"logp": zero, "old_logp": zero, "advantages": zero, "mask": zero == 0, "ref_logp": zero + 0.5}
     loss, gradient, metrics = loss_and_gradient(x, kl=kl, kl_coef=2.0)
     assert loss.item() == metrics["ref_kl"].item() == pytest.approx(2 * value)
@@ -237,9 +236,9 @@ def test_kl_by_hand(twin, kl, value, slope):
 @pytest.mark.parametrize("kind", ["grpo", "gspo", "gmpo"])
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("kl", ["k3", "full"])
-def test_a_kl_without_weight_is_measured_and_changes_nothing(twin, kind, corrected, kl):
+def test_a_kl_without_weight_is_measured_and_changes_nothing(backend, kind, corrected, kl):
     """Infinite ones included: a weight of 0 leaves them out, it does not multiply them."""
-    x = problem(3, 30, device=twin.device)
+    x = problem(3, 30, device=backend.device)
     given = {"ref_kl": x["old_logp"].square()} if kl == "full" else {"ref_logp": x["old_logp"] - 0.3}
     options = {"kind": kind, "kl": kl, "kl_corrected": corrected, **given}
     plain, measured = loss_and_gradient(x, kind=kind), loss_and_gradient(x, **options)
@@ -257,8 +256,8 @@ def test_a_kl_without_weight_is_measured_and_changes_nothing(twin, kind, correct
     assert not infinite[2]["ref_kl"].isfinite()
 
 
-def test_on_policy_gradient_is_reinforce(twin):
-    x = problem(4, 10, device=twin.device)
+def test_on_policy_gradient_is_reinforce(backend):
+    x = problem(4, 10, device=backend.device)
     x["old_logp"] = x["logp"]
     _, gradient, metrics = loss_and_gradient(x)
     want = -x["advantages"].unsqueeze(1) * x["mask"] / x["mask"].sum()
@@ -266,8 +265,8 @@ def test_on_policy_gradient_is_reinforce(twin):
     assert metrics["ratio_max"] == 1
 
 
-def test_defaults_of_the_kinds(twin):
-    x = problem(4, 30, device=twin.device)
+def test_defaults_of_the_kinds(backend):
+    x = problem(4, 30, device=backend.device)
     same = {
         "ppo": {"clip": (0.2, 0.2), "normalizer": "token"},
         "dapo": {"clip": (0.2, 0.28), "normalizer": float(x["mask"].sum())},
@@ -280,10 +279,10 @@ def test_defaults_of_the_kinds(twin):
     assert loss_and_gradient(x, kind="dapo")[0] != loss_and_gradient(x, kind="ppo")[0]
 
 
-def test_extreme_ratios_are_finite(twin):
+def test_extreme_ratios_are_finite(backend):
     """exp(200) is no float32: the ratio is held, the loss is finite and the clip takes the gradient of A > 0."""
-    logp = torch.tensor([[0.0, -300.0, 0.0]], device=twin.device)
-    old_logp = torch.tensor([[-200.0, 0.0, 0.0]], device=twin.device)
+    logp = torch.tensor([[0.0, -300.0, 0.0]], device=backend.device)
+    old_logp = torch.tensor([[-200.0, 0.0, 0.0]], device=backend.device)
     x = {"logp": logp, "old_logp": old_logp, "advantages": logp.new_ones(1), "mask": logp <= 0}
     loss, gradient, metrics = loss_and_gradient(x)
     assert loss.item() == pytest.approx(-(1.2 + 0 + 1) / 3)

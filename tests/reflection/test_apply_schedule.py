@@ -63,13 +63,13 @@ def brute_delta(prompt, generated, schedule):
 
 @pytest.mark.parametrize(("wave", "options"), WAVES)
 @pytest.mark.parametrize("period", [100, 1200, 7.25])
-def test_wave_is_the_closed_form(twin, wave, options, period):
+def test_wave_is_the_closed_form(backend, wave, options, period):
     """Over several periods, one request a position, to 1e-6 of the amplitude (float32 holds no more)."""
     length = 3000
     schedule = wave_of(wave, amplitude=5.0, period=period, shift=0.3, start_offset=7, **options)
-    batch = ReflectionBatch(length, schedule, device=twin.device)
+    batch = ReflectionBatch(length, schedule, device=backend.device)
     batch.tables.state[:, 0, 0] = torch.arange(length)  # so many generated tokens, and nothing in them
-    logits = torch.zeros(length, VOCAB, device=twin.device)
+    logits = torch.zeros(length, VOCAB, device=backend.device)
     delta = batch.apply_(logits)
     np.testing.assert_allclose(delta.double().cpu(), schedule.delta(np.arange(length)), atol=1e-6 * 5)
     assert torch.equal(logits[:, 1], delta)
@@ -77,9 +77,9 @@ def test_wave_is_the_closed_form(twin, wave, options, period):
     assert (logits[:, [0, *range(3, VOCAB)]] == 0).all()
 
 
-def test_no_delta_changes_no_bit(twin):
+def test_no_delta_changes_no_bit(backend):
     """0 at the wave's zeros, outside of the window and of the phase, and for a slot of none."""
-    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(0)).to(twin.device)
+    logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(0)).to(backend.device)
     logits[:, 1] = torch.tensor([-0.0, math.nan, math.inf, -math.inf])
     for schedule, slots in [
         (wave_of("triangle"), [0, 1, 2, 3]),
@@ -88,16 +88,16 @@ def test_no_delta_changes_no_bit(twin):
         (wave_of("constant", phase="answer"), [0, 1, 2, 3]),
         (wave_of("constant"), [-1, -1, -1, -1]),
     ]:
-        batch = ReflectionBatch(4, schedule, device=twin.device)
+        batch = ReflectionBatch(4, schedule, device=backend.device)
         got = logits.clone()
-        assert batch.apply_(got, torch.tensor(slots, device=twin.device)).tolist() == [0.0] * 4
+        assert batch.apply_(got, torch.tensor(slots, device=backend.device)).tolist() == [0.0] * 4
         assert torch.equal(got.view(torch.int32), logits.view(torch.int32))
 
 
-def test_unit_nat(twin):
-    batch = ReflectionBatch(2, wave_of("constant", amplitude=2.0, unit="nat"), device=twin.device)
-    logits = torch.zeros(2, VOCAB, device=twin.device)
-    temperature = torch.tensor([0.5, 2.0], device=twin.device)
+def test_unit_nat(backend):
+    batch = ReflectionBatch(2, wave_of("constant", amplitude=2.0, unit="nat"), device=backend.device)
+    logits = torch.zeros(2, VOCAB, device=backend.device)
+    temperature = torch.tensor([0.5, 2.0], device=backend.device)
     assert batch.apply_(logits, temperature=temperature).tolist() == [1.0, 4.0]
     assert batch.apply_(logits, temperature=0.25).tolist() == [0.5, 0.5]
 
@@ -106,14 +106,14 @@ def test_unit_nat(twin):
 
 
 @given(st.lists(st.tuples(token_lists, token_lists), min_size=1, max_size=4), schedules)
-def test_follows_like_a_search(twin, requests, schedule):
+def test_follows_like_a_search(backend, requests, schedule):
     """Token by token: delta, phase, thought start, last reflection; then the same from all tokens at once."""
     n = len(requests)
-    batch = ReflectionBatch(n + 1, schedule, ring=3, device=twin.device)
+    batch = ReflectionBatch(n + 1, schedule, ring=3, device=backend.device)
     prompts, generated = [list(p) for p, _ in requests], [list(g) for _, g in requests]
     batch.begin(range(n), prompts)
     for t in range(max(map(len, generated)) + 1):
-        logits = torch.zeros(n, VOCAB, device=twin.device)
+        logits = torch.zeros(n, VOCAB, device=backend.device)
         delta = batch.apply_(logits)
         at = batch.progress()
         so_far = [g[:t] for g in generated]
@@ -125,78 +125,78 @@ def test_follows_like_a_search(twin, requests, schedule):
         going = [r for r in range(n) if t < len(generated[r])]
         if not going:
             break
-        tokens = torch.tensor([generated[r][t] for r in going], device=twin.device)
-        batch.update(tokens, torch.tensor(going, device=twin.device))
-    rebuilt = ReflectionBatch(n + 1, schedule, ring=3, device=twin.device)
+        tokens = torch.tensor([generated[r][t] for r in going], device=backend.device)
+        batch.update(tokens, torch.tensor(going, device=backend.device))
+    rebuilt = ReflectionBatch(n + 1, schedule, ring=3, device=backend.device)
     rebuilt.begin(range(n), prompts, generated)
     assert torch.equal(rebuilt.tables.state[:n, 0], batch.tables.state[:n, 0])
     assert all(torch.equal(a[:n], b[:n]) for a, b in zip(rebuilt.progress(), batch.progress(), strict=True))
 
 
 @given(st.data())
-def test_rejected_drafts(twin, data):
+def test_rejected_drafts(backend, data):
     """Drafts are taken, their rows see the state before each of them, some are rejected: as if never taken."""
     schedule = data.draw(schedules)
     prompt, kept = data.draw(token_lists), data.draw(token_lists)
-    batch, plain = (ReflectionBatch(1, schedule, ring=8, device=twin.device) for _ in range(2))
+    batch, plain = (ReflectionBatch(1, schedule, ring=8, device=backend.device) for _ in range(2))
     for b in (batch, plain):
         b.begin([0], [prompt])
-    slot, done = torch.tensor([0], device=twin.device), []
+    slot, done = torch.tensor([0], device=backend.device), []
     while len(done) < len(kept):
         accepted = data.draw(st.integers(0, 3))
         drafts = kept[len(done) : len(done) + accepted] + data.draw(st.lists(st.integers(0, 8), max_size=3))
         if not drafts:
             drafts = [0]
-        batch.update(torch.tensor([drafts], device=twin.device), slot)
+        batch.update(torch.tensor([drafts], device=backend.device), slot)
         rows = len(drafts) + 1
-        back = torch.arange(len(drafts), -1, -1, device=twin.device)
-        delta = batch.apply_(torch.zeros(rows, VOCAB, device=twin.device), slot.expand(rows).contiguous(), back=back)
+        back = torch.arange(len(drafts), -1, -1, device=backend.device)
+        delta = batch.apply_(torch.zeros(rows, VOCAB, device=backend.device), slot.expand(rows).contiguous(), back=back)
         want = [brute_delta(prompt, done + drafts[:i], schedule) for i in range(rows)]
         assert delta.tolist() == pytest.approx(want, abs=1e-5)
         n = min(accepted, len(kept) - len(done))
-        batch.rollback(slot, torch.tensor([len(drafts) - n], device=twin.device))
+        batch.rollback(slot, torch.tensor([len(drafts) - n], device=backend.device))
         done += drafts[:n]
         if n == 0:  # the target model's own token
-            batch.update(torch.tensor([kept[len(done)]], device=twin.device), slot)
+            batch.update(torch.tensor([kept[len(done)]], device=backend.device), slot)
             done.append(kept[len(done)])
     plain.begin([0], [prompt], [kept])
     assert all(torch.equal(a, b) for a, b in zip(batch.progress(), plain.progress(), strict=True))
 
 
-def test_a_slot_is_used_again(twin):
+def test_a_slot_is_used_again(backend):
     """Nothing of the former request is left, whatever it was; its neighbour does not notice."""
     schedule = wave_of("triangle", anchor="reflection")
-    batch = ReflectionBatch(2, schedule, device=twin.device)
+    batch = ReflectionBatch(2, schedule, device=backend.device)
     batch.begin([0, 1], [[3, 1], [3]], [[1, 7, 4, 3], [2, 7]])
     before = [x[1].item() for x in batch.progress()]
     batch.begin([0], [[7]], schedule=wave_of("constant", amplitude=-1.0))
-    fresh = ReflectionBatch(2, wave_of("constant", amplitude=-1.0), device=twin.device)
+    fresh = ReflectionBatch(2, wave_of("constant", amplitude=-1.0), device=backend.device)
     fresh.begin([0], [[7]])
-    logits = torch.zeros(2, VOCAB, device=twin.device)
+    logits = torch.zeros(2, VOCAB, device=backend.device)
     assert batch.apply_(logits)[0] == fresh.apply_(logits.clone())[0] == -1
     assert [int(x[0]) for x in batch.progress()] == [int(x[0]) for x in fresh.progress()]
     assert [x[1].item() for x in batch.progress()] == before
 
 
-def test_schedules_differ_by_request(twin):
+def test_schedules_differ_by_request(backend):
     one, other = wave_of("constant", amplitude=1.0), wave_of("constant", amplitude=2.0).replace(
         tokens=ReflectionTokens((7,), *TOKENS.markers)
     )  # fmt: skip
-    batch = ReflectionBatch(3, one, device=twin.device)
+    batch = ReflectionBatch(3, one, device=backend.device)
     batch.set_schedule([1], other)
     batch.end([2])
-    logits = torch.zeros(3, VOCAB, device=twin.device)
+    logits = torch.zeros(3, VOCAB, device=backend.device)
     assert batch.apply_(logits).tolist() == [1, 2, 0]
     assert logits.nonzero().tolist() == [[0, 1], [0, 2], [1, 7]]
 
 
-def test_phases(twin):
+def test_phases(backend):
     """A prompt that ended its thinking begins with the answer; code inside of either is code, then what it was."""
-    batch = ReflectionBatch(1, wave_of("constant"), device=twin.device)
+    batch = ReflectionBatch(1, wave_of("constant"), device=backend.device)
     batch.begin([0], [[*OPEN, 8, *CLOSE]])
     path = []
     for token in [8, *OPEN, 8, *CODE, 8, *END, *CLOSE]:
-        batch.update(torch.tensor([token], device=twin.device))
+        batch.update(torch.tensor([token], device=backend.device))
         path.append(PHASES[int(batch.progress().phase[0])])
     assert path == ["answer", *["think"] * 4, *["code"] * 2, *["think"] * 3, "answer"]
 
@@ -209,31 +209,31 @@ def test_phases(twin):
         ([5, 7, 5, 5], "think"),
     ],
 )
-def test_markers_that_overlap_themselves(twin, tokens, phase):
-    batch = ReflectionBatch(1, wave_of("constant"), device=twin.device)
+def test_markers_that_overlap_themselves(backend, tokens, phase):
+    batch = ReflectionBatch(1, wave_of("constant"), device=backend.device)
     batch.begin([0], [[*OPEN]], [tokens])
     assert PHASES[int(batch.progress().phase[0])] == phase
 
 
 @pytest.mark.parametrize("taken_back", [0, 1, 2, 3])
-def test_rollback_to_the_oldest_state(twin, taken_back):
+def test_rollback_to_the_oldest_state(backend, taken_back):
     """All tokens at once, more than the ring holds, then back as far as it reaches."""
     schedule = wave_of("constant", anchor="reflection")
     tokens = [8, 8, 8, 1, 8, 8, 1, 8, *OPEN, 1]
-    batch, plain = (ReflectionBatch(1, schedule, ring=4, device=twin.device) for _ in range(2))
+    batch, plain = (ReflectionBatch(1, schedule, ring=4, device=backend.device) for _ in range(2))
     batch.begin([0], [[7]], [tokens])
-    batch.rollback(torch.tensor([0], device=twin.device), torch.tensor([taken_back], device=twin.device))
+    batch.rollback(torch.tensor([0], device=backend.device), torch.tensor([taken_back], device=backend.device))
     plain.begin([0], [[7]], [tokens[: len(tokens) - taken_back]])
     assert [int(x[0]) for x in batch.progress()] == [int(x[0]) for x in plain.progress()]
 
 
-def test_too_long_a_rollback(twin):
-    batch = ReflectionBatch(2, wave_of("constant"), ring=4, device=twin.device)
+def test_too_long_a_rollback(backend):
+    batch = ReflectionBatch(2, wave_of("constant"), ring=4, device=backend.device)
     batch.begin([0, 1], [[7], [7]], [[8] * 6] * 2)
-    slots, count = torch.tensor([0], device=twin.device), torch.tensor([4], device=twin.device)
-    if twin.name == "cuda":
+    slots, count = torch.tensor([0], device=backend.device), torch.tensor([4], device=backend.device)
+    if backend.name == "cuda":
         batch.rollback(slots, count)
-        assert batch.apply_(torch.zeros(2, VOCAB, device=twin.device)).tolist() == [0, 3]
+        assert batch.apply_(torch.zeros(2, VOCAB, device=backend.device)).tolist() == [0, 3]
         return
     with pytest.raises(ValueError, match=r"rollback\[0\] = 4, at most 3 of 7 tokens .* rebuild the slot"):
         batch.rollback(slots, count)
@@ -242,16 +242,16 @@ def test_too_long_a_rollback(twin):
 # ---- what replays it -------------------------------------------------------------------------------------------------
 
 
-def test_replay_is_exact(twin):
+def test_replay_is_exact(backend):
     """The log-prob under the schedule, from the plain logits, delta and the temperature."""
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 50, generator=generator).to(twin.device)
+    logits = torch.randn(6, 50, generator=generator).to(backend.device)
     schedule = wave_of("triangle", amplitude=4.0)
-    batch = ReflectionBatch(6, schedule, device=twin.device)
+    batch = ReflectionBatch(6, schedule, device=backend.device)
     batch.begin(range(6), [[7]] * 6, [[8] * n for n in range(6)])
     scheduled = logits.clone()
     delta = batch.apply_(scheduled)
-    targets = torch.tensor([1, 2, 3, 4, 1, 9], device=twin.device)
+    targets = torch.tensor([1, 2, 3, 4, 1, 9], device=backend.device)
     want = torch.log_softmax(scheduled.double() / 0.7, -1).gather(1, targets[:, None])[:, 0]
     got = warpup.replay_logprob(logits, targets, temperature=0.7, delta=delta, token_set=schedule.tokens.ids)
     torch.testing.assert_close(got.double(), want, atol=1e-6, rtol=0)

@@ -50,14 +50,14 @@ def batch_of(rows, device, schedule=None, seeds=None, **options):
     st.sampled_from(["normal", "equal", "few", "huge", "impossible"]),
     st.integers(0, 99),
 )
-def test_kept_set_is_that_of_sorting(twin, vocab, dtype, top_k, top_p, min_p, temperature, kind, seed):
+def test_kept_set_is_that_of_sorting(backend, vocab, dtype, top_k, top_p, min_p, temperature, kind, seed):
     """Token, log-probs and mass against the reference, which sorts; ties, huge and impossible logits among them."""
     logits = normal(3, vocab, seed=seed)
     logits = {
         "normal": logits, "equal": logits.new_full((3, vocab), 1.5), "few": (logits / 2).round(), "huge": logits * 1e6,
         "impossible": logits.masked_fill(normal(3, vocab, seed=seed + 1) > 1, -INF),
-    }[kind].to(twin.device, dtype)  # fmt: skip
-    batch = batch_of(3, twin.device, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
+    }[kind].to(backend.device, dtype)  # fmt: skip
+    batch = batch_of(3, backend.device, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
     got = batch.sample(logits)
     want = reference_sample_step(logits.double(), batch.tables, torch.arange(3))
     assert got.token.tolist() == want.token.tolist()
@@ -72,16 +72,16 @@ def test_kept_set_is_that_of_sorting(twin, vocab, dtype, top_k, top_p, min_p, te
     [{"top_k": 600, "top_p": 0.9}, {"top_k": 50, "top_p": 0.9, "min_p": 0.01}, {"top_k": 512}, {"top_p": 0.8},
      {"top_p": 0.99, "temperature": 9.0}, {"top_k": 3, "temperature": 0.01}],
 )  # fmt: skip
-def test_blocks(twin, vocab, options):
-    """Rows over several blocks of both twins; few tokens left and many, which the CUDA twin handles apart."""
-    batch = batch_of(4, twin.device, **options)
-    logits = normal(4, vocab).to(twin.device)
+def test_blocks(backend, vocab, options):
+    """Rows over several blocks of both backends; few tokens left and many, which the CUDA backend handles apart."""
+    batch = batch_of(4, backend.device, **options)
+    logits = normal(4, vocab).to(backend.device)
     got, want = batch.sample(logits), reference_sample_step(logits.double(), batch.tables, torch.arange(4))
     assert got.token.tolist() == want.token.tolist()
     torch.testing.assert_close(got.kept.double(), want.kept, rtol=1e-5, atol=0)
 
 
-def test_transformers_keeps_the_same(twin):
+def test_transformers_keeps_the_same(backend):
     """Their processors in their order leave the tokens that ours does: the mass left is the same, and so is each
     log-prob. (They cut a tie at the nucleus's edge by the order of a sort; there is none here.)"""
     rows, vocab = 8, 400
@@ -95,9 +95,9 @@ def test_transformers_keeps_the_same(twin):
     )  # fmt: skip
     seen = torch.zeros(rows, vocab, dtype=torch.uint8)
     mark_seen(seen, torch.arange(rows), ids, IN_PROMPT)
-    batch = batch_of(rows, twin.device, temperature=0.8, top_k=60, top_p=0.9, min_p=0.02, repetition=1.3)
+    batch = batch_of(rows, backend.device, temperature=0.8, top_k=60, top_p=0.9, min_p=0.02, repetition=1.3)
     processed = torch.log_softmax(theirs(ids, logits.clone()), -1)
-    step = batch.sample(logits.to(twin.device), seen=seen.to(twin.device))
+    step = batch.sample(logits.to(backend.device), seen=seen.to(backend.device))
     token = step.token.cpu()
     assert processed.gather(1, token[:, None]).isfinite().all()
     torch.testing.assert_close(step.logp.cpu(), processed.gather(1, token[:, None])[:, 0], rtol=0, atol=2e-6)
@@ -168,25 +168,25 @@ def test_rare_tokens_in_a_large_vocabulary():
 # ---- what a draw depends on -----------------------------------------------------------------------------------------
 
 
-def test_neither_row_nor_batch_matters(twin):
+def test_neither_row_nor_batch_matters(backend):
     """The same requests in another order, in another batch, and one alone; in other slots."""
     rows, vocab = 12, 700
     schedule = ReflectionSchedule("constant", 2.0, tokens=TOKENS)
-    logits = normal(rows, vocab).to(twin.device)
+    logits = normal(rows, vocab).to(backend.device)
     options = {"top_k": 300, "top_p": 0.95, "temperature": 0.9}
-    batch = batch_of(rows, twin.device, schedule, seeds=list(range(100, 100 + rows)), **options)
+    batch = batch_of(rows, backend.device, schedule, seeds=list(range(100, 100 + rows)), **options)
     want = batch.sample(logits)
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(1)).to(twin.device)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(1)).to(backend.device)
     got = batch.sample(logits[order], order)
     assert all(torch.equal(g, w[order]) for g, w in zip(got, want, strict=True))
-    other = batch_of(1, twin.device, schedule, seeds=[107], **options)
+    other = batch_of(1, backend.device, schedule, seeds=[107], **options)
     alone = other.sample(logits[7:8])
     assert all(torch.equal(g, w[7:8]) for g, w in zip(alone, want, strict=True))
 
 
-def test_seed_position_and_stream_matter(twin):
-    logits = torch.zeros(2, 500, device=twin.device)
-    batch = batch_of(2, twin.device, seeds=[5, 2**53 - 1])
+def test_seed_position_and_stream_matter(backend):
+    logits = torch.zeros(2, 500, device=backend.device)
+    batch = batch_of(2, backend.device, seeds=[5, 2**53 - 1])
     tokens = [batch.sample(logits).token.tolist(), batch.sample(logits, stream=1).token.tolist()]
     assert batch.sample(logits).token.tolist() == tokens[0]
     batch.update(batch.sample(logits).token)
@@ -204,9 +204,9 @@ def test_threads(threads):
         assert all(torch.equal(g, w) for g, w in zip(batch.sample(logits), want, strict=True))
 
 
-def test_logits_stay(twin):
-    batch = batch_of(2, twin.device, ReflectionSchedule("constant", 2.0, tokens=TOKENS))
-    logits = normal(2, 50).to(twin.device)
+def test_logits_stay(backend):
+    batch = batch_of(2, backend.device, ReflectionSchedule("constant", 2.0, tokens=TOKENS))
+    logits = normal(2, 50).to(backend.device)
     before = logits.clone()
     batch.sample(logits)
     assert torch.equal(logits, before)
@@ -215,12 +215,12 @@ def test_logits_stay(twin):
 # ---- the schedule and the replay ------------------------------------------------------------------------------------
 
 
-def test_replay_gives_the_log_prob(twin):
+def test_replay_gives_the_log_prob(backend):
     """On what the step reports alone: `replay_logprob` at (delta, T), and the closed form with p_r."""
     schedule = ReflectionSchedule("triangle", 5.0, 12, tokens=TOKENS)
-    batch = batch_of(8, twin.device, schedule, temperature=0.8, top_p=0.9)
+    batch = batch_of(8, backend.device, schedule, temperature=0.8, top_p=0.9)
     batch.begin(range(8), [[7]] * 8, [[8] * n for n in range(8)])
-    logits = normal(8, 80).to(twin.device)
+    logits = normal(8, 80).to(backend.device)
     step = batch.sample(logits)
     unfiltered = step.logp + step.kept.log()
     replayed = warpup.replay_logprob(
@@ -228,18 +228,18 @@ def test_replay_gives_the_log_prob(twin):
     )
     torch.testing.assert_close(unfiltered, replayed, rtol=0, atol=2e-6)
     plain = warpup.token_logprob(logits, step.token, temperature=0.8)
-    raised = torch.isin(step.token, torch.tensor(TOKENS.ids, device=twin.device)) * step.delta / 0.8
+    raised = torch.isin(step.token, torch.tensor(TOKENS.ids, device=backend.device)) * step.delta / 0.8
     closed = plain + raised - torch.log1p(torch.expm1(step.delta / 0.8) * step.p_r)
     torch.testing.assert_close(unfiltered, closed, rtol=0, atol=3e-6)
 
 
-def test_temperature_by_phase(twin):
+def test_temperature_by_phase(backend):
     """GRPO-ATS: code is greedy, with log-prob 0, the text around it is not."""
-    batch = batch_of(3, twin.device, temperature={"think": 1.5, "answer": 0.7, "code": 0.0})
+    batch = batch_of(3, backend.device, temperature={"think": 1.5, "answer": 0.7, "code": 0.0})
     batch.begin([0, 1, 2], [[3], [3, 4], [3, 5]])
     for r in range(3):
         batch.set_sampling([r], {"think": 1.5, "answer": 0.7, "code": 0.0}, seed=r)
-    logits = normal(3, 30).to(twin.device)
+    logits = normal(3, 30).to(backend.device)
     logits[2, [9, 17]] = 50.0
     step = batch.sample(logits)
     assert step.temperature.tolist() == pytest.approx([1.5, 0.7, 0.0])
@@ -247,39 +247,39 @@ def test_temperature_by_phase(twin):
     assert step.logp_raw[2].item() == pytest.approx(-math.log(2), abs=1e-5)
 
 
-def test_emulated_fine_tuning(twin):
+def test_emulated_fine_tuning(backend):
     """beta scales what fine-tuning changed in a small model; a constant of a row cancels."""
-    large, tuned, base = (normal(4, 50, seed=s).to(twin.device) for s in range(3))
-    batch = batch_of(4, twin.device, beta=1.5)
+    large, tuned, base = (normal(4, 50, seed=s).to(backend.device) for s in range(3))
+    batch = batch_of(4, backend.device, beta=1.5)
     step = batch.sample(large, tuned=tuned + 3, base=base - 2)
     logp = torch.log_softmax(large + 1.5 * (tuned - base), -1).gather(1, step.token[:, None])[:, 0]
     torch.testing.assert_close(step.logp, logp, rtol=0, atol=3e-6)
     torch.testing.assert_close(step.logp_raw, logp, rtol=0, atol=3e-6)
 
 
-def test_presence(twin):
+def test_presence(backend):
     """Generated tokens pay, those of the prompt do not."""
-    seen = torch.zeros(1, 4, dtype=torch.uint8, device=twin.device)
-    mark_seen(seen, torch.tensor([0], device=twin.device), torch.tensor([[0, 1]], device=twin.device), IN_PROMPT)
-    mark_seen(seen, torch.tensor([0], device=twin.device), torch.tensor([1], device=twin.device), GENERATED)
+    seen = torch.zeros(1, 4, dtype=torch.uint8, device=backend.device)
+    mark_seen(seen, torch.tensor([0], device=backend.device), torch.tensor([[0, 1]], device=backend.device), IN_PROMPT)
+    mark_seen(seen, torch.tensor([0], device=backend.device), torch.tensor([1], device=backend.device), GENERATED)
     assert seen.tolist() == [[1, 3, 0, 0]]
-    batch = batch_of(1, twin.device, presence=3.0)
+    batch = batch_of(1, backend.device, presence=3.0)
     found = {}
     for k in range(60):
-        step = batch.sample(torch.zeros(1, 4, device=twin.device), seen=seen, stream=k)
+        step = batch.sample(torch.zeros(1, 4, device=backend.device), seen=seen, stream=k)
         found[step.token.item()] = step.logp.item()
     total = 3 + math.exp(-3)
     assert found[0] == found[2] == pytest.approx(-math.log(total), abs=1e-6)
     assert found.get(1, -3 - math.log(total)) == pytest.approx(-3 - math.log(total), abs=1e-6)
 
 
-def test_continuous_tokens(twin):
+def test_continuous_tokens(backend):
     """The mean of K rows of the embedding; K = 1 is the ordinary draw."""
     from warpup.reflection.sample_step import continuous_tokens
 
-    batch = batch_of(5, twin.device)
-    logits, embedding = normal(5, 40).to(twin.device), normal(40, 6, seed=3).to(twin.device)
-    slots = torch.arange(5, device=twin.device)
+    batch = batch_of(5, backend.device)
+    logits, embedding = normal(5, 40).to(backend.device), normal(40, 6, seed=3).to(backend.device)
+    slots = torch.arange(5, device=backend.device)
     mixed, steps = continuous_tokens(logits, batch.tables, slots, embedding, 4)
     torch.testing.assert_close(mixed, embedding[steps.token].mean(1))
     assert steps.token.shape == steps.logp.shape == (5, 4)
@@ -291,30 +291,30 @@ def test_continuous_tokens(twin):
 # ---- special values -------------------------------------------------------------------------------------------------
 
 
-def test_impossible_and_poisoned_rows(twin):
-    logits = normal(5, 30).to(twin.device)
+def test_impossible_and_poisoned_rows(backend):
+    logits = normal(5, 30).to(backend.device)
     logits[0] = -INF
     logits[1, 7], logits[2, 7] = NAN, INF
     logits[3, 1:] = -INF
     for options in ({}, {"top_k": 3, "top_p": 0.5}, {"temperature": 0.0}):
-        step = batch_of(5, twin.device, **options).sample(logits)
+        step = batch_of(5, backend.device, **options).sample(logits)
         assert step.token[:4].tolist() == [0, 0, 0, 0]
         assert step.logp[0] == step.logp_raw[0] == step.kept[0] == 0
         assert step.logp[1:3].isnan().all()
         assert step.logp_raw[1:3].isnan().all()
         assert step.logp[3] == step.logp_raw[3] == 0
         assert step.kept[3:].isfinite().all()
-    banned = batch_of(1, twin.device, ReflectionSchedule("constant", -INF, tokens=ReflectionTokens((0, 1))))
-    assert banned.sample(torch.zeros(1, 2, device=twin.device)).token.item() == 0
-    assert banned.sample(torch.zeros(1, 3, device=twin.device)).token.item() == 2
+    banned = batch_of(1, backend.device, ReflectionSchedule("constant", -INF, tokens=ReflectionTokens((0, 1))))
+    assert banned.sample(torch.zeros(1, 2, device=backend.device)).token.item() == 0
+    assert banned.sample(torch.zeros(1, 3, device=backend.device)).token.item() == 2
 
 
-def test_no_rows_and_rows_of_nobody(twin):
-    batch = batch_of(2, twin.device)
-    assert batch.sample(torch.zeros(0, 9, device=twin.device)).token.shape == (0,)
-    step = batch.sample(torch.zeros(2, 9, device=twin.device), torch.tensor([-1, 0], device=twin.device))
+def test_no_rows_and_rows_of_nobody(backend):
+    batch = batch_of(2, backend.device)
+    assert batch.sample(torch.zeros(0, 9, device=backend.device)).token.shape == (0,)
+    step = batch.sample(torch.zeros(2, 9, device=backend.device), torch.tensor([-1, 0], device=backend.device))
     assert [column[0].item() for column in step] == [-1, 0, 0, 0, 0, 0, 0]
-    assert step.token[1] == batch.sample(torch.zeros(1, 9, device=twin.device)).token[0]
+    assert step.token[1] == batch.sample(torch.zeros(1, 9, device=backend.device)).token[0]
     assert step.logp[1].item() == pytest.approx(-math.log(9), abs=1e-6)
 
 

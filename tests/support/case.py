@@ -30,7 +30,7 @@ class Case:
     bytes: Callable[[Inputs], tuple[int, int]]  # that forward and backward must at least move
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     products: bool = False  # calls the library's GEMM, whose bits depend on the number of threads
-    twins: tuple[str, ...] = ("cpu", "hostcuda", "cuda")  # implementations of our own
+    backends: tuple[str, ...] = ("cpu", "hostcuda", "cuda")  # implementations of our own
     stopped: tuple[str, ...] = ()  # variants that stop gradients: theirs is not the derivative, the op's tests check it
 
     def make(

@@ -104,20 +104,20 @@ def test_a_box_without_extent_is_the_forward():
 @pytest.mark.parametrize("statistics", ["clean", "midpoint", "frozen"])
 def test_batch_statistics(statistics):
     module, x = chain(training=True)
-    twin, other = chain(training=statistics != "frozen")[0], x + 0.1
+    fresh, other = chain(training=statistics != "frozen")[0], x + 0.1
     out = bound(module, x, torch.full_like(x, 0.02), clean=other, statistics=statistics)
     torch.testing.assert_close(out[2 if statistics == "clean" else 0].shape, (5, 4))
     if statistics == "midpoint":  # of the box's center, which the ReLU makes another point than a forward's
-        assert not torch.equal(module[1].running_mean, twin[1].running_mean)
+        assert not torch.equal(module[1].running_mean, fresh[1].running_mean)
         center = bound(module.eval(), x, torch.full_like(x, 0.02))[0]
         assert torch.isfinite(center).all()
     else:
-        torch.testing.assert_close(out[2], twin(other))
+        torch.testing.assert_close(out[2], fresh(other))
     if statistics == "clean":
-        for name, value in twin.state_dict().items():
+        for name, value in fresh.state_dict().items():
             torch.testing.assert_close(module.state_dict()[name], value)
     if statistics == "frozen":
-        assert torch.equal(module[1].running_mean, twin[1].running_mean)
+        assert torch.equal(module[1].running_mean, fresh[1].running_mean)
 
 
 def test_statistics_differentiate():
