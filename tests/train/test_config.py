@@ -3,7 +3,7 @@
 import pytest
 
 from warpup.train import TrainError
-from warpup.train.config import HeldOutConfig, TrainConfig, check_config_of_run, convert, fill
+from warpup.train.config import HeldOutConfig, TrainConfig, check_config_of_run, convert, fill, load_config
 from warpup.train.rlvr import RLVR
 from warpup.train.warmup import Warmup
 
@@ -61,3 +61,18 @@ def test_a_part_without_data_has_no_settings_unless_a_flag_emptied_it():
         check_config_of_run(
             TrainConfig(model="m", out="o", warmup=Warmup(data="x.jsonl"), rlvr=RLVR(steps=3)), TrainConfig()
         )
+
+
+def test_rewards_with_weights_in_a_config(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('[rlvr]\nreward = ["a.py:f", "module:g"]\nreward_weights = [1, 0.5]\nreward_timeout = 5\n')
+    stage = load_config(path).rlvr
+    assert stage.reward == ("a.py:f", "module:g")
+    assert stage.reward_weights == (1.0, 0.5)
+    assert stage.reward_timeout == 5.0
+    path.write_text("[rlvr]\nreward = [3]\n")
+    with pytest.raises(TrainError, match=r"rlvr.reward: expected a text, got 3"):
+        load_config(path)
+    path.write_text('[rlvr]\nreward_weights = ["1"]\n')
+    with pytest.raises(TrainError, match=r"rlvr.reward_weights: expected a number, got '1'"):
+        load_config(path)

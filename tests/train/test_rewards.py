@@ -10,7 +10,8 @@ import torch
 from warpup.data import Verdict, verify
 from warpup.train import TrainError
 from warpup.train.reward_calls import Completion
-from warpup.train.rewards import Scores, load_reward, score
+from warpup.train.reward_loading import load_reward
+from warpup.train.rewards import RewardSet, Scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,6 +19,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def say(*texts, finished=True):
     """Completions of these texts, one token a word and an end token."""
     return [Completion(t, f"{t}<eos>", list(range(len(t.split()) + 1)), finished) for t in texts]
+
+
+def score(reward, completions, examples, **options):
+    return RewardSet(reward).score(completions, examples, **options)
 
 
 def test_reward_from_a_file(tmp_path):

@@ -19,7 +19,7 @@ from tests.support.tiny import (
 )
 from warpup.data import UniformSampler
 from warpup.train import Recipe, TrainError, rollout
-from warpup.train.rewards import score
+from warpup.train.rewards import RewardSet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,7 +55,8 @@ def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch, option
     divisor, dropped groups left out."""
     seen = {}
     monkeypatch.setattr("warpup.train.rlvr.rollout", lambda *a, **k: seen.setdefault("rolls", rollout(*a, **k)))
-    monkeypatch.setattr("warpup.train.rlvr.score", lambda *a, **k: seen.setdefault("scores", score(*a, **k)))
+    score = RewardSet.score
+    monkeypatch.setattr(RewardSet, "score", lambda *a, **k: seen.setdefault("scores", score(*a, **k)))
     data = [EXAMPLES[0], EXAMPLES[1], EXAMPLES[2]]
     flat = EXAMPLES[1]["prompt"]
     stage = rlvr(data=data, steps=1, clip=0, max_tokens=64, **options)

@@ -5,7 +5,7 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,14 @@ def convert(hint, value, place: str):
         origin = typing.get_origin(option)
         if origin is typing.Literal and value in typing.get_args(option):
             return value
-        if origin is tuple and isinstance(value, list | tuple) and len(value) == len(typing.get_args(option)):
-            return tuple(convert(kind, item, place) for kind, item in zip(typing.get_args(option), value, strict=True))
+        if origin in (tuple, Sequence) and isinstance(value, list | tuple):
+            kinds = typing.get_args(option)
+            if origin is Sequence or kinds[-1] is ...:  # as many as there are
+                kinds = kinds[:1] * len(value)
+            if len(value) == len(kinds):
+                return tuple(convert(kind, item, place) for kind, item in zip(kinds, value, strict=True))
+        if origin is dict and isinstance(value, dict):
+            return value
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if option in (int, str) and type(value) is option:
@@ -129,7 +135,10 @@ def _spell(option) -> str:
     if typing.get_origin(option) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(option)))
     if typing.get_origin(option) is tuple:
-        return f"a list of {len(typing.get_args(option))} numbers"
+        kinds = typing.get_args(option)
+        return "a list of numbers" if kinds[-1] is ... else f"a list of {len(kinds)} numbers"
+    if typing.get_origin(option) is Sequence:
+        return "a list"
     return {type(None): '"none"', float: "a number", int: "a whole number", str: "a text"}.get(option, str(option))
 
 

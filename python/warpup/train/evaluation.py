@@ -1,7 +1,7 @@
 """Accuracy of a model on held-out examples: greedy, and averaged over samples."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from .batch import encode_prompt
 from .decoding import DecodingStrategy
 from .reward_calls import completions_of
-from .rewards import Scores, load_reward, score
+from .rewards import Reward, RewardSet, Scores
 from .rollouts import rollout
 
 
@@ -43,7 +43,7 @@ def evaluate(
     model,
     tokenizer,
     examples: Sequence[Mapping],
-    reward: str | Callable,
+    reward: Reward | Sequence[Reward] | RewardSet,
     *,
     samples: int = 4,
     temperature: float = 0.7,
@@ -60,15 +60,16 @@ def evaluate(
 
     rows: completions sampled at once. traces: keep the first so many examples' greedy (else first sampled) completions.
     The means of reward, format, length and reflections are over the samples, or over the greedy ones if samples is 0.
-    The run's own random state is not touched. Raises TrainError as `rollout` and `score` do.
+    The run's own random state is not touched. Raises TrainError as `rollout` and `RewardSet` do.
     """
-    function, training = load_reward(reward), model.training
+    rewards = reward if isinstance(reward, RewardSet) else RewardSet(reward)
+    training = model.training
     generator = torch.Generator(model.device).manual_seed(seed)
     model.eval()
     options = {"max_new_tokens": max_new_tokens, "generator": generator, "rows": rows, "decoding": decoding}
     try:
-        sampled = _run(model, tokenizer, examples, function, samples, temperature, top_p, **options)
-        likeliest = _run(model, tokenizer, examples, function, int(greedy), 0.0, 1.0, **options)
+        sampled = _run(model, tokenizer, examples, rewards, samples, temperature, top_p, **options)
+        likeliest = _run(model, tokenizer, examples, rewards, int(greedy), 0.0, 1.0, **options)
     finally:
         model.train(training)
     scores, texts, lengths, finished = sampled if samples else likeliest
@@ -100,7 +101,7 @@ def evaluate(
     )
 
 
-def _run(model, tokenizer, examples, function, copies, temperature, top_p, *, rows, **options):
+def _run(model, tokenizer, examples, rewards, copies, temperature, top_p, *, rows, **options):
     """Scores, texts, lengths and finished flags of `copies` completions of each example."""
     scores, texts, lengths, finished = Scores(), [], [], []
     if copies == 0:
@@ -112,7 +113,7 @@ def _run(model, tokenizer, examples, function, copies, temperature, top_p, *, ro
         prompts = [encode_prompt(tokenizer, example["prompt"]) for example in part]
         rolls = rollout(model, prompts, copies=copies, temperature=temperature, top_p=top_p, **options)
         said = completions_of(tokenizer, rolls)
-        scores.extend(score(function, said, [example for example in part for _ in range(copies)], group=copies))
+        scores.extend(rewards.score(said, [example for example in part for _ in range(copies)], group=copies))
         texts += [completion.text for completion in said]
         lengths += rolls.lengths.tolist()
         finished += rolls.finished.tolist()

@@ -9,7 +9,15 @@ from .checks import check_unused
 from .errors import TrainError
 
 Data = Annotated[str | Sequence[dict[str, Any]], tyro.conf.arg(constructor=str)]
-RewardName = Annotated[str | Callable, tyro.conf.arg(constructor=str)]
+
+
+def reward_names(text: str) -> str | list[str]:
+    """What is given on the command line: a name, or several with commas between them."""
+    names = text.split(",")
+    return names if len(names) > 1 else text
+
+
+RewardName = Annotated[str | Callable | Sequence[str | Callable], tyro.conf.arg(constructor=reward_names)]
 
 
 def examples_of(stage) -> list[dict[str, Any]]:

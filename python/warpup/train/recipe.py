@@ -17,7 +17,6 @@ from .errors import Interrupted
 from .examples import examples_of
 from .files import locked, write_folder
 from .log import MetricsLog, Report, quiet
-from .rewards import load_reward
 from .run import HeldOut, StageRun
 from .run_config import check_config, describe_model, describe_stage, seed_everything
 
@@ -49,8 +48,6 @@ class Recipe:
         check_tokenizer(model, tokenizer)
         for stage in self.stages:
             stage.check()
-            if hasattr(stage, "reward"):
-                load_reward(stage.reward)
         data = [examples_of(stage) for stage in self.stages]
         config = {
             "seed": seed,

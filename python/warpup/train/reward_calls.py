@@ -9,8 +9,11 @@ Beside these a parameter is filled if it has one of the names of `ONE` or `GROUP
 looked up once, before anything is sampled.
 """
 
+import asyncio
+import functools
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -62,9 +65,9 @@ GROUP: dict[str, Callable[[Sequence[Completion], Sequence[Mapping]], Any]] = {
 
 
 class Call(NamedTuple):
-    """One call of a reward function, and the places of the completions that it scores."""
+    """One call of a reward function. lengths: tokens of each completion that it scores."""
 
-    rows: range
+    lengths: list[int]
     args: tuple
     kwargs: dict[str, Any]
 
@@ -72,10 +75,11 @@ class Call(NamedTuple):
 @dataclass(frozen=True)
 class Signature:
     """What a reward function asks for. grouped: one call for the completions of a prompt; names: parameters that are
-    filled by their name."""
+    filled by their name; asynchronous: written with `async def`."""
 
     grouped: bool
     names: tuple[str, ...]
+    asynchronous: bool = False
 
     @classmethod
     def of(cls, function: Callable) -> "Signature":
@@ -103,18 +107,19 @@ class Signature:
                     f"reward {name_of(function)}: nothing fills its parameter {parameter.name!r}; a "
                     f"{'group ' if grouped else ''}reward may ask for {', '.join(known)} by name"
                 )
-        return cls(grouped, tuple(p.name for p in rest if p.name in known))
+        asynchronous = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+        return cls(grouped, tuple(p.name for p in rest if p.name in known), asynchronous)
 
     def calls(self, completions: Sequence[Completion], examples: Sequence[Mapping], group: int) -> Iterator[Call]:
         """The calls that score N completions, of which `group` in a row belong to one prompt, with N examples."""
         size = group if self.grouped else 1
         for start in range(0, len(completions), size):
-            rows = range(start, start + size)
             part, of_part = completions[start : start + size], examples[start : start + size]
+            lengths = [completion.length for completion in part]
             if self.grouped:
-                yield Call(rows, (), {name: GROUP[name](part, of_part) for name in self.names})
+                yield Call(lengths, (), {name: GROUP[name](part, of_part) for name in self.names})
             else:
-                yield Call(rows, (part[0].text, of_part[0]), {name: ONE[name](part[0]) for name in self.names})
+                yield Call(lengths, (part[0].text, of_part[0]), {name: ONE[name](part[0]) for name in self.names})
 
 
 class Outcome(NamedTuple):
@@ -133,21 +138,54 @@ class Outcome(NamedTuple):
         return math.isnan(self.reward) and self.error is None
 
 
-def failure(error: BaseException) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {error}"
-
-
-def outcomes(result: Any, lengths: Sequence[int], grouped: bool) -> list[Outcome]:
-    """The result of a call, read for each of its completions, which have `lengths` tokens."""
+def attempt(function: Callable, signature: Signature, call: Call) -> list[Outcome]:
+    """The outcomes of one call here and now, whatever it raises or returns."""
     try:
-        if not grouped or result is None:
-            return [read(result, length) for length in lengths]
-        if len(result) != len(lengths):
-            raise ValueError(f"a group reward returns one entry for each of {len(lengths)} completions: {result!r}")
-        return [read(entry, length) for entry, length in zip(result, lengths, strict=True)]
-    except Exception as error:  # a user's function may return anything
-        return [Outcome(error=failure(error))] * len(lengths)
+        return outcomes(function(*call.args, **call.kwargs), call, signature)
+    except Exception as error:  # a user's function may raise anything
+        return failed(call, error)
+
+
+def attempt_together(
+    function: Callable, signature: Signature, calls: Sequence[Call], timeout: float | None
+) -> list[list[Outcome]]:
+    """The outcomes of an `async def` reward's calls, all awaited at once, for at most `timeout` seconds each."""
+
+    async def one(call: Call) -> list[Outcome]:
+        try:
+            async with asyncio.timeout(timeout):
+                return outcomes(await function(*call.args, **call.kwargs), call, signature)
+        except TimeoutError as error:
+            return failed(call, TimeoutError(str(error) or f"no answer within {timeout} s"))
+        except Exception as error:
+            return failed(call, error)
+
+    async def all_of_them() -> list[list[Outcome]]:
+        return await asyncio.gather(*map(one, calls))
+
+    return asyncio.run_coroutine_threadsafe(all_of_them(), _event_loop()).result()
+
+
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    # One for the whole process: a client that a reward keeps open between its calls belongs to the loop it began in.
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="rewards", daemon=True).start()
+    return loop
+
+
+def failed(call: Call, error: BaseException) -> list[Outcome]:
+    """A failure for each completion of a call."""
+    return [Outcome(error=f"{type(error).__name__}: {error}")] * len(call.lengths)
+
+
+def outcomes(result: Any, call: Call, signature: Signature) -> list[Outcome]:
+    """What a call returned, read for each of its completions; ValueError if that is not one entry for each."""
+    if not signature.grouped or result is None:
+        return [read(result, length) for length in call.lengths]
+    if len(result) != len(call.lengths):
+        raise ValueError(f"a group reward returns one entry for each of {len(call.lengths)} completions: {result!r}")
+    return [read(entry, length) for entry, length in zip(result, call.lengths, strict=True)]
 
 
 def read(result: Any, length: int) -> Outcome:
@@ -167,8 +205,8 @@ def read(result: Any, length: int) -> Outcome:
         if not math.isfinite(value):
             return Outcome(error=f"reward is {value}")
         return Outcome(value, correct, format_ok, tokens)
-    except Exception as error:
-        return Outcome(error=failure(error))
+    except Exception as error:  # a user's function may return anything
+        return Outcome(error=f"{type(error).__name__}: {error}")
 
 
 def name_of(function: Callable) -> str:

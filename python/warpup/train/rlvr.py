@@ -25,7 +25,7 @@ from .evaluation import mean
 from .examples import Data, RewardName, check_columns
 from .optim import RateSchedule, adamw, learning_rate
 from .reward_calls import completions_of
-from .rewards import VERIFIER, load_reward, score
+from .rewards import VERIFIER, RewardSet
 from .rollouts import Rollouts, rollout
 from .routers import Routers, check_balance
 from .run import StageRun
@@ -38,7 +38,15 @@ class RLVR:
     data: Data = ""
     """Examples with "prompt" and whatever the reward function reads: a path or `hub:name`, or a list."""
     reward: RewardName = VERIFIER
-    """`module:function` or `file.py:function`, called with (completion, example); a function from Python."""
+    """`module:function` or `file.py:function`, called with (completion, example); a function from Python; a list of
+    several, of which the weighted sum counts (on the command line separated by commas)."""
+    reward_weights: tuple[float, ...] | None = None
+    """Weight of each reward; none: 1."""
+    reward_timeout: float | None = None
+    """Seconds that a call of a reward may take before it is stopped and counts as failed; it needs workers, or rewards
+    written with `async def`."""
+    reward_workers: int = 0
+    """Processes that call the rewards; 0: they are called one after another in the training process."""
     steps: int = 100
     """Batches of rollouts."""
     prompts: int = 8
@@ -125,6 +133,7 @@ class RLVR:
                 "rlvr.clip_ratio: the one step on each batch is taken where every ratio is 1, nothing is clipped; "
                 "leave it out or raise inner_epochs"
             )
+        self.reward_set()
         try:  # the operators themselves say what they refuse
             self.policy_options()
             group_advantage(torch.tensor([0.0, 1.0]), 2, baseline=self.baseline, scale=self.scale)
@@ -135,7 +144,7 @@ class RLVR:
         """Reinforce `run.model` on examples with "prompt"."""
         # Dropout stays off throughout: the loss compares log-probs with those of sampling, so both have to be of the
         # same function.
-        model, tokenizer, reward = run.model.eval(), run.tokenizer, load_reward(self.reward)
+        model, tokenizer, rewards = run.model.eval(), run.tokenizer, self.reward_set()
         prompts = [encode_prompt(tokenizer, example["prompt"]) for example in examples]
         check_length(model, max(map(len, prompts)) + self.max_new_tokens, "the longest prompt with max_new_tokens")
         check_balance(model, self.balance, "rlvr")
@@ -169,7 +178,7 @@ class RLVR:
             # and takes part in nothing that follows; so does one that abstained.
             completions = completions_of(tokenizer, rolls)
             asked = [examples[k] for k in picked for _ in range(self.samples)]
-            scores = score(reward, completions, asked, group=self.samples)
+            scores = rewards.score(completions, asked, group=self.samples)
             for error in scores.errors:
                 run.count("reward_errors", message=error)
             if scores.abstained:
@@ -177,8 +186,9 @@ class RLVR:
 
             # Advantage: each reward against those of the same prompt. The group is its own baseline, so no value model
             # is needed. A group whose rewards are all alike teaches nothing and is left out.
-            rewards = torch.tensor(scores.rewards)
-            advantages = group_advantage(rewards, self.samples, baseline=self.baseline, scale=self.scale)
+            advantages = group_advantage(
+                torch.tensor(scores.rewards), self.samples, baseline=self.baseline, scale=self.scale
+            )
             by_group = advantages.view(len(picked), self.samples)
             sampler.observe(picked, by_group)  # a curriculum prefers prompts whose rewards differ
             used = (by_group != 0).any(1)
@@ -207,6 +217,11 @@ class RLVR:
                 numbers
                 | {
                     "reward": mean(scores.rewards),
+                    **{
+                        f"reward/{name}": mean(column)
+                        for name, column in scores.columns.items()
+                        if len(scores.columns) > 1
+                    },
                     "accuracy": mean(scores.correct),
                     "format_ok": mean(scores.format_ok),
                     "length": generated / len(completions),
@@ -221,6 +236,10 @@ class RLVR:
                     },
                 }
             )
+
+    def reward_set(self) -> RewardSet:
+        """The rewards with their weights; TrainError on what cannot be."""
+        return RewardSet(self.reward, self.reward_weights, timeout=self.reward_timeout, workers=self.reward_workers)
 
     def policy_options(self) -> PolicyOptions:
         """Those of the loss, without the number that its sum is divided by; ValueError on what they refuse."""

@@ -17,7 +17,7 @@ import torch
 
 from .errors import TrainError
 from .files import write_text
-from .rewards import reward_name
+from .reward_loading import reward_name
 
 
 def check_config(path: Path, config: dict[str, Any]) -> None:
