@@ -5,7 +5,7 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def convert(hint, value, place: str):
             return float(value)
         if option in (int, str) and type(value) is option:
             return value
-    wanted = " or ".join(_spell(option) for option in options if isinstance(option, type) or typing.get_origin(option))
+    wanted = " or ".join(_spell(option) for option in options if option is not Callable)  # no file holds a function
     raise TrainError(f"{place}: expected {wanted}, got {value!r}")
 
 
