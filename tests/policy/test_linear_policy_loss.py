@@ -99,7 +99,11 @@ def test_packed_is_padded(backend, kind, normalizer, each):
     on = torch.arange(5, device=backend.device) < lengths[:, None]
     if each == "token":
         x["advantages"] = x["advantages"].unsqueeze(-1) * torch.arange(1.0, 6.0, device=backend.device)
-    x |= {"mask": on, "delta": torch.linspace(-1, 1, 15, device=backend.device).view(3, 5), "token_set": [3, 5, 7]}
+    x |= {
+        "mask": on,
+        "logit_delta": torch.linspace(-1, 1, 15, device=backend.device).view(3, 5),
+        "token_set": [3, 5, 7],
+    }
     x |= {"ref_logp": x["old_logp"] - 0.3, "kl_coef": 0.1, "entropy_coef": 0.01}
     want = loss_and_gradients(x)
     flat = {k: v[on] for k, v in x.items() if isinstance(v, torch.Tensor) and v.shape[:2] == (3, 5) and k != "mask"}

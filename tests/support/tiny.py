@@ -14,6 +14,7 @@ from transformers import (
 
 from warpup.data import example, knights_and_knaves, word_tokenizer
 from warpup.train import RLVR, Warmup
+from warpup.train.heads import Head
 from warpup.train.models import use_experts
 
 TOKENIZER = word_tokenizer()
@@ -59,6 +60,12 @@ def gpt2(seed=0):
         pad_token_id=TOKENIZER.pad_token_id, eos_token_id=TOKENIZER.eos_token_id, bos_token_id=TOKENIZER.bos_token_id,
     )  # fmt: skip
     return GPT2LMHeadModel(config)
+
+
+def completion_logprob(model, batch, temperature=1.0, **replay):
+    """(N,) log-probs of a batch's completion tokens, one row after the other; of a model or its `Head`."""
+    head = model if isinstance(model, Head) else Head(model)
+    return head.logprob(head.hidden(batch), batch.completion, temperature, **replay)
 
 
 def weights(model):

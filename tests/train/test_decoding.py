@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from tests.support.tiny import EXAMPLES, TOKENIZER, llama, log_of
+from tests.support.tiny import EXAMPLES, TOKENIZER, completion_logprob, llama, log_of
 from warpup.reflection import ReflectionSchedule, ReflectionTokens
 from warpup.train import RLVR, Recipe, TrainError, rollout
-from warpup.train.batch import collate, completion_logprob, encode_pair
+from warpup.train.batch import collate
 from warpup.train.decoding import DecodingStrategy
-from warpup.train.rlvr import at_targets
+from warpup.train.policy_step import Experience
+from warpup.train.tokens import encode_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ("wait", "back")
@@ -24,7 +25,8 @@ def sample(decoding, temperature=0.7, copies=6, **options):
         decoding=decoding, generator=torch.Generator().manual_seed(0), **options,
     )  # fmt: skip
     pairs = [(prompts[row // copies], rolls.completion(row)) for row in range(5 * copies)]
-    return model, rolls, collate(pairs, range(len(pairs)), pad=0)
+    experience = Experience(pairs, rolls, torch.zeros(len(pairs)), temperature)
+    return model, experience, collate(pairs, range(len(pairs)), pad=0)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +35,10 @@ def sample(decoding, temperature=0.7, copies=6, **options):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_ratio_of_fresh_samples_is_one_under_the_replay(name, temperature):
     """And without it, it is not: every token's log-ratio is off by what the schedule moved in all."""
-    model, rolls, batch = sample(DecodingStrategy.parse(name, TOKENIZER, WORDS), temperature)
-    assert rolls.delta.abs().max() > 1
-    old = at_targets(batch, rolls.logp, rolls.lengths)
-    replay = {"delta": at_targets(batch, rolls.delta, rolls.lengths), "token_set": rolls.token_set}
-    ratio = (completion_logprob(model, batch, temperature, **replay) - old).exp()
+    model, experience, batch = sample(DecodingStrategy.parse(name, TOKENIZER, WORDS), temperature)
+    assert experience.rolls.delta.abs().max() > 1
+    old = experience.packed(experience.rolls.logp, batch)
+    ratio = (completion_logprob(model, batch, temperature, **experience.replay(batch)) - old).exp()
     torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=3e-5)
     plain = (completion_logprob(model, batch, temperature) - old).abs()
     assert plain.max() > 0.05
@@ -45,7 +46,7 @@ def test_the_ratio_of_fresh_samples_is_one_under_the_replay(name, temperature):
 
 def test_delta_is_the_wave_until_thinking_ends():
     schedule = ReflectionSchedule("triangle", 3.0, 12, tokens=ReflectionTokens.from_tokenizer(TOKENIZER, WORDS))
-    _, rolls, _ = sample(DecodingStrategy("given", schedule))
+    rolls = sample(DecodingStrategy("given", schedule))[1].rolls
     end = schedule.tokens.think_end[0]
     for row in range(30):
         tokens = rolls.completion(row)
@@ -58,8 +59,8 @@ def test_delta_is_the_wave_until_thinking_ends():
 
 
 def test_a_schedule_that_is_off_draws_the_same():
-    _, plain, _ = sample(None)
-    _, off, _ = sample(DecodingStrategy.parse("tip:alpha=0,beta=10", TOKENIZER, WORDS))
+    plain = sample(None)[1].rolls
+    off = sample(DecodingStrategy.parse("tip:alpha=0,beta=10", TOKENIZER, WORDS))[1].rolls
     assert torch.equal(plain.tokens, off.tokens)
     assert torch.equal(plain.logp, off.logp)
     assert plain.delta is None
@@ -67,11 +68,11 @@ def test_a_schedule_that_is_off_draws_the_same():
 
 
 def test_nowait_never_draws_the_tokens():
-    _, plain, _ = sample(None, temperature=1.0, copies=12)
+    plain = sample(None, temperature=1.0, copies=12)[1].rolls
     decoding = DecodingStrategy(
         "nowait", ReflectionSchedule("constant", -math.inf, tokens=TOKENIZER.convert_tokens_to_ids(WORDS), phase="any")
     )
-    _, banned, _ = sample(decoding, temperature=1.0, copies=12)
+    banned = sample(decoding, temperature=1.0, copies=12)[1].rolls
     ids = torch.tensor(TOKENIZER.convert_tokens_to_ids(WORDS))
     assert torch.isin(plain.tokens, ids).any()
     assert not torch.isin(banned.tokens, ids).any()
@@ -80,8 +81,8 @@ def test_nowait_never_draws_the_tokens():
 def test_budget_forcing_puts_off_the_end_of_thinking():
     decoding = DecodingStrategy.parse("s1:times=1", TOKENIZER, WORDS)
     end, wait = decoding.tokens.think_end[0], TOKENIZER.convert_tokens_to_ids("wait")
-    _, plain, _ = sample(None, temperature=1.0, copies=12)
-    _, forced, _ = sample(decoding, temperature=1.0, copies=12)
+    plain = sample(None, temperature=1.0, copies=12)[1].rolls
+    forced = sample(decoding, temperature=1.0, copies=12)[1].rolls
     changed = 0
     for row in range(60):
         before, after = plain.completion(row), forced.completion(row)

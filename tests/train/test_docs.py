@@ -19,7 +19,7 @@ def test_the_config_has_every_key_with_its_default():
     table = tomllib.loads(text)
     given, default = fill(TrainConfig, table, ""), TrainConfig()
     page = (DOCS / "train.md").read_text()
-    for part in ("warmup", "rlvr", "held_out"):
+    for part in ("lora", "warmup", "rlvr", "held_out"):
         for field in dataclasses.fields(getattr(default, part)):
             if field.name not in table[part]:
                 assert f"`{part}.{field.name}`" in page, field.name

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from tests.support.tiny import (
     EXAMPLES,
@@ -45,12 +46,52 @@ def test_tokenizer_larger_than_the_model(tmp_path):
 
 def test_folder_of_another_run_is_refused(tmp_path):
     Recipe([warmup(steps=1)]).run(llama(), TOKENIZER, tmp_path)
-    with pytest.raises(TrainError, match=r"holds another run .*stages\[0\].lr: there 0.01, now 0.5.*another folder"):
+    with pytest.raises(TrainError, match=r"1-warmup holds 1 steps of other settings \(lr: there 0.01, now 0.5\)"):
         Recipe([warmup(steps=1, lr=0.5)]).run(llama(), TOKENIZER, tmp_path)
-    with pytest.raises(TrainError, match=r"model.weights"):
+    with pytest.raises(TrainError, match=r"holds another run .*model.weights.*another folder"):
         Recipe([warmup(steps=1)]).run(llama(seed=1), TOKENIZER, tmp_path)
     with pytest.raises(TrainError, match=r"data: there 40 examples"):
         Recipe([warmup(steps=1, data=EXAMPLES[:-1])]).run(llama(), TOKENIZER, tmp_path)
+
+
+def test_a_stage_is_compared_with_its_own_checkpoint_only(tmp_path):
+    """What a later stage is set to may change until it has computed something; what is not computed with, always."""
+    Recipe([warmup(steps=2)]).run(llama(), TOKENIZER, tmp_path)
+    Recipe([warmup(steps=2, max_tokens=99, save_every=1), rlvr(lr=1e-3, steps=2)]).run(llama(), TOKENIZER, tmp_path)
+    with pytest.raises(TrainError, match=r"2-rlvr holds 2 steps of other settings \(lr: there 0.001, now 0.002\)"):
+        Recipe([warmup(steps=2), rlvr(lr=2e-3, steps=2)]).run(llama(), TOKENIZER, tmp_path)
+    with pytest.raises(TrainError, match=r"1-warmup holds 2 steps of other settings \(steps: there 2, now 3\)"):
+        Recipe([warmup(steps=3), rlvr()]).run(llama(), TOKENIZER, tmp_path)
+
+
+def test_more_steps_under_a_constant_rate(tmp_path):
+    """A finished run goes on, to the bits of one that was meant to be as long from the beginning."""
+    long = Recipe([rlvr(steps=4)]).run(llama(), TOKENIZER, tmp_path / "long")
+    Recipe([rlvr(steps=2)]).run(llama(), TOKENIZER, tmp_path / "short")
+    more = Recipe([rlvr(steps=4)]).run(llama(), TOKENIZER, tmp_path / "short")
+    assert same(weights(more), weights(long))
+    assert same(weights(LlamaForCausalLM.from_pretrained(tmp_path / "short" / "model")), weights(long))
+    with pytest.raises(TrainError, match="steps: there 4, now 3"):
+        Recipe([rlvr(steps=3)]).run(llama(), TOKENIZER, tmp_path / "short")
+
+
+def test_every_stage_is_checked_before_the_first_begins(tmp_path):
+    trained = []
+    with pytest.raises(TrainError, match="longest prompt with max_new_tokens"):
+        Recipe([warmup(), rlvr(max_new_tokens=5000)]).run(
+            llama(), TOKENIZER, tmp_path, report=lambda *a: trained.append(a)
+        )
+    assert not trained
+    assert not (tmp_path / "1-warmup").exists()
+
+
+def test_out_of_memory_names_the_settings(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nmore")
+
+    monkeypatch.setattr("warpup.train.rlvr.policy_step", full)
+    with pytest.raises(TrainError, match=r"lower max_tokens .* or rows .*same command goes on.*Tried to allocate"):
+        Recipe([rlvr()]).run(llama(), TOKENIZER, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from tests.support.tiny import (
     EXAMPLES,
     TOKENIZER,
+    completion_logprob,
     gpt2,
     llama,
 )
@@ -15,8 +16,9 @@ from warpup.train import (
     TrainError,
     rollout,
 )
-from warpup.train.batch import collate, completion_logprob, encode_pair
-from warpup.train.rollouts import choose
+from warpup.train.batch import collate
+from warpup.train.decoding import DecodingState, DecodingStrategy, Filters
+from warpup.train.tokens import encode_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +38,7 @@ def test_sampler_log_probs_equal_teacher_forcing(make, temperature):
     for row in range(30):
         completion = rolls.completion(row)
         batch = collate([(prompts[row // 6], completion)], [0], pad=0)
-        logp = completion_logprob(model, batch, temperature)[batch.mask]
+        logp = completion_logprob(model, batch, temperature)
         torch.testing.assert_close(rolls.logp[row, : len(completion)], logp, atol=2e-5, rtol=1e-5)
         assert (completion[-1] == TOKENIZER.eos_token_id) == bool(rolls.finished[row])
         assert TOKENIZER.eos_token_id not in completion[:-1]
@@ -71,13 +73,44 @@ def test_finished_rows_leave_the_batch():
     assert sum(sizes[1:]) < 0.7 * 64 * rolls.lengths.max().item()
 
 
-def test_choose_keeps_to_the_nucleus():
+def test_filters_keep_to_the_nucleus_and_leave_the_log_prob_as_it_was():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(2000, 1)
-    generator = torch.Generator().manual_seed(0)
-    assert set(choose(logits, 1.0, 0.75, generator).tolist()) == {0, 1}
-    assert set(choose(logits, 1.0, 1.0, generator).tolist()) == {0, 1, 2, 3}
-    share = (choose(logits, 0.5, 1.0, generator) == 0).float().mean().item()
+    seeds, rows = torch.arange(2000), torch.arange(2000)
+
+    def drawn(**filters):
+        return DecodingState(DecodingStrategy(), [[]] * 2000, seeds, Filters(**filters)).sample(logits, rows)
+
+    assert set(drawn(top_p=0.75).token.tolist()) == {0, 1}
+    assert set(drawn(top_k=3).token.tolist()) == {0, 1, 2}
+    assert set(drawn(min_p=0.2).token.tolist()) == {0, 1, 2}
+    assert set(drawn().token.tolist()) == {0, 1, 2, 3}
+    share = (drawn(temperature=0.5).token == 0).float().mean().item()
     assert share == pytest.approx(0.25 / (0.25 + 0.09 + 0.0225 + 0.0025), abs=0.04)
+    step = drawn(top_p=0.75)
+    torch.testing.assert_close(step.logp, logits[0][step.token])
+
+
+def test_rows_bound_the_batch_and_change_nothing():
+    model = llama().eval()
+    prompts = [encode_pair(TOKENIZER, row)[0] for row in EXAMPLES[:3]]
+    sizes, forward = [], model.forward
+    model.forward = lambda **inputs: sizes.append(len(inputs["input_ids"])) or forward(**inputs)
+
+    def sampled(rows):
+        generator = torch.Generator().manual_seed(3)
+        return rollout(
+            model, prompts, eos=TOKENIZER.eos_token_id, pad=0, max_new_tokens=16, copies=4, rows=rows,
+            generator=generator,
+        )  # fmt: skip
+
+    whole = sampled(None)
+    for rows in (1, 3, 5):  # less than a group, and cut through groups
+        sizes.clear()
+        part = sampled(rows)
+        assert max(sizes) == rows
+        assert torch.equal(part.tokens, whole.tokens)
+        assert torch.equal(part.finished, whole.finished)
+        torch.testing.assert_close(part.logp, whole.logp)
 
 
 def test_nan_logits_name_the_place():

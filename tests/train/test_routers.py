@@ -8,11 +8,13 @@ from torch import nn
 
 import warpup
 from tests.support.mixtures import COMMON, MODELS, mixture_of, transformers
-from tests.support.tiny import EXAMPLES, TOKENIZER, llama, log_of, mixture, rlvr, warmup
+from tests.support.tiny import EXAMPLES, TOKENIZER, completion_logprob, llama, log_of, mixture, rlvr, warmup
 from warpup.train import Recipe
-from warpup.train.batch import collate, completion_logprob, encode_pair
+from warpup.train.batch import collate
+from warpup.train.heads import Head
 from warpup.train.models import load_model
 from warpup.train.routers import Routers
+from warpup.train.tokens import encode_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,9 +25,9 @@ def batch_of(rows):
 
 
 def watched(model, batch, coefficient=None, share=1.0):
-    routers = Routers(model, coefficient)
+    routers, head = Routers(model, coefficient), Head(model)
     with routers.watch(batch.attention):
-        completion_logprob(model, batch)
+        completion_logprob(head, batch)
     return routers, routers.loss(share)
 
 
@@ -33,11 +35,11 @@ def test_loss_is_that_of_the_real_tokens_routers():
     model, batch = mixture(), batch_of([0, 1, 2])
     assert not batch.attention.all()
     routers, loss = watched(model, batch)
-    logits = []
+    logits, head = [], Head(model)
     hooks = [
         layer.mlp.gate.register_forward_hook(lambda m, i, out: logits.append(out[0])) for layer in model.model.layers
     ]
-    completion_logprob(model, batch)
+    completion_logprob(head, batch)
     for hook in hooks:
         hook.remove()
     real = batch.attention.bool().flatten()
@@ -63,11 +65,11 @@ def test_gradient_reaches_the_routers_alone_through_the_scores():
 
 def test_micro_batches_add_up():
     model = mixture()
-    routers = Routers(model, 1.0)
+    routers, head = Routers(model, 1.0), Head(model)
     for row in (0, 1):
         batch = batch_of([row])
         with routers.watch(batch.attention):
-            completion_logprob(model, batch)
+            completion_logprob(head, batch)
         routers.loss(0.5)
     tokens = sum(int(batch_of([row]).attention.sum()) for row in (0, 1))
     assert [int(counts.sum()) for counts in routers.counts] == [2 * tokens] * 2

@@ -11,7 +11,7 @@ from tests.support.tiny import (
     warmup,
 )
 from warpup.train import Recipe
-from warpup.train.batch import encode_pair
+from warpup.train.tokens import encode_pair
 from warpup.train.warmup import LengthBuckets
 
 pytestmark = pytest.mark.usefixtures("one_thread")

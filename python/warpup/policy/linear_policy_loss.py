@@ -142,13 +142,13 @@ class GivenGradients(torch.autograd.Function):
 
 
 def reference_linear_policy_loss(
-    hidden, weight, targets, old_logp, advantages, mask, *, bias=None, temperature=1.0, delta=0.0, token_set=None,
+    hidden, weight, targets, old_logp, advantages, mask, *, bias=None, temperature=1.0, logit_delta=0.0, token_set=None,
     chunk=None, entropy_coef=0.0, **options,
 ):  # fmt: skip
     """`linear_policy_loss` in plain torch: all logits, then the references of its two parts."""
     logp, entropy = reference_linear_logprob(
-        hidden, weight, targets.masked_fill(mask == 0, IGNORE_INDEX), bias=bias, temperature=temperature, delta=delta,
-        token_set=token_set, entropy=True,
+        hidden, weight, targets.masked_fill(mask == 0, IGNORE_INDEX), bias=bias, temperature=temperature,
+        delta=logit_delta, token_set=token_set, entropy=True,
     )  # fmt: skip
     options |= {"entropy": entropy, "entropy_coef": entropy_coef} if entropy_coef else {}
     return reference_policy_loss(logp, old_logp, advantages, mask, **options)
@@ -177,7 +177,7 @@ def linear_policy_loss(
     *,
     bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
-    delta: float | Tensor = 0.0,
+    logit_delta: float | Tensor = 0.0,
     token_set: Sequence[int] | Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     chunk: int | None = None,
@@ -194,7 +194,8 @@ def linear_policy_loss(
 
     Args:
         hidden: (B, T, H) float32, bfloat16, float16 or float64; beside cu_seqlens (N, H).
-        weight, bias, temperature, delta, token_set: as in `linear_logprob`.
+        weight, bias, temperature, token_set: as in `linear_logprob`.
+        logit_delta: what a schedule adds to the logits of token_set, `delta` there.
         targets: (B, T) or (N,) int64 in [0, V) where the mask is true, the token that each row of hidden predicts;
             anything elsewhere.
         old_logp, advantages, mask, kind, normalizer, cu_seqlens, options: as in `policy_loss`.
@@ -241,7 +242,7 @@ def linear_policy_loss(
         vocab, rows = weight.shape[0], max(1, targets.numel())
         columns = None if chunk is None else max(1, min(chunk, rows) * vocab // rows)
         found = linear_logprob(
-            hidden, weight, targets, bias=bias, temperature=temperature, delta=delta, token_set=token_set,
+            hidden, weight, targets, bias=bias, temperature=temperature, delta=logit_delta, token_set=token_set,
             entropy=bool(entropy_coef), chunk=columns,
         )  # fmt: skip
         logp, options["entropy"] = found if entropy_coef else (found, None)
@@ -258,7 +259,7 @@ def linear_policy_loss(
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in operands.values()]
     logp, entropy, *gradients = torch.ops.warpup.linear_policy_gradients(
         **operands,
-        **sampled_tokens(op, weight.shape[0], targets, temperature, IGNORE_INDEX, delta, token_set)
+        **sampled_tokens(op, weight.shape[0], targets, temperature, IGNORE_INDEX, logit_delta, token_set)
         .flattened()
         ._asdict(),
         **tokens,

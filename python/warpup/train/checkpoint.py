@@ -1,7 +1,7 @@
 """Checkpoints of a stage: written whole or not at all, and enough to go on bit for bit.
 
-A checkpoint is a folder `step-00000120` that `transformers` loads as a model (of a plain module it holds the state dict
-as model.safetensors), with beside the weights
+A checkpoint is a folder `step-00000120` that `transformers` loads as a model (with adapters, `peft` loads them; of a
+plain module it holds the state dict as model.safetensors), with beside the weights
     trainer.safetensors   optimizer moments and random states
     trainer.json          step, cursor of the data, counters
 It is written under another name and renamed last, so a kill leaves the one before it.
@@ -10,6 +10,7 @@ It is written under another name and renamed last, so a kill leaves the one befo
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from .errors import TrainError
 from .files import write_folder
+from .lora import is_adapted, peft
 
 PREFIX = "step-"
 
@@ -39,40 +41,54 @@ def step_of(checkpoint: Path) -> int:
 
 
 def save(
-    folder: Path, step: int, model, tokenizer, optimizer, generator: torch.Generator, state: dict[str, Any]
+    folder: Path,
+    step: int,
+    model,
+    tokenizer,
+    optimizer,
+    generator: torch.Generator,
+    state: dict[str, Any],
+    *,
+    tensors: Sequence[torch.Tensor] = (),
+    keep_last: int = 1,
 ) -> Path:
-    """Write the checkpoint of `step` and delete the older ones. `state` must be plain JSON."""
+    """Write the checkpoint of `step` and delete all but the newest `keep_last`. `state` must be plain JSON; `tensors`
+    belong to it."""
     target = Path(folder) / f"{PREFIX}{step:08d}"
 
     def fill(path: Path):
         save_weights(model, tokenizer, path)
-        tensors, rng = random_states(generator)
+        found, rng = random_states(generator)
+        found |= {f"state.{n}": tensor.detach().contiguous() for n, tensor in enumerate(tensors)}
         for index, slots in optimizer.state_dict()["state"].items():
             for name, value in slots.items():
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().contiguous()
-        save_file(tensors, path / "trainer.safetensors")
+                found[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().contiguous()
+        save_file(found, path / "trainer.safetensors")
         (path / "trainer.json").write_text(json.dumps({"step": step, "random": rng, **state}))
 
     write_folder(target, fill)
-    for old in checkpoints(folder):
-        if old != target:
-            shutil.rmtree(old)
+    for old in checkpoints(folder)[:-keep_last]:
+        shutil.rmtree(old)
     return target
 
 
-def restore(checkpoint: Path, model, optimizer, generator: torch.Generator) -> dict[str, Any]:
+def restore(
+    checkpoint: Path, model, optimizer, generator: torch.Generator, tensors: Sequence[torch.Tensor] = ()
+) -> dict[str, Any]:
     """Load everything that `save` wrote back into the given objects; returns `state` with "step"."""
     load_weights(model, checkpoint)
-    tensors = load_file(checkpoint / "trainer.safetensors")
+    found = load_file(checkpoint / "trainer.safetensors")
     state = json.loads((checkpoint / "trainer.json").read_text())
     packed = optimizer.state_dict()
     packed["state"] = {}
-    for key, value in tensors.items():
+    for n, tensor in enumerate(tensors):
+        tensor.copy_(found[f"state.{n}"])
+    for key, value in found.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
             packed["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(packed)
-    set_random_states(generator, tensors, state.pop("random"))
+    set_random_states(generator, found, state.pop("random"))
     return state
 
 
@@ -91,7 +107,9 @@ def save_weights(model, tokenizer, folder: Path) -> None:
 def load_weights(model, folder: Path) -> None:
     """Load a saved model's weights into `model` in place."""
     try:
-        if hasattr(model, "from_pretrained"):
+        if is_adapted(model):
+            peft().set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        elif hasattr(model, "from_pretrained"):
             model.load_state_dict(type(model).from_pretrained(folder, dtype=model.dtype).state_dict())
         else:
             model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -23,7 +23,7 @@ def train(arguments: list[str]) -> None:
     from .config import TrainConfig, check_config_of_run, load_config
     from .examples import examples_of
     from .log import ProgressBar, quiet_transformers
-    from .models import load_model
+    from .models import start_model
     from .recipe import Recipe
     from .run import HeldOut
 
@@ -39,8 +39,14 @@ def train(arguments: list[str]) -> None:
         HeldOut(examples_of(held), held.reward, held.points, held.samples, held.max_new_tokens) if held.data else None
     )
     quiet_transformers()
-    model, tokenizer = load_model(config.model)
-    recipe = Recipe([stage for stage in (config.warmup, config.rlvr) if stage.data])
+    model, tokenizer = start_model(config)
+    recipe = Recipe(
+        [stage for stage in (config.warmup, config.rlvr) if stage.data],
+        dtype=config.dtype,
+        gradient_checkpointing=config.gradient_checkpointing,
+        keep_last=config.keep_last,
+        merge=config.lora.merge,
+    )
     with ProgressBar() as bar:
         recipe.run(model, tokenizer, config.out, seed=config.seed, report=bar, held_out=held_out)
     (Path(config.out) / "train.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
@@ -82,11 +88,10 @@ def sample(arguments: list[str]) -> None:
 
     import torch
 
-    from .batch import encode_prompt
-    from .evaluation import decode
     from .log import quiet_transformers
     from .models import load_model, newest_model
     from .rollouts import rollout
+    from .tokens import decode, encode_prompt, end_tokens
 
     quiet_transformers()
     model, tokenizer = load_model(newest_model(given.run))
@@ -96,7 +101,7 @@ def sample(arguments: list[str]) -> None:
     rolls = rollout(
         model.eval(),
         [encode_prompt(tokenizer, prompt) for prompt in prompts],
-        eos=tokenizer.eos_token_id,
+        eos=end_tokens(model, tokenizer),
         pad=tokenizer.pad_token_id,
         copies=copies,
         max_new_tokens=given.max_new_tokens,

@@ -12,6 +12,8 @@ from typing import Any
 
 from .checks import check_not_negative, check_positive, check_unused
 from .errors import TrainError
+from .lora import LoRA
+from .precision import Precision
 from .rewards import VERIFIER
 from .rlvr import RLVR
 from .warmup import Warmup
@@ -56,6 +58,19 @@ class TrainConfig:
     """Seed of data order, sampling and everything else."""
     threads: int | None = None
     """CPU threads; exact resuming needs the same number each time."""
+    device: str = "auto"
+    """Where the model is: cpu, cuda, cuda:1; auto is cuda if there is one."""
+    dtype: Precision = "auto"
+    """What products are made in. Weights stay float32 (frozen ones, under adapters, are held in it). auto: bfloat16 for
+    models from 20 million parameters on a GPU, or on a CPU with AMX or AVX512-BF16; else float32."""
+    attention: str | None = None
+    """transformers' attn_implementation, such as sdpa or eager; none takes the model's own."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone for the backward pass: less memory, a third more time."""
+    keep_last: int = 1
+    """Newest checkpoints of each stage to keep."""
+    lora: LoRA = field(default_factory=LoRA)
+    """Low-rank adapters in place of training all weights."""
     warmup: Warmup = field(default_factory=Warmup)
     """Stage one."""
     rlvr: RLVR = field(default_factory=RLVR)
@@ -121,6 +136,8 @@ def convert(hint, value, place: str):
                 kinds = kinds[:1] * len(value)
             if len(value) == len(kinds):
                 return tuple(convert(kind, item, place) for kind, item in zip(kinds, value, strict=True))
+        if option is bool and isinstance(value, bool):
+            return value
         if origin is dict and isinstance(value, dict):
             return value
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
@@ -136,10 +153,12 @@ def _spell(option) -> str:
         return " or ".join(map(repr, typing.get_args(option)))
     if typing.get_origin(option) is tuple:
         kinds = typing.get_args(option)
-        return "a list of numbers" if kinds[-1] is ... else f"a list of {len(kinds)} numbers"
+        many = "texts" if kinds[0] is str else "numbers"
+        return f"a list of {many}" if kinds[-1] is ... else f"a list of {len(kinds)} numbers"
     if typing.get_origin(option) is Sequence:
         return "a list"
-    return {type(None): '"none"', float: "a number", int: "a whole number", str: "a text"}.get(option, str(option))
+    names = {type(None): '"none"', bool: "true or false", float: "a number", int: "a whole number", str: "a text"}
+    return names.get(option, str(option))
 
 
 def check_config_of_run(config: TrainConfig, file: TrainConfig) -> None:
@@ -153,6 +172,7 @@ def check_config_of_run(config: TrainConfig, file: TrainConfig) -> None:
             raise TrainError(f"{key}: nothing given; set it in the config file or with --{key}")
     if config.threads is not None and config.threads < 1:
         raise TrainError(f"threads: expected at least 1, got {config.threads}")
+    config.lora.check()
     if not (config.warmup.data or config.rlvr.data):
         raise TrainError("no stage has data: set warmup.data, rlvr.data or both")
     for name in ("warmup", "rlvr", "held_out"):

@@ -15,10 +15,12 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from warpup import token_logprob
 from warpup.reflection import (
     BudgetForcing,
     ReflectionBatch,
@@ -28,6 +30,7 @@ from warpup.reflection import (
     no_wait,
     thought_switch_penalty,
 )
+from warpup.reflection.sample_step import SAMPLING, sampling_row
 
 from .errors import TrainError
 
@@ -74,9 +77,6 @@ class DecodingStrategy:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainError(f"schedule {text!r}: {error}") from error
 
-    def follow(self, prompts: Sequence[Sequence[int]], device) -> DecodingState:
-        return DecodingState(self, prompts, device)
-
 
 def split_words(text: str) -> list[str]:
     """The words of a list with commas."""
@@ -92,25 +92,62 @@ def _number(text: str) -> float | int | str:
     return text
 
 
+@dataclass(frozen=True)
+class Filters:
+    """How a token is drawn: temperature, and what is cut off before the draw. TrainError on what cannot be."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def __post_init__(self):
+        try:
+            sampling_row(self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
+        except ValueError as error:
+            raise TrainError(str(error)) from error
+
+
+class Step(NamedTuple):
+    """Of each row: the token, its log-prob at the temperature and under the schedule, what the schedule added."""
+
+    token: Tensor  # int64
+    logp: Tensor  # float32
+    delta: Tensor  # float32
+
+
 class DecodingState:
-    """A decoding at work on the rows of one rollout, which are the slots of its tables."""
+    """A decoding at work on the rows of one rollout, which are the slots of its tables. seeds: (rows,) int64."""
 
-    def __init__(self, decoding: DecodingStrategy, prompts: Sequence[Sequence[int]], device):
-        self.batch = ReflectionBatch(len(prompts), decoding.schedule, tokens=decoding.tokens, ring=2, device=device)
-        self.batch.begin(range(len(prompts)), prompts)
+    def __init__(
+        self, decoding: DecodingStrategy, prompts: Sequence[Sequence[int]], seeds: Tensor, filters: Filters = Filters()
+    ):
+        self.filters = filters
+        batch = ReflectionBatch(len(prompts), decoding.schedule, tokens=decoding.tokens, ring=2, device=seeds.device)
+        batch.begin(range(len(prompts)), prompts)
+        batch.set_sampling(
+            range(len(prompts)), filters.temperature, top_p=filters.top_p, top_k=filters.top_k, min_p=filters.min_p
+        )
+        batch.tables.sampling[:, SAMPLING.index("seed")] = seeds.double()
+        self.batch = batch
         self.scheduled = decoding.schedule is not None
-        self.forcing = BudgetForcing(self.batch, decoding.wait, decoding.times) if decoding.times else None
+        self.forcing = BudgetForcing(batch, decoding.wait, decoding.times) if decoding.times else None
 
-    def before(self, logits: Tensor, rows: Tensor, temperature: float) -> Tensor | None:
-        """Puts the schedule on the logits of these rows, in place; returns what it added (R,)."""
-        return self.batch.apply_(logits, rows, temperature=temperature) if self.scheduled else None
-
-    def after(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Takes the drawn tokens; returns those that stand in their place."""
+    def sample(self, logits: Tensor, rows: Tensor) -> Step:
+        """Draws the next token of these rows from their logits (R, V), which stay as they are."""
+        drawn, greedy = self.batch.sample(logits, rows), self.filters.temperature == 0
+        # A greedy token is certain, so what is kept of it is its log-prob among the others. A draw's is that before
+        # the filters, which is what a loss can make again.
+        token, logp = drawn.token, drawn.logp_raw if greedy else drawn.logp + drawn.kept.log()
         if self.forcing:
-            tokens = self.forcing(tokens, rows)
-        self.batch.update(tokens, rows)
-        return tokens
+            token = self.forcing(token, rows)
+            forced = token != drawn.token
+            if forced.any():
+                logp = torch.where(
+                    forced, token_logprob(logits, token, temperature=self.filters.temperature or 1), logp
+                )
+        self.batch.update(token, rows)
+        return Step(token, logp, drawn.delta)
 
     def token_set(self, vocab: int) -> Tensor:
         """(V,) bool: the tokens of the schedule, as `replay_logprob` takes them."""

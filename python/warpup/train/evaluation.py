@@ -1,18 +1,17 @@
 """Accuracy of a model on held-out examples: greedy, and averaged over samples."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
 
-from .batch import encode_prompt
 from .decoding import DecodingStrategy
+from .groups import mean
 from .reward_calls import completions_of
 from .rewards import Reward, RewardSet, Scores
 from .rollouts import rollout
+from .tokens import encode_prompt, end_tokens
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,10 @@ def _run(model, tokenizer, examples, rewards, copies, temperature, top_p, *, row
     if copies == 0:
         return scores, texts, lengths, finished
     step = max(1, rows // copies)
-    options |= {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+    options |= {"eos": end_tokens(model, tokenizer), "pad": tokenizer.pad_token_id, "rows": rows}
     for start in range(0, len(examples), step):
         part = examples[start : start + step]
-        prompts = [encode_prompt(tokenizer, example["prompt"]) for example in part]
+        prompts = [encode_prompt(tokenizer, example["prompt"], example) for example in part]
         rolls = rollout(model, prompts, copies=copies, temperature=temperature, top_p=top_p, **options)
         said = completions_of(tokenizer, rolls)
         scores.extend(rewards.score(said, [example for example in part for _ in range(copies)], group=copies))
@@ -118,14 +117,3 @@ def _run(model, tokenizer, examples, rewards, copies, temperature, top_p, *, row
         lengths += rolls.lengths.tolist()
         finished += rolls.finished.tolist()
     return scores, texts, lengths, finished
-
-
-def decode(tokenizer, rolls) -> list[str]:
-    """Texts of rollouts, without special tokens."""
-    return [tokenizer.decode(rolls.completion(i), skip_special_tokens=True) for i in range(rolls.tokens.shape[0])]
-
-
-def mean(values: Sequence[float]) -> float:
-    """Mean of the values that are not NaN; NaN if there is none."""
-    known = [float(v) for v in values if not math.isnan(v)]
-    return fmean(known) if known else math.nan

@@ -1,31 +1,67 @@
 """A recipe: stages that train one model in turn, in one folder that any later call resumes or reuses.
 
-OUT/config.json            what the run is; a folder that holds another run is refused
+OUT/config.json            what the run starts from; a folder that holds another run is refused
 OUT/metrics.jsonl          one line a step
-OUT/1-warmup/step-...      newest checkpoint of each stage (see checkpoint.py)
-OUT/model                  the trained model, as `transformers` saves it
+OUT/1-warmup/stage.json    settings of each stage
+OUT/1-warmup/step-...      its newest checkpoint (see checkpoint.py)
+OUT/model                  the trained model, as `transformers` saves it; of adapters, as `peft` does
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import torch
 
 from . import checkpoint
-from .batch import check_tokenizer
-from .errors import Interrupted
+from .errors import Interrupted, TrainError
 from .examples import examples_of
-from .files import locked, write_folder
+from .files import locked, write_folder, write_text
 from .log import MetricsLog, Report, quiet
+from .lora import is_adapted, merged
+from .precision import Precision, autocast_dtype, checkpoint_layers
 from .run import HeldOut, StageRun
-from .run_config import check_config, describe_model, describe_stage, seed_everything
+from .run_config import check_config, check_stage, describe_model, describe_stage, seed_everything
+from .tokens import check_tokenizer
+
+
+class Stage(Protocol):
+    """What a recipe is made of: a dataclass whose fields are its settings, `data` and `steps` among them.
+
+    FREE, if it has one, names settings that do not change what is computed, so that they may change on resuming. Its
+    folder is its place and its class's name in lower case: 1-warmup, 2-rlvr.
+    """
+
+    data: Any
+    steps: int
+
+    def check(self) -> None:
+        """Raise TrainError on settings that no run can have; called for all stages before the first one starts."""
+
+    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Any:
+        """What `train` needs of the examples, such as their tokens. Raise TrainError on what does not fit model and
+        data; called like `check`, so before any training."""
+
+    def train(self, run: StageRun, prepared: Any) -> None:
+        """Train `run.model` on what `prepare` returned: a loop over `run.steps(...)`."""
 
 
 @dataclass
 class Recipe:
-    """Stages, each with settings as fields, `check()` and `train(run, examples)`; see `Warmup` and `RLVR`."""
+    """Stages, and how the model computes in them; see `Warmup` and `RLVR`."""
 
-    stages: Sequence[Any]
+    stages: Sequence[Stage]
+    dtype: Precision = "float32"
+    """What products are made in: float32, bfloat16 (weights stay float32), or auto, whatever suits model and device."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone for the backward pass: less memory, a third more time."""
+    keep_last: int = 1
+    """Newest checkpoints of each stage to keep."""
+    merge: bool = False
+    """Write the finished model with its adapters merged into the weights."""
 
     def run(
         self,
@@ -41,44 +77,80 @@ class Recipe:
 
         Called again with the same arguments it goes on where it stopped, and a finished run is only loaded. A run that
         was stopped and resumed with the same number of threads has the weights of one that was not, bit for bit.
-        Raises TrainError on wrong use, Interrupted after Ctrl-C.
+        Raises TrainError on wrong use and where memory does not suffice, Interrupted after Ctrl-C.
         """
         out = Path(out)
         # Everything that can be wrong is looked at first, so that no run ends after hours over a name in its settings.
-        check_tokenizer(model, tokenizer)
-        for stage in self.stages:
-            stage.check()
-        data = [examples_of(stage) for stage in self.stages]
-        config = {
-            "seed": seed,
-            "model": describe_model(model),
-            "stages": [describe_stage(s, d) for s, d in zip(self.stages, data, strict=True)],
-        }
+        data, prepared = self.check(model, tokenizer)
+        dtype = autocast_dtype(self.dtype, model)
+        config = {"seed": seed, "dtype": str(dtype or "float32").removeprefix("torch."), "model": describe_model(model)}
+        settings = [describe_stage(s, d) for s, d in zip(self.stages, data, strict=True)]
+        if self.gradient_checkpointing:
+            checkpoint_layers(model)
         with locked(out):
             check_config(out / "config.json", config)
             log = MetricsLog(out / "metrics.jsonl")
             # Looked up before anything is trained: a stage starts from the weights of the one before it, and only a
             # stage that is done already is loaded in place of being trained.
-            newest = [checkpoint.latest(out / name) for name in self.names()]
-            for found, name, stage, examples in zip(newest, self.names(), self.stages, data, strict=True):
-                if found and checkpoint.step_of(found) == stage.steps:
-                    checkpoint.load_weights(model, found)
+            folders = [out / name for name in self.names()]
+            newest = [checkpoint.latest(folder) for folder in folders]
+            done = [checkpoint.step_of(found) if found else None for found in newest]
+            for i, stage in enumerate(self.stages):
+                check_stage(folders[i], stage, settings[i], done[i], any(d is not None for d in done[i + 1 :]))
+            trained = False
+            for i, stage in enumerate(self.stages):
+                if done[i] == stage.steps:
+                    checkpoint.load_weights(model, newest[i])
                     continue
+                folders[i].mkdir(exist_ok=True)
+                write_text(folders[i] / "stage.json", json.dumps(settings[i], indent=2) + "\n")
                 # Each stage begins with fresh random states, so it does not depend on what was drawn before it, in
                 # this process or in one that was stopped.
                 seed_everything(seed)
-                try:
-                    with StageRun(
-                        name, out / name, model, tokenizer, seed=seed, log=log, report=report, held_out=held_out
-                    ) as run:
-                        stage.train(run, examples)
-                except Interrupted as stop:
-                    raise Interrupted(f"{stop}; the same command resumes it") from None
+                with (
+                    resumable(),
+                    StageRun(
+                        folders[i].name, folders[i], model, tokenizer, seed=seed, log=log, report=report,
+                        held_out=held_out, dtype=dtype, keep_last=self.keep_last,
+                    ) as run,
+                ):  # fmt: skip
+                    stage.train(run, prepared[i])
+                trained = True
             # The result under a name of its own, in the form that everything around `transformers` reads.
-            if not (out / "model").exists():
-                write_folder(out / "model", lambda path: checkpoint.save_weights(model, tokenizer, path))
+            if trained or not (out / "model").exists():
+                result = merged(model) if self.merge and is_adapted(model) else model
+                write_folder(out / "model", lambda path: checkpoint.save_weights(result, tokenizer, path))
         return model.eval()
+
+    def check(self, model, tokenizer) -> tuple[list[list[dict[str, Any]]], list[Any]]:
+        """The examples of each stage, and what it made of them. Raises TrainError on whatever can be seen to be wrong
+        before any training."""
+        check_tokenizer(model, tokenizer)
+        if self.keep_last < 1:
+            raise TrainError(f"keep_last: expected at least 1, got {self.keep_last}")
+        for stage in self.stages:
+            stage.check()
+        data = [examples_of(stage) for stage in self.stages]
+        return data, [s.prepare(model, tokenizer, d) for s, d in zip(self.stages, data, strict=True)]
 
     def names(self) -> list[str]:
         """Folder names of the stages: 1-warmup, 2-rlvr."""
         return [f"{i}-{type(stage).__name__.lower()}" for i, stage in enumerate(self.stages, 1)]
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Says of what ends a stage how to go on."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; the same command resumes it") from None
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        said = str(error)
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said):
+            raise
+        raise TrainError(
+            "out of memory: lower max_tokens (padded tokens that go through the model at once) or rows (completions "
+            "sampled at once) of the stage, or set gradient_checkpointing; none of these changes what is computed, "
+            f"and the same command goes on from the last checkpoint ({said.splitlines()[0]})"
+        ) from error

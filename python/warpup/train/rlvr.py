@@ -4,36 +4,42 @@ Group-relative policy gradient (GRPO, arXiv 2402.03300) in the variant of "Warm 
 advantage r - mean without division by the deviation, mean over tokens, no KL term unless asked for.
 """
 
-import copy
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from warpup import group_advantage
+from warpup.advantage import ESTIMATORS, gdpo, reinforce_pp
 from warpup.data import DUMPSampler, Sampler, SECSampler, UniformSampler
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
-from warpup.policy.policy_loss import policy_loss_of
 
-from .batch import Batch, TokenPair, check_length, completion_logprob, encode_prompt, micro_batches
 from .checks import check_not_negative, check_positive, check_unused
 from .decoding import DecodingStrategy, split_words
 from .errors import TrainError
-from .evaluation import mean
 from .examples import Data, RewardName, check_columns
+from .groups import Groups, mean
+from .heads import Head
 from .optim import RateSchedule, adamw, learning_rate
+from .policy_step import Experience, policy_step, score_tokens
+from .precision import without_dropout
+from .reference import Snapshot
 from .reward_calls import completions_of
-from .rewards import VERIFIER, RewardSet
-from .rollouts import Rollouts, rollout
-from .routers import Routers, check_balance
+from .rewards import VERIFIER, RewardSet, Scores
+from .rollouts import rollout
+from .routers import check_balance
 from .run import StageRun
+from .tokens import Tokens, check_length, encode_prompt, end_tokens
 
 
 @dataclass
 class RLVR:
     """Settings of the reinforcement stage."""
+
+    FREE: ClassVar = ("max_tokens", "rows", "save_every", "patience", "reward_workers", "reward_timeout")
 
     data: Data = ""
     """Examples with "prompt" and whatever the reward function reads: a path or `hub:name`, or a list."""
@@ -75,9 +81,11 @@ class RLVR:
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
     baseline: str = "mean"
-    """Baseline of `group_advantage`."""
+    """What is taken from a reward: baseline of `group_advantage`."""
     scale: str = "none"
-    """Scale of `group_advantage`."""
+    """What the rest is divided by: scale of `group_advantage`."""
+    advantage: str | None = None
+    """An estimator of `warpup.advantage` by name, such as rloo or opo, in place of baseline and scale."""
     loss: str = "grpo"
     """Kind of `policy_loss`."""
     normalizer: Literal["token", "sequence", "constant"] | None = None
@@ -85,18 +93,37 @@ class RLVR:
     times max_new_tokens; none takes the loss's own. Groups that are left out count in the constant only."""
     clip_ratio: tuple[float, float] | None = None
     """How far below and above 1 the probability ratio counts; none takes the loss's own."""
+    dual_clip: float | None = None
+    """Where the advantage is below 0, bound of the ratio (above 1) that the clip leaves open."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    entropy_quantile: float = 0.0
+    """Learn from the tokens whose entropy is at least this quantile of the step's: .8 keeps the uncertain fifth."""
+    mask_truncated: bool = False
+    """Learn nothing from completions that the length limit cut off."""
     kl_coef: float = 0.0
     """Weight of the KL to the model as it was before this stage; 0 keeps no copy of it."""
+    kl: str = "k3"
+    """How that KL is estimated, as `policy_loss` names it."""
+    reference_sync: int | None = None
+    """Take the model of now as the reference every so many steps; none: never."""
     balance: float | None = None
     """Weight of the balance loss of a model with routed experts; none takes its config's, as transformers means it."""
     inner_epochs: int = 1
-    """Optimizer steps on each batch of rollouts."""
+    """How often each batch of rollouts is learned from."""
+    minibatches: int = 1
+    """Optimizer steps in each of these, each on its share of the batch's groups."""
+    refill: int = 0
+    """Where groups teach nothing, because their rewards are all alike, sample others in their place up to so many times
+    a step (dynamic sampling)."""
     sampler: Literal["uniform", "sec", "dump"] = "uniform"
     """Which prompts come next: each once an epoch, or a curriculum over the examples' `category`."""
     category: str = "category"
     """Column that the curricula read."""
     max_tokens: int = 16384
-    """Padded tokens that go through the model at once."""
+    """Padded tokens that go through the model at once: less memory, same result."""
+    rows: int = 256
+    """Completions sampled at once: less memory, same distribution."""
     patience: int = 50
     """Steps in a row without one usable group before the run gives up."""
     save_every: int = 20
@@ -110,74 +137,128 @@ class RLVR:
 
     def check(self) -> None:
         """Raise TrainError on settings that no run can have, and on those that nothing would read."""
-        names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "max_tokens", "save_every")
-        check_positive(self, *names, "patience", place="rlvr")
-        check_not_negative(self, "lr_warmup", "clip", "kl_coef", "balance", place="rlvr")
+        names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "minibatches", "max_tokens")
+        check_positive(self, *names, "rows", "save_every", "patience", place="rlvr")
+        check_not_negative(self, "lr_warmup", "clip", "kl_coef", "balance", "refill", "entropy_coef", place="rlvr")
         check_columns(self, "prompt", "answer", place="rlvr")
+        self.reward_set()
         if self.samples < 2:
             raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {self.samples}")
+        if self.minibatches > self.prompts:
+            raise TrainError(f"rlvr.minibatches: expected at most prompts, {self.prompts}, got {self.minibatches}")
+        if not 0 <= self.entropy_quantile < 1:
+            raise TrainError(f"rlvr.entropy_quantile: expected 0 (all tokens) to below 1, got {self.entropy_quantile}")
         if self.schedule == "plain" or self.schedule.endswith(".json"):
             why = "no schedule acts on words" if self.schedule == "plain" else "a schedule's file has its own words"
             check_unused(self, "words", place="rlvr", why=f"with schedule {self.schedule!r} {why}; leave it out")
-        if self.sampler not in SAMPLERS:
-            raise TrainError(f"rlvr.sampler: expected one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
         if self.sampler == "uniform":
             why = "the uniform sampler reads no category; leave it out or choose sampler sec or dump"
             check_unused(self, "category", place="rlvr", why=why)
-        if self.loss not in POLICY_KINDS:
-            raise TrainError(f"rlvr.loss: expected one of {', '.join(POLICY_KINDS)}, got {self.loss!r}")
+        if self.kl_coef == 0:
+            why = "kl_coef is 0 and there is no reference; set kl_coef"
+            check_unused(self, "kl", "reference_sync", place="rlvr", why=why)
+        if self.advantage is not None:
+            check_unused(self, "baseline", "scale", place="rlvr", why=f"advantage {self.advantage!r} has its own")
+        for name, known in (("sampler", SAMPLERS), ("loss", POLICY_KINDS), ("advantage", ESTIMATORS)):
+            value = getattr(self, name)
+            if value not in known and value is not None:
+                raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
         if self.clip_ratio is not None and POLICY_KINDS[self.loss].clip is None:
             raise TrainError(f"rlvr.clip_ratio: loss {self.loss!r} clips no ratio; leave it out, got {self.clip_ratio}")
-        if self.clip_ratio is not None and self.inner_epochs == 1:
+        if self.clip_ratio is not None and self.inner_epochs * self.minibatches == 1:
             raise TrainError(
                 "rlvr.clip_ratio: the one step on each batch is taken where every ratio is 1, nothing is clipped; "
-                "leave it out or raise inner_epochs"
+                "leave it out or raise inner_epochs or minibatches"
             )
-        self.reward_set()
         try:  # the operators themselves say what they refuse
             self.policy_options()
-            group_advantage(torch.tensor([0.0, 1.0]), 2, baseline=self.baseline, scale=self.scale)
+            self.advantages(Scores(rewards=[0.0, 1.0], columns={"one": [0.0, 1.0]}), torch.tensor([1, 1]), 2)
         except ValueError as error:
             raise TrainError(f"rlvr: {error}") from error
 
-    def train(self, run: StageRun, examples: Sequence[dict]) -> None:
-        """Reinforce `run.model` on examples with "prompt"."""
-        # Dropout stays off throughout: the loss compares log-probs with those of sampling, so both have to be of the
-        # same function.
-        model, tokenizer, rewards = run.model.eval(), run.tokenizer, self.reward_set()
-        prompts = [encode_prompt(tokenizer, example["prompt"]) for example in examples]
-        check_length(model, max(map(len, prompts)) + self.max_new_tokens, "the longest prompt with max_new_tokens")
+    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> "Prompts":
+        """Prompts as tokens, and the schedule of their sampling."""
         check_balance(model, self.balance, "rlvr")
-        sampler = make_sampler(self.sampler, examples, self.category, run.seed)
-        optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
-        # The KL term holds the model to what it was before this stage, so a copy of that is kept if it is asked for.
-        reference = copy.deepcopy(model).requires_grad_(False) if self.kl_coef else None
+        ids = [encode_prompt(tokenizer, example["prompt"], example) for example in examples]
+        check_length(model, max(map(len, ids)) + self.max_new_tokens, "the longest prompt with max_new_tokens")
         decoding = DecodingStrategy.parse(self.schedule, tokenizer, split_words(self.words))
         if decoding.times:
             raise TrainError("rlvr.schedule: s1 writes tokens that no sampler drew, their log-probs cannot be replayed")
+        make_sampler(self.sampler, examples, self.category, 0)
+        return Prompts(examples, ids, end_tokens(model, tokenizer), decoding if decoding.schedule else None)
+
+    def train(self, run: StageRun, prompts: "Prompts") -> None:
+        """Reinforce `run.model` on these prompts."""
+        # Dropout stays off throughout: the loss compares log-probs with those of sampling, so both have to be of the
+        # same function.
+        model = without_dropout(run.model)
+        head, rewards = Head(model), self.reward_set()
+        sampler = make_sampler(self.sampler, prompts.examples, self.category, run.seed)
+        optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+        # The KL term holds the model to what it was before this stage, so its weights are kept if it is asked for.
+        reference = Snapshot(model) if self.kl_coef else None
+        kept = reference.values if reference and self.reference_sync else []  # what a checkpoint has to hold as well
         empty = 0  # steps in a row that had nothing to learn from
 
-        for i in run.steps(self.steps, self.save_every, optimizer, sampler):
-            # Sample: a group of completions for each prompt, with the log-probs they were drawn at.
-            picked = sampler.next(self.prompts)
-            began = time.perf_counter()
-            rolls = rollout(
-                model,
-                [prompts[k] for k in picked],
-                eos=tokenizer.eos_token_id,
-                pad=tokenizer.pad_token_id,
-                max_new_tokens=self.max_new_tokens,
-                copies=self.samples,
-                temperature=self.temperature,
-                decoding=decoding if decoding.schedule else None,
-                generator=run.generator,
-            )
-            sampled_in = time.perf_counter() - began
+        for i in run.steps(self.steps, self.save_every, optimizer, sampler, kept):
+            # Sample: a group of completions for each prompt, with the log-probs they were drawn at, and score each by a
+            # function that checks it. A group whose rewards are all alike teaches nothing; with `refill`, others are
+            # sampled in its place.
+            groups = self.sample(run, prompts, sampler, rewards)
+            used = groups.used.tolist()
+            empty = 0 if any(used) else empty + 1
+            if empty == self.patience:
+                raise TrainError(
+                    f"{run.name}: no usable group in {empty} steps in a row, every group's rewards are all alike (mean "
+                    f"{mean(groups.scores.rewards):.3g}): the prompts are too hard, too easy, or the reward is constant"
+                )
 
-            # Score: one reward a completion, by a function that checks it. A call that failed gives NaN, is counted,
-            # and takes part in nothing that follows; so does one that abstained.
-            completions = completions_of(tokenizer, rolls)
-            asked = [examples[k] for k in picked for _ in range(self.samples)]
+            # The reference's log-probs of the same tokens, once a step.
+            rows = [g * self.samples + n for g, use in enumerate(used) if use for n in range(self.samples)]
+            rows = [n for n in rows if groups.rolls.finished[n] or not self.mask_truncated]
+            experience = Experience(groups.pairs, groups.rolls, groups.advantages, self.temperature)
+            if reference and rows:
+                if self.reference_sync and i and i % self.reference_sync == 0:
+                    reference.take()
+                with reference.restored():
+                    (ref_logp,) = score_tokens(run, head, experience, rows, self.max_tokens)
+                experience = replace(experience, ref_logp=ref_logp)
+
+            # Loss and step: raise the log-prob of a completion by its advantage. Several times on the same completions
+            # if asked for; then the clipped ratio of new to old probabilities keeps the policy from running away from
+            # the one that was sampled.
+            numbers: dict[str, Any] = {}
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            for _ in range(self.inner_epochs):
+                for part in parts(rows, self.minibatches, self.samples):
+                    numbers = policy_step(
+                        run, head, optimizer, experience, part, self.policy_options(), lr=lr, clip=self.clip,
+                        max_tokens=self.max_tokens, entropy_quantile=self.entropy_quantile, balance=self.balance,
+                        constant=len(groups.pairs) * self.max_new_tokens / self.minibatches,
+                    )  # fmt: skip
+            if not rows:
+                run.count("skipped")
+            run.record(numbers | groups.numbers())
+
+    def sample(self, run: StageRun, prompts: "Prompts", sampler: Sampler, rewards: RewardSet) -> Groups:
+        """Groups of completions of the next prompts, scored, with their advantages."""
+        groups = Groups(self.samples)
+        for _ in range(1 + self.refill):
+            missing = self.prompts - int(groups.used.sum())
+            picked = sampler.next(missing)
+            began = time.perf_counter()
+            with run.computing():
+                rolls = rollout(
+                    run.model, [prompts.ids[k] for k in picked], eos=prompts.ends, pad=run.tokenizer.pad_token_id,
+                    max_new_tokens=self.max_new_tokens, copies=self.samples, temperature=self.temperature,
+                    decoding=prompts.decoding, rows=self.rows, generator=run.generator,
+                )  # fmt: skip
+            groups.seconds += time.perf_counter() - began
+
+            # Score: a call that failed gives NaN, is counted, and takes part in nothing that follows; so does one that
+            # abstained.
+            asked = [prompts.examples[k] for k in picked for _ in range(self.samples)]
+            completions = completions_of(run.tokenizer, rolls)
             scores = rewards.score(completions, asked, group=self.samples)
             for error in scores.errors:
                 run.count("reward_errors", message=error)
@@ -185,57 +266,36 @@ class RLVR:
                 run.count("abstained", scores.abstained)
 
             # Advantage: each reward against those of the same prompt. The group is its own baseline, so no value model
-            # is needed. A group whose rewards are all alike teaches nothing and is left out.
-            advantages = group_advantage(
-                torch.tensor(scores.rewards), self.samples, baseline=self.baseline, scale=self.scale
-            )
-            by_group = advantages.view(len(picked), self.samples)
-            sampler.observe(picked, by_group)  # a curriculum prefers prompts whose rewards differ
-            used = (by_group != 0).any(1)
-            run.count("dropped_groups", int((~used).sum()))
-            empty = 0 if used.any() else empty + 1
-            if empty == self.patience:
-                raise TrainError(
-                    f"{run.name}: no usable group in {empty} steps in a row, every group's rewards are all alike (mean "
-                    f"{mean(scores.rewards):.3g}): the prompts are too hard, too easy, or the reward is constant"
-                )
+            # is needed.
+            advantages = self.advantages(scores, rolls.lengths, self.samples)
+            pairs = [(prompts.ids[picked[n // self.samples]], rolls.completion(n)) for n in range(len(asked))]
+            groups.add(asked, completions, pairs, rolls, scores, advantages, run.tokenizer.pad_token_id)
+            # A curriculum prefers prompts whose rewards differ.
+            by_group = advantages.reshape(len(picked), self.samples, -1).mean(-1)
+            sampler.observe(picked, by_group)
+            run.count("dropped_groups", int((by_group == 0).all(1).sum()))
+            if groups.used.sum() == self.prompts:
+                break
+        return groups
 
-            # Loss and step, several times on the same completions if asked for; then the clipped ratio of new to old
-            # probabilities keeps the policy from running away from the one that was sampled.
-            rows = used.repeat_interleave(self.samples).nonzero().squeeze(1).tolist()
-            numbers = {}
-            if rows:
-                lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
-                pairs = [(prompts[picked[n // self.samples]], rolls.completion(n)) for n in range(len(completions))]
-                for _ in range(self.inner_epochs):
-                    numbers = self.update(run, optimizer, reference, pairs, rolls, advantages, rows, lr)
-            else:
-                run.count("skipped")
-
-            generated = int(rolls.lengths.sum())
-            run.record(
-                numbers
-                | {
-                    "reward": mean(scores.rewards),
-                    **{
-                        f"reward/{name}": mean(column)
-                        for name, column in scores.columns.items()
-                        if len(scores.columns) > 1
-                    },
-                    "accuracy": mean(scores.correct),
-                    "format_ok": mean(scores.format_ok),
-                    "length": generated / len(completions),
-                    "unfinished": 1 - mean(rolls.finished.tolist()),
-                    "groups": int(used.sum()),
-                    "advantage": float(advantages.abs().mean()),
-                    "tokens_per_s": generated / sampled_in,
-                    "sample": {
-                        "prompt": asked[0]["prompt"],
-                        "completion": completions[0].text,
-                        "reward": scores.rewards[0],
-                    },
-                }
-            )
+    def advantages(self, scores: Scores, lengths: torch.Tensor, groups: int) -> torch.Tensor:
+        """(N,), or (N, L) of an estimator that gives each token its own."""
+        rewards = torch.tensor(scores.rewards)
+        if self.advantage is None:
+            return group_advantage(rewards, groups, baseline=self.baseline, scale=self.scale)
+        if self.advantage == "gdpo":  # normalizes each reward apart, and weights them itself
+            weights = None if self.reward_weights is None else torch.tensor(self.reward_weights)
+            return gdpo(torch.tensor(list(scores.columns.values())).T, groups, weights=weights)
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        if self.advantage == "reinforce_pp":  # the whole batch is the baseline; takes rewards of tokens
+            if scores.token_rewards is not None:
+                rewards = torch.zeros(mask.shape)
+                for row, given in zip(rewards, scores.token_rewards, strict=True):
+                    row[: len(given or ())] = torch.tensor(given or [])
+            return reinforce_pp(rewards, mask=mask)
+        estimator = ESTIMATORS[self.advantage]
+        asks = inspect.signature(estimator).parameters
+        return estimator(rewards, groups, **{k: v for k, v in (("lengths", lengths), ("mask", mask)) if k in asks})
 
     def reward_set(self) -> RewardSet:
         """The rewards with their weights; TrainError on what cannot be."""
@@ -243,65 +303,31 @@ class RLVR:
 
     def policy_options(self) -> PolicyOptions:
         """Those of the loss, without the number that its sum is divided by; ValueError on what they refuse."""
-        return PolicyOptions(kind=self.loss, clip=self.clip_ratio, kl_coef=self.kl_coef, normalizer=self.normalizer)
-
-    def update(
-        self,
-        run: StageRun,
-        optimizer,
-        reference,
-        pairs: Sequence[TokenPair],
-        rolls: Rollouts,
-        advantages: torch.Tensor,
-        rows: Sequence[int],
-        lr: float,
-    ) -> dict[str, Any]:
-        """One optimizer step on the given rows of the rollouts; returns its numbers, means over tokens but the loss.
-
-        pairs: prompt and completion of each of the N rollouts. advantages (N,). rows: which of the N to learn from.
-        """
-        # The denominator is that of the whole step, so that its micro-batches add up.
-        tokens = int(rolls.lengths[rows].sum())
-        options = self.policy_options()
-        normalizer, _ = options.division()
-        counted = {"token": tokens, "constant": len(pairs) * self.max_new_tokens}
-        options = replace(options, normalizer=(normalizer, counted.get(normalizer, len(rows))))  # else of sequences
-        total: dict[str, float] = {}
-        routers = Routers(run.model, self.balance)
-        for batch in micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, run.model.device):
-            # Log-probs of the sampled tokens: as they were drawn, under the model now (with gradient), and under the
-            # reference. What a schedule added to the logits is added again, so that a fresh sample's ratio is 1.
-            old = at_targets(batch, rolls.logp, rolls.lengths)
-            replay = {}
-            if rolls.delta is not None:
-                replay = {"delta": at_targets(batch, rolls.delta, rolls.lengths), "token_set": rolls.token_set}
-            with routers.watch(batch.attention):
-                logp = completion_logprob(run.model, batch, self.temperature, **replay)
-            ref = None
-            if reference is not None:
-                with torch.no_grad():
-                    ref = completion_logprob(reference, batch, self.temperature, **replay)
-            # Raise the log-prob of a completion by its advantage: every token of it carries the same one.
-            advantage = advantages[batch.rows].to(logp)
-            loss, metrics = policy_loss_of(options, logp, old, advantage, batch.mask, ref_logp=ref)
-            share = int(batch.mask.sum()) / tokens
-            (loss + routers.loss(share)).backward()
-            # Metrics are means over this piece's tokens, weighted by its share of the step's; a maximum stays one.
-            total["loss"] = total.get("loss", 0.0) + float(loss.detach())
-            for name, value in metrics.items():
-                value = float(value)
-                before = total.get(name, 0.0)
-                total[name] = max(before, value) if name == "ratio_max" else before + value * share
-        norm = run.optimizer_step(optimizer, total["loss"], lr, self.clip)
-        return total | routers.numbers() | {"grad_norm": norm, "lr": lr, "tokens": tokens}
+        return PolicyOptions(
+            kind=self.loss, clip=self.clip_ratio, dual_clip=self.dual_clip, kl_coef=self.kl_coef, kl=self.kl,
+            entropy_coef=self.entropy_coef, normalizer=self.normalizer,
+        )  # fmt: skip
 
 
-def at_targets(batch: Batch, values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """(B, T): the values (N, L) of the rollouts' tokens where the batch has these tokens as targets, else 0."""
-    mask = batch.mask
-    out = torch.zeros(mask.shape, device=mask.device)
-    out[mask] = torch.cat([values[n, : lengths[n]] for n in batch.rows])
-    return out
+@dataclass(frozen=True)
+class Prompts:
+    """A stage's examples, their prompts' token ids, the ids that end a completion, what stands between logits and
+    tokens."""
+
+    examples: Sequence[dict[str, Any]]
+    ids: Sequence[Tokens]
+    ends: Sequence[int]
+    decoding: DecodingStrategy | None
+
+
+def parts(rows: Sequence[int], count: int, group: int) -> list[list[int]]:
+    """The rows in at most `count` parts of whole groups, none empty."""
+    by_group: dict[int, list[int]] = {}
+    for row in rows:
+        by_group.setdefault(row // group, []).append(row)
+    groups = list(by_group.values())
+    cut = [groups[k * len(groups) // count : (k + 1) * len(groups) // count] for k in range(count)]
+    return [[row for g in part for row in g] for part in cut if part]
 
 
 SAMPLERS = {"uniform": UniformSampler, "sec": SECSampler, "dump": DUMPSampler}

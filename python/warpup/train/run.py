@@ -24,6 +24,7 @@ from . import checkpoint
 from .errors import Interrupted, TrainError
 from .evaluation import evaluate
 from .log import MetricsLog, Report, quiet
+from .precision import computing
 
 PATIENCE = 5  # steps in a row without a finite loss before a run gives up
 
@@ -63,8 +64,12 @@ class HeldOut:
 
 
 class StageRun:
-    """One stage at work in its folder. A stage uses model, tokenizer, seed, generator, steps, optimizer_step, record
-    and count."""
+    """One stage at work in its folder. What a stage finds here:
+
+    model, tokenizer; seed, and a generator for whatever it draws; `steps`, the loop over the steps that are left;
+    `computing`, the context in which the model is called; `optimizer_step`; `record` and `count`, for the numbers and
+    the events of a step.
+    """
 
     def __init__(
         self,
@@ -77,7 +82,10 @@ class StageRun:
         log: MetricsLog,
         report: Report = quiet,
         held_out: HeldOut | None = None,
+        dtype: torch.dtype | None = None,
+        keep_last: int = 1,
     ):
+        self.dtype, self.keep_last = dtype, keep_last
         self.name, self.folder, self.model, self.tokenizer, self.seed = name, Path(folder), model, tokenizer, seed
         self.log, self.report, self.held_out = log, report, held_out
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
@@ -99,17 +107,26 @@ class StageRun:
                 checkpoint.set_random_states(self.generator, *random_states)
                 self._save(state)
 
-    def steps(self, steps: int, save_every: int, optimizer, sampler=None) -> Iterator[int]:
-        """Numbers of the steps that are left of 0 .. steps - 1: after the newest checkpoint if there is one.
+    def computing(self) -> contextlib.AbstractContextManager[None]:
+        """While open, the model's products are made in the precision of the run."""
+        return computing(self.model, self.dtype)
+
+    def steps(
+        self, steps: int, save_every: int, optimizer, sampler=None, tensors: Sequence[torch.Tensor] = ()
+    ) -> Iterator[int]:
+        """Numbers of the steps that are left of 0 .. steps - 1: after the newest checkpoint if there is one. tensors:
+        what else belongs to the stage's state; they are restored in place.
 
         Between two of them the finished one is logged, and where it is time measured on held-out data. State is saved
         every `save_every` steps, at the end, and on Ctrl-C or SIGTERM, when Interrupted is raised.
         """
-        self.optimizer, self.sampler = optimizer, sampler
+        self.optimizer, self.sampler, self.tensors = optimizer, sampler, tensors
         self.at = self._restore()
         self.saved = self.at if checkpoint.latest(self.folder) else -1
         if self.saved == -1 and self.held_out:
-            self.log.write({"stage": self.name, "step": 0, **self.held_out.measure(self.model, self.tokenizer)})
+            with self.computing():
+                measured = self.held_out.measure(self.model, self.tokenizer)
+            self.log.write({"stage": self.name, "step": 0, **measured})
         signals = self.open.enter_context(Signals())
         while self.at < steps:
             # What the stage does with this step happens at the yield. An error there does not come back here, so what
@@ -167,7 +184,8 @@ class StageRun:
     def _measure(self) -> dict[str, float]:
         """Held-out numbers; a failure to measure is counted and does not end a training that goes well."""
         try:
-            return self.held_out.measure(self.model, self.tokenizer)
+            with self.computing():
+                return self.held_out.measure(self.model, self.tokenizer)
         except TrainError as error:
             self.count("held_out_failures", message=str(error))
             return {}
@@ -181,7 +199,10 @@ class StageRun:
         }
 
     def _save(self, state: dict[str, Any]) -> None:
-        checkpoint.save(self.folder, self.at, self.model, self.tokenizer, self.optimizer, self.generator, state)
+        checkpoint.save(
+            self.folder, self.at, self.model, self.tokenizer, self.optimizer, self.generator, state,
+            tensors=self.tensors, keep_last=self.keep_last,
+        )  # fmt: skip
         self.saved = self.at
 
     def _restore(self) -> int:
@@ -190,7 +211,7 @@ class StageRun:
         if newest is None:
             self.log.rewind(self.name, -1)
             return 0
-        state = checkpoint.restore(newest, self.model, self.optimizer, self.generator)
+        state = checkpoint.restore(newest, self.model, self.optimizer, self.generator, self.tensors)
         self.counts, self.bad_steps = Counter(state["counts"]), 0
         if self.sampler:
             self.sampler.load_state_dict(state["sampler"])

@@ -1,7 +1,8 @@
-"""What a run is: settings, data and start model as plain JSON in its folder's config.json.
+"""What a run is: start model and precision in its folder's config.json, each stage's settings in its stage.json.
 
 A folder is only ever continued by the run that began it. So everything the result depends on is written down once, and
-compared when a command comes back.
+compared when a command comes back: a stage's settings with its own checkpoint alone, so that a later one may still
+change.
 """
 
 import hashlib
@@ -30,6 +31,28 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
             )
         return
     write_text(path, json.dumps(config, indent=2) + "\n")
+
+
+def check_stage(folder: Path, stage, config: dict[str, Any], finished: int | None, begun: bool) -> None:
+    """Raise TrainError if what a stage did so far, if anything, was done under settings that differ in what they
+    compute.
+
+    finished: steps of its newest checkpoint, or None; without one nothing has been computed. begun: a stage that stands
+    on this one has a checkpoint. What may differ: settings named in the stage's FREE, and more steps, where the
+    learning rate does not depend on their number.
+    """
+    path = folder / "stage.json"
+    if finished is None or not path.exists():
+        return
+    held, free = json.loads(path.read_text()), set(getattr(stage, "FREE", ()))
+    if getattr(stage, "lr_schedule", None) == "constant" and not begun and finished <= stage.steps:
+        free.add("steps")
+    held, config = ({k: v for k, v in c.items() if k not in free} for c in (held, config))
+    if held != config:
+        raise TrainError(
+            f"{folder} holds {finished} steps of other settings ({'; '.join(differences(held, config))}): go back to "
+            "them, choose another folder for the run, or delete this one to train the stage anew"
+        )
 
 
 def differences(held, wanted, place: str = "") -> list[str]:

@@ -8,19 +8,24 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from .batch import TokenPair, check_length, completion_logprob, encode_pair, micro_batches
+from .batch import micro_batches
 from .checks import check_not_negative, check_positive
 from .errors import TrainError
 from .examples import Data, check_columns
+from .heads import Head
 from .optim import RateSchedule, adamw, learning_rate
 from .routers import Routers, check_balance
 from .run import StageRun
+from .tokens import TokenPair, check_length, encode_pair, end_tokens
 
 
 @dataclass
 class Warmup:
     """Settings of the warm-up stage."""
+
+    FREE: ClassVar = ("max_tokens", "save_every")
 
     data: Data = ""
     """Examples with "prompt" and "completion": a path or `hub:name` (see `warpup.data.load_examples`), or a list."""
@@ -59,14 +64,22 @@ class Warmup:
         check_not_negative(self, "lr_warmup", "clip", "balance", place="warmup")
         check_columns(self, "prompt", "completion", place="warmup")
 
-    def train(self, run: StageRun, examples: Sequence[dict]) -> None:
-        """Train `run.model` on examples with "prompt" and "completion"."""
-        model, tokenizer = run.model.train(), run.tokenizer
-        # Text becomes tokens once, before the first step: what cannot be read, or is longer than the model has
-        # positions for, ends the run here.
-        pairs = [encode_pair(tokenizer, example) for example in self._checked(examples)]
-        check_length(model, max(len(prompt) + len(completion) for prompt, completion in pairs), "the longest example")
+    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> list[TokenPair]:
+        """Text becomes tokens once, before the first step: what cannot be read, or is longer than the model has
+        positions for, ends the run here."""
         check_balance(model, self.balance, "warmup")
+        ends = end_tokens(model, tokenizer)
+        pairs = []
+        for number, example in enumerate(examples):
+            if not example.get("completion") or "prompt" not in example:
+                raise TrainError(f"warm-up example {number} needs a prompt and a completion, it has {sorted(example)}")
+            pairs.append(encode_pair(tokenizer, example, ends))
+        check_length(model, max(len(prompt) + len(completion) for prompt, completion in pairs), "the longest example")
+        return pairs
+
+    def train(self, run: StageRun, pairs: Sequence[TokenPair]) -> None:
+        """Train `run.model` on pairs of prompt and completion tokens."""
+        model, head = run.model.train(), Head(run.model)
         batches = LengthBuckets(pairs, self.batch_size, run.seed)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
 
@@ -81,9 +94,9 @@ class Warmup:
             # batch goes through the model in pieces that fit into memory; each divides by the tokens of the whole, so
             # that their gradients add up to that of the batch, however it is cut.
             total, routers = 0.0, Routers(model, self.balance)
-            for batch in micro_batches(pairs, rows, tokenizer.pad_token_id, self.max_tokens, model.device):
-                with routers.watch(batch.attention):
-                    loss = -completion_logprob(model, batch).sum() / tokens
+            for batch in micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, model.device):
+                with run.computing(), routers.watch(batch.attention):
+                    loss = head.nll(head.hidden(batch), batch.completion, tokens)
                 # A mixture of experts gets its routers' balance loss on top; of a dense model this is 0.
                 (loss + routers.loss(int(batch.mask.sum()) / tokens)).backward()
                 total += loss.item()
@@ -94,15 +107,6 @@ class Warmup:
             seconds = time.perf_counter() - began
             numbers = {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": tokens / seconds}
             run.record(numbers | routers.numbers())
-
-    @staticmethod
-    def _checked(examples):
-        for number, example in enumerate(examples):
-            if not isinstance(example.get("completion"), str) or "prompt" not in example:
-                raise TrainError(
-                    f"warm-up example {number} needs a prompt and a completion text, it has {sorted(example)}"
-                )
-        return examples
 
 
 class LengthBuckets:

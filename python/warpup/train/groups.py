@@ -1,0 +1,86 @@
+"""The groups of one step of RLVR: prompts, their completions, scores and advantages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reward_calls import Completion
+from .rewards import Scores
+from .rollouts import Rollouts, joined
+from .tokens import TokenPair
+
+
+class Groups:
+    """Groups of `samples` completions each, that grow as more are sampled for the step.
+
+    pairs: prompt and completion tokens of each of the N completions; rolls: the same with their log-probs; scores;
+    advantages (N,), or (N, L); used (N / samples,) bool, the groups in which some advantage is not 0.
+    """
+
+    rolls: Rollouts
+    advantages: Tensor
+
+    def __init__(self, samples: int):
+        self.samples, self.scores, self.seconds = samples, Scores(), 0.0
+        self.pairs: list[TokenPair] = []
+        self.used = torch.zeros(0, dtype=torch.bool)
+        self.shown: dict[str, Any] = {}
+
+    def add(
+        self,
+        asked: Sequence[dict],
+        completions: Sequence[Completion],
+        pairs: Sequence[TokenPair],
+        rolls: Rollouts,
+        scores: Scores,
+        advantages: Tensor,
+        pad: int,
+    ) -> None:
+        """More groups, behind those that are there."""
+        if not self.pairs:
+            self.rolls, self.advantages = rolls, advantages
+            self.shown = {
+                "prompt": asked[0]["prompt"],
+                "completion": completions[0].text,
+                "reward": scores.rewards[0],
+            }
+        else:
+            self.rolls = joined([self.rolls, rolls], pad)
+            if advantages.dim() == 2:
+                width = self.rolls.tokens.shape[1]
+                both = [torch.nn.functional.pad(a, (0, width - a.shape[1])) for a in (self.advantages, advantages)]
+                self.advantages = torch.cat(both)
+            else:
+                self.advantages = torch.cat([self.advantages, advantages])
+        self.pairs += pairs
+        self.scores.extend(scores)
+        self.used = (self.advantages.reshape(len(self.pairs) // self.samples, -1) != 0).any(1)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the log has of a step's sampling."""
+        generated, columns = int(self.rolls.lengths.sum()), self.scores.columns
+        return {
+            "reward": mean(self.scores.rewards),
+            **({f"reward/{name}": mean(column) for name, column in columns.items()} if len(columns) > 1 else {}),
+            "accuracy": mean(self.scores.correct),
+            "format_ok": mean(self.scores.format_ok),
+            "length": generated / len(self.pairs),
+            "unfinished": 1 - mean(self.rolls.finished.tolist()),
+            "groups": int(self.used.sum()),
+            "advantage": float(self.advantages.abs().mean()),
+            "tokens_per_s": generated / self.seconds,
+            "sampling_seconds": self.seconds,
+            "sample": self.shown,
+        }
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN if there is none."""
+    known = [float(v) for v in values if not math.isnan(v)]
+    return fmean(known) if known else math.nan

@@ -1,0 +1,146 @@
+"""A model's output layer taken apart from its body, so that losses come straight from hidden states.
+
+The logits of a batch are by far its largest tensor (8,192 tokens times 150,000 words are 5 GB in float32), and a loss
+needs one number of each row. `Head` asks the body for hidden states of completion tokens alone and hands them, with the
+output layer's weight, to `linear_logprob` and `linear_policy_loss`, which make the logits a slice at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from warpup import linear_logprob, linear_policy_loss, replay_logprob, token_logprob
+from warpup.policy.kinds import PolicyOptions
+from warpup.policy.policy_loss import policy_loss_of
+
+from .batch import Batch
+
+ROWS = 256  # of a capped head: rows of logits alive at once
+
+
+class Head:
+    """The output layer of a causal language model of transformers, with or without adapters of peft.
+
+    How logits come of hidden states is not taken on trust: the model is run once on a few tokens, and its logits are
+    compared with what this class would make. `form` says what fits:
+
+        linear   hidden @ weight.T + bias, times a scale (`logit_scale` of Cohere, Granite and others): never made whole
+        capped   the same under `final_logit_softcapping` (Gemma 2): made for ROWS rows at a time, and again backward
+        opaque   anything else, such as an adapter on the output layer: the model's own logits, as a whole
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.body = getattr(causal, causal.base_model_prefix, None)
+        self.layer = causal.get_output_embeddings()
+        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self.cap, self.scale, self.form = float(cap or 0.0), 1.0, "opaque"
+        if self.body is not None and self.body is not causal and type(self.layer) is nn.Linear:
+            self._compare()
+
+    @torch.no_grad()
+    def _compare(self) -> None:
+        was_training = [m for m in self.model.modules() if m.training]
+        self.model.eval()
+        ids = torch.arange(8, device=self.layer.weight.device).view(2, 4) % self.layer.weight.shape[0]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        want = self.model(**inputs).logits.float()
+        z = linear(self.body(**inputs).last_hidden_state, self.layer.weight, self.layer.bias).float()
+        for module in was_training:
+            module.training = True
+        uncapped = self.cap * torch.atanh(want / self.cap) if self.cap else want
+        scale = float((uncapped * z).sum() / z.square().sum().clamp_min(1e-30))
+        made = self.cap * torch.tanh(scale * z / self.cap) if self.cap else scale * z
+        close = 1e-3 if self.layer.weight.dtype == torch.float32 else 3e-2
+        if scale > 0 and (made - want).abs().max() <= close * want.abs().max():
+            # A scale of 1 within rounding is none.
+            self.scale = 1.0 if abs(scale - 1) < close / 10 else scale
+            self.form = "capped" if self.cap else "linear"
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(N, H): the hidden states that predict the batch's completion tokens; of an opaque head logits (N, V)."""
+        inputs = {"input_ids": batch.inputs, "attention_mask": batch.attention, "use_cache": False}
+        if self.form != "opaque":
+            return self.body(**inputs).last_hidden_state[batch.mask]
+        first = int(batch.mask.any(dim=0).to(torch.int8).argmax())  # no logits of columns that are prompts only
+        keep = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
+        if keep:
+            inputs["logits_to_keep"] = batch.inputs.shape[1] - first
+        logits = self.model(**inputs).logits
+        return (logits if keep else logits[:, first:])[batch.mask[:, first:]]
+
+    def logprob(
+        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy: bool = False, **replay: Any
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Log-probs (N,) of the targets (N,) from `hidden`, and their entropies if asked for. replay: `delta` (N,) and
+        `token_set` of a schedule."""
+        if self.form == "linear":
+            return linear_logprob(
+                hidden, self.layer.weight, targets, bias=self.layer.bias, temperature=temperature / self.scale,
+                entropy=entropy, **scaled(replay, self.scale),
+            )  # fmt: skip
+        score = replay_logprob if replay else token_logprob
+        if self.form == "opaque":
+            return score(hidden, targets, temperature=temperature, entropy=entropy, **replay)
+
+        def of_rows(h: Tensor, t: Tensor, *delta: Tensor):
+            z = self.cap * torch.tanh(self.scale / self.cap * linear(h, self.layer.weight, self.layer.bias))
+            more = replay | {"delta": delta[0]} if replay else {}
+            return score(z, t, temperature=temperature, entropy=entropy, **more)
+
+        columns = [hidden, targets, *([replay["delta"]] if replay else [])]
+        parts = [
+            checkpoint(of_rows, *part, use_reentrant=False)
+            for part in zip(*(c.split(ROWS) for c in columns), strict=True)
+        ]
+        return tuple(map(torch.cat, zip(*parts, strict=True))) if entropy else torch.cat(parts)
+
+    def policy_loss(
+        self,
+        options: PolicyOptions,
+        hidden: Tensor,
+        targets: Tensor,
+        old_logp: Tensor,
+        advantages: Tensor,
+        cu_seqlens: Tensor,
+        temperature: float = 1.0,
+        *,
+        replay: dict[str, Any] | None = None,
+        **tensors: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`warpup.policy_loss` of packed completions (N,), from the hidden states (N, H) before them."""
+        replay, mask = replay or {}, torch.ones_like(targets, dtype=torch.bool)
+        if self.form == "linear":
+            fields = {name: getattr(options, name) for name in PolicyOptions.__dataclass_fields__}
+            replay = scaled(replay, self.scale)
+            return linear_policy_loss(
+                hidden, self.layer.weight, targets, old_logp, advantages, mask, bias=self.layer.bias,
+                temperature=temperature / self.scale, cu_seqlens=cu_seqlens, logit_delta=replay.get("delta", 0.0),
+                token_set=replay.get("token_set"), **tensors, **fields,
+            )  # fmt: skip
+        wants = options.entropy_coef != 0
+        found = self.logprob(hidden, targets, temperature, entropy=wants, **replay)
+        logp, entropy = found if wants else (found, None)
+        return policy_loss_of(
+            options, logp, old_logp, advantages, mask, entropy=entropy, cu_seqlens=cu_seqlens, **tensors
+        )
+
+    def nll(self, hidden: Tensor, targets: Tensor, denominator: float) -> Tensor:
+        """The sum of -log p of the targets (N,), over a denominator: supervised fine-tuning."""
+        # A policy loss with ratio and advantage 1 is this sum, and of all ways the one with the fewest products.
+        one = torch.ones(len(targets), device=targets.device)
+        ends = torch.tensor([0, len(targets)], device=targets.device)
+        options = PolicyOptions(kind="gpg", normalizer=("token", denominator))
+        return self.policy_loss(options, hidden, targets, torch.zeros_like(one), one, ends)[0]
+
+
+def scaled(replay: dict[str, Any], scale: float) -> dict[str, Any]:
+    """A schedule adds its delta behind the scale; beneath the temperature that holds the scale it is delta / scale."""
+    return replay if scale == 1.0 or not replay else replay | {"delta": replay["delta"] / scale}
