@@ -171,7 +171,7 @@ def test_workers_stop_what_hangs_and_outlive_what_dies(hard, tmp_path):
     assert scores.correct[0] == 1.0
     assert scores.errors == [
         "hard: TimeoutError: no answer within 0.5 s, the worker was stopped",
-        "hard: the worker process died, exit status -9",
+        "hard: ChildProcessError: the worker process died, exit status -9",
         "hard: KeyError: 'raise'",
     ]
     assert gone(int((tmp_path / "pid").read_text()))  # with all that it had started

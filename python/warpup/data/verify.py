@@ -5,7 +5,6 @@ parsed, -0.5 for a wrong one, +2 for the right one.
 """
 
 import re
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -69,31 +68,12 @@ def verify_math(completion: str, answer: str | Mapping[str, Any], *, rewards: Re
     r"""Check that the answer block and the answer are the same mathematical object, by the package math-verify.
 
     answer: an expression as plain text or LaTeX, such as `\frac{1}{2}`; dollar signs are added where there are none.
-    math-verify gives up on hard expressions after 5 seconds in the main thread; in another nothing limits them.
+    Read and limited in time as `warpup.rewards.math_verify` does it.
     Raises ImportError naming the installation if the package is missing, ValueError if `answer` cannot be parsed.
     """
-    try:
-        import math_verify
-    except ImportError as error:
-        raise ImportError("verify_math needs math-verify: pip install math-verify") from error
+    from warpup.rewards.mathematics import same
 
-    # math-verify limits its time by signals, which only the main thread can receive.
-    main = threading.current_thread() is threading.main_thread()
-    parsing: dict[str, Any] = {} if main else {"parsing_timeout": None}
-    comparing: dict[str, Any] = {} if main else {"timeout_seconds": None}
-
-    def parse(text: str):
-        return math_verify.parse(text if "$" in text or "\\boxed" in text else f"${text}$", **parsing)
-
-    gold = parse(_expected_text(answer))
-    if not gold:
-        raise ValueError(f"answer: math-verify finds no expression in {_expected_text(answer)!r}")
-
-    def grade(block: str, gold) -> bool | None:
-        found = parse(block)
-        return bool(math_verify.verify(gold, found, **comparing)) if found else None
-
-    return _judge(completion, gold, grade, rewards)
+    return _judge(completion, _expected_text(answer), same, rewards)
 
 
 def _judge(completion: str, expected: Any, grade: Callable[[str, Any], bool | None], rewards: Rewards) -> Verdict:

@@ -1,5 +1,6 @@
 """How stages name their data and rewards, in Python and in a config file."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ Data = Annotated[str | Sequence[dict[str, Any]], tyro.conf.arg(constructor=str)]
 
 def reward_names(text: str) -> str | list[str]:
     """What is given on the command line: a name, or several with commas between them."""
-    names = text.split(",")
+    names = re.split(r",(?![^()]*\))", text)  # not at the commas in brackets
     return names if len(names) > 1 else text
 
 

@@ -211,4 +211,6 @@ def read(result: Any, length: int) -> Outcome:
 
 def name_of(function: Callable) -> str:
     """`module:function`, as a reward is written into a run's config."""
+    while isinstance(function, functools.partial):
+        function = function.func
     return f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', type(function).__name__)}"

@@ -1,14 +1,18 @@
 """Reward functions by name: `module:function`, or `file.py:function`."""
 
+import ast
 import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from .errors import TrainError
 from .reward_calls import Signature, name_of
@@ -17,9 +21,9 @@ from .reward_calls import Signature, name_of
 def load_reward(reward: str | Callable) -> Callable:
     """The function itself, or the one that `module:function` or `file.py:function` names; TrainError if there is none.
 
-    A module is looked for in the working folder first, a file may import its neighbours, as with `python file.py`. A
-    file is run once in a process, again only if it has changed. See `reward_calls.py` for what the function may take
-    and return.
+    Options stand in brackets, `file.py:function(bonus=2)`. A module is looked for in the working folder first, a file
+    may import its neighbours, as with `python file.py`. A file is run once in a process, again only if it has changed.
+    See `reward_calls.py` for what the function may take and return.
     """
     function = reward if callable(reward) else _named(reward)
     if isinstance(function, type):
@@ -37,10 +41,17 @@ def reward_name(reward):
     return reward if isinstance(reward, str) else name_of(reward)
 
 
+_NAME = re.compile(r"(?P<place>.+?):(?P<name>\w+)(?:\((?P<options>.*)\))?", re.DOTALL)
+
+
 def _named(reward: str) -> Callable:
-    place, _, name = str(reward).rpartition(":")
-    if not place or not name:
-        raise TrainError(f"reward: expected `module:function` or `file.py:function`, got {reward!r}")
+    parts = _NAME.fullmatch(str(reward))
+    if not parts:
+        raise TrainError(
+            "reward: expected `module:function` or `file.py:function`, with options as in `file.py:function(bonus=2)`, "
+            f"got {reward!r}"
+        )
+    place, name = parts["place"], parts["name"]
     try:
         if place.endswith(".py"):
             path = Path(place).resolve()
@@ -60,7 +71,27 @@ def _named(reward: str) -> Callable:
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise TrainError(f"reward: {place} has no function {name}, it has {', '.join(known) or 'none'}")
-    return function
+    if not parts["options"]:
+        return function
+    options = _options(reward, parts["options"])
+    try:
+        inspect.signature(function).bind_partial(**options)
+    except TypeError as error:
+        raise TrainError(f"reward {reward}: {error}; it is {name}{inspect.signature(function)}") from error
+    return functools.partial(function, **options)
+
+
+def _options(reward: str, text: str) -> dict[str, Any]:
+    try:
+        [call] = ast.parse(f"f({text})").body
+        assert isinstance(call, ast.Expr)
+        assert isinstance(call.value, ast.Call)
+        assert not call.value.args
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.value.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise TrainError(
+            f"reward: expected plain values by name in the brackets, as in `f(max_length=256)`, got {reward!r}"
+        ) from error
 
 
 @functools.cache

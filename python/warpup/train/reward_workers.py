@@ -30,8 +30,7 @@ class Workers:
 
     def __init__(self, rewards: Sequence[str | Callable], count: int):
         """TrainError if a function cannot be sent to another process."""
-        start = pickle.dumps((sys.path, [_portable(reward) for reward in rewards]))
-        self.workers = [Worker(start) for _ in range(count)]
+        self.workers = [Worker(rewards) for _ in range(count)]
         self.idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for worker in self.workers:
             self.idle.put(worker)
@@ -44,6 +43,10 @@ class Workers:
             worker = self.idle.get()
             try:
                 return worker.run(reward, call, timeout)
+            except TrainError:
+                raise
+            except Exception as error:  # what is pickled may raise anything
+                return failed(call, error)
             finally:
                 self.idle.put(worker)
 
@@ -56,30 +59,28 @@ class Workers:
 
 
 class Worker:
-    """One process; `run` starts it if there is none."""
+    """One process with the given reward functions; `run` starts it if there is none."""
 
-    def __init__(self, start: bytes):
-        self.start = start
+    def __init__(self, rewards: Sequence[str | Callable]):
+        """TrainError if a function cannot be sent to another process."""
+        self.start = pickle.dumps((sys.path, [_portable(reward) for reward in rewards]))
         self.process: subprocess.Popen | None = None
 
     def run(self, reward: int, call: Call, timeout: float | None) -> list[Outcome]:
-        """The outcomes of a call; a failure if it took too long or the process died of it."""
-        try:
-            message = pickle.dumps((reward, call))
-        except Exception as error:  # pickle raises several kinds
-            return failed(call, error)
+        """The outcomes of a call of the reward of that number. TimeoutError if it takes more than `timeout` seconds,
+        ChildProcessError if the process dies of it."""
+        message = pickle.dumps((reward, call))
         if self.process is None or self.process.poll() is not None:  # none yet, or it died between two calls
             self._launch()
         try:
             self.pipe.send_bytes(message)
             if self.pipe.poll(timeout):
                 return self.pipe.recv()
-            error = f"TimeoutError: no answer within {timeout} s, the worker was stopped"
         except (EOFError, OSError):
             assert self.process is not None
-            error = f"the worker process died, exit status {self.process.wait()}"
+            raise ChildProcessError(f"the worker process died, exit status {self.process.wait()}") from None
         self._stop()
-        return [Outcome(error=error)] * len(call.lengths)
+        raise TimeoutError(f"no answer within {timeout} s, the worker was stopped")
 
     def _launch(self) -> None:
         """Start the process and wait until it has imported the rewards; TrainError if it cannot."""

@@ -150,6 +150,6 @@ class RewardSet:
 
 def short_names(names: Sequence[str]) -> list[str]:
     """The functions' own names, with their place where two are called alike, with a number where that is alike too."""
-    short = [name.rpartition(":")[2] for name in names]
+    short = [name.partition("(")[0].rpartition(":")[2] for name in names]
     short = [s if short.count(s) == 1 else name for s, name in zip(short, names, strict=True)]
     return [s if short.count(s) == 1 else f"{s} {short[: i + 1].count(s)}" for i, s in enumerate(short)]

@@ -1,0 +1,27 @@
+"""Rewards ready to be named in a config, alone or in a list with weights; options go into brackets:
+
+reward = "warpup.rewards:number"
+reward = ["warpup.rewards:math_verify", "warpup.rewards:overlong(max_length=256, buffer=64)"]
+
+`number`, `exact`, `math_verify`: the final answer against the column "answer". `code_execution`: a program against the
+column "tests". `cosine_length`, `overlong`: shaped by length. `think_answer`, `pattern`: format alone. The verifiers of
+`warpup.data` (`verify`, `verify_exact`, `verify_math`) ask for format and answer at once.
+"""
+
+from .answers import Grade, exact, final_answer, number
+from .code import code_execution
+from .mathematics import math_verify
+from .shape import cosine_length, overlong, pattern, think_answer
+
+__all__ = [
+    "Grade",
+    "code_execution",
+    "cosine_length",
+    "exact",
+    "final_answer",
+    "math_verify",
+    "number",
+    "overlong",
+    "pattern",
+    "think_answer",
+]
