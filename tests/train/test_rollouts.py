@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers
 
 from tests.support.tiny import (
     EXAMPLES,
@@ -18,6 +19,7 @@ from warpup.train import (
 )
 from warpup.train.batch import collate
 from warpup.train.decoding import DecodingState, DecodingStrategy, Filters
+from warpup.train.heads import Head
 from warpup.train.tokens import encode_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,6 +58,58 @@ def test_greedy_rollout_equals_generate(make):
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=20, do_sample=False
         )
         assert rolls.completion(row) == expected[0, len(prompt) :].tolist()
+
+
+SHAPE = {
+    "vocab_size": len(TOKENIZER), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2, "pad_token_id": 0,
+    "eos_token_id": TOKENIZER.eos_token_id, "bos_token_id": TOKENIZER.bos_token_id,
+}  # fmt: skip
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16, "mamba_n_groups": 1}
+RECURRENT = {
+    "Lfm2": {"layer_types": ["conv", "full_attention"]},
+    "Mamba": {"state_size": 8},
+    "Mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 1, "expand": 2},
+    "FalconH1": MAMBA | {"mamba_d_ssm": 64, "head_dim": 8},
+    "GraniteMoeHybrid": MAMBA
+    | {"layer_types": ["mamba", "attention"], "num_local_experts": 4, "num_experts_per_tok": 2,
+       "shared_intermediate_size": 32},
+    "Qwen3Next": {
+        "head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4,
+        "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    },
+    "Gemma3Text": {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_hybrid_and_sliding_window_models(name):
+    """Their caches are of several kinds; rows are copied, drawn in a batch with padding, and dropped."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config", None)
+    if config is None:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config(**SHAPE | RECURRENT[name])).eval()
+    prompts, head = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11]], Head(model)
+    rolls = rollout(
+        model, prompts, eos=[2, 7, 9, 11, 13], pad=0, max_new_tokens=12, copies=3,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert rolls.finished.sum() > 0
+    for row in range(9):
+        completion = rolls.completion(row)
+        batch = collate([(prompts[row // 3], completion)], [0], pad=0)
+        want = completion_logprob(head, batch)
+        torch.testing.assert_close(rolls.logp[row, : len(completion)], want, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_cannot_generate_is_named():
+    model = transformers.RwkvForCausalLM(
+        transformers.RwkvConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, attention_hidden_size=32)
+    )
+    with pytest.raises(TrainError, match="RwkvForCausalLM: its forward takes none of cache"):
+        rollout(model, [[5]], eos=2, pad=0, max_new_tokens=3)
 
 
 def test_finished_rows_leave_the_batch():

@@ -27,6 +27,8 @@ class CachedModel:
                 f"{type(forward).__name__}: its forward takes none of {', '.join(NAMES)}, so there is no cache to "
                 "generate with"
             )
+        if any(hasattr(module, "recurrent_states") for module in forward.modules()):
+            raise TrainError(f"{type(forward).__name__} keeps its state in its layers, where rows cannot be copied")
         # Of the model's own kind: recurrent and sliding-window layers keep theirs.
         cache = DynamicCache(config=model.config)
         cache.layers = [InPlaceLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -35,11 +37,14 @@ class CachedModel:
         if "logits_to_keep" in arguments:  # of a prompt only the last position's logits are wanted
             self.fixed["logits_to_keep"] = 1
         self.positions = "position_ids" in arguments
+        # A model without attention has read the padding's mask with the prompt; later tokens have none.
+        self.attends = any(isinstance(layer, DynamicLayer) for layer in cache.layers)
 
     def __call__(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
         """Logits (B, V) after the last of ids (B, n); mask (B, all tokens so far); position (B, n)."""
         inputs = {"position_ids": position} if self.positions else {}
-        return self.model(input_ids=ids, attention_mask=mask, **inputs, **self.fixed).logits[:, -1]
+        inputs["attention_mask"] = mask if self.attends or ids.shape[1] == mask.shape[1] else None
+        return self.model(input_ids=ids, **inputs, **self.fixed).logits[:, -1]
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order; one may stand several times."""

@@ -22,16 +22,18 @@ from warpup.policy.policy_loss import policy_loss_of
 from .batch import Batch
 
 ROWS = 256  # of a capped head: rows of logits alive at once
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # what configs call a soft cap
 
 
 class Head:
     """The output layer of a causal language model of transformers, with or without adapters of peft.
 
-    How logits come of hidden states is not taken on trust: the model is run once on a few tokens, and its logits are
-    compared with what this class would make. `form` says what fits:
+    How logits come of hidden states is not taken on trust: the model is run once on a few tokens, with numbers of known
+    size in the place of what the layer returns, and its logits show what it does to them. `form` says what was found:
 
         linear   hidden @ weight.T + bias, times a scale (`logit_scale` of Cohere, Granite and others): never made whole
-        capped   the same under `final_logit_softcapping` (Gemma 2): made for ROWS rows at a time, and again backward
+        capped   the same under a soft cap, cap * tanh(logits / cap) (Gemma 2): made for ROWS rows at a time, and again
+                 backward
         opaque   anything else, such as an adapter on the output layer: the model's own logits, as a whole
     """
 
@@ -40,28 +42,42 @@ class Head:
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.body = getattr(causal, causal.base_model_prefix, None)
         self.layer = causal.get_output_embeddings()
-        cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        self.cap, self.scale, self.form = float(cap or 0.0), 1.0, "opaque"
+        config = model.config.get_text_config()
+        self.cap = float(next((c for c in (getattr(config, name, None) for name in CAPS) if c), 0.0))
+        self.scale, self.form = 1.0, "opaque"
         if self.body is not None and self.body is not causal and type(self.layer) is nn.Linear:
             self._compare()
 
     @torch.no_grad()
     def _compare(self) -> None:
+        vocab, device = self.layer.weight.shape[0], self.layer.weight.device
+        ramp = torch.linspace(-80, 80, vocab, device=device).expand(2, 4, vocab)
+        seen: list[Tensor] = []
+
+        def ramped(layer, inputs, output):
+            seen.append(inputs[0])
+            return ramp
+
         was_training = [m for m in self.model.modules() if m.training]
         self.model.eval()
-        ids = torch.arange(8, device=self.layer.weight.device).view(2, 4) % self.layer.weight.shape[0]
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        want = self.model(**inputs).logits.float()
-        z = linear(self.body(**inputs).last_hidden_state, self.layer.weight, self.layer.bias).float()
-        for module in was_training:
-            module.training = True
-        uncapped = self.cap * torch.atanh(want / self.cap) if self.cap else want
-        scale = float((uncapped * z).sum() / z.square().sum().clamp_min(1e-30))
-        made = self.cap * torch.tanh(scale * z / self.cap) if self.cap else scale * z
-        close = 1e-3 if self.layer.weight.dtype == torch.float32 else 3e-2
-        if scale > 0 and (made - want).abs().max() <= close * want.abs().max():
-            # A scale of 1 within rounding is none.
-            self.scale = 1.0 if abs(scale - 1) < close / 10 else scale
+        hook = self.layer.register_forward_hook(ramped)
+        try:
+            ids = torch.arange(8, device=device).view(2, 4) % vocab
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+            logits = self.model(**inputs).logits.float()
+            hidden = self.body(**inputs).last_hidden_state
+        finally:
+            hook.remove()
+            for module in was_training:
+                module.training = True
+        if len(seen) != 1 or seen[0].shape != hidden.shape or not torch.allclose(seen[0], hidden, 1e-2, 1e-3):
+            return
+        uncapped = self.cap * torch.atanh((logits / self.cap).clamp(-0.999, 0.999)) if self.cap else logits
+        small = ramp.abs() < (self.cap or 80)  # where a cap has not swallowed the digits
+        scale = float((uncapped * ramp)[small].sum() / ramp[small].square().sum())
+        made = self.cap * torch.tanh(scale * ramp / self.cap) if self.cap else scale * ramp
+        if scale > 0 and torch.allclose(made, logits, 1e-4, 1e-3):
+            self.scale = 1.0 if abs(scale - 1) < 1e-4 else scale
             self.form = "capped" if self.cap else "linear"
 
     def hidden(self, batch: Batch) -> Tensor:

@@ -118,8 +118,11 @@ def policy_step(
     if experience.ref_logp is not None:
         apart["ref_logp"] = experience.ref_logp
     total: dict[str, float] = {}
-    routers = Routers(run.model, balance)
-    for batch in micro_batches(experience.pairs, rows, run.tokenizer.pad_token_id, max_tokens, run.model.device):
+    batches = list(micro_batches(experience.pairs, rows, run.tokenizer.pad_token_id, max_tokens, run.model.device))
+    routers, attended = Routers(run.model, balance), sum(int(batch.attention.sum()) for batch in batches)
+    with run.computing():
+        routers.survey(batches, head.hidden)
+    for batch in batches:
         with run.computing():
             with routers.watch(batch.attention):
                 hidden = head.hidden(batch)
@@ -134,8 +137,8 @@ def policy_step(
                 replay=experience.replay(batch),
                 **{name: experience.packed(values, batch) for name, values in apart.items()},
             )
+        (loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
         share = int(batch.mask.sum()) / tokens
-        (loss + routers.loss(share)).backward()
         # Metrics are means over this piece's tokens, weighted by its share of the step's; a maximum stays one.
         total["loss"] = total.get("loss", 0.0) + float(loss.detach())
         for name, value in metrics.items():

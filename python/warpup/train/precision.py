@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .errors import TrainError
 
@@ -71,7 +72,8 @@ def in_float32(module: nn.LayerNorm, arguments: tuple) -> tuple:
 def checkpoint_layers(model: nn.Module) -> None:
     """Keep of each layer its input alone, and make the rest again backward: a third more time, a fraction of the
     memory. TrainError where the model has no such layers."""
-    if not getattr(model, "supports_gradient_checkpointing", False):
+    layers = any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+    if not layers or not getattr(model, "supports_gradient_checkpointing", False):
         raise TrainError(f"gradient_checkpointing: {type(model).__name__} does not support it; leave it out")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if hasattr(model, "enable_input_require_grads") and not model.get_input_embeddings().weight.requires_grad:
@@ -83,7 +85,7 @@ def without_dropout(model: nn.Module) -> nn.Module:
     to, and what is inside a layer asks its own whether to drop out. What a layer itself drops is set to nothing."""
     model.eval()
     for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
             module.training = True
             for name, value in vars(module).items():
                 if "dropout" in name and isinstance(value, float):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from statistics import fmean
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from warpup.moe.moe_balance_loss import moe_balance_loss
 from warpup.moe.moe_route import moe_route
 
+from .batch import Batch
 from .errors import TrainError
 
 INDICES = ("top_k_index", "router_indices")  # what experts call them
@@ -39,7 +42,25 @@ class Routers:
         self.model, self.coefficient = model, coefficient
         self.layers = layers_of(model)
         self.counts: list[Tensor] = []  # of each layer, over the step
+        self.whole: list[Tensor] = []  # the same, known before the step's first loss
         self.balance = 0.0
+
+    def survey(self, batches: Sequence[Batch], forward: Callable[[Batch], Any]) -> None:
+        """Count the load of a step that goes through the model in several pieces, before the first one's loss: that of
+        a piece would depend on how the step is cut. One forward of all pieces more, where there is a loss at all."""
+        if len(batches) == 1 or not self.layers or not self._weight(1):
+            return
+        with torch.no_grad():
+            for batch in batches:
+                with self.watch(batch.attention):
+                    forward(batch)
+                self.loss(0.0)
+        self.whole, self.counts = self.counts, []
+
+    def _weight(self, k: int) -> float:
+        if self.coefficient is not None:
+            return self.coefficient
+        return k * (getattr(self.model.config, "router_aux_loss_coef", None) or 0.0)
 
     @contextmanager
     def watch(self, attention: Tensor):
@@ -85,25 +106,24 @@ class Routers:
             )
 
     def loss(self, share: float) -> Tensor | float:
-        """`share` (of the step's tokens) times the balance loss of the forward that was watched, with gradient."""
+        """`share` (of the step's attended tokens) times the balance loss of the forward that was watched, with
+        gradient."""
         counts, losses = [], []
-        for logits, indices, experts in self.seen:
+        for layer, (logits, indices, experts) in enumerate(self.seen):
             k, indices = indices.shape[-1], torch.where(indices < experts, indices, -1)  # others: of other ranks
             z = indices.new_zeros(len(indices), experts, dtype=torch.float32) if logits is None else logits
             route = moe_route(z, k, replay_indices=indices, token_mask=self.mask)
             counts.append(route.counts)
             if logits is not None:
-                losses.append(moe_balance_loss(route))
+                known = route._replace(counts=self.whole[layer]) if self.whole else route
+                losses.append(moe_balance_loss(known))
         self.seen = []
         self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)] if self.counts else counts
         if not losses:
             return 0.0
         balance = torch.stack(losses).mean()
         self.balance += share * float(balance.detach())
-        coefficient = self.coefficient
-        if coefficient is None:
-            coefficient = k * (getattr(self.model.config, "router_aux_loss_coef", None) or 0.0)
-        return coefficient * share * balance
+        return self._weight(k) * share * balance
 
     def numbers(self) -> dict[str, float]:
         """Of the step: the balance loss, and the load of the most and the least loaded expert, 1 if all are alike, a

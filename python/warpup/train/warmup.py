@@ -93,12 +93,16 @@ class Warmup:
             # Loss: mean of -log p over the completion tokens of the whole batch. The prompt is given, not learned. The
             # batch goes through the model in pieces that fit into memory; each divides by the tokens of the whole, so
             # that their gradients add up to that of the batch, however it is cut.
+            pieces = list(micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, model.device))
             total, routers = 0.0, Routers(model, self.balance)
-            for batch in micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, model.device):
+            attended = sum(int(batch.attention.sum()) for batch in pieces)
+            with run.computing():
+                routers.survey(pieces, head.hidden)
+            for batch in pieces:
                 with run.computing(), routers.watch(batch.attention):
                     loss = head.nll(head.hidden(batch), batch.completion, tokens)
                 # A mixture of experts gets its routers' balance loss on top; of a dense model this is 0.
-                (loss + routers.loss(int(batch.mask.sum()) / tokens)).backward()
+                (loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
                 total += loss.item()
 
             # Step, at the rate of this step.
