@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 WRONG_CALLS = [
-    (("trian",), "warpup: no command 'trian', expected one of: demo, train"),
+    (("trian",), "warpup: no command 'trian', expected one of: demo, init, train"),
     (("info", "all", "ops"), "warpup info: expected at most one name, got all ops"),
     (("info", "group_mm"), "warpup info: no operator 'group_mm'; near: grouped_mm"),
     (("sample", "start"), "give either --prompt or --data"),
@@ -57,6 +57,7 @@ QUICK_CALLS = [
     ("demo", "--seedz", "0"),
     ("continual", "--jobs", "-1"),
     ("sample", "run"),
+    ("init", "--modle", "x"),
     ("eval", "run", "--seeds", "3"),
 ]
 

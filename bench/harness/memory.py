@@ -29,14 +29,15 @@ def peak_memory(candidate: Candidate, device: str) -> int | None:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
+        before = status("VmRSS")
         candidate.run(*arguments)
-        return max(0, _status("VmHWM") - before)
+        return max(0, status("VmHWM") - before)
     except (OSError, AttributeError):
         return None
 
 
-def _status(key: str) -> int:
+def status(key: str) -> int:
+    """Bytes of a line of /proc/self/status."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 

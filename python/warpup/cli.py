@@ -9,6 +9,7 @@ COMMANDS = {  # name -> (where its function is, what it does)
         "warpup.apps.demo.command:demo",
         "train four arms on Knights & Knaves puzzles, print their table, write report.html",
     ),
+    "init": ("warpup.train.init:init", "write a config, examples and a reward function to begin with"),
     "train": ("warpup.train.commands:train", "warm up and reinforce your own model on your own data"),
     "sample": ("warpup.train.commands:sample", "print completions of a trained model"),
     "eval": ("warpup.train.commands:eval", "measure a trained model on held-out examples"),

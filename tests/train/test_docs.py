@@ -34,7 +34,7 @@ def test_commands_and_options_exist(capsys):
 
     for page in PAGES:
         known = ""
-        for command in {"train": ("train", "sample", "eval"), "demo": ("demo", "eval")}.get(page, (page,)):
+        for command in {"train": ("init", "train", "sample", "eval"), "demo": ("demo", "eval")}.get(page, (page,)):
             with pytest.raises(SystemExit):
                 cli.main([command, "--help"])
             known += capsys.readouterr().out
