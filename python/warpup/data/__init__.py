@@ -1,7 +1,7 @@
 """Training data: Knights & Knaves puzzles, their traces, answer verification, loaders and curriculum samplers."""
 
 from .generate import count_puzzles, from_reasoning_gym, knights_and_knaves, split
-from .load import load_examples
+from .load import Source, load_examples
 from .puzzles import KINDS, NAMES, Puzzle, Statement, solutions
 from .samplers import DUMPSampler, Sampler, SECSampler, UniformSampler
 from .traces import STYLES, example
@@ -18,6 +18,7 @@ __all__ = [
     "Rewards",
     "SECSampler",
     "Sampler",
+    "Source",
     "Statement",
     "UniformSampler",
     "Verdict",

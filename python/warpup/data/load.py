@@ -1,13 +1,53 @@
-"""Examples from a file of one's own or from a `datasets` source."""
+"""Examples from files of one's own, from a `datasets` source, or from a mixture of several."""
 
-import json
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .sources import read_rows
+
+CHAT, TEXT = "messages", "text"  # columns that are read where the named ones are missing
+
+
+@dataclass(frozen=True)
+class Source:
+    """One part of a mixture.
+
+    path: what `load_examples` takes as a source. weight: how often its rows count: 1 takes each once an epoch, 2 twice,
+    0.5 half of them, drawn once. limit: read at most this many rows. columns: as `load_examples(prompt=...)`, where
+    this part's differ from those of the others.
+    """
+
+    path: str | Path
+    weight: float = 1.0
+    limit: int | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, part: Any) -> "Source":
+        """A part as written in a config, `{path = "a.jsonl", weight = 2}`; ValueError on what is none."""
+        if not isinstance(part, Source):
+            known = [f.name for f in fields(cls)]
+            if isinstance(part, str | Path):
+                part = {"path": part}
+            if not isinstance(part, Mapping) or "path" not in part or not part.keys() <= set(known):
+                raise ValueError(
+                    f"mixture: expected a part with path and optionally {', '.join(known[1:])}, got {part!r}"
+                )
+            part = cls(**part)
+        if isinstance(part.weight, bool) or not isinstance(part.weight, int | float) or not 0 < part.weight < 1e6:
+            raise ValueError(f"mixture: weight of {part.path}: expected a number above 0, got {part.weight!r}")
+        if not isinstance(part.columns, Mapping) or not part.columns.keys() <= {"prompt", "completion", "answer"}:
+            raise ValueError(
+                f"mixture: columns of {part.path}: expected some of prompt, completion, answer, got {part.columns!r}"
+            )
+        return part
+
 
 def load_examples(
-    source: str | Path,
+    source: str | Path | Sequence[Source | Mapping[str, Any]],
     *,
     prompt: str = "prompt",
     completion: str | None = "completion",
@@ -17,107 +57,138 @@ def load_examples(
     """Rows as dicts with the keys "prompt", "completion" and "answer"; other columns are kept under their own names.
 
     source: one of
-        a file of JSON lines (one object a line, blank lines skipped), whatever its ending;
-        a directory of `*.jsonl` files, read in the order of their names;
+        a file: `.csv` (first line: names), `.parquet`, or of any other ending JSON lines, one object a line (a
+            `.json` file may be a list of objects);
+        a directory of `*.jsonl`, `*.parquet` or `*.csv` files, read in the order of their names;
         a directory written by `datasets.Dataset.save_to_disk`;
         `hub:name[@config][:split]`, read by `datasets.load_dataset`; the split is `train` by default, and the name may
-        be a local directory.
+        be a local directory. It is read as a whole: a stream cannot be resumed at the row where it was stopped;
+        `reasoning-gym:name[:size=500,start=0,...]`, a generated task, see `warpup.data.reasoning_gym`;
+        a list of `Source`, or of dicts with its fields: a mixture.
     prompt, completion, answer: the columns to read them from. None: there is no such column and no such key in the
-    rows (warm-up needs no answer, reinforcement no completion). Prompts and completions must be text.
+    rows (warm-up needs no answer, reinforcement no completion). A prompt is text or a list of chat messages, dicts with
+    "role" and "content"; a completion is text or a list of one assistant message, and becomes text.
+    Where there is no column of the prompt, a column "messages" is read as a conversation, whose last turn, if it is the
+    assistant's, is the completion and all before it the prompt; and where a completion is wanted, a column "text" as
+    a completion with the prompt "", for pretraining on plain text.
     limit: read at most this many rows.
 
     Raises FileNotFoundError if there is no such path; ValueError, naming file and line or the columns that are there,
-    on bad JSON, a missing column, a prompt or completion that is not text, or a source without rows.
+    on bad JSON, a missing column, a prompt or completion that is neither text nor messages, or a source without rows;
+    ImportError naming the installation if the source needs a package that is missing.
     """
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise ValueError(f"limit: expected a positive number of rows or None, got {limit!r}")
-    columns = {"prompt": prompt, "completion": completion, "answer": answer}
+    _check_limit("limit", limit)
     if not isinstance(prompt, str):
         raise ValueError(f"prompt: expected the name of a column, got {prompt!r}")
-    columns = {key: column for key, column in columns.items() if column is not None}
+    columns = {"prompt": prompt, "completion": completion, "answer": answer}
+    if isinstance(source, str | Path):
+        return _load(source, columns, limit)
+    parts = [Source.of(part) for part in source]
+    if not parts:
+        raise ValueError("source: a mixture of nothing")
     examples = []
-    for place, row in _rows(source):
+    for part in parts:
+        _check_limit(f"mixture: limit of {part.path}", part.limit)
+        examples += _weighted(_load(part.path, columns | dict(part.columns), part.limit), part.weight)
+    return examples[:limit]
+
+
+def _load(source: str | Path, columns: Mapping[str, str | None], limit: int | None) -> list[dict[str, Any]]:
+    examples = []
+    for place, row in read_rows(source):
         if limit is not None and len(examples) == limit:
             break
-        examples.append(_example(place, row, columns))
+        examples.append(as_example(place, row, columns))
     if not examples:
         raise ValueError(f"source: {source} has no rows")
     return examples
 
 
-def _example(place: str, row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+def is_mixture(data: Any) -> bool:
+    """Whether a list is parts to be loaded, and not examples."""
+    return all(
+        isinstance(part, Source | str | Path)
+        or (isinstance(part, Mapping) and "path" in part and not {"prompt", CHAT, TEXT} & part.keys())
+        for part in data
+    )
+
+
+def _weighted(examples: list[dict[str, Any]], weight: float) -> list[dict[str, Any]]:
+    whole, rest = divmod(weight * len(examples), len(examples))
+    drawn = random.Random(0).sample(range(len(examples)), round(rest))
+    return examples * int(whole) + [examples[i] for i in sorted(drawn)]
+
+
+def as_example(place: str, row: Mapping[str, Any], columns: Mapping[str, str | None]) -> dict[str, Any]:
+    """A row with the keys "prompt", "completion", "answer" as far as `columns` names columns for them."""
+    columns = {key: column for key, column in columns.items() if column is not None}
+    if columns["prompt"] not in row:
+        split = _conversation(place, row, columns) or _document(place, row, columns)
+        if split:
+            row = {k: v for k, v in row.items() if k not in (CHAT, TEXT)} | split
+            columns |= {key: key for key in split}
     missing = {key: column for key, column in columns.items() if column not in row}
     if missing:
         key, column = next(iter(missing.items()))
         hint = "" if key == "prompt" else f" or {key}=None if there is none"
         raise ValueError(f"{place}: no column {column!r} for the {key}, there are {sorted(row)}; pass {key}=...{hint}")
-    for key in ("prompt", "completion"):
-        if key in columns and not isinstance(row[columns[key]], str):
-            raise ValueError(f"{place}: column {columns[key]!r}: expected text, got {type(row[columns[key]]).__name__}")
     taken = set(columns.values())
-    return {k: v for k, v in row.items() if k not in taken} | {key: row[column] for key, column in columns.items()}
+    example = {k: v for k, v in row.items() if k not in taken} | {key: row[column] for key, column in columns.items()}
+    if not isinstance(example["prompt"], str):
+        place_of = f"{place}: column {columns['prompt']!r}"
+        if _messages(place_of, example["prompt"])[-1]["role"] == "assistant":
+            raise ValueError(f"{place_of}: the last message is the assistant's, nothing is left to complete")
+    if "completion" in columns and not isinstance(example["completion"], str):
+        example["completion"] = _reply(f"{place}: column {columns['completion']!r}", example["completion"])
+    return example
 
 
-def _rows(source: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place for messages, row) of each row."""
-    if isinstance(source, str) and source.startswith("hub:"):
-        yield from _hub_rows(source)
-        return
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"source: no file or directory {path} (a data set on the hub is hub:name)")
-    if path.is_file():
-        yield from _json_lines(path)
-    elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-        yield from _numbered(_one_split(_datasets().load_from_disk(str(path)), path), path)
-    else:
-        files = sorted(path.glob("*.jsonl"))
-        if not files:
-            raise ValueError(f"source: directory {path} holds neither *.jsonl files nor a saved data set")
-        for file in files:
-            yield from _json_lines(file)
+def _conversation(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any] | None:
+    """Prompt and completion of a column of messages."""
+    if CHAT not in row:
+        return None
+    place = f"{place}: column {CHAT!r}"
+    turns = _messages(place, row[CHAT])
+    if turns[-1]["role"] != "assistant":
+        if "completion" in columns:
+            raise ValueError(
+                f"{place}: expected the assistant's turn last, as the completion, got {turns[-1]['role']!r}"
+            )
+        return {"prompt": turns}
+    if len(turns) == 1:
+        raise ValueError(f"{place}: expected a turn before the assistant's")
+    return {"prompt": turns[:-1], "completion": _reply(place, turns[-1:])}
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{place}: not UTF-8 text: {error.reason} at byte {error.start}") from None
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: bad JSON: {error.msg} at column {error.colno}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: expected a JSON object, got {type(row).__name__}")
-            yield place, row
+def _document(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any] | None:
+    """A text without a prompt, where a completion is wanted."""
+    if TEXT not in row or "completion" not in columns:
+        return None
+    if not isinstance(row[TEXT], str):
+        raise ValueError(f"{place}: column {TEXT!r}: expected text, got {type(row[TEXT]).__name__}")
+    return {"prompt": "", "completion": row[TEXT]}
 
 
-def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    name, _, part = source.removeprefix("hub:").partition(":")
-    name, _, config = name.partition("@")
-    if not name:
-        raise ValueError(f"source: expected hub:name[@config][:split], got {source!r}")
-    data = _datasets().load_dataset(name, config or None, split=part or "train")
-    yield from _numbered(_one_split(data, source), source)
+def _messages(place: str, value: Any) -> list[Mapping[str, Any]]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise ValueError(f"{place}: expected text or a list of messages, got {type(value).__name__}")
+    for message in value:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise ValueError(f"{place}: expected messages with role and content, got {message!r}")
+    return list(value)
 
 
-def _one_split(data, source):
-    if hasattr(data, "keys"):
-        raise ValueError(f"source: {source} holds several splits, load one of them: {sorted(data)}")
-    return data
+def _reply(place: str, value: Any) -> str:
+    """The text of a completion that is one assistant message."""
+    messages = _messages(place, value)
+    reply = messages[-1].get("content")
+    if len(messages) > 1 or messages[-1]["role"] != "assistant":
+        raise ValueError(f"{place}: expected text or one message of the assistant, got {len(messages)} messages")
+    if not isinstance(reply, str):
+        raise ValueError(f"{place}: expected an assistant message whose content is text, got {reply!r}")
+    return reply
 
 
-def _numbered(data: Iterable, source) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, row in enumerate(data):
-        yield f"{source}, row {number}", dict(row)
-
-
-def _datasets():
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError("this source needs the package datasets: pip install datasets") from error
-    return datasets
+def _check_limit(name: str, limit: Any) -> None:
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"{name}: expected a positive number of rows or None, got {limit!r}")

@@ -3,13 +3,15 @@
 reward = "warpup.rewards:number"
 reward = ["warpup.rewards:math_verify", "warpup.rewards:overlong(max_length=256, buffer=64)"]
 
-`number`, `exact`, `math_verify`: the final answer against the column "answer". `code_execution`: a program against the
-column "tests". `cosine_length`, `overlong`: shaped by length. `think_answer`, `pattern`: format alone. The verifiers of
-`warpup.data` (`verify`, `verify_exact`, `verify_math`) ask for format and answer at once.
+`number`, `exact`, `math_verify`: the final answer against the column "answer". `code_execution`: a program against
+the column "tests". `reasoning_gym`: the tasks of that package. `cosine_length`, `overlong`: shaped by length.
+`think_answer`, `pattern`: format alone. The verifiers of `warpup.data` (`verify`, `verify_exact`, `verify_math`) ask
+for format and answer at once.
 """
 
 from .answers import Grade, exact, final_answer, number
 from .code import code_execution
+from .gym import reasoning_gym
 from .mathematics import math_verify
 from .shape import cosine_length, overlong, pattern, think_answer
 
@@ -23,5 +25,6 @@ __all__ = [
     "number",
     "overlong",
     "pattern",
+    "reasoning_gym",
     "think_answer",
 ]

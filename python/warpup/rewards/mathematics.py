@@ -3,13 +3,12 @@
 math-verify limits its own time by signals, which reach neither a thread nor a power tower inside a C library.
 """
 
-import functools
 import importlib.util
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 from .answers import Grade, final_answer, is_marked, known_answer
+from .process import call
 
 
 def math_verify(completion: str, example: Mapping[str, Any], *, timeout: float = 5.0) -> Grade:
@@ -30,23 +29,11 @@ def math_verify(completion: str, example: Mapping[str, Any], *, timeout: float =
 
 def same(answer: str, known: str, *, timeout: float = 5.0) -> bool | None:
     """Whether two expressions are the same; None if there is none in `answer`. Errors as `math_verify`."""
-    from warpup.train.reward_calls import Call
-
     if importlib.util.find_spec("math_verify") is None:
         raise ImportError("this needs the package math-verify: pip install math-verify")
-    worker, lock = _worker()
-    try:
-        with lock:
-            [outcome] = worker.run(0, Call([1], (answer, known), {}), timeout)
-    except (TimeoutError, ChildProcessError):
+    outcome = call("warpup.rewards.math_worker:compare", answer, known, timeout)
+    if outcome is None:
         return False
     if outcome.correct == 0:  # see `compare`
         raise ValueError(f"answer: math-verify finds no expression in {known!r}")
     return None if outcome.abstained else outcome.reward == 1.0  # not so where sympy failed on the answer
-
-
-@functools.cache
-def _worker():
-    from warpup.train.reward_workers import Worker
-
-    return Worker(["warpup.rewards.math_worker:compare"]), threading.Lock()

@@ -12,6 +12,7 @@ from typing import Any
 
 from .checks import check_not_negative, check_positive, check_unused
 from .errors import TrainError
+from .examples import TemplateArguments
 from .lora import LoRA
 from .precision import Precision
 from .rewards import VERIFIER
@@ -37,6 +38,8 @@ class HeldOutConfig:
     """Use the first so many examples only."""
     prompt: str = "prompt"
     """Column of the prompts."""
+    chat_template_kwargs: TemplateArguments = None
+    """Arguments of the tokenizer's chat template; an example's own win."""
     answer: str | None = "answer"
     """Column of the answers; "none" if there is none."""
 

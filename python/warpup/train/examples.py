@@ -1,7 +1,9 @@
 """How stages name their data and rewards, in Python and in a config file."""
 
+import json
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Sequence, Sized
 from typing import Annotated, Any
 
 import tyro
@@ -9,7 +11,8 @@ import tyro
 from .checks import check_unused
 from .errors import TrainError
 
-Data = Annotated[str | Sequence[dict[str, Any]], tyro.conf.arg(constructor=str)]
+Data = Annotated[str | Sequence[dict[str, Any] | str], tyro.conf.arg(constructor=str)]
+TemplateArguments = Annotated[dict[str, Any] | None, tyro.conf.arg(constructor=json.loads, metavar="JSON")]
 
 
 def reward_names(text: str) -> str | list[str]:
@@ -22,26 +25,53 @@ RewardName = Annotated[str | Callable | Sequence[str | Callable], tyro.conf.arg(
 
 
 def examples_of(stage) -> list[dict[str, Any]]:
-    """A stage's examples, from its `data` and column names, at most `limit` of them. TrainError if there are none."""
-    kind = type(stage).__name__.lower()
-    if isinstance(stage.data, str):
-        from warpup.data import load_examples
+    """A stage's examples, from its `data` and column names, at most `limit` of them; TrainError if there are none. What
+    the limit leaves out is said."""
+    from warpup.data.load import as_example, load_examples
 
-        columns = {"completion": getattr(stage, "completion", None), "answer": getattr(stage, "answer", None)}
-        try:
-            return load_examples(stage.data, prompt=stage.prompt, limit=stage.limit, **columns)
-        except (OSError, ValueError, ImportError) as error:
-            raise TrainError(f"{kind}.data: {error}") from error
-    examples = list(stage.data)[: stage.limit]
+    place = PLACES.get(type(stage).__name__, type(stage).__name__.lower())
+    columns = {"completion": getattr(stage, "completion", None), "answer": getattr(stage, "answer", None)}
+    try:
+        if is_loaded(stage.data):
+            limit = None if stage.limit is None else stage.limit + 1  # one more shows whether there are more
+            examples = load_examples(stage.data, prompt=stage.prompt, limit=limit, **columns)
+        else:  # as they are, but for conversations
+            keys = {"prompt": "prompt", "completion": columns["completion"] and "completion"}
+            examples = [e if "prompt" in e else as_example(f"example {i}", e, keys) for i, e in enumerate(stage.data)]
+    except (OSError, ValueError, ImportError) as error:
+        raise TrainError(f"{place}.data: {error}") from error
     if not examples:
-        raise TrainError(f"{kind}.data: no examples")
+        raise TrainError(f"{place}.data: no examples")
+    if stage.limit is not None and len(examples) > stage.limit:
+        print(f"{place}.limit: the first {stage.limit} examples are used, there are more", file=sys.stderr)
+        examples = examples[: stage.limit]
+    given = getattr(stage, "chat_template_kwargs", None) or {}
+    if given and all(isinstance(example["prompt"], str) for example in examples):
+        raise TrainError(f"{place}.chat_template_kwargs: no prompt is chat messages, so nothing reads it; leave it out")
+    if given:  # an example's own win
+        examples = [e | {"chat_template_kwargs": given | (e.get("chat_template_kwargs") or {})} for e in examples]
     return examples
+
+
+PLACES = {"HeldOutConfig": "held_out"}  # what a config calls a part that is not named like its class
+
+
+def is_loaded(data: Any) -> bool:
+    """Whether `data` names files and the like, or a mixture of them, and is not a list of examples."""
+    from warpup.data.load import is_mixture
+
+    if not isinstance(data, Sized):
+        raise TrainError(
+            f"data: got a {type(data).__name__}; a stream cannot be resumed at the row where it was stopped: give it "
+            "as a list, or save a part of it to a file"
+        )
+    return isinstance(data, str) or (len(data) > 0 and is_mixture(data))
 
 
 def check_columns(stage, *names: str, place: str) -> None:
     """Raise TrainError where columns or a limit are named that a list of examples does not have."""
     if stage.limit is not None and stage.limit < 1:
         raise TrainError(f"{place}.limit: expected at least 1, or none for all, got {stage.limit!r}")
-    if not isinstance(stage.data, str):
+    if not is_loaded(stage.data):
         why = f"a list of examples is read by the keys {' and '.join(map(repr, names))}"
         check_unused(stage, *(name for name in names if getattr(stage, name)), place=place, why=why)

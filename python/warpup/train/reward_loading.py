@@ -48,8 +48,8 @@ def _named(reward: str) -> Callable:
     parts = _NAME.fullmatch(str(reward))
     if not parts:
         raise TrainError(
-            "reward: expected `module:function` or `file.py:function`, with options as in `file.py:function(bonus=2)`, "
-            f"got {reward!r}"
+            f"reward: expected `module:function` or `file.py:function`, got {reward!r}; options stand in brackets, as "
+            "in `file.py:function(bonus=2)`"
         )
     place, name = parts["place"], parts["name"]
     try:

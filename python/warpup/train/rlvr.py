@@ -20,7 +20,7 @@ from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 from .checks import check_not_negative, check_positive, check_unused
 from .decoding import DecodingStrategy, split_words
 from .errors import TrainError
-from .examples import Data, RewardName, check_columns
+from .examples import Data, RewardName, TemplateArguments, check_columns
 from .groups import Groups, mean
 from .heads import Head
 from .optim import RateSchedule, adamw, learning_rate
@@ -132,6 +132,8 @@ class RLVR:
     """Use the first so many examples only."""
     prompt: str = "prompt"
     """Column of the prompts."""
+    chat_template_kwargs: TemplateArguments = None
+    """Arguments of the tokenizer's chat template, such as {"enable_thinking": false}; an example's own win."""
     answer: str | None = "answer"
     """Column of the answers; null if there is none."""
 

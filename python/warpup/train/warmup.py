@@ -13,7 +13,7 @@ from typing import ClassVar
 from .batch import micro_batches
 from .checks import check_not_negative, check_positive
 from .errors import TrainError
-from .examples import Data, check_columns
+from .examples import Data, TemplateArguments, check_columns
 from .heads import Head
 from .optim import RateSchedule, adamw, learning_rate
 from .routers import Routers, check_balance
@@ -55,6 +55,8 @@ class Warmup:
     """Use the first so many examples only."""
     prompt: str = "prompt"
     """Column of the prompts."""
+    chat_template_kwargs: TemplateArguments = None
+    """Arguments of the tokenizer's chat template, such as {"enable_thinking": false}; an example's own win."""
     completion: str = "completion"
     """Column of the completions."""
 

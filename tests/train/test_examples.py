@@ -1,0 +1,77 @@
+"""A stage's examples: limits, mixtures, conversations, template arguments, and how a config names them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from warpup.train import RLVR, TrainError, Warmup
+from warpup.train.config import HeldOutConfig, load_config
+from warpup.train.examples import examples_of, reward_names
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_what_a_limit_leaves_out_is_said(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "answer": "1"}\n' * 5)
+    stage = RLVR(data=str(tmp_path / "a.jsonl"), limit=3)
+    assert len(examples_of(stage)) == 3
+    assert capsys.readouterr().err == "rlvr.limit: the first 3 examples are used, there are more\n"
+    for limit in (5, 6, None):
+        assert len(examples_of(replace(stage, limit=limit))) == 5
+    assert capsys.readouterr().err == ""
+
+
+def test_conversations_and_template_arguments_of_a_stage(tmp_path):
+    """Lists from Python may be conversations too, and the stage's template arguments reach every example."""
+    user, reply = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+    rows = [{"messages": [user, reply]}, {"messages": [user, reply], "chat_template_kwargs": {"thinking": True}}]
+    stage = Warmup(data=rows, chat_template_kwargs={"thinking": False, "date": "today"})
+    first, second = examples_of(stage)
+    assert (first["prompt"], first["completion"]) == ([user], "hello")
+    assert first["chat_template_kwargs"] == {"thinking": False, "date": "today"}
+    assert second["chat_template_kwargs"] == {"thinking": True, "date": "today"}
+    with pytest.raises(TrainError, match=r"rlvr.chat_template_kwargs: no prompt is chat messages"):
+        examples_of(RLVR(data=[{"prompt": "text"}], chat_template_kwargs={"thinking": False}))
+    with pytest.raises(TrainError, match=r"data: got a generator; a stream cannot be resumed"):
+        RLVR(data=(row for row in rows)).check()
+    parts = [{"path": str(tmp_path / "a.jsonl"), "weight": 2}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"q": 1, "prompt": "p", "completion": "c"}))
+    assert len(examples_of(Warmup(data=parts))) == 2
+    with pytest.raises(TrainError, match=r"warmup.data: mixture: expected a part with path"):
+        examples_of(Warmup(data=[{"path": "a.jsonl", "wieght": 2}]))
+
+
+def test_data_in_a_config(tmp_path):
+    for name, rows in (("a", [{"q": "p", "completion": "c"}] * 3), ("b", [{"text": "once"}] * 2)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "run.toml"
+    path.write_text(f"""
+        [warmup]
+        data = [
+            {{path = "{tmp_path}/a.jsonl", weight = 2, columns = {{prompt = "q"}}}},
+            "{tmp_path}/b.jsonl",
+        ]
+        chat_template_kwargs = {{enable_thinking = false}}
+        [rlvr]
+        data = "{tmp_path}/a.jsonl"
+        prompt = "q"
+        answer = "none"
+        [held_out]
+        data = "{tmp_path}/a.jsonl"
+        prompt = "q"
+        answer = "none"
+    """)
+    config = load_config(path)
+    mixed = examples_of(config.warmup)
+    assert [e["prompt"] for e in mixed] == ["p"] * 6 + [""] * 2
+    assert mixed[-1]["completion"] == "once"
+    assert mixed[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert examples_of(config.rlvr) == examples_of(config.held_out) == [{"prompt": "p", "completion": "c"}] * 3
+    with pytest.raises(TrainError, match=r"held_out.data: .*no column 'question'"):
+        examples_of(HeldOutConfig(data=f"{tmp_path}/a.jsonl", prompt="question"))
+
+
+def test_rewards_on_the_command_line():
+    assert reward_names("a.py:f") == "a.py:f"
+    assert reward_names("a.py:f(x=1,y=2),b:g") == ["a.py:f(x=1,y=2)", "b:g"]
