@@ -43,7 +43,13 @@ def test_conversations_and_template_arguments_of_a_stage(tmp_path):
 
 
 def test_data_in_a_config(tmp_path):
-    for name, rows in (("a", [{"q": "p", "completion": "c"}] * 3), ("b", [{"text": "once"}] * 2)):
+    chat = [{"role": "user", "content": "hi"}]
+    parts = {
+        "a": [{"q": "p", "completion": "c"}] * 3,
+        "b": [{"text": "once"}] * 2,
+        "c": [{"prompt": chat, "completion": "hello"}],
+    }
+    for name, rows in parts.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "run.toml"
     path.write_text(f"""
@@ -51,6 +57,7 @@ def test_data_in_a_config(tmp_path):
         data = [
             {{path = "{tmp_path}/a.jsonl", weight = 2, columns = {{prompt = "q"}}}},
             "{tmp_path}/b.jsonl",
+            "{tmp_path}/c.jsonl",
         ]
         chat_template_kwargs = {{enable_thinking = false}}
         [rlvr]
@@ -64,9 +71,9 @@ def test_data_in_a_config(tmp_path):
     """)
     config = load_config(path)
     mixed = examples_of(config.warmup)
-    assert [e["prompt"] for e in mixed] == ["p"] * 6 + [""] * 2
-    assert mixed[-1]["completion"] == "once"
-    assert mixed[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert [e["prompt"] for e in mixed] == ["p"] * 6 + [""] * 2 + [chat]
+    assert mixed[-2]["completion"] == "once"
+    assert mixed[-1]["chat_template_kwargs"] == {"enable_thinking": False}
     assert examples_of(config.rlvr) == examples_of(config.held_out) == [{"prompt": "p", "completion": "c"}] * 3
     with pytest.raises(TrainError, match=r"held_out.data: .*no column 'question'"):
         examples_of(HeldOutConfig(data=f"{tmp_path}/a.jsonl", prompt="question"))
