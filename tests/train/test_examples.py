@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from warpup._command_line import parse
 from warpup.train import RLVR, TrainError, Warmup
-from warpup.train.config import HeldOutConfig, load_config
-from warpup.train.examples import examples_of, reward_names
+from warpup.train.config import HeldOutConfig, TrainConfig, load_config
+from warpup.train.examples import examples_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,6 +80,20 @@ def test_data_in_a_config(tmp_path):
         examples_of(HeldOutConfig(data=f"{tmp_path}/a.jsonl", prompt="question"))
 
 
-def test_rewards_on_the_command_line():
-    assert reward_names("a.py:f") == "a.py:f"
-    assert reward_names("a.py:f(x=1,y=2),b:g") == ["a.py:f(x=1,y=2)", "b:g"]
+def test_on_the_command_line():
+    def rlvr(*arguments, default=None):
+        return parse(TrainConfig, list(arguments), "warpup train [CONFIG]", default).rlvr
+
+    assert rlvr("--rlvr.reward", "a.py:f").reward == "a.py:f"
+    two = rlvr("--rlvr.reward", "a.py:f(x=1,y=2),b:g", "--rlvr.reward-weights", "1", ".5")
+    assert two.reward == ["a.py:f(x=1,y=2)", "b:g"]
+    assert two.reward_weights == (1.0, 0.5)
+    given = rlvr("--rlvr.chat-template-kwargs", '{"thinking": false}', "--rlvr.data", "a.jsonl")
+    assert given.chat_template_kwargs == {"thinking": False}
+    assert given.data == "a.jsonl"
+    # What no flag changes stays as the file has it.
+    parts = TrainConfig(rlvr=RLVR(data=({"path": "a"}, "b"), reward=("a:f", "b:g"), chat_template_kwargs={"a": 1}))
+    kept = rlvr("--rlvr.steps", "3", default=parts)
+    assert (kept.data, kept.reward, kept.chat_template_kwargs) == (({"path": "a"}, "b"), ("a:f", "b:g"), {"a": 1})
+    with pytest.raises(TrainError, match=r"chat-template-kwargs"):
+        rlvr("--rlvr.chat-template-kwargs", "thinking")

@@ -6,13 +6,10 @@ import sys
 from collections.abc import Callable, Sequence, Sized
 from typing import Annotated, Any
 
-import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from .checks import check_unused
 from .errors import TrainError
-
-Data = Annotated[str | Sequence[dict[str, Any] | str], tyro.conf.arg(constructor=str)]
-TemplateArguments = Annotated[dict[str, Any] | None, tyro.conf.arg(constructor=json.loads, metavar="JSON")]
 
 
 def reward_names(text: str) -> str | list[str]:
@@ -21,7 +18,18 @@ def reward_names(text: str) -> str | list[str]:
     return names if len(names) > 1 else text
 
 
-RewardName = Annotated[str | Callable | Sequence[str | Callable], tyro.conf.arg(constructor=reward_names)]
+def _one_value(metavar: str, read: Callable[[str], Any], write: Callable[[Any], str]) -> PrimitiveConstructorSpec:
+    """How tyro reads an option of one word, and writes its default."""
+    return PrimitiveConstructorSpec(1, metavar, lambda words: read(words[0]), lambda value: True, lambda v: [write(v)])
+
+
+def _listed(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+Data = Annotated[str | Sequence[dict[str, Any] | str], _one_value("STR", str, _listed)]
+RewardName = Annotated[str | Callable | Sequence[str | Callable], _one_value("NAME[,NAME]", reward_names, _listed)]
+TemplateArguments = Annotated[dict[str, Any] | None, _one_value("JSON", json.loads, json.dumps)]
 
 
 def examples_of(stage) -> list[dict[str, Any]]:
