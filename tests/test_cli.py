@@ -58,6 +58,7 @@ QUICK_CALLS = [
     ("continual", "--jobs", "-1"),
     ("sample", "run"),
     ("init", "--modle", "x"),
+    ("report", "--help"),
     ("eval", "run", "--seeds", "3"),
 ]
 

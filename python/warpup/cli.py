@@ -13,6 +13,7 @@ COMMANDS = {  # name -> (where its function is, what it does)
     "train": ("warpup.train.commands:train", "warm up and reinforce your own model on your own data"),
     "sample": ("warpup.train.commands:sample", "print completions of a trained model"),
     "eval": ("warpup.train.commands:eval", "measure a trained model on held-out examples"),
+    "report": ("warpup.train.report:report", "write report.html of a run: curves, samples, settings"),
     "certify": (
         "warpup.apps.certify.command:certify",
         "train an image classifier whose answers are proven within eps, print its errors, write report.html",

@@ -36,7 +36,7 @@ def test_tables_and_pages(tmp_path, capsys, monkeypatch):
     assert "a line that is longer than forty columns of a terminal\n" in text
     assert any(line.split() == ["a", "1"] for line in text.splitlines())
     assert html_table(["<a>"], [["&"], ["b"]]) == (
-        "<table><tr><th>&lt;a&gt;</th></tr><tr><td>&amp;</td></tr><tr><td>b</td></tr></table>"
+        '<div class="table"><table><tr><th>&lt;a&gt;</th></tr><tr><td>&amp;</td></tr><tr><td>b</td></tr></table></div>'
     )
     page = write_page(tmp_path, "a title", "<h1>body</h1>").read_text()
     assert page.startswith("<!doctype html>")

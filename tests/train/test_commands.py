@@ -19,6 +19,8 @@ def test_train_sample_eval(project, capsys):
     code, out, _ = call(capsys, "train", "run.toml", "--rlvr.lr", "0.001")
     assert code == 0
     assert "run/model" in out
+    assert "run/report.html" in out
+    assert "RLVR: 2 steps" in (project / "run" / "report.html").read_text()
     log = [json.loads(line) for line in (project / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in log] == [
         *(("1-warmup", step) for step in range(4)),

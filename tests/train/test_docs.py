@@ -11,6 +11,7 @@ from warpup.train.config import TrainConfig, fill
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 PAGES = ("train", "demo", "certify", "continual")
+COMMANDS = {"train": ("init", "train", "sample", "eval", "report"), "demo": ("demo", "eval")}  # that a page is about
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -34,7 +35,7 @@ def test_commands_and_options_exist(capsys):
 
     for page in PAGES:
         known = ""
-        for command in {"train": ("init", "train", "sample", "eval"), "demo": ("demo", "eval")}.get(page, (page,)):
+        for command in COMMANDS.get(page, (page,)):
             with pytest.raises(SystemExit):
                 cli.main([command, "--help"])
             known += capsys.readouterr().out

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Point = tuple[float, float, float]  # x, mean, spread
 SIZE = (5.0, 2.9)  # inches, of 72 units in the SVG
 # Stand-ins that `inline_svg` turns into variables of the page's style, so that one picture serves light and dark.
-INK, SOFT, GRID = "#010203", "#020304", "#030405"
+INK, SOFT, GRID, ACCENT = "#010203", "#020304", "#030405", "#040506"
 STYLE = {
     "svg.fonttype": "none",  # words stay words: selectable, in the page's font
     "svg.hashsalt": "warpup",  # the same picture from the same numbers
@@ -47,11 +47,15 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: points (x, mean, spread), joined in order; a spread above 0 draws a band of +- spread around it."""
+    """One curve: points (x, mean, spread), joined in order; a spread above 0 draws a band of +- spread around it.
+
+    Without a label it is not in the legend. faint: thin and pale, to lie under a running mean.
+    """
 
     label: str
     color: str
     points: Sequence[Point]
+    faint: bool = False
 
 
 def line_chart(
@@ -68,7 +72,8 @@ def line_chart(
     with _style():
         for line in lines:
             x, mean, spread = zip(*line.points, strict=True)
-            axes.plot(x, mean, color=line.color, label=line.label, marker="o" if len(x) <= 30 else "", markersize=3.5)
+            look = {"alpha": 0.3, "linewidth": 0.8} if line.faint else {"marker": "o" if len(x) <= 30 else ""}
+            axes.plot(x, mean, color=line.color, label=line.label or "_", markersize=3.5, **look)
             if any(spread):
                 low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
                 axes.fill_between(x, low, high, color=line.color, alpha=0.18, linewidth=0)
@@ -76,7 +81,8 @@ def line_chart(
         axes.set_xmargin(0.02)
         axes.set_yscale("log" if log_y else "linear")
         axes.set_ylim(*y_range)
-        axes.legend()
+        if any(line.label for line in lines):
+            axes.legend()
     return figure
 
 
@@ -100,7 +106,7 @@ def bar_chart(bars: Sequence[tuple[str, str, Sequence[tuple[float, float, float]
 
 
 def inline_svg(figure: Figure, title: str) -> str:
-    """The figure under a title, as an `<svg>` element for an HTML page whose style sets --ink, --soft and --grid."""
+    """The figure under a title, as an `<svg>` element for an HTML page whose style sets --ink and the other colors."""
     buffer = io.StringIO()
     with _style():
         figure.axes[0].set_title(title)
@@ -108,7 +114,7 @@ def inline_svg(figure: Figure, title: str) -> str:
     svg = buffer.getvalue()
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg[svg.index("<svg") :])  # HTML knows them
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
-    for stand_in, name in ((INK, "ink"), (SOFT, "soft"), (GRID, "grid")):
+    for stand_in, name in ((INK, "ink"), (SOFT, "soft"), (GRID, "grid"), (ACCENT, "accent")):
         svg = svg.replace(stand_in, f"var(--{name})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
 

@@ -11,21 +11,27 @@ from typing import Any
 from ._charts import Point
 
 STYLE = """
-:root{--ink:#1b1f24;--soft:#5b6470;--grid:#d8dee4;--page:#fff;--card:#f6f8fa;--good:#1a7f37;--bad:#c0362c}
+:root{--ink:#1b1f24;--soft:#5b6470;--grid:#d8dee4;--page:#fff;--card:#f6f8fa;--good:#1a7f37;--bad:#c0362c;--accent:#2f6fdb}
 @media(prefers-color-scheme:dark){
-:root{--ink:#e6edf3;--soft:#9aa4af;--grid:#30363d;--page:#0d1117;--card:#161b22;--good:#56d364;--bad:#ff7b72}}
+:root{--ink:#e6edf3;--soft:#9aa4af;--grid:#30363d;--page:#0d1117;--card:#161b22;--good:#56d364;--bad:#ff7b72;--accent:#6ca4ff}}
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page)}
 body{max-width:1000px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem}
 p{max-width:46rem}.soft{color:var(--soft)}
 table{border-collapse:collapse;width:100%}
+.table{overflow-x:auto}
 th,td{padding:.35rem .6rem;text-align:right;border-bottom:1px solid var(--grid)}
 th:first-child,td:first-child{text-align:left}th{font-weight:600;color:var(--soft)}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(400px,1fr));gap:1rem}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:1rem}
 svg{background:var(--card);border-radius:8px;width:100%;height:auto;padding:.4rem;box-sizing:border-box}
 svg text{font-family:system-ui,sans-serif!important}
 .trace{background:var(--card);border-radius:8px;padding:.7rem 1rem;margin:.8rem 0}
 .trace pre{white-space:pre-wrap;margin:.2rem 0 .7rem;font-size:12.5px}
+.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.4rem 0}
+.tiles div{background:var(--card);border-radius:8px;padding:.7rem 1rem;flex:1 1 8rem}
+.tiles b{display:block;font-size:1.2rem;font-weight:600;white-space:nowrap}
+.tiles span{color:var(--soft);font-size:.85rem}
+details{margin:1rem 0}summary{cursor:pointer;color:var(--accent);margin-bottom:.6rem}
 .right{color:var(--good)}.wrong{color:var(--bad)}mark{background:#f5c54288;color:inherit;border-radius:3px}
 """
 
@@ -82,7 +88,7 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of plain texts."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def write_page(out: Path, title: str, body: str) -> Path:

@@ -25,6 +25,7 @@ def train(arguments: list[str]) -> None:
     from .log import ProgressBar, quiet_transformers
     from .models import start_model
     from .recipe import Recipe
+    from .report import write_report
     from .run import HeldOut
 
     file = TrainConfig()
@@ -50,7 +51,7 @@ def train(arguments: list[str]) -> None:
     with ProgressBar() as bar:
         recipe.run(model, tokenizer, config.out, seed=config.seed, report=bar, held_out=held_out)
     (Path(config.out) / "train.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-    print(f"trained model: {Path(config.out) / 'model'}   numbers: {Path(config.out) / 'metrics.jsonl'}")
+    print(f"trained model: {Path(config.out) / 'model'}   numbers and curves: {write_report(config.out)}")
 
 
 @dataclass
