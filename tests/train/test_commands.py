@@ -145,3 +145,19 @@ def test_ctrl_c_saves_and_the_same_command_resumes(project):
     assert "Traceback" not in text
     [saved] = (project / "run" / "1-warmup").glob("step-*")
     assert int(saved.name[5:]) == metrics.read_text().count("\n")
+
+
+def test_held_out_rewards_run_where_those_of_a_stage_do(project, capsys):
+    """Several, in workers with a time limit; a wrong setting is told before the model is loaded."""
+    (project / "mine.py").write_text(
+        "import os\n\ndef score(completion, example):\n    return float(len(set(completion.split())))\n\n"
+        f"def elsewhere(completion, example):\n    return 100.0 * (os.getpid() != {os.getpid()})\n"
+    )
+    old = 'data = "test.jsonl"\nreward = "mine.py:score"\n'
+    new = old.replace('"mine.py:score"', '["mine.py:score", "mine.py:elsewhere"]') + "reward_timeout = 60\n"
+    (project / "run.toml").write_text(CONFIG.replace(old, new + "reward_workers = 1\n"))
+    assert call(capsys, "train", "run.toml")[0] == 0
+    first = json.loads((project / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["held_out_reward"] > 100
+    (project / "run.toml").write_text(CONFIG.replace(old, new).replace('model = "start"', 'model = "nowhere"'))
+    assert "reward_timeout: a call of score in this process cannot be stopped" in error(capsys, "train", "run.toml")

@@ -12,6 +12,7 @@ import tyro
 from warpup._command_line import parse
 
 from .errors import TrainError, UsageError
+from .examples import RewardName
 
 RUN = tyro.conf.Positional
 
@@ -35,10 +36,9 @@ def train(arguments: list[str]) -> None:
     check_config_of_run(config, file)
     if config.threads:
         torch.set_num_threads(config.threads)
-    held = config.held_out
-    held_out = (
-        HeldOut(examples_of(held), held.reward, held.points, held.samples, held.max_new_tokens) if held.data else None
-    )
+    held, held_out = config.held_out, None
+    if held.data:
+        held_out = HeldOut(examples_of(held), held.reward_set(), held.points, held.samples, held.max_new_tokens)
     quiet_transformers()
     model, tokenizer = start_model(config)
     recipe = Recipe(
@@ -132,7 +132,7 @@ class EvalArguments:
     """Folder of a run or of a model."""
     data: str = ""
     """Examples with prompt and answer; default: the run's own held-out data."""
-    reward: str = ""
+    reward: RewardName = ""
     """`module:function` or `file.py:function`; default: the run's own, else the puzzle verifier."""
     samples: int = 4
     """Sampled completions of each example beside the greedy one."""
@@ -197,7 +197,7 @@ def eval(arguments: list[str]) -> None:
     quiet_transformers()
     folder = newest_model(given.run)
     model, tokenizer = load_model(folder)
-    examples = examples_of(held)
+    examples, rewards = examples_of(held), held.reward_set()
     words = split_words(given.words or ",".join(REFLECTION_WORDS if held.reward == VERIFIER else WORDS))
     options = {
         "samples": given.samples,
@@ -211,14 +211,14 @@ def eval(arguments: list[str]) -> None:
         all_seeds = range(seed, seed + seeds)
         with ProgressBar() as bar:
             rows = compare(
-                model, tokenizer, examples, held.reward, given.schedule, words, all_seeds, bar, **options
+                model, tokenizer, examples, rewards, given.schedule, words, all_seeds, bar, **options
             )  # fmt: skip
         if given.json:
             print(json.dumps(rows))
         else:
             show(rows, Path(given.run))
         return
-    found = evaluate(model, tokenizer, examples, held.reward, seed=seed, reflection_words=words, **options)
+    found = evaluate(model, tokenizer, examples, rewards, seed=seed, reflection_words=words, **options)
     numbers = found.numbers()
     if given.json:
         print(json.dumps(numbers))

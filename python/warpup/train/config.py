@@ -12,10 +12,10 @@ from typing import Any
 
 from .checks import check_not_negative, check_positive, check_unused
 from .errors import TrainError
-from .examples import TemplateArguments
+from .examples import RewardName, TemplateArguments
 from .lora import LoRA
 from .precision import Precision
-from .rewards import VERIFIER
+from .rewards import VERIFIER, RewardSet
 from .rlvr import RLVR
 from .warmup import Warmup
 
@@ -26,8 +26,13 @@ class HeldOutConfig:
 
     data: str = ""
     """A path or `hub:name`; empty: nothing is held out."""
-    reward: str = VERIFIER
-    """`module:function` or `file.py:function`."""
+    reward: RewardName = VERIFIER
+    """`module:function` or `file.py:function`; a list of several, whose sum counts, and as accuracy the first that
+    tells."""
+    reward_timeout: float | None = None
+    """Seconds that a call of a reward may take before it is stopped and counts as failed, as in a stage."""
+    reward_workers: int = 0
+    """Processes that call the rewards; 0: they are called one after another in the training process."""
     points: int = 10
     """How often to measure in each stage."""
     samples: int = 0
@@ -47,6 +52,11 @@ class HeldOutConfig:
         """Raise TrainError on settings that cannot be."""
         check_positive(self, "points", "max_new_tokens", place="held_out")
         check_not_negative(self, "samples", place="held_out")
+        self.reward_set()
+
+    def reward_set(self) -> RewardSet:
+        """The rewards; TrainError on what cannot be."""
+        return RewardSet(self.reward, timeout=self.reward_timeout, workers=self.reward_workers)
 
 
 @dataclass

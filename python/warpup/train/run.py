@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .errors import Interrupted, TrainError
 from .evaluation import evaluate
 from .log import MetricsLog, Report, quiet
 from .precision import computing
+from .rewards import Reward, RewardSet
 
 PATIENCE = 5  # steps in a row without a finite loss before a run gives up
 
@@ -37,7 +38,7 @@ class HeldOut:
     """
 
     data: Sequence[Mapping]
-    reward: str | Callable
+    reward: Reward | Sequence[Reward] | RewardSet
     points: int = 10
     samples: int = 0
     max_new_tokens: int = 256
