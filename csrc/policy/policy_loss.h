@@ -32,9 +32,9 @@ inline constexpr int64_t kPolicyPiece = 8192;
 // tokens of the row (`spreads`).
 template <class Acc>
 struct PolicySums {
-  Acc loss, tokens, clipped_low, clipped_high, dual, ratio, ratio_max, approx_kl, ref_kl, slope;
+  Acc loss, tokens, clipped_low, clipped_high, dual, ratio, ratio_max, approx_kl, ref_kl, entropy, slope;
 };
-inline constexpr int kPolicySums = 10;
+inline constexpr int kPolicySums = 11;
 
 // Of a piece of a row longer than a piece, before its ratio is known: the sum of row_term, and the tokens.
 template <class Acc>
@@ -44,8 +44,9 @@ struct RowSums {
 inline constexpr int kPolicyScratch = kPolicySums + 2;
 
 // metrics, in this order: tokens; the fractions clipped low, high, dual; mean and maximum of the ratio; approx_kl, the
-// mean of r - 1 - log r with each token's own r; the mean of the KL to the reference, kl_coef included unless it is 0.
-inline constexpr int kPolicyMetrics = 8;
+// mean of r - 1 - log r with each token's own r; the means of the KL to the reference and of the entropy, without their
+// coefficients, 0 where they are not given.
+inline constexpr int kPolicyMetrics = 9;
 
 enum PolicyState { kWeight, kRatio, kRatioNegative, kSlope, kPolicyState };  // columns of row_state
 
@@ -104,7 +105,6 @@ struct PolicyLossArgs {
   PolicyFormula formula;
   PolicyLevel level;
   bool kl_corrected;  // the KL is multiplied by the ratio
-  bool kl_counts;     // the KL is part of the loss; else it is a metric only
   PolicyParams params;
   bool per_sequence;  // each sequence counts once, by the mean over its tokens
   Denominator denominator;

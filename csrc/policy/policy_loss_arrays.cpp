@@ -43,7 +43,7 @@ void backward(WARPUP_POLICY_PARAMETERS const View& row_state, const View& grad_l
 WARPUP_ARRAYS(m) {
   m.def("policy_loss",
         "A policy-gradient loss of token log-probs, padded [batch, length] or packed [total] with cu_seqlens.\n\n"
-        "loss [], metrics [8] and, for the backward, row_state [sequences, 4] are written; partials [slots, 12] is\n"
+        "loss [], metrics [9] and, for the backward, row_state [sequences, 4] are written; partials [slots, 13] is\n"
         "scratch, slots = batch * ceil(length / 8192), packed total // 8192 + sequences. All floating arrays have one\n"
         "dtype, float32 or float64; mask is bool or uint8, cu_seqlens int64, denominator one float32 number.\n"
         "What the options mean: csrc/policy/policy_loss_math.h; which of them make a published loss: POLICY_KINDS in\n"

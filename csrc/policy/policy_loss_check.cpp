@@ -84,8 +84,8 @@ PolicyParams params_of(const char* op, PolicyFormula formula, const PolicyOption
   params.tau_positive = o.tau_positive, params.tau_negative = o.tau_negative;
   params.k_positive = o.k_positive, params.lambda_positive = o.lambda_positive;
   params.k_negative = o.k_negative, params.lambda_negative = o.lambda_negative;
-  params.kl = find(op, "kl", o.kl, kEstimators), params.kl.coef = o.kl_coef;
-  params.entropy_coef = o.entropy_coef;
+  params.kl = find(op, "kl", o.kl, kEstimators);
+  params.kl_coef = o.kl_coef, params.entropy_coef = o.entropy_coef;
   return params;
 }
 
@@ -173,7 +173,6 @@ PolicyLossArgs<T> args_of(const char* op, const PolicyInputs& in, const PolicyOp
   args.level = find(op, "level", o.level, kLevels);
   args.params = params_of(op, args.formula, o);
   args.kl_corrected = o.kl_corrected;
-  args.kl_counts = o.kl_coef != 0;
   args.denominator = find(op, "normalizer", o.normalizer, kNormalizers);
   args.per_sequence = o.normalizer == "sequence";
   if (o.denominator_scalar != 0) args.denominator = Denominator::given, args.denominator_scalar = o.denominator_scalar;
@@ -212,7 +211,6 @@ void policy_loss(const PolicyInputs& inputs, const PolicyOptions& options, const
   const View& logp = inputs.logp;
   dispatch(op, logp, [&]<class T>() {
     auto args = args_of<T>(op, inputs, options);
-    if (!args.kl_counts) args.params.kl.coef = 1;  // a metric only, which has no coefficient
     if (denominator) {
       Argument(op, "normalizer", *denominator).dtype({DType::f32}).on(logp.device);
       if (denominator->numel() != 1) fail(op, ": normalizer must hold 1 number, got shape ", shape_of(*denominator));
@@ -239,7 +237,7 @@ void policy_loss_backward(const PolicyInputs& inputs, const PolicyOptions& optio
   dispatch(op, logp, [&]<class T>() {
     PolicyLossBackwardArgs<T> args{};
     args.forward = args_of<T>(op, inputs, options);
-    if (!args.forward.kl_counts) {  // a metric has no gradient, and 0 * inf would be one
+    if (options.kl_coef == 0) {  // a metric has no gradient, and 0 * inf would be one
       args.forward.ref_logp = {}, args.forward.ref_kl = {}, args.forward.kl_corrected = false;
     }
     args.forward.row_state = output<T>(op, "row_state", row_state, logp, args.forward.layout.batch * kPolicyState);

@@ -68,7 +68,7 @@ struct PolicyOptions {
 // How many pieces of rows scratch is needed for; see PolicyLayout.
 int64_t policy_slots(const View& logp, const OptionalView& cu_seqlens);
 
-// loss [], metrics [8] and row_state [sequences, 4] are written; partials [slots, 12] is scratch. denominator: one
+// loss [], metrics [9] and row_state [sequences, 4] are written; partials [slots, 13] is scratch. denominator: one
 // float32 number on the device, in place of denominator_scalar.
 void policy_loss(const PolicyInputs& inputs, const PolicyOptions& options, const OptionalView& denominator,
                  const View& loss, const View& metrics, const View& row_state, const View& partials);

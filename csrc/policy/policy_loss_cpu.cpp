@@ -37,7 +37,7 @@ struct Run {
   T on[kRun], x[kRun], advantage[kRun];  // x: logp - old_logp
   T r[kRun], ratio[kRun];                // e^x, and the formula's
   T loss[kRun], slope[kRun];             // of the policy term
-  T kl[kRun], kl_slope[kRun];            // what is added to it
+  T kl[kRun], kl_slope[kRun];            // of the KL that is added to it, without its coefficient
   T open[kRun];                          // the tokens that a shared slope flows to
 };
 
@@ -106,7 +106,7 @@ WARPUP_CLONES void policy_run(const T* logp, int64_t n, bool by_row, T positive,
       approx_kl += r - T(1) - x;
     }
   }
-  if constexpr (kForward) *out = {T(0), tokens, low, high, dual, ratios, ratio_max, approx_kl, T(0), T(0)};
+  if constexpr (kForward) *out = {T(0), tokens, low, high, dual, ratios, ratio_max, approx_kl, T(0), T(0), T(0)};
 }
 
 // penalty |x|, then the weights.
@@ -138,55 +138,58 @@ WARPUP_CLONES void kl_run(const T* logp, const T* ref, int64_t n, const KlWeight
   }
 }
 
-// The caller's KL, and the correction by the ratio. A KL that counts has a gradient through that ratio too.
+// The caller's KL, and the correction by the ratio. A KL that counts (coef is not 0) has a gradient through it too.
 template <class T>
-WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, bool counts, int64_t n,
-                              Run<T>* __restrict run) {
+WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, int64_t n, Run<T>* __restrict run) {
   if (ref_kl) {
 #pragma omp simd
     for (int64_t t = 0; t < n; ++t) {
-      const T kl = coef * ref_kl[t];
+      const T kl = ref_kl[t];
       run->kl[t] += run->on[t] != 0 ? kl : T(0);
     }
   }
   if (corrected) {
     const T* q = by_row ? run->ratio : run->r;
-    T* shared = by_row ? run->slope : run->kl_slope;
+    T* through = by_row ? run->slope : run->kl_slope;
+    const T weight = by_row ? coef : T(1);
 #pragma omp simd
     for (int64_t t = 0; t < n; ++t) run->kl[t] *= q[t], run->kl_slope[t] *= q[t];
-    if (!counts) return;
+    if (coef == 0) return;
 #pragma omp simd
-    for (int64_t t = 0; t < n; ++t) shared[t] += run->kl[t];
+    for (int64_t t = 0; t < n; ++t) through[t] += weight * run->kl[t];
   }
 }
 
 template <class T>
-WARPUP_CLONES void sum_run(const T* entropy, T coef, bool kl_counts, int64_t n, const Run<T>& run, PolicySums<T>* out) {
+WARPUP_CLONES void sum_run(const T* entropy, T entropy_coef, T kl_coef, int64_t n, const Run<T>& run,
+                           PolicySums<T>* out) {
   T loss = 0, kl = 0, slope = 0;
 #pragma omp simd reduction(+ : loss, kl, slope)
   for (int64_t t = 0; t < n; ++t) loss += run.loss[t], kl += run.kl[t], slope += run.slope[t];
-  out->ref_kl = kl, out->slope = slope, out->loss = kl_counts ? loss + kl : loss;
+  out->ref_kl = kl, out->slope = slope, out->loss = loss;
+  if (kl_coef != 0) out->loss += kl_coef * kl;  // a KL that is only measured may be infinite
   if (!entropy) return;
-  T bonus = 0;
-#pragma omp simd reduction(+ : bonus)
+  T total = 0;
+#pragma omp simd reduction(+ : total)
   for (int64_t t = 0; t < n; ++t) {
-    const T h = coef * entropy[t];
-    bonus += run.on[t] != 0 ? h : T(0);
+    const T h = entropy[t];
+    total += run.on[t] != 0 ? h : T(0);
   }
-  out->loss -= bonus;
+  out->entropy = total;
+  if (entropy_coef != 0) out->loss -= entropy_coef * total;
 }
 
 template <class T>
-WARPUP_CLONES void write_run(T scale, const T* state, bool spread, bool clipped, int64_t n, const Run<T>& run,
-                             T* __restrict grad) {
+WARPUP_CLONES void write_run(T scale, T kl_coef, const T* state, bool spread, bool clipped, int64_t n,
+                             const Run<T>& run, T* __restrict grad) {
   const T slope = state[kSlope];
   const T* open = clipped ? run.open : run.on;
   if (spread) {
 #pragma omp simd
-    for (int64_t t = 0; t < n; ++t) grad[t] = scale * (slope * open[t] + run.kl_slope[t]);
+    for (int64_t t = 0; t < n; ++t) grad[t] = scale * (slope * open[t] + kl_coef * run.kl_slope[t]);
   } else {
 #pragma omp simd
-    for (int64_t t = 0; t < n; ++t) grad[t] = scale * (slope * run.slope[t] + run.kl_slope[t]);
+    for (int64_t t = 0; t < n; ++t) grad[t] = scale * (slope * run.slope[t] + kl_coef * run.kl_slope[t]);
   }
 }
 
@@ -226,8 +229,7 @@ void evaluate(const PolicyLossArgs<T>& args, const Inputs<T>& in, const T* state
     std::fill_n(run->kl, n, T(0)), std::fill_n(run->kl_slope, n, T(0));
   }
   if (in.ref_kl || args.kl_corrected) {
-    add_kl_run(in.ref_kl, T(args.params.kl.coef), args.kl_corrected, corrects_by_row(args.level), args.kl_counts, n,
-               run);
+    add_kl_run(in.ref_kl, T(args.params.kl_coef), args.kl_corrected, corrects_by_row(args.level), n, run);
   }
 }
 
@@ -258,7 +260,7 @@ PolicySums<T> forward_piece(const PolicyLossArgs<T>& args, const PolicyLayout::P
     const Inputs<T> in(args, piece.row, begin);
     PolicySums<T> s;
     evaluate<kFormula, true>(args, in, state, n, &run, &s);
-    sum_run(in.entropy, T(args.params.entropy_coef), args.kl_counts, n, run, &s);
+    sum_run(in.entropy, T(args.params.entropy_coef), T(args.params.kl_coef), n, run, &s);
     sums = add(sums, cast<double>(s));
   });
   return cast<T>(sums);
@@ -274,10 +276,10 @@ void backward_piece(const PolicyLossBackwardArgs<T>& args, const PolicyLayout::P
   for_each_run(piece, [&](int64_t begin, int64_t n) {
     const Inputs<T> in(f, piece.row, begin);
     evaluate<kFormula, false>(f, in, state, n, &run, static_cast<PolicySums<T>*>(nullptr));
-    write_run(scale, state, spreads(f.level), kFormula == PolicyFormula::geometric, n, run,
+    write_run(scale, T(f.params.kl_coef), state, spreads(f.level), kFormula == PolicyFormula::geometric, n, run,
               args.grad_logp + row + begin);
     const T* q = !f.kl_corrected ? nullptr : corrects_by_row(f.level) ? run.ratio : run.r;
-    if (args.grad_ref_kl) write_linear(scale * T(f.params.kl.coef), q, n, run, args.grad_ref_kl + row + begin);
+    if (args.grad_ref_kl) write_linear(scale * T(f.params.kl_coef), q, n, run, args.grad_ref_kl + row + begin);
     if (args.grad_entropy) {
       write_linear(-scale * T(f.params.entropy_coef), static_cast<const T*>(nullptr), n, run,
                    args.grad_entropy + row + begin);

@@ -16,7 +16,7 @@ template <class T, PolicyFormula kFormula>
 struct Token {
   T log_ratio, r, ratio;  // r: the token's own; ratio: the formula's
   PolicyTerm<T> policy;   // weighted
-  KlTerm<T> kl;           // what is added to it
+  KlTerm<T> kl;           // of the KL that is added to it, without its coefficient
   T kl_ratio;             // that corrects the KL, or 1
   bool open;              // the slope that the row's tokens share flows to it
 
@@ -38,11 +38,17 @@ struct Token {
     }
     kl = {T(0), T(0)}, kl_ratio = T(1);
     if (a.ref_logp) kl = kl_term(at(a.ref_logp) - logp, kl_weights<T>(a.params));
-    if (a.ref_kl) kl.value += T(a.params.kl.coef) * at(a.ref_kl);
+    if (a.ref_kl) kl.value += at(a.ref_kl);
     if (a.kl_corrected) {
       kl_ratio = corrects_by_row(a.level) ? ratio : r;
       kl.value *= kl_ratio, kl.slope *= kl_ratio;
-      if (a.kl_counts) (corrects_by_row(a.level) ? policy.slope : kl.slope) += kl.value;
+      const T coef = T(a.params.kl_coef);
+      if (coef != 0) {  // a KL that counts has a gradient through its ratio too
+        if (corrects_by_row(a.level))
+          policy.slope += coef * kl.value;
+        else
+          kl.slope += kl.value;
+      }
     }
   }
 };
@@ -116,10 +122,13 @@ __global__ __launch_bounds__(kThreads) void policy_loss_kernel(const PolicyLossA
     if (!counts(args, piece.row, t)) continue;
     const Token<T, kFormula> token(args, piece.row, t, positive, negative);
     const PolicyTerm<T>& p = token.policy;
-    T loss = args.kl_counts ? p.loss + token.kl.value : p.loss;
-    if (args.entropy) loss -= T(args.params.entropy_coef) * args.entropy.row(args.layout, piece.row)[t];
+    const T kl_coef = T(args.params.kl_coef), entropy_coef = T(args.params.entropy_coef);
+    const T entropy = args.entropy ? args.entropy.row(args.layout, piece.row)[t] : T(0);
+    T loss = p.loss;
+    if (kl_coef != 0) loss += kl_coef * token.kl.value;  // what is only measured may be infinite
+    if (entropy_coef != 0) loss -= entropy_coef * entropy;
     sums = add(sums, {loss, T(1), p.clipped_low, p.clipped_high, p.dual, token.ratio, token.ratio,
-                      token.r - T(1) - token.log_ratio, token.kl.value, p.slope});
+                      token.r - T(1) - token.log_ratio, token.kl.value, entropy, p.slope});
   }
   sums = block_reduce<kThreads>(sums, Add{});
   if (threadIdx.x == 0) sums_of(args, blockIdx.x) = sums;
@@ -147,10 +156,10 @@ __global__ __launch_bounds__(kThreads) void policy_loss_backward_kernel(const Po
     if (counts(f, piece.row, t)) {
       const Token<T, kFormula> token(f, piece.row, t, state[kRatio], state[kRatioNegative]);
       const T policy = spreads(f.level) ? (token.open ? slope : T(0)) : slope * token.policy.slope;
-      grad = scale * (policy + token.kl.slope), linear = scale, kl_ratio = token.kl_ratio;
+      grad = scale * (policy + T(f.params.kl_coef) * token.kl.slope), linear = scale, kl_ratio = token.kl_ratio;
     }
     args.grad_logp[row + t] = grad;
-    if (args.grad_ref_kl) args.grad_ref_kl[row + t] = linear * T(f.params.kl.coef) * kl_ratio;
+    if (args.grad_ref_kl) args.grad_ref_kl[row + t] = linear * T(f.params.kl_coef) * kl_ratio;
     if (args.grad_entropy) args.grad_entropy[row + t] = -linear * T(f.params.entropy_coef);
   }
 }

@@ -37,10 +37,9 @@ WARPUP_HD bool corrects_by_row(PolicyLevel level) {
 
 // Weights of the estimators k1, k2 and k3 in the KL's value, and of their gradients in its gradient: a straight-through
 // estimator has the value of one and the gradient of another. |d| and the estimate are held at the limits, infinite but
-// for verl's estimator. coef multiplies both; the caller's own KL has only that.
+// for verl's estimator. The caller's own KL has none of them.
 template <class Acc>
 struct KlWeights {
-  Acc coef = 0;
   Acc k1 = 0, k2 = 0, k3 = 0, slope1 = 0, slope2 = 0, slope3 = 0;
   Acc input_limit = kInf<Acc>, output_limit = kInf<Acc>;
 };
@@ -52,7 +51,7 @@ struct PolicyParams {
   double k_positive, lambda_positive;  // gamma: where A >= 0
   double k_negative, lambda_negative;  // gamma: where A < 0
   KlWeights<double> kl;
-  double entropy_coef;  // of the bonus, which is subtracted
+  double kl_coef, entropy_coef;  // of the KL, and of the bonus, which is subtracted
 };
 
 // The parameters that kernels read in their loops, in the type of the tokens.
@@ -70,7 +69,7 @@ struct PolicyBounds {
 template <class Acc>
 WARPUP_HD KlWeights<Acc> kl_weights(const PolicyParams& p) {
   const KlWeights<double>& w = p.kl;
-  return {Acc(w.coef),   Acc(w.k1),     Acc(w.k2),          Acc(w.k3),          Acc(w.slope1),
+  return {Acc(w.k1),     Acc(w.k2),     Acc(w.k3),          Acc(w.slope1),
           Acc(w.slope2), Acc(w.slope3), Acc(w.input_limit), Acc(w.output_limit)};
 }
 
@@ -160,7 +159,7 @@ WARPUP_HD RowRatio row_ratio(PolicyLevel level, double sum, double tokens, const
 
 template <class Acc>
 struct KlTerm {
-  Acc value, slope;  // weighted; slope: d value / d logp
+  Acc value, slope;  // slope: d value / d logp
 };
 
 // With d = ref - logp:  k1 = -d,  k2 = d^2 / 2,  k3 = e^d - d - 1  (Schulman 2020).
@@ -171,7 +170,7 @@ WARPUP_HD KlTerm<Acc> kl_term(Acc d, const KlWeights<Acc>& w) {
   const Acc value = w.k3 * (e - held - Acc(1)) + held * (w.k2 * Acc(0.5) * held - w.k1);
   const Acc slope = w.slope1 - w.slope2 * held + w.slope3 * (Acc(1) - e);
   const bool over = value > w.output_limit;
-  return {w.coef * (over ? w.output_limit : value), held != d || over ? Acc(0) : w.coef * slope};
+  return {over ? w.output_limit : value, held != d || over ? Acc(0) : slope};
 }
 
 }  // namespace warpup

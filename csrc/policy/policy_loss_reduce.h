@@ -22,6 +22,7 @@ WARPUP_HD PolicySums<Acc> add(const PolicySums<Acc>& a, const PolicySums<Acc>& b
           a.ratio_max > b.ratio_max ? a.ratio_max : b.ratio_max,
           a.approx_kl + b.approx_kl,
           a.ref_kl + b.ref_kl,
+          a.entropy + b.entropy,
           a.slope + b.slope};
 }
 
@@ -31,8 +32,8 @@ WARPUP_HD PolicyTotals add(const PolicyTotals& a, const PolicyTotals& b) {
 
 template <class Acc, class T>
 WARPUP_HD PolicySums<Acc> cast(const PolicySums<T>& s) {
-  return {Acc(s.loss),  Acc(s.tokens),    Acc(s.clipped_low), Acc(s.clipped_high), Acc(s.dual),
-          Acc(s.ratio), Acc(s.ratio_max), Acc(s.approx_kl),   Acc(s.ref_kl),       Acc(s.slope)};
+  return {Acc(s.loss),      Acc(s.tokens),    Acc(s.clipped_low), Acc(s.clipped_high), Acc(s.dual), Acc(s.ratio),
+          Acc(s.ratio_max), Acc(s.approx_kl), Acc(s.ref_kl),      Acc(s.entropy),      Acc(s.slope)};
 }
 
 template <class T>
@@ -109,8 +110,8 @@ WARPUP_HD void write_results(const PolicyLossArgs<T>& args, const PolicyTotals& 
   const double per_token = s.tokens > 0 ? 1 / s.tokens : 0;
   *args.loss = s.tokens > 0 && denominator != 0 ? static_cast<T>(s.loss / denominator) : T(0);
   const double metrics[kPolicyMetrics] = {
-      s.tokens,    s.clipped_low * per_token, s.clipped_high * per_token, s.dual * per_token, s.ratio * per_token,
-      s.ratio_max, s.approx_kl * per_token,   s.ref_kl * per_token};
+      s.tokens,    s.clipped_low * per_token, s.clipped_high * per_token, s.dual * per_token,   s.ratio * per_token,
+      s.ratio_max, s.approx_kl * per_token,   s.ref_kl * per_token,       s.entropy * per_token};
   for (int i = 0; i < kPolicyMetrics; ++i) args.metrics[i] = static_cast<T>(metrics[i]);
 }
 

@@ -236,7 +236,7 @@ FUZZ(policy_loss) {
   const double counted = o.normalizer == "token" ? tokens : o.normalizer == "constant" ? double(n) : sequences;
   const double divided = with_denominator ? denominator[0] : o.denominator_scalar != 0 ? o.denominator_scalar : counted;
   const double summing = 8 * eps * (1 + double(length) / 64), m = tokens > 0 ? tokens : 1;
-  double total = 0, total_error = 0, want_metrics[8] = {tokens}, near[8] = {};
+  double total = 0, total_error = 0, want_metrics[9] = {tokens}, near[9] = {};
   std::vector<double> w(batch);
   for (int64_t b = 0; b < batch; ++b) {
     w[b] = count[b] > 0 ? 1 / (o.normalizer == "sequence" ? divided * count[b] : divided) : 0;
@@ -245,16 +245,19 @@ FUZZ(policy_loss) {
   for (int64_t i = 0; i < n; ++i) {
     if (masked(i)) continue;
     const PolicyToken &t = token[i], &e = error[i];
-    const double bonus = with_entropy ? -o.entropy_coef * entropy[i] : 0;
+    const double h = with_entropy ? entropy[i] : 0, bonus = -o.entropy_coef * h;
     const double in_loss = o.kl_coef != 0 ? 1 : 0;
     const double size = std::fabs(t.loss) + in_loss * std::fabs(t.kl) + std::fabs(bonus);
     total += w[row_of[i]] * (t.loss + in_loss * t.kl + bonus);
     total_error += w[row_of[i]] * (e.loss + in_loss * e.kl + summing * size);
-    const double parts[] = {t.low, t.high, t.dual, 0, 0, 0, t.kl};
-    const double errors[] = {e.low, e.high, e.dual, 0, 0, 0, e.kl + summing * std::fabs(t.kl)};
-    for (int k = 0; k < 7; ++k) want_metrics[k + 1] += parts[k], near[k + 1] += errors[k];
+    const double coef = o.kl_coef != 0 ? o.kl_coef : 1;  // in t.kl, not in the metric
+    const double parts[] = {t.low, t.high, t.dual, 0, 0, 0, t.kl / coef, h};
+    const double errors[] = {
+        e.low, e.high, e.dual, 0, 0, 0, (e.kl + summing * std::fabs(t.kl)) / coef, summing * std::fabs(h)};
+    for (int k = 0; k < 8; ++k) want_metrics[k + 1] += parts[k], near[k + 1] += errors[k];
   }
-  for (const int k : {1, 2, 3, 7}) want_metrics[k] /= m, near[k] = near[k] / m + 8 * eps * std::fabs(want_metrics[k]);
+  for (const int k : {1, 2, 3, 7, 8})
+    want_metrics[k] /= m, near[k] = near[k] / m + 8 * eps * std::fabs(want_metrics[k]);
   want_metrics[4] = ratio / m, want_metrics[5] = ratio_max, want_metrics[6] = approx / m;
   near[4] = 2 * (ratio_error + summing * ratio) / m, near[5] = ratio_error + 8 * eps * ratio_max;
   near[6] = approx_error * (1 + double(length) / 64) / m;

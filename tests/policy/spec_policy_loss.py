@@ -116,13 +116,13 @@ def policy_loss_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thun
     rows = shape[0] if "cu_seqlens" not in x else x["cu_seqlens"].shape[0] - 1
     slots = rows * -(-shape[1] // 8192) if len(shape) == 2 else shape[0] // 8192 + rows
     loss, metrics, row_state = new((), dtype), new((len(METRICS),), dtype), new((rows, 4), dtype)
-    partials, grad = new((slots, 12), dtype), new(shape, dtype)
+    partials, grad = new((slots, 13), dtype), new(shape, dtype)
     extra = {f"grad_{name}": new(shape, dtype) for name in ("ref_kl", "entropy") if name in x}
 
     def forward():
         outputs = {"loss": loss, "metrics": metrics, "row_state": row_state, "partials": partials}
         core.policy_loss(**tensors, **options, **outputs)
-        return (loss, *metrics)
+        return (loss, *metrics[: 9 if "entropy" in x else 8])
 
     def backward():
         saved = {"row_state": row_state, "grad_loss": gradients[0], "grad_logp": grad}

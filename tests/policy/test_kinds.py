@@ -7,7 +7,7 @@ import torch
 
 from tests.policy.test_policy_loss import loss_and_gradient, options_of, packed, problem
 from warpup import policy_loss
-from warpup.policy.kinds import METRICS, POLICY_KINDS
+from warpup.policy.kinds import POLICY_KINDS
 
 each_kind = pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
 
@@ -70,7 +70,7 @@ def test_packed_equals_padded(backend, kind, per_token, normalizer):
     want, got = loss_and_gradient(x), loss_and_gradient(packed(x))
     torch.testing.assert_close(got[0], want[0], rtol=1e-13, atol=1e-14)
     torch.testing.assert_close(got[1], want[1].flatten(), rtol=1e-13, atol=1e-14)
-    for name in METRICS:
+    for name in want[2]:
         torch.testing.assert_close(got[2][name], want[2][name], rtol=1e-13, atol=1e-13)
 
 
@@ -145,9 +145,25 @@ def test_entropy_and_a_given_kl_get_gradients(backend):
     plain, _ = policy_loss(**x)
     share = x["mask"].double() / x["mask"].sum()
     torch.testing.assert_close(loss, plain + ((0.3 * ref_kl - 0.1 * entropy) * share).sum())
-    torch.testing.assert_close(metrics["ref_kl"], (0.3 * ref_kl * share).sum().detach())
+    torch.testing.assert_close(metrics["ref_kl"], (ref_kl * share).sum().detach())
+    torch.testing.assert_close(metrics["entropy"], (entropy * share).sum().detach())
     got = torch.autograd.grad(loss, (entropy, ref_kl))
     torch.testing.assert_close(got, (-0.1 * share, 0.3 * share))
+
+
+def test_an_entropy_without_weight_is_measured_and_changes_nothing(backend):
+    x = problem(3, 10, device=backend.device)
+    entropy = x["old_logp"].square()
+    entropy[~x["mask"]] = torch.nan
+    want, got = loss_and_gradient(x), loss_and_gradient(x, entropy=entropy)
+    assert torch.equal(got[0], want[0])
+    assert torch.equal(got[1], want[1])
+    torch.testing.assert_close(got[2].pop("entropy"), entropy[x["mask"]].mean())
+    assert got[2] == want[2]
+    entropy[0, x["mask"][0].nonzero()[0]] = math.inf
+    got = loss_and_gradient(x, entropy=entropy)
+    assert torch.equal(got[0], want[0])
+    assert got[2]["entropy"].isinf()
 
 
 @pytest.mark.parametrize(("kl", "value", "slope"), [("k1+", -0.5, -0.5), ("k3+", math.exp(0.5) - 1.5, -0.5)])

@@ -229,7 +229,8 @@ def test_kl_by_hand(backend, kl, value, slope):
     zero = torch.zeros(1, 1, dtype=torch.float64, device=backend.device)
     x = {"logp": zero, "old_logp": zero, "advantages": zero, "mask": zero == 0, "ref_logp": zero + 0.5}
     loss, gradient, metrics = loss_and_gradient(x, kl=kl, kl_coef=2.0)
-    assert loss.item() == metrics["ref_kl"].item() == pytest.approx(2 * value)
+    assert loss.item() == pytest.approx(2 * value)
+    assert metrics["ref_kl"].item() == pytest.approx(value)
     assert gradient.item() == pytest.approx(2 * slope)
 
 
@@ -245,7 +246,7 @@ def test_a_kl_without_weight_is_measured_and_changes_nothing(backend, kind, corr
     assert torch.equal(measured[0], plain[0])
     assert torch.equal(measured[1], plain[1])
     _, _, weighted = loss_and_gradient(x, **options, kl_coef=0.5)
-    torch.testing.assert_close(measured[2]["ref_kl"], weighted["ref_kl"] / 0.5)
+    assert torch.equal(measured[2]["ref_kl"], weighted["ref_kl"])
     assert measured[2]["ref_kl"] > 0
     assert plain[2]["ref_kl"] == 0
     for value in given.values():

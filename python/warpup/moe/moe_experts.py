@@ -217,7 +217,7 @@ def moe_experts(
                 f"moe_experts: plan must be of indices, {tuple(indices.shape)}, and made without a block, got one of "
                 f"{tuple(plan.inverse.shape)} with {plan.permutation.shape[0]} rows"
             )
-        check_offsets("moe_experts", plan.offsets, w_gate_up.shape[0], indices.numel(), x.device)
+        check_offsets("moe_experts", plan.offsets, w_gate_up.shape[0], x.device)
     out, _, _ = _moe_experts(
         x, weights.to(accumulator(x)), w_gate_up, w_down, b_gate_up, b_down, plan.offsets, plan.permutation,
         plan.inverse, activation, weight_placement,

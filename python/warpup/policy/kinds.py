@@ -54,7 +54,7 @@ KL_ESTIMATORS = ("k1", "k2", "k3", "k1+", "k3+", "k3_verl", "full")
 NORMALIZERS = ("token", "sequence", "constant", "sequence_sum")
 METRICS = (
     "tokens", "clip_fraction_low", "clip_fraction_high", "clip_fraction_dual", "ratio_mean", "ratio_max", "approx_kl",
-    "ref_kl",
+    "ref_kl", "entropy",
 )  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def tensors_of(
         "weights": weights,
         "penalty": penalty,
         "ref_kl": ref_kl,
-        "entropy": entropy if options.entropy_coef else None,
+        "entropy": entropy,
         "cu_seqlens": None if cu_seqlens is None else cu_seqlens.to(torch.int64),
     }
 
@@ -86,7 +86,10 @@ def policy_loss_of(
         **options.raw(),
         denominator=denominator.detach().float() if isinstance(denominator, Tensor) else None,
     )
-    return loss, dict(zip(METRICS, metrics.unbind(), strict=True))
+    named = dict(zip(METRICS, metrics.unbind(), strict=True))
+    if tensors.get("entropy") is None:
+        del named["entropy"]  # a 0 would read as a measured one
+    return loss, named
 
 
 def policy_loss(
@@ -161,8 +164,8 @@ def policy_loss(
             10 (verl's low_var_kl); `full`: `ref_kl`.
         kl_corrected: multiplies the KL by the ratio, its gradient included (DeepSeek-V3.2; TRL's
             use_bias_correction_kl): s for `gspo`, `gspo_token` and `luspo`, else r.
-        entropy: like `logp`, for `entropy_coef`, gets a gradient. The bonus is divided like the loss (verl); TRL's is
-            a mean over tokens whatever the loss is divided by.
+        entropy: like `logp`, gets a gradient. Weighed by `entropy_coef`, with 0 only measured. The bonus is divided
+            like the loss (verl); TRL's is a mean over tokens whatever the loss is divided by.
         normalizer: what the sum over tokens is divided by. `"token"`: the number of tokens in `mask`. `"sequence"`: the
             mean over non-empty sequences of their token means (TRL counts empty ones too: `("sequence", B)`).
             `"sequence_sum"`: the number of non-empty sequences. `"constant"`: B * T (Dr. GRPO). A number or a
@@ -176,8 +179,8 @@ def policy_loss(
         `(loss, metrics)`: a scalar, and tensors without gradient, all under the mask: `tokens`, `clip_fraction_low`
         (A < 0, ratio below), `clip_fraction_high` (A > 0, above), `clip_fraction_dual` (A < 0, held by delta or
         dual_clip), `ratio_mean`, `ratio_max` (of the ratio that the kind uses; phi for `vespo`), `approx_kl` = mean(r -
-        1 - log r), `ref_kl` (mean of the KL term, `kl_coef` included unless it is 0). No token in the mask gives loss
-        0.
+        1 - log r), `ref_kl` (mean of the KL to the reference, without `kl_coef`; 0 without a reference) and, where
+        `entropy` is given, `entropy` (its mean). No token in the mask gives loss 0.
 
     Raises:
         ValueError: an unknown name, a shape, dtype, device or stride that does not fit, 16-bit log-probs (they round

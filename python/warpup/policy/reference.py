@@ -112,11 +112,9 @@ def reference_policy_loss(
         added = estimate(o.kl, masked(ref_logp - logp))
     if o.kl_corrected:
         added = added * (ratio if kind in ("gspo", "luspo", "gspo_token") else r)
+    loss = loss * w
     if o.kl_coef:  # else it is a metric only
-        added = o.kl_coef * added
-        loss = loss * w + added
-    else:
-        loss = loss * w
+        loss = loss + o.kl_coef * added
     if o.entropy_coef:
         loss = loss - o.entropy_coef * masked(entropy)
 
@@ -130,10 +128,11 @@ def reference_policy_loss(
     result = torch.where(total == 0, 0.0, sums.sum() / total.to(logp.dtype).where(total != 0, 1.0))
     with torch.no_grad():
         count, peak = n.sum().clamp_min(1), (ratio * m).amax() if ratio.numel() else ratio.new_zeros(())
-        means = (is_low, is_high, dual, ratio, r - 1 - log_ratio, added)
-        low, high, dual, ratio, approx_kl, ref_kl = (rows(x.to(m.dtype)).sum() / count for x in means)
-        values = (n.sum(), low, high, dual, ratio, peak, approx_kl, ref_kl)
-    return result, {name: v.to(logp.dtype) for name, v in zip(METRICS, values, strict=True)}
+        means = [is_low, is_high, dual, ratio, r - 1 - log_ratio, added]
+        means += [] if entropy is None else [masked(entropy)]
+        low, high, dual, ratio, *others = (rows(x.to(m.dtype)).sum() / count for x in means)
+        values = (n.sum(), low, high, dual, ratio, peak, *others)
+    return result, {name: v.to(logp.dtype) for name, v in zip(METRICS, values, strict=False)}
 
 
 def estimate(kl: str, d: Tensor) -> Tensor:
