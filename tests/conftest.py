@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# Workers of pytest-xdist share the cores, and a thread that waits for another takes one as well: each test runs on as
+# many threads as its worker has cores. What is about threads sets their number (`threads`).
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import torch
 from hypothesis import HealthCheck, settings
 

@@ -1,4 +1,4 @@
-"""Every benchmark runs and its candidates are right, at tiny sizes; and a wrong candidate is told."""
+"""Every benchmark runs and its candidates are right, at tiny sizes; and a wrong candidate is found."""
 
 import gc
 import json
@@ -33,14 +33,14 @@ def test_runs(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
-def test_a_wrong_candidate_is_told(dtype):
+def test_a_wrong_candidate_is_found(dtype):
     want = torch.tensor([1, 0, 3, 0]).to(dtype)
     got = want.clone()
     got[1] = 1
     assert measure.verdict([measure.compare(want.clone(), want)], None) is None
-    told = measure.verdict([measure.compare(got, want)], None)
-    assert told.startswith("wrong: ")
-    assert ("1 of 4 elements differ" in told) == (not dtype.is_floating_point)
+    verdict = measure.verdict([measure.compare(got, want)], None)
+    assert verdict.startswith("wrong: ")
+    assert ("1 of 4 elements differ" in verdict) == (not dtype.is_floating_point)
 
 
 def test_records_keep_medians_and_spread(tmp_path):

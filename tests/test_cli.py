@@ -19,7 +19,7 @@ WRONG_CALLS = [
     (("eval", "start"), "nothing to measure on: give --data"),
     (("demo", "--seeds", 0), "--seeds: expected at least 1, got 0"),
     (("demo", "--jobs", -1), "--jobs: expected at least 0, got -1"),
-    (("demo", "--seedz", 0), "--seedz, 0 (perhaps --seeds is meant); `warpup demo --help` tells the options"),
+    (("demo", "--seedz", 0), "--seedz, 0 (perhaps --seeds is meant); `warpup demo --help` lists the options"),
     (("demo", "--seeds", 1, 2), "Unrecognized options: 2; an option takes one value; `warpup demo --help`"),
     (("demo", "--seeds", "two"), "Error parsing --seeds: invalid literal for int() with base 10: 'two'; `warpup"),
     (("demo", "--model", "mow"), "invalid choice 'mow' for argument '--model'. Expected one of ('dense', 'moe'); `w"),

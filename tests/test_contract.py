@@ -1,5 +1,6 @@
 """What every op promises, for every entry of the case table."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -40,6 +41,9 @@ def test_reference(case, variant, dtype, backend):
 
 @each("variant", of=DIFFERENTIABLE, where=lambda case, variant: variant not in case.stopped)
 def test_gradcheck(case, variant, backend):
+    """The host executor is slow: there along random directions, not one element at a time; a wrong element of a
+    gradient shows in those too."""
+    check = partial(torch.autograd.gradcheck, fast_mode=backend.name == "hostcuda")
     inputs = case.make("grad", torch.float64, backend.device, variant=variant)
     varied = tuple(inputs[k].requires_grad_() for k in case.differentiable)
 
@@ -56,15 +60,18 @@ def test_gradcheck(case, variant, backend):
 
     count = len(call(*varied))
     assert count > 0
-    assert torch.autograd.gradcheck(masked, finite)
+    assert check(masked, finite)
     for i in range(count if count > 1 else 0):  # each alone: an undefined gradient of the others
-        assert torch.autograd.gradcheck(lambda *values, i=i: masked(*values, output=i), finite)
+        assert check(lambda *values, i=i: masked(*values, output=i), finite)
 
 
 @each("variant", "dtype", on="device")
 def test_opcheck(case, variant, dtype, device):
+    """Schema, registration and fake in each dtype; what is traced from them, which takes long, in the first."""
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    checks += ["test_aot_dispatch_dynamic"] if dtype == case.dtypes[0] else []
     for name, arguments in case.raw(torch.ops.warpup, case.make("small", dtype, device, variant=variant)):
-        torch.library.opcheck(getattr(torch.ops.warpup, name).default, arguments)
+        torch.library.opcheck(getattr(torch.ops.warpup, name).default, arguments, test_utils=checks)
 
 
 @each("variant", on="device")

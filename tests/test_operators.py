@@ -33,9 +33,9 @@ def test_a_name_leads_to_its_files(name, capsys):
         assert (ROOT / path).is_file()
     assert (ROOT / place.module).read_text().splitlines()[place.line - 1].startswith(f"def {name}(")
     assert cli.main(["info", name]) == 0
-    told = capsys.readouterr().out
-    assert f"{place.module}:{place.line}\n" in told
-    assert all(path in told for path in place.kernel)
+    printed = capsys.readouterr().out
+    assert f"{place.module}:{place.line}\n" in printed
+    assert all(path in printed for path in place.kernel)
 
 
 def test_every_kernel_has_a_caller():
@@ -46,7 +46,7 @@ def test_every_kernel_has_a_caller():
     assert ops <= index.registered().keys() | index.composites().keys()
 
 
-def test_what_runs_it_is_told_in_words():
+def test_what_runs_it_is_in_words():
     """As torch has it: a function with a kernel of its own calls an op that is registered for the CPU."""
     rows = dict(info.kernels())
     assert all(rows.values())

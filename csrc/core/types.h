@@ -105,7 +105,7 @@ WARPUP_HD T store(acc_t<T> x) {
 }
 
 // The leading dimensions of a strided array, folded into at most two levels, so that `logits[:, :-1]` needs no copy.
-// Row r lies at (r / inner) * stride_outer + (r % inner) * stride_inner; strides may be 0 (an expanded gradient).
+// Row r begins at (r / inner) * stride_outer + (r % inner) * stride_inner; strides may be 0 (an expanded gradient).
 struct Rows {
   int64_t count = 0, inner = 1, stride_outer = 0, stride_inner = 0;
   WARPUP_HD int64_t offset(int64_t row) const { return row / inner * stride_outer + row % inner * stride_inner; }

@@ -21,7 +21,7 @@ WARPUP_CLONES void narrow(const acc_t<T>* __restrict x, int64_t n, T* __restrict
 
 }  // namespace
 
-// Within a clone: x where it lies, or widened in `buffer`.
+// Within a clone: x itself, or widened in `buffer`.
 template <class T>
 WARPUP_HD const acc_t<T>* widened(const T* x, int64_t n, acc_t<T>* buffer) {
   if constexpr (sizeof(T) > 2) {

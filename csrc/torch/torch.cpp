@@ -6,8 +6,13 @@
 
 #include "core/parallel.h"
 
-// Null on a CPU build of torch, bound by the loader on a CUDA build.
+// Null on a CPU build of torch, bound by the loader on a CUDA build. Apple's linker takes no weak symbol that is nowhere
+// defined, and there is no CUDA.
+#ifdef __APPLE__
+constexpr AOTITorchError (*aoti_torch_get_current_cuda_stream)(int32_t, void**) = nullptr;
+#else
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+#endif
 
 namespace warpup {
 
@@ -70,8 +75,9 @@ View view(const Tensor& tensor) {
   v.device.cuda = tensor.is_cuda();
   if (v.device.cuda) {
     v.device.index = tensor.get_device_index();
-    if (aoti_torch_get_current_cuda_stream == nullptr) fail("this torch has no CUDA, yet the tensor is on a GPU");
-    aoti_torch_get_current_cuda_stream(v.device.index, &v.device.stream);
+    const auto current_stream = aoti_torch_get_current_cuda_stream;
+    if (current_stream == nullptr) fail("this torch has no CUDA, yet the tensor is on a GPU");
+    current_stream(v.device.index, &v.device.stream);
   } else if (!tensor.is_cpu()) {
     fail("warpup has kernels for CPU and CUDA tensors only");
   }

@@ -1,4 +1,4 @@
-"""Arguments of the commands: dataclasses filled by tyro, and wrong ones told in one line."""
+"""Arguments of the commands: dataclasses filled by tyro, and errors of one line."""
 
 import contextlib
 import io
@@ -15,18 +15,18 @@ T = TypeVar("T")
 
 def parse(kind: type[T], arguments: list[str], command: str, default: T | None = None) -> T:
     """Dataclass of `kind` from arguments of `command`, such as "warpup train [CONFIG]"; UsageError on wrong ones."""
-    said = io.StringIO()
+    printed = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             return tyro.cli(kind, args=arguments, prog=command, **options)
     except SystemExit as end:
         if not end.code:  # --help
             raise
-    raise UsageError(told(said.getvalue(), command))
+    raise UsageError(in_one_line(printed.getvalue(), command))
 
 
-def told(box: str, command: str) -> str:
+def in_one_line(box: str, command: str) -> str:
     """tyro's error as one line: what is between the title and the first rule of its box, the flag that it thinks was
     meant, a cure."""
     _, *lines = (line.strip("│┃|╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines())
@@ -38,7 +38,7 @@ def told(box: str, command: str) -> str:
     command, _, place = command.removesuffix("]").partition(" [")
     if text.startswith("Unrecognized") and not re.search(r"(: |, )-", text):  # values without a flag
         text += "; an option takes one value" + (f", and {place} comes before the options" if place else "")
-    return f"{text}; `{command} --help` tells the options"
+    return f"{text}; `{command} --help` lists the options"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Boxes through compositions of torch functions: sound, as tight as told, and without a width the layer itself."""
+"""Boxes through compositions of torch functions: sound, as tight as documented; without a width the layer itself."""
 
 import math
 import re

@@ -63,7 +63,7 @@ def test_grouped_mm_messages():
             warpup.grouped_mm(*arguments)
     for dtype in (torch.float32, torch.bfloat16):  # the library's products, our kernel
         for bounds in ([0, 1, 5], [0, 3, 1], [1, 3, 4]):
-            with pytest.raises(ValueError, match="grouped_mm: offsets must (rise from 0 to at most 4|begin with 0)"):
+            with pytest.raises(ValueError, match=r"grouped_mm: offsets must (rise from 0 to at most 4|begin with 0)"):
                 warpup.grouped_mm(x.to(dtype), w.to(dtype), torch.tensor(bounds))
 
 

@@ -94,18 +94,18 @@ def follow_parent(patience: float = 60.0) -> None:
 
 def run_in_child(function: Callable, task: tuple) -> Any:
     """Run one task in a child process."""
-    said, told = 0.0, False
+    reported, interrupted = 0.0, False
     if _stop.is_set() or not multiprocessing.parent_process().is_alive():
         raise Interrupted("stopped before it began; the same command resumes it")
 
     def report(stage: str, step: int, steps: int, numbers: dict[str, Any]) -> None:
-        nonlocal said, told
-        if not told and _stop.is_set():
-            told = True
+        nonlocal reported, interrupted
+        if not interrupted and _stop.is_set():
+            interrupted = True
             if not Signals.noted():  # a Ctrl-C on a terminal came to this process too
                 signal.raise_signal(signal.SIGINT)  # the loop saves, then stops
-        if step == steps or time.monotonic() - said > 0.5:
-            said = time.monotonic()
+        if step == steps or time.monotonic() - reported > 0.5:
+            reported = time.monotonic()
             _messages.put((stage, step, steps, {k: v for k, v in numbers.items() if not isinstance(v, dict)}))
 
     try:

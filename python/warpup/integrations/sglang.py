@@ -21,7 +21,7 @@ except ImportError:  # without SGLang the adapter still runs on its protocol
     Base = object
 
 SLOTS = 4096
-# The engine makes the processor anew from its serialised class, so what is known of the requests lies here.
+# The engine makes the processor anew from its serialised class, so what is known of the requests is kept here.
 _requests: dict[Any, Requests] = {}
 
 

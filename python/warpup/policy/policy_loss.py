@@ -86,10 +86,8 @@ def policy_loss_of(
         **options.raw(),
         denominator=denominator.detach().float() if isinstance(denominator, Tensor) else None,
     )
-    named = dict(zip(METRICS, metrics.unbind(), strict=True))
-    if tensors.get("entropy") is None:
-        del named["entropy"]  # a 0 would read as a measured one
-    return loss, named
+    names = METRICS if tensors.get("entropy") is not None else METRICS[:-1]  # a 0 would read as measured
+    return loss, dict(zip(names, metrics.unbind(), strict=False))
 
 
 def policy_loss(

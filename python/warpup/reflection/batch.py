@@ -73,7 +73,7 @@ class ReflectionBatch:
         self.tables.state[:, 0, 3] = 0
         self._all = torch.arange(slots, device=device)
         self.schedules: dict[int, ReflectionSchedule] = {}  # of each slot
-        self._places: dict[tuple, int] = {}  # where an id set or a table of knots lies
+        self._places: dict[tuple, int] = {}  # where an id set or a table of knots is
         self._used = {"sets": 0, "knots": 0}
         self.set_schedule(range(slots), self.default)
         self.set_sampling(range(slots))

@@ -30,13 +30,13 @@ def puzzle_sets(size: Size, seed: int) -> dict[str, list[dict[str, str]]]:
     def renamed(puzzle, rng):
         return puzzle.renamed(rng.sample(NAMES, len(puzzle.names)))
 
-    def told(style, slips=0.0):
+    def traces(style, slips=0.0):
         picks = (rng.choice(imitated) for _ in range(size.chains))
         return [example(renamed(puzzle, rng), style, seed=i, slips=slips) for i, puzzle in enumerate(picks)]
 
     return {
         "held_out": [example(renamed(puzzle, names)) for puzzle in held_out],
         "rl": [example(renamed(puzzle, rng)) for _ in range(size.names) for puzzle in fresh],
-        "warm": told("long", size.slips),
-        "base": told("random"),
+        "warm": traces("long", size.slips),
+        "base": traces("random"),
     }

@@ -157,9 +157,9 @@ def traces(results: Sequence[dict[str, Any]], of_each: int = 2) -> list[str]:
         same = [i for i in range(len(warm)) if (bool(warm[i]["correct"]), bool(warm_after[i]["correct"])) == kind]
         shown.append(f"<h3>{text[0].upper()}{text[1:]}: {len(same)} of {len(warm)} puzzles</h3>")
         for i in same[:of_each]:
-            told = "".join(completion(arm, rows[i]) for arm, rows in by_arm.items())
+            traces = "".join(completion(arm, rows[i]) for arm, rows in by_arm.items())
             prompt, answer = escape(warm[i]["prompt"]), escape(warm[i]["answer"])
-            shown.append(f'<div class="trace"><b>{prompt}</b> <span class="soft">answer: {answer}</span>{told}</div>')
+            shown.append(f'<div class="trace"><b>{prompt}</b> <span class="soft">answer: {answer}</span>{traces}</div>')
     return shown
 
 
