@@ -23,11 +23,12 @@ def train(arguments: list[str]) -> None:
 
     from .config import TrainConfig, check_config_of_run, load_config
     from .examples import examples_of
-    from .log import ProgressBar, quiet_transformers
+    from .log import ProgressBar, quiet_transformers, together
     from .models import start_model
     from .recipe import Recipe
     from .report import write_report
     from .run import HeldOut
+    from .trackers import tracking
 
     file = TrainConfig()
     if arguments and not arguments[0].startswith("-"):
@@ -36,6 +37,8 @@ def train(arguments: list[str]) -> None:
     check_config_of_run(config, file)
     if config.threads:
         torch.set_num_threads(config.threads)
+    settings = json.loads(json.dumps(asdict(config)))
+    tracker = tracking(config.track, config.out, settings)
     held, held_out = config.held_out, None
     if held.data:
         held_out = HeldOut(examples_of(held), held.reward_set(), held.points, held.samples, held.max_new_tokens)
@@ -48,9 +51,10 @@ def train(arguments: list[str]) -> None:
         keep_last=config.keep_last,
         merge=config.lora.merge,
     )
-    with ProgressBar() as bar:
-        recipe.run(model, tokenizer, config.out, seed=config.seed, report=bar, held_out=held_out)
-    (Path(config.out) / "train.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    with ProgressBar() as bar, tracker as track:
+        report = together(bar, track)
+        recipe.run(model, tokenizer, config.out, seed=config.seed, report=report, held_out=held_out)
+    (Path(config.out) / "train.json").write_text(json.dumps(settings, indent=2) + "\n")
     print(f"trained model: {Path(config.out) / 'model'}   numbers and curves: {write_report(config.out)}")
 
 

@@ -17,6 +17,7 @@ from .lora import LoRA
 from .precision import Precision
 from .rewards import VERIFIER, RewardSet
 from .rlvr import RLVR
+from .trackers import Kind
 from .warmup import Warmup
 
 
@@ -82,6 +83,8 @@ class TrainConfig:
     """Keep each layer's input alone for the backward pass: less memory, a third more time."""
     keep_last: int = 1
     """Newest checkpoints of each stage to keep."""
+    track: Kind | None = None
+    """A tracker that gets every step's numbers beside metrics.jsonl."""
     lora: LoRA = field(default_factory=LoRA)
     """Low-rank adapters in place of training all weights."""
     warmup: Warmup = field(default_factory=Warmup)

@@ -49,6 +49,16 @@ def quiet(stage: str, step: int, steps: int, numbers: dict[str, Any]) -> None:
     """A report that shows nothing."""
 
 
+def together(*reports: Report) -> Report:
+    """One report that calls several."""
+
+    def report(stage: str, step: int, steps: int, numbers: dict[str, Any]) -> None:
+        for each in reports:
+            each(stage, step, steps, numbers)
+
+    return report
+
+
 def short(numbers: dict[str, Any]) -> str:
     """The numbers that matter, on one line."""
     shown = [(k, numbers[k]) for k in SHOWN if isinstance(numbers.get(k), int | float) and numbers[k] == numbers[k]]
