@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from typing import Any, TypeVarTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from warpup import _native  # noqa: F401  loads the library
 ops = torch.ops.warpup  # looked up at every call: the tests put other builds of the same kernels in its place
 _library = torch.library.Library("warpup", "FRAGMENT")
 _raw: set[str] = set()
+Operands = TypeVarTuple("Operands")
 
 
 def accumulator(x: Tensor) -> torch.dtype:
@@ -40,13 +42,15 @@ def per_row(value: float | Tensor, rows: torch.Size) -> tuple[Tensor | None, flo
     return (value.expand(rows) if value.numel() == 1 else value), 1.0
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The operands of a matrix product, under autocast in its dtype, as torch's own products take them."""
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind):
-        return tensors
-    to = torch.get_autocast_dtype(kind)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(to) for t in tensors)
+def autocast(*tensors: *Operands) -> tuple[*Operands]:
+    """The operands of a matrix product (tensors, or None), under autocast in its dtype, as torch's own products take
+    them."""
+    operands: tuple[Any, ...] = tensors
+    kind = operands[0].device.type
+    if torch.is_autocast_enabled(kind):
+        to = torch.get_autocast_dtype(kind)
+        operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(to) for t in operands)
+    return operands
 
 
 # ---- Registration ---------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def interval_attention(
     if attn_mask is not None and is_causal:
         raise ValueError("interval_attention: attn_mask and is_causal were both given, expected one of them")
     scale = 1 / math.sqrt(query[0].shape[-1]) if scale is None else scale
-    center, radius = interval_matmul((query[0] * scale, query[1] * abs(scale)), tuple(t.mT for t in key))
+    center, radius = interval_matmul((query[0] * scale, query[1] * abs(scale)), (key[0].mT, key[1].mT))
     if is_causal:
         attn_mask = torch.ones(center.shape[-2:], dtype=torch.bool, device=center.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -75,4 +75,4 @@ def interval_attention(
     lower = torch.maximum(center - radius, (value[0] - value[1]).amin(-2, keepdim=True))
     upper = torch.minimum(center + radius, (value[0] + value[1]).amax(-2, keepdim=True))
     upper = torch.maximum(lower, upper)  # of a box without width, which the cut's roundings may turn over
-    return tuple(torch.where(seen, t, 0.0) for t in ((lower + upper) / 2, (upper - lower) / 2))
+    return torch.where(seen, (lower + upper) / 2, 0.0), torch.where(seen, (upper - lower) / 2, 0.0)

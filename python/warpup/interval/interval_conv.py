@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -182,11 +182,11 @@ def _conv(op, dims, operands, places, mode, sound, out_dtype) -> tuple:
     return (*found, CONVOLUTIONS[dims](clean, weight, operands[3], stride, padding, dilation, groups))
 
 
-def _each(dims: int, value: int | tuple[int, ...]) -> list[int]:
-    value = [value] * dims if isinstance(value, int) else list(value)
-    if len(value) != dims:
-        raise ValueError(f"interval_conv{dims}d: stride, padding and dilation take 1 or {dims} numbers, got {value}")
-    return value
+def _each(dims: int, value: int | Sequence[int]) -> list[int]:
+    values = [value] * dims if isinstance(value, int) else list(value)
+    if len(values) != dims:
+        raise ValueError(f"interval_conv{dims}d: stride, padding and dilation take 1 or {dims} numbers, got {values}")
+    return values
 
 
 def _as_linear(linear: Callable, center, radius, weight, bias, weight_radius, stride, padding, dilation, groups):

@@ -26,9 +26,10 @@ def interval_max_pool2d(
 
 def interval_avg_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, **options) -> CenterRadius:
     """The exact box of `avg_pool2d`, which is linear with weights >= 0. options: as torch's."""
-    return tuple(F.avg_pool2d(t, kernel_size, stride, padding, **options) for t in (center, radius))
+    center, radius = (F.avg_pool2d(t, kernel_size, stride, padding, **options) for t in (center, radius))
+    return center, radius
 
 
 def interval_adaptive_avg_pool2d(center: Tensor, radius: Tensor, output_size) -> CenterRadius:
     """The exact box of `adaptive_avg_pool2d`."""
-    return tuple(F.adaptive_avg_pool2d(t, output_size) for t in (center, radius))
+    return F.adaptive_avg_pool2d(center, output_size), F.adaptive_avg_pool2d(radius, output_size)

@@ -55,6 +55,6 @@ def interval_softmax(center: Tensor, radius: Tensor, dim: int = -1) -> tuple[Ten
         ValueError: a shape, dtype or device does not fit.
     """
     if center.dim() and dim not in (-1, center.dim() - 1):
-        found = interval_softmax(center.movedim(dim, -1), radius.movedim(dim, -1))
-        return tuple(t.movedim(-1, dim) for t in found)
+        center, radius = interval_softmax(center.movedim(dim, -1), radius.movedim(dim, -1))
+        return center.movedim(-1, dim), radius.movedim(-1, dim)
     return _interval_softmax(center.contiguous(), radius.contiguous())

@@ -38,6 +38,9 @@ class NestedBox(nn.Module):
     start: the first center, any shape; radius: of the first frozen box.
     """
 
+    lower: Tensor
+    upper: Tensor
+
     def __init__(self, start: Tensor, radius: float):
         super().__init__()
         if not 0 <= radius < float("inf"):
