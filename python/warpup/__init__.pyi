@@ -51,7 +51,7 @@ from .moe.moe_route import MoERoute, moe_route
 from .policy.linear_policy_loss import linear_policy_loss
 from .policy.masks import clip_cov_tokens, kl_cov_tokens, rollout_weights, sequence_mask, top_entropy_mask
 from .policy.policy_loss import policy_loss
-from .policy.preference_loss import degree_loss, preference_loss
+from .policy.preference_loss import degree_loss, kto_loss, preference_loss
 from .reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
 from .reflection.apply_schedule import ReflectionTables, apply_schedule_, reflection_state_update_
 from .reflection.sample_step import SampledStep, continuous_tokens, mark_seen, sample_step
@@ -112,6 +112,7 @@ __all__ = [
     "interval_sub",
     "interval_tanh",
     "kl_cov_tokens",
+    "kto_loss",
     "linear_divergence",
     "linear_logprob",
     "linear_policy_loss",

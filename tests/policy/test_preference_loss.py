@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from warpup import degree_loss, preference_loss, sequence_logprob
+from warpup import degree_loss, kto_loss, preference_loss, sequence_logprob
+from warpup.policy.preference_loss import PREFERENCE_KINDS
 
 
 def problem(batch=4, length=7, seed=0, dtype=torch.float64):
@@ -59,34 +60,87 @@ def test_preference_is_stable_far_out():
     assert torch.autograd.grad(loss, far)[0].tolist() == [-0.5, 0]
 
 
+TRL_NAMES = {
+    "dpo": "sigmoid", "robust": "robust", "hinge": "hinge", "ipo": "ipo", "exo": "exo_pair", "nca": "nca_pair",
+    "bco": "bco_pair", "sppo": "sppo_hard", "apo_zero": "apo_zero", "apo_down": "apo_down", "discopop": "discopop",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("references", [True, False])
-def test_trl_dpo_is_the_same(references):
-    """TRL's own DPOTrainer code on the same token log-probs; its "sigmoid" loss is `dpo`."""
+@pytest.mark.parametrize("kind", TRL_NAMES)
+def test_trl_s_losses_are_the_same(kind, references):
+    """TRL's own DPOTrainer code on the same token log-probs."""
     trainer = pytest.importorskip("trl").DPOTrainer
+    if not references and PREFERENCE_KINDS[kind].reference == "needed":
+        pytest.skip("has no form without a reference")
+    smoothing = 0.2 if kind in ("robust", "exo") else None
     logp, mask = problem(6, 9)
-    logp, mask = logp.masked_fill(~mask, 0.0).requires_grad_(), torch.cat([torch.zeros(6, 1).bool(), mask], 1)
+    mask[1, 2] = True  # TRL's means have no empty sequence either
+    logp = logp.nan_to_num(-0.5).masked_fill(~mask, 0.0).requires_grad_()
+    shifted = torch.cat([torch.zeros(6, 1).bool(), mask], 1)
     ref = torch.rand(6, dtype=torch.float64) - 5 if references else torch.zeros(6, dtype=torch.float64)
     like = torch.zeros(6, 9)
     outputs = SimpleNamespace(log_probs=logp, entropy=like, mean_logits=like, is_top1=like.bool())
     own = MagicMock(
-        ld_alpha=None, precompute_ref_logps=True, f_divergence_type="reverse_kl", loss_types=["sigmoid"],
-        loss_weights=[1.0], beta=0.3, label_smoothing=0.0, use_weighting=False, aux_loss_enabled=False,
+        ld_alpha=None, precompute_ref_logps=True, f_divergence_type="reverse_kl", loss_types=[TRL_NAMES[kind]],
+        loss_weights=[1.0], beta=0.3, label_smoothing=smoothing or 0.0, use_weighting=False, aux_loss_enabled=False,
         _tp_size=1, _total_train_tokens=0, _metrics={"train": defaultdict(list)},
+        args=SimpleNamespace(discopop_tau=0.05),
     )  # fmt: skip
+    own.accelerator.device = logp.device
     own.accelerator.gather = own.accelerator.gather_for_metrics = lambda x: x
     inputs = {
-        "input_ids": torch.zeros(6, 10).long(), "attention_mask": torch.ones(6, 10), "completion_mask": mask.long(),
-        "ref_chosen_logps": ref[:3], "ref_rejected_logps": ref[3:],
+        "input_ids": torch.zeros(6, 10).long(), "attention_mask": torch.ones(6, 10),
+        "completion_mask": shifted.long(), "ref_chosen_logps": ref[:3], "ref_rejected_logps": ref[3:],
     }  # fmt: skip
     want = trainer._compute_loss(own, lambda **_: outputs, inputs, False)
-    total = sequence_logprob(logp, mask[:, 1:])
-    got, metrics = preference_loss(total[:3], total[3:], *((ref[:3], ref[3:]) if references else ()), beta=0.3)
+    average = PREFERENCE_KINDS[kind].average
+    total = sequence_logprob(logp, mask, average=average)
+    if average:
+        ref = ref / mask.sum(1)
+    got, metrics = preference_loss(
+        total[:3], total[3:], *((ref[:3], ref[3:]) if references else ()), kind=kind, beta=0.3,
+        label_smoothing=smoothing,
+    )  # fmt: skip
     torch.testing.assert_close(got, want)
-    slopes = (torch.autograd.grad(x, logp, retain_graph=True)[0] * mask[:, 1:] for x in (got, want))
+    slopes = (torch.autograd.grad(x, logp, retain_graph=True)[0] * mask for x in (got, want))
     torch.testing.assert_close(*slopes)
     names = {"accuracy": "accuracies", "margin": "margins", "chosen_reward": "chosen", "rejected_reward": "rejected"}
-    for ours, theirs in names.items():
+    for ours, theirs in names.items() if not average else ():
         assert metrics[ours].item() == pytest.approx(own._metrics["train"][f"rewards/{theirs}"][0])
+
+
+def test_losses_without_a_reference_by_hand():
+    """SimPO, CPO and ORPO on the pair (log .5, log .2); the NLL that stands beside CPO and ORPO is the caller's."""
+    c, r = (torch.tensor([math.log(p)]).double() for p in (0.5, 0.2))
+    gap = math.log(0.5 / 0.2)
+    for kind, h in (("simpo", 2.0 * gap - 0.7), ("cpo", 0.1 * gap)):
+        margin = {"margin": 0.7} if kind == "simpo" else {}
+        assert preference_loss(c, r, kind=kind, **margin)[0].item() == pytest.approx(math.log1p(math.exp(-h)))
+    odds = math.log(0.5 / 0.5) - math.log(0.2 / 0.8)
+    assert preference_loss(c, r, kind="orpo")[0].item() == pytest.approx(0.1 * math.log1p(math.exp(-odds)))
+
+
+def test_bco_draws_its_line_at_the_margin():
+    c, r = torch.tensor([2.0]).double(), torch.tensor([-1.0]).double()
+    zero = torch.zeros(1).double()
+    want = math.log1p(math.exp(-(0.1 * 2 - 0.3))) + math.log1p(math.exp(-(0.3 + 0.1)))
+    assert preference_loss(c, r, zero, zero, kind="bco", margin=0.3)[0].item() == pytest.approx(want)
+
+
+def test_kto_by_hand():
+    logp, ref = torch.tensor([-1.0, -2.0, -3.0]).double().requires_grad_(), torch.tensor([-2.0, -1.0, -3.5]).double()
+    good = torch.tensor([True, False, False])
+    loss, metrics = kto_loss(logp, ref, good, kl=0.4, beta=0.5, weights=(1.0, 2.0))
+
+    def s(x):
+        return 1 / (1 + math.exp(-x))
+
+    want = (1 - s(0.5 * (1 - 0.4))) + 2 * (1 - s(0.5 * (0.4 + 1))) + 2 * (1 - s(0.5 * (0.4 - 0.5)))
+    assert loss.item() == pytest.approx(want / 3)
+    assert metrics["chosen_reward"].item() == pytest.approx(0.5)
+    assert metrics["rejected_reward"].item() == pytest.approx(0.5 * (-1 + 0.5) / 2)
+    assert torch.autograd.gradcheck(lambda x: kto_loss(x, ref, good, kl=0.4)[0], (logp,))
 
 
 def test_bradley_terry_and_smoothing_are_their_formulas():
@@ -121,7 +175,14 @@ ROW, TABLE = torch.zeros(3), torch.zeros(3, 4)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: preference_loss(ROW, ROW, kind="ipo"), "kind must be one of .*'dpo'.*, got 'ipo'"),
+        (lambda: preference_loss(ROW, ROW, kind="ppo"), "kind must be one of .*'dpo'.*, got 'ppo'"),
+        (lambda: preference_loss(ROW, ROW, kind="nca"), "kind 'nca' needs ref_chosen and ref_rejected"),
+        (lambda: preference_loss(ROW, ROW, kind="hinge", margin=1.0), "kind 'hinge' has no margin, got 1.0"),
+        (lambda: preference_loss(ROW, ROW, kind="ipo", label_smoothing=0.1), "kind 'ipo' has no label_smoothing"),
+        (lambda: preference_loss(ROW, ROW, kind="exo", label_smoothing=0.0), "needs a label_smoothing above 0"),
+        (lambda: kto_loss(ROW, ROW, ROW), "desirable must be bool, got torch.float32"),
+        (lambda: kto_loss(ROW, ROW[:2], ROW.bool()), r"ref_logp must have logp's shape \(B,\), got \(2,\)"),
+        (lambda: kto_loss(ROW, ROW, ROW.bool(), kl=-1.0), "kl must be at least 0, got -1.0"),
         (lambda: preference_loss(ROW, ROW, ROW), "ref_chosen and ref_rejected go together"),
         (lambda: preference_loss(ROW, ROW, ROW, ROW, kind="bradley_terry"), "takes no reference"),
         (lambda: preference_loss(ROW, ROW[:2]), r"rejected must have chosen's shape \(B,\), got \(2,\) beside \(3,\)"),

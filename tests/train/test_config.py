@@ -76,3 +76,47 @@ def test_rewards_with_weights_in_a_config(tmp_path):
     path.write_text('[rlvr]\nreward_weights = ["1"]\n')
     with pytest.raises(TrainError, match=r"rlvr.reward_weights: expected a number, got '1'"):
         load_config(path)
+
+
+def test_stages_in_any_order_and_number(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(
+        """
+        model = "m"
+        out = "o"
+        [[stages]]
+        kind = "preference"
+        data = "pairs.jsonl"
+        loss = "simpo"
+        [[stages]]
+        kind = "warmup"
+        data = "chains.jsonl"
+        steps = 3
+        [[stages]]
+        kind = "warmup"
+        data = "more.jsonl"
+        """
+    )
+    config = load_config(path)
+    assert [(type(stage).__name__, stage.data) for stage in config.all_stages()] == [
+        ("Preference", "pairs.jsonl"), ("Warmup", "chains.jsonl"), ("Warmup", "more.jsonl"),
+    ]  # fmt: skip
+    assert config.all_stages()[1].steps == 3
+    check_config_of_run(config, config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("stages = 3", r"stages: expected tables, each written under \[\[stages\]\], got 3"),
+        ('[[stages]]\nkind = "sft"', r"stages\[0\].kind: expected one of warmup, rlvr, preference, distill, got 'sft'"),
+        ('[[stages]]\nkind = "warmup"\nstep = 3', r"stages\[0\].unknown key 'step': did you mean 'steps'"),
+        ('[[stages]]\nkind = "warmup"', r"stages\[0\].data: nothing given"),
+        ('[[stages]]\nkind = "warmup"\ndata = "a"\n[rlvr]\ndata = "b"', r"\[warmup\] and \[rlvr\] have data too"),
+    ],
+)
+def test_wrong_stages(tmp_path, text, message):
+    path = tmp_path / "run.toml"
+    path.write_text(f'model = "m"\nout = "o"\n{text}\n')
+    with pytest.raises(TrainError, match=message):
+        check_config_of_run(load_config(path), TrainConfig())

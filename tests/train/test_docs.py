@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_config_has_every_key_with_its_default():
-    [text] = re.findall(r"```toml\n(.*?)```", (DOCS / "train.md").read_text(), re.DOTALL)
+    text, *others = re.findall(r"```toml\n(.*?)```", (DOCS / "train.md").read_text(), re.DOTALL)
     table = tomllib.loads(text)
     given, default = fill(TrainConfig, table, ""), TrainConfig()
     page = (DOCS / "train.md").read_text()
@@ -26,7 +26,9 @@ def test_the_config_has_every_key_with_its_default():
                 assert f"`{part}.{field.name}`" in page, field.name
             elif field.name not in ("data", "reward"):
                 assert getattr(getattr(given, part), field.name) == getattr(getattr(default, part), field.name), field
-    assert set(table) == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(table) == {field.name for field in dataclasses.fields(TrainConfig)} - {"stages"}
+    kinds = [type(stage).__name__ for other in others for stage in fill(TrainConfig, tomllib.loads(other), "").stages]
+    assert kinds == ["Preference", "Distill", "Warmup"]
 
 
 def test_commands_and_options_exist(capsys):

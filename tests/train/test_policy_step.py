@@ -6,13 +6,13 @@ import torch
 from tests.support.tiny import EXAMPLES, TOKENIZER, llama, log_of, mixture, rlvr, warmup, weights
 from warpup.policy.kinds import POLICY_KINDS
 from warpup.train import Recipe
-from warpup.train.rlvr import parts
+from warpup.train.groups import parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained(tmp_path, name, make=llama, **options):
-    stage = rlvr(**{"steps": 2, "prompts": 4, "inner_epochs": 2, "lr": 1e-3} | options)
+    stage = rlvr(**{"steps": 1, "prompts": 4, "inner_epochs": 2, "lr": 1e-3} | options)
     model = Recipe([stage]).run(make(), TOKENIZER, tmp_path / name)
     return weights(model), [line for line in log_of(tmp_path / name) if "loss" in line]
 

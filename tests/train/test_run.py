@@ -21,7 +21,7 @@ from tests.support.tiny import (
     weights,
 )
 from warpup.data import verify
-from warpup.train import HeldOut, Interrupted, Recipe, TrainError
+from warpup.train import HeldOut, Interrupted, Recipe, TrainError, load_model
 from warpup.train import checkpoint as checkpoints
 from warpup.train.log import MetricsLog
 from warpup.train.run import StageRun
@@ -116,3 +116,25 @@ def test_measuring_changes_nothing(tmp_path):
     Recipe([warmup(steps=4), rlvr(steps=4)]).run(measured, TOKENIZER, tmp_path / "b", held_out=held_out)
     assert same(weights(plain), weights(measured))
     assert [step for step, _ in steps_of(tmp_path / "b", "held_out_greedy")] == [0, 2, 4, 0, 2, 4]
+
+
+def test_best_weights_are_kept_and_a_stage_ends_without_progress(tmp_path):
+    """Scores of measurements .2 .4 .3 .3: the second one's weights are the best, and two more end the stage."""
+    scores = iter([0.2, 0.4, 0.3, 0.3])
+    kept = {}
+
+    class Scripted(HeldOut):
+        def measure(self, model, tokenizer):
+            score = next(scores)
+            kept[score] = weights(model)
+            return {"held_out_greedy": score}
+
+    held_out = Scripted(EXAMPLES[:1], "warpup.data:verify", points=8, keep_best=True, stop_after=2)
+    recipe = Recipe([warmup(steps=8)])
+    ended = weights(recipe.run(llama(), TOKENIZER, tmp_path, held_out=held_out))
+    assert checkpoints.step_of(checkpoints.latest(tmp_path / "1-warmup")) == 3
+    best, _ = load_model(tmp_path / "1-warmup" / "best")
+    assert same(weights(best), kept[0.4])
+    assert not same(ended, kept[0.4])
+    again = recipe.run(llama(), TOKENIZER, tmp_path, held_out=held_out)  # it has ended: nothing is measured or trained
+    assert same(weights(again), ended)

@@ -1,8 +1,11 @@
+from .distill import Distill
 from .errors import Interrupted, TrainError, UsageError
 from .evaluation import Evaluation, evaluate
 from .log import ProgressBar
+from .lora import LoRA
 from .models import load_model, newest_model
-from .recipe import Recipe
+from .preference import Preference
+from .recipe import Recipe, Stage
 from .rlvr import RLVR
 from .rollouts import Rollouts, rollout
 from .run import HeldOut
@@ -10,12 +13,16 @@ from .warmup import Warmup
 
 __all__ = [
     "RLVR",
+    "Distill",
     "Evaluation",
     "HeldOut",
     "Interrupted",
+    "LoRA",
+    "Preference",
     "ProgressBar",
     "Recipe",
     "Rollouts",
+    "Stage",
     "TrainError",
     "UsageError",
     "Warmup",

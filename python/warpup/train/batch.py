@@ -58,11 +58,17 @@ def collate(pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, device="c
 
 
 def micro_batches(
-    pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, max_tokens: int, device="cpu"
+    pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, max_tokens: int, device="cpu", together: int = 1
 ) -> Iterator[Batch]:
-    """Cut `rows` into batches of similar length, each of at most `max_tokens` padded tokens (and at least one row)."""
-    todo = sorted(rows, key=lambda row: -len(pairs[row][0]) - len(pairs[row][1]))
+    """Cut `rows` into batches of similar length, each of at most `max_tokens` padded tokens (and at least one row).
+    Each `together` rows in a row stay in one batch, in their order."""
+
+    def length(group: Sequence[int]) -> int:
+        return max(len(pairs[row][0]) + len(pairs[row][1]) for row in group)
+
+    groups = [rows[i : i + together] for i in range(0, len(rows), together)]
+    todo = sorted(groups, key=lambda group: -length(group))
     while todo:
-        size = max(1, max_tokens // (len(pairs[todo[0]][0]) + len(pairs[todo[0]][1])))
-        yield collate(pairs, todo[:size], pad, device)
+        size = max(1, max_tokens // (length(todo[0]) * together))
+        yield collate(pairs, [row for group in todo[:size] for row in group], pad, device)
         todo = todo[size:]

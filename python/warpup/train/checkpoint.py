@@ -40,6 +40,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
+def has_ended(checkpoint: Path) -> bool:
+    """Whether its stage was ended by its held-out score, before its last step."""
+    return json.loads((checkpoint / "trainer.json").read_text())["ended"]
+
+
 def save(
     folder: Path,
     step: int,

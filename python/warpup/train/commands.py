@@ -41,11 +41,14 @@ def train(arguments: list[str]) -> None:
     tracker = tracking(config.track, config.out, settings)
     held, held_out = config.held_out, None
     if held.data:
-        held_out = HeldOut(examples_of(held), held.reward_set(), held.points, held.samples, held.max_new_tokens)
+        held_out = HeldOut(
+            examples_of(held), held.reward_set(), held.points, held.samples, held.max_new_tokens,
+            keep_best=held.keep_best, stop_after=held.stop_after,
+        )  # fmt: skip
     quiet_transformers()
     model, tokenizer = start_model(config)
     recipe = Recipe(
-        [stage for stage in (config.warmup, config.rlvr) if stage.data],
+        config.all_stages(),
         dtype=config.dtype,
         gradient_checkpointing=config.gradient_checkpointing,
         keep_last=config.keep_last,

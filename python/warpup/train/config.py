@@ -10,15 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from .checks import check_not_negative, check_positive, check_unused
+from .distill import Distill
 from .errors import TrainError
 from .examples import RewardName, TemplateArguments
 from .lora import LoRA
 from .precision import Precision
+from .preference import Preference
 from .rewards import VERIFIER, RewardSet
 from .rlvr import RLVR
 from .trackers import Kind
 from .warmup import Warmup
+
+STAGES = {"warmup": Warmup, "rlvr": RLVR, "preference": Preference, "distill": Distill}  # by their `kind`
 
 
 @dataclass
@@ -40,6 +46,10 @@ class HeldOutConfig:
     """Sampled completions of each example beside the greedy one."""
     max_new_tokens: int = 256
     """Completions are cut off at this many tokens."""
+    keep_best: bool = False
+    """Keep the weights of the best measurement of a stage, in the folder `best` beside its checkpoints."""
+    stop_after: int | None = None
+    """End a stage after so many measurements in a row without a better one."""
     limit: int | None = None
     """Use the first so many examples only."""
     prompt: str = "prompt"
@@ -53,6 +63,8 @@ class HeldOutConfig:
         """Raise TrainError on settings that cannot be."""
         check_positive(self, "points", "max_new_tokens", place="held_out")
         check_not_negative(self, "samples", place="held_out")
+        if self.stop_after is not None and self.stop_after < 1:
+            raise TrainError(f"held_out.stop_after: expected at least 1, or none for never, got {self.stop_after}")
         self.reward_set()
 
     def reward_set(self) -> RewardSet:
@@ -62,7 +74,11 @@ class HeldOutConfig:
 
 @dataclass
 class TrainConfig:
-    """A run: a model folder, stages with data, an output folder. A stage without data is left out."""
+    """A run: a model folder, stages with data, an output folder. A stage without data is left out.
+
+    Most runs are a warm-up and RLVR, which have a table each. In a file, `[[stages]]` takes their place: any stages, in
+    any order and number, each with its `kind`.
+    """
 
     model: str = ""
     """Folder of the model and tokenizer, as `transformers` saves them."""
@@ -91,8 +107,14 @@ class TrainConfig:
     """Stage one."""
     rlvr: RLVR = field(default_factory=RLVR)
     """Stage two."""
+    stages: tyro.conf.Suppress[tuple[Any, ...]] = ()
+    """Stages in place of these two; in a file only."""
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
     """What to measure on."""
+
+    def all_stages(self) -> list[Any]:
+        """The stages that are run, in their order."""
+        return list(self.stages) or [stage for stage in (self.warmup, self.rlvr) if stage.data]
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -130,11 +152,27 @@ def fill(kind: type, table: Mapping[str, Any], place: str):
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise TrainError(f"{place}unknown key {key!r}: {hint}")
-        if dataclasses.is_dataclass(hints[key]):
+        if kind is TrainConfig and key == "stages":
+            values[key] = fill_stages(value, f"{place}stages")
+        elif dataclasses.is_dataclass(hints[key]):
             values[key] = fill(hints[key], value, f"{place}{key}.")
         else:
             values[key] = convert(hints[key], value, f"{place}{key}")
     return kind(**values)
+
+
+def fill_stages(tables, place: str) -> tuple[Any, ...]:
+    """Stages of a list of tables, each with the `kind` of one."""
+    if not isinstance(tables, list) or not all(isinstance(table, Mapping) for table in tables):
+        raise TrainError(f"{place}: expected tables, each written under [[stages]], got {tables!r}")
+    stages = []
+    for number, table in enumerate(tables):
+        name = table.get("kind")
+        if name not in STAGES:
+            raise TrainError(f"{place}[{number}].kind: expected one of {', '.join(STAGES)}, got {name!r}")
+        settings = {key: value for key, value in table.items() if key != "kind"}
+        stages.append(fill(STAGES[name], settings, f"{place}[{number}]."))
+    return tuple(stages)
 
 
 def convert(hint, value, place: str):
@@ -152,7 +190,7 @@ def convert(hint, value, place: str):
                 kinds = kinds[:1] * len(value)
             if len(value) == len(kinds):
                 return tuple(convert(kind, item, place) for kind, item in zip(kinds, value, strict=True))
-        if option is bool and isinstance(value, bool):
+        if option is Any or (option is bool and isinstance(value, bool)):
             return value
         if origin is dict and isinstance(value, dict):
             return value
@@ -189,8 +227,16 @@ def check_config_of_run(config: TrainConfig, file: TrainConfig) -> None:
     if config.threads is not None and config.threads < 1:
         raise TrainError(f"threads: expected at least 1, got {config.threads}")
     config.lora.check()
-    if not (config.warmup.data or config.rlvr.data):
+    if config.stages and (config.warmup.data or config.rlvr.data):
+        raise TrainError(
+            "stages: the tables [warmup] and [rlvr] have data too; write them as [[stages]] or leave these"
+        )
+    if not config.all_stages():
         raise TrainError("no stage has data: set warmup.data, rlvr.data or both")
+    for number, stage in enumerate(config.stages):
+        if not stage.data:
+            raise TrainError(f"stages[{number}].data: nothing given")
+        stage.check()
     for name in ("warmup", "rlvr", "held_out"):
         part = getattr(config, name)
         if part.data:

@@ -80,6 +80,16 @@ class Groups:
         }
 
 
+def parts(rows: Sequence[int], count: int, group: int) -> list[list[int]]:
+    """The rows in at most `count` parts of whole groups, none empty."""
+    by_group: dict[int, list[int]] = {}
+    for row in rows:
+        by_group.setdefault(row // group, []).append(row)
+    groups = list(by_group.values())
+    cut = [groups[k * len(groups) // count : (k + 1) * len(groups) // count] for k in range(count)]
+    return [[row for g in part for row in g] for part in cut if part]
+
+
 def mean(values: Sequence[float]) -> float:
     """Mean of the values that are not NaN; NaN if there is none."""
     known = [float(v) for v in values if not math.isnan(v)]

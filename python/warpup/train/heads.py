@@ -92,6 +92,18 @@ class Head:
         logits = self.model(**inputs).logits
         return (logits if keep else logits[:, first:])[batch.mask[:, first:]]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the logits are a product of the hidden states and the weight, and a scale."""
+        return self.form == "linear" and self.layer.bias is None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(N, V) logits as the model makes them, as a whole."""
+        if self.form == "opaque":
+            return hidden
+        z = self.scale * linear(hidden, self.layer.weight, self.layer.bias)
+        return self.cap * torch.tanh(z / self.cap) if self.form == "capped" else z
+
     def logprob(
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy: bool = False, **replay: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -107,9 +119,8 @@ class Head:
             return score(hidden, targets, temperature=temperature, entropy=entropy, **replay)
 
         def of_rows(h: Tensor, t: Tensor, *delta: Tensor):
-            z = self.cap * torch.tanh(self.scale / self.cap * linear(h, self.layer.weight, self.layer.bias))
             more = replay | {"delta": delta[0]} if replay else {}
-            return score(z, t, temperature=temperature, entropy=entropy, **more)
+            return score(self.logits(h), t, temperature=temperature, entropy=entropy, **more)
 
         columns = [hidden, targets, *([replay["delta"]] if replay else [])]
         parts = [

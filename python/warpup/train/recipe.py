@@ -99,7 +99,7 @@ class Recipe:
                 check_stage(folders[i], stage, settings[i], done[i], any(d is not None for d in done[i + 1 :]))
             trained = False
             for i, stage in enumerate(self.stages):
-                if done[i] == stage.steps:
+                if done[i] == stage.steps or (newest[i] and checkpoint.has_ended(newest[i])):
                     checkpoint.load_weights(model, newest[i])
                     continue
                 folders[i].mkdir(exist_ok=True)

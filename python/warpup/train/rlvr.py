@@ -14,25 +14,26 @@ import torch
 
 from warpup import group_advantage
 from warpup.advantage import ESTIMATORS, gdpo, reinforce_pp
-from warpup.data import DUMPSampler, Sampler, SECSampler, UniformSampler
+from warpup.data import Sampler
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 
 from .checks import check_not_negative, check_positive, check_unused
 from .decoding import DecodingStrategy, split_words
 from .errors import TrainError
 from .examples import Data, RewardName, TemplateArguments, check_columns
-from .groups import Groups, mean
+from .groups import Groups, mean, parts
 from .heads import Head
 from .optim import RateSchedule, adamw, learning_rate
 from .policy_step import Experience, policy_step, score_tokens
 from .precision import without_dropout
+from .prompts import SAMPLERS, Prompts, make_sampler
 from .reference import Snapshot
 from .reward_calls import completions_of
 from .rewards import VERIFIER, RewardSet, Scores
 from .rollouts import rollout
 from .routers import check_balance
 from .run import StageRun
-from .tokens import Tokens, check_length, encode_prompt, end_tokens
+from .tokens import check_length, encode_prompt, end_tokens
 
 
 @dataclass
@@ -178,7 +179,7 @@ class RLVR:
         except ValueError as error:
             raise TrainError(f"rlvr: {error}") from error
 
-    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> "Prompts":
+    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Prompts:
         """Prompts as tokens, and the schedule of their sampling."""
         check_balance(model, self.balance, "rlvr")
         ids = [encode_prompt(tokenizer, example["prompt"], example) for example in examples]
@@ -189,7 +190,7 @@ class RLVR:
         make_sampler(self.sampler, examples, self.category, 0)
         return Prompts(examples, ids, end_tokens(model, tokenizer), decoding if decoding.schedule else None)
 
-    def train(self, run: StageRun, prompts: "Prompts") -> None:
+    def train(self, run: StageRun, prompts: Prompts) -> None:
         """Reinforce `run.model` on these prompts."""
         # Dropout stays off throughout: the loss compares log-probs with those of sampling, so both have to be of the
         # same function.
@@ -242,7 +243,7 @@ class RLVR:
                 run.count("skipped")
             run.record(numbers | groups.numbers())
 
-    def sample(self, run: StageRun, prompts: "Prompts", sampler: Sampler, rewards: RewardSet) -> Groups:
+    def sample(self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet) -> Groups:
         """Groups of completions of the next prompts, scored, with their advantages."""
         groups = Groups(self.samples)
         for _ in range(1 + self.refill):
@@ -309,37 +310,3 @@ class RLVR:
             kind=self.loss, clip=self.clip_ratio, dual_clip=self.dual_clip, kl_coef=self.kl_coef, kl=self.kl,
             entropy_coef=self.entropy_coef, normalizer=self.normalizer,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """A stage's examples, their prompts' token ids, the ids that end a completion, what stands between logits and
-    tokens."""
-
-    examples: Sequence[dict[str, Any]]
-    ids: Sequence[Tokens]
-    ends: Sequence[int]
-    decoding: DecodingStrategy | None
-
-
-def parts(rows: Sequence[int], count: int, group: int) -> list[list[int]]:
-    """The rows in at most `count` parts of whole groups, none empty."""
-    by_group: dict[int, list[int]] = {}
-    for row in rows:
-        by_group.setdefault(row // group, []).append(row)
-    groups = list(by_group.values())
-    cut = [groups[k * len(groups) // count : (k + 1) * len(groups) // count] for k in range(count)]
-    return [[row for g in part for row in g] for part in cut if part]
-
-
-SAMPLERS = {"uniform": UniformSampler, "sec": SECSampler, "dump": DUMPSampler}
-
-
-def make_sampler(kind: str, examples: Sequence[dict], category: str, seed: int) -> Sampler:
-    """The prompt sampler of a name; the curricula need `category` in every example."""
-    if kind == "uniform":
-        return UniformSampler(len(examples), seed=seed)
-    missing = sum(category not in example for example in examples)
-    if missing:
-        raise TrainError(f"sampler {kind}: {missing} of {len(examples)} examples have no {category!r} column")
-    return SAMPLERS[kind]([example[category] for example in examples], seed=seed)

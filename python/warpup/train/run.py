@@ -23,6 +23,7 @@ import torch
 from . import checkpoint
 from .errors import Interrupted, TrainError
 from .evaluation import evaluate
+from .files import write_folder
 from .log import MetricsLog, Report, quiet
 from .precision import computing
 from .rewards import Reward, RewardSet
@@ -35,6 +36,8 @@ class HeldOut:
     """Examples to measure on while training: greedy accuracy, before a stage and `points` times in it.
 
     samples: also so many sampled completions of each. Nothing is learned from them and no random state is touched.
+    keep_best: write the weights of the best measurement of a stage to its folder `best`. stop_after: end a stage after
+    so many measurements in a row that were no better. Better is a higher accuracy: sampled if there are samples.
     """
 
     data: Sequence[Mapping]
@@ -43,6 +46,8 @@ class HeldOut:
     samples: int = 0
     max_new_tokens: int = 256
     reflection_words: Sequence[str] = ()
+    keep_best: bool = False
+    stop_after: int | None = None
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to measure after `step` of `steps` steps; the last step always is."""
@@ -94,6 +99,7 @@ class StageRun:
         self.messages: set[str] = set()
         self.stepped = False  # whether the step at work has changed the weights
         self.bad_steps = 0
+        self.best, self.stale = -math.inf, 0  # the best measurement, and how many have followed it
         self.before: tuple | None = None  # while a step is at work: the state and random states that it began with
         self.open = contextlib.ExitStack()  # what ends with the run: the signals' handlers
 
@@ -127,9 +133,10 @@ class StageRun:
         if self.saved == -1 and self.held_out:
             with self.computing():
                 measured = self.held_out.measure(self.model, self.tokenizer)
+            self._compare(measured)
             self.log.write({"stage": self.name, "step": 0, **measured})
         signals = self.open.enter_context(Signals())
-        while self.at < steps:
+        while self.at < steps and not self._is_stale():
             # What the stage does with this step happens at the yield. An error there does not come back here, so what
             # is needed to save the steps before it is kept at hand for `__exit__`.
             self.numbers, self.stepped, began = {}, False, time.perf_counter()
@@ -140,9 +147,10 @@ class StageRun:
             numbers = self.numbers | {"seconds": time.perf_counter() - began, **self.counts}
             if self.held_out and self.held_out.due(self.at, steps):
                 numbers |= self._measure()
+                self._compare(numbers)
             self.log.write({"stage": self.name, "step": self.at, **numbers})
             self.report(self.name, self.at, steps, numbers)
-            if signals.received or self.at % save_every == 0 or self.at == steps:
+            if signals.received or self.at % save_every == 0 or self.at == steps or self._is_stale():
                 self._save(self._state())
             if signals.received:
                 raise Interrupted(f"{self.name}: stopped and saved at step {self.at} of {steps} in {self.folder}")
@@ -182,6 +190,20 @@ class StageRun:
             )
         return norm
 
+    def _compare(self, numbers: dict[str, Any]) -> None:
+        score = numbers.get("held_out_avg" if self.held_out.samples else "held_out_greedy", math.nan)
+        if score > self.best:
+            self.best, self.stale = score, 0
+            if self.held_out.keep_best:
+                write_folder(
+                    self.folder / "best", lambda path: checkpoint.save_weights(self.model, self.tokenizer, path)
+                )
+        else:
+            self.stale += 1
+
+    def _is_stale(self) -> bool:
+        return bool(self.held_out and self.held_out.stop_after and self.stale >= self.held_out.stop_after)
+
     def _measure(self) -> dict[str, float]:
         """Held-out numbers; a failure to measure is counted and does not end a training that goes well."""
         try:
@@ -195,6 +217,9 @@ class StageRun:
         return {
             "counts": dict(self.counts),
             "bad_steps": self.bad_steps,
+            "best": None if math.isinf(self.best) else self.best,
+            "stale": self.stale,
+            "ended": self._is_stale(),
             "threads": torch.get_num_threads(),
             "sampler": self.sampler.state_dict() if self.sampler else None,
         }
@@ -214,6 +239,7 @@ class StageRun:
             return 0
         state = checkpoint.restore(newest, self.model, self.optimizer, self.generator, self.tensors)
         self.counts, self.bad_steps = Counter(state["counts"]), 0
+        self.best, self.stale = -math.inf if state["best"] is None else state["best"], state["stale"]
         if self.sampler:
             self.sampler.load_state_dict(state["sampler"])
         self.at = state["step"]

@@ -68,8 +68,9 @@ def differences(held, wanted, place: str = "") -> list[str]:
 
 
 def describe_stage(stage, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A stage's settings as plain JSON: data by its hash, a function by its name."""
+    """A stage's settings as plain JSON: data by its hash, a function by its name, a model by a hash of its weights."""
     settings = {field.name: getattr(stage, field.name) for field in fields(stage)}
+    settings = {k: describe_model(v) if isinstance(v, torch.nn.Module) else v for k, v in settings.items()}
     settings["data"] = fingerprint(examples)
     if "reward" in settings:
         settings["reward"] = reward_name(settings["reward"])
