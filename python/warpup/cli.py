@@ -11,7 +11,7 @@ COMMANDS = {  # name -> (where its function is, what it does)
     ),
     "init": ("warpup.train.init:init", "write a config, examples and a reward function to begin with"),
     "train": ("warpup.train.commands:train", "warm up and reinforce your own model on your own data"),
-    "sample": ("warpup.train.commands:sample", "print completions of a trained model"),
+    "sample": ("warpup.train.sample:sample", "print completions of a trained model, or chat with it"),
     "eval": ("warpup.train.commands:eval", "measure a trained model on held-out examples"),
     "report": ("warpup.train.report:report", "write report.html of a run: curves, samples, settings"),
     "certify": (

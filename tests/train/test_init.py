@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -48,26 +48,22 @@ class Bare:
     bare: int = 2
 
 
-def test_the_folder_runs_as_it_stands(project, capsys, monkeypatch):
+@pytest.mark.parametrize("kind", [str, list])
+def test_the_folder_runs_as_it_stands(project, capsys, monkeypatch, kind):
+    if kind is list:  # prompts are messages where the model takes them
+        (project / "start" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     code, out, _ = call(capsys, "init", "new/run", "--model", "start")
     assert code == 0
     assert "cd new/run\n  warpup train train.toml" in out
     monkeypatch.chdir("new/run")
+    rows = [json.loads(line) for name in ("train", "test") for line in Path(f"{name}.jsonl").read_text().splitlines()]
+    assert {type(row["prompt"]) for row in rows} == {kind}
+    assert len({json.dumps(row["prompt"]) for row in rows}) == len(rows) == 60  # none is trained on and held out
     done = subprocess.run([sys.executable, "reward.py"], capture_output=True, text=True)
     assert "the reward does what it should" in done.stdout
     flags = ("--warmup.steps", 2, "--rlvr.steps", 1, "--held-out.points", 1, "--threads", 1)
     assert call(capsys, "train", "train.toml", *flags)[0] == 0
     assert json.loads((project / "new/run/run/train.json").read_text())["rlvr"]["reward"] == "reward.py:score"
-
-
-def test_prompts_are_messages_where_the_model_takes_them(project, capsys):
-    shutil.copytree("start", "chat")
-    (project / "chat" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    for model, kind in (("start", str), ("chat", list)):
-        assert call(capsys, "init", f"for-{model}", "--model", model)[0] == 0
-        rows = [json.loads(line) for line in (project / f"for-{model}" / "train.jsonl").read_text().splitlines()]
-        assert {type(row["prompt"]) for row in rows} == {kind}
-        assert len({json.dumps(row["prompt"]) for row in rows}) == len(rows)  # and no example twice
 
 
 def test_nothing_is_overwritten(project, capsys):

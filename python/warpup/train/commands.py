@@ -1,4 +1,4 @@
-"""The commands on language models: `warpup train`, `warpup sample`, `warpup eval`.
+"""`warpup train` and `warpup eval`; the other commands on language models have files of their names.
 
 Modules that need torch are imported where they are used, so that help and wrong calls do not wait for it.
 """
@@ -11,10 +11,8 @@ import tyro
 
 from warpup._command_line import parse
 
-from .errors import TrainError, UsageError
+from .errors import UsageError
 from .examples import RewardName
-
-RUN = tyro.conf.Positional
 
 
 def train(arguments: list[str]) -> None:
@@ -62,80 +60,10 @@ def train(arguments: list[str]) -> None:
 
 
 @dataclass
-class SampleArguments:
-    """Print completions of a trained model."""
-
-    run: RUN[str]
-    """Folder of a run or of a model."""
-    prompt: str = ""
-    """The prompt; without it, prompts are read from --data."""
-    data: str = ""
-    """Examples to take prompts from."""
-    n: int | None = None
-    """Completions of a prompt, or with --data, prompts with one completion each; default: 4, at temperature 0 one."""
-    temperature: float = 0.7
-    """Sampling temperature; 0 takes the likeliest token."""
-    max_new_tokens: int = 256
-    """Completions are cut off at this many tokens."""
-    seed: int | None = None
-    """Seed of the sampling; default: 0."""
-
-
-def sample(arguments: list[str]) -> None:
-    """warpup sample RUN."""
-    given = parse(SampleArguments, arguments, "warpup sample")
-    if (given.n is not None and given.n < 1) or given.max_new_tokens < 1 or given.temperature < 0:
-        raise UsageError("--n and --max-new-tokens must be at least 1, --temperature at least 0")
-    if bool(given.prompt) == bool(given.data):
-        raise UsageError("give either --prompt or --data")
-    greedy = given.temperature == 0
-    if greedy and given.seed is not None:
-        raise UsageError("--seed: nothing is drawn at temperature 0; leave one of the two out")
-    if greedy and given.prompt and (given.n or 1) > 1:
-        raise UsageError(f"--n: at temperature 0 all {given.n} completions of a prompt are the same; leave it out")
-
-    import torch
-
-    from .log import quiet_transformers
-    from .models import load_model, newest_model
-    from .rollouts import rollout
-    from .tokens import decode, encode_prompt, end_tokens
-
-    quiet_transformers()
-    model, tokenizer = load_model(newest_model(given.run))
-    prompts, copies = [given.prompt], given.n or (1 if greedy else 4)
-    if given.data:
-        prompts, copies = [e["prompt"] for e in read_prompts(given.data, given.n or 4)], 1
-    rolls = rollout(
-        model.eval(),
-        [encode_prompt(tokenizer, prompt) for prompt in prompts],
-        eos=end_tokens(model, tokenizer),
-        pad=tokenizer.pad_token_id,
-        copies=copies,
-        max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature,
-        generator=torch.Generator(model.device).manual_seed(given.seed or 0),
-    )
-    for row, text in enumerate(decode(tokenizer, rolls)):
-        cut = "" if rolls.finished[row] else " ... (cut off)"
-        print(f"{prompts[row // copies]}\n  -> {text}{cut}\n")
-
-
-def read_prompts(source: str, limit: int) -> list[dict]:
-    """The first examples of a source that need only a prompt."""
-    from warpup.data import load_examples
-
-    try:
-        return load_examples(source, completion=None, answer=None, limit=limit)
-    except (OSError, ValueError, ImportError) as error:
-        raise TrainError(f"--data: {error}") from error
-
-
-@dataclass
 class EvalArguments:
     """Accuracy of a trained model: mean over sampled completions, and greedy."""
 
-    run: RUN[str]
+    run: tyro.conf.Positional[str]
     """Folder of a run or of a model."""
     data: str = ""
     """Examples with prompt and answer; default: the run's own held-out data."""

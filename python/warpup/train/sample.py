@@ -1,0 +1,115 @@
+"""`warpup sample`: completions of a prompt, of prompts from a file, or a chat."""
+
+from dataclasses import dataclass
+
+import tyro
+
+from warpup._command_line import parse
+
+from .errors import TrainError, UsageError
+
+
+@dataclass
+class SampleArguments:
+    """Print completions of a trained model, or chat with it."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of a run or of a model."""
+    prompt: str = ""
+    """The prompt: what a user says, where the tokenizer has a chat template, else the text to go on from."""
+    raw: bool = False
+    """Take --prompt as the text to go on from, chat template or not."""
+    data: str = ""
+    """Examples to take prompts from, in place of --prompt."""
+    chat: bool = False
+    """Talk with the model, in place of --prompt."""
+    n: int | None = None
+    """Completions of a prompt, or with --data, prompts with one completion each; default: 4, at temperature 0 one."""
+    temperature: float = 0.7
+    """Sampling temperature; 0 takes the likeliest token."""
+    max_new_tokens: int = 256
+    """Completions are cut off at this many tokens."""
+    seed: int | None = None
+    """Seed of the sampling; default: 0."""
+
+    def check(self) -> None:
+        """UsageError on what no call can mean."""
+        if (self.n is not None and self.n < 1) or self.max_new_tokens < 1 or self.temperature < 0:
+            raise UsageError("--n and --max-new-tokens must be at least 1, --temperature at least 0")
+        if bool(self.prompt) + bool(self.data) + self.chat != 1:
+            raise UsageError("give one of --prompt, --data and --chat")
+        if self.raw and not self.prompt:
+            raise UsageError("--raw: it is about --prompt, which is not given; leave it out")
+        if self.n is not None and self.chat:
+            raise UsageError("--n: a chat has one answer at a time; leave it out")
+        greedy = self.temperature == 0
+        if greedy and self.seed is not None:
+            raise UsageError("--seed: nothing is drawn at temperature 0; leave one of the two out")
+        if greedy and self.prompt and (self.n or 1) > 1:
+            raise UsageError(f"--n: at temperature 0 all {self.n} completions of a prompt are the same; leave it out")
+
+
+def sample(arguments: list[str]) -> None:
+    """warpup sample RUN."""
+    given = parse(SampleArguments, arguments, "warpup sample")
+    given.check()
+
+    import torch
+
+    from .chat import answering, chat
+    from .log import quiet_transformers
+    from .models import load_model, newest_model
+
+    quiet_transformers()
+    folder = newest_model(given.run)
+    model, tokenizer = load_model(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+    model.eval()
+    if given.chat:
+        if not tokenizer.chat_template:
+            raise TrainError(f"--chat: the tokenizer in {folder} has no chat template; use --prompt")
+        torch.manual_seed(given.seed or 0)
+        chat(answering(model, tokenizer, given.temperature, given.max_new_tokens))
+    else:
+        complete(model, tokenizer, given)
+
+
+def complete(model, tokenizer, given: SampleArguments) -> None:
+    """Print completions of the prompts that are asked for."""
+    import torch
+
+    from .report import spoken
+    from .rollouts import rollout
+    from .tokens import decode, encode_prompt, end_tokens
+
+    examples, copies = [{"prompt": given.prompt}], given.n or (1 if given.temperature == 0 else 4)
+    if given.data:
+        examples, copies = read_prompts(given.data, given.n or 4), 1
+    elif given.raw or not tokenizer.chat_template:
+        print("prompt: a text to go on from" + ("" if given.raw else "; the tokenizer has no chat template"))
+    else:
+        print("prompt: a user's turn in the model's chat template; --raw takes it as a text to go on from")
+        examples = [{"prompt": [{"role": "user", "content": given.prompt}]}]
+    rolls = rollout(
+        model,
+        [encode_prompt(tokenizer, example["prompt"], example) for example in examples],
+        eos=end_tokens(model, tokenizer),
+        pad=tokenizer.pad_token_id,
+        copies=copies,
+        max_new_tokens=given.max_new_tokens,
+        temperature=given.temperature,
+        generator=torch.Generator(model.device).manual_seed(given.seed or 0),
+    )
+    for row, text in enumerate(decode(tokenizer, rolls)):
+        cut = "" if rolls.finished[row] else " ... (cut off)"
+        asked = given.prompt or spoken(examples[row // copies]["prompt"])
+        print(f"{asked}\n  -> {text}{cut}\n")
+
+
+def read_prompts(source: str, limit: int) -> list[dict]:
+    """The first examples of a source that need only a prompt."""
+    from warpup.data import load_examples
+
+    try:
+        return load_examples(source, completion=None, answer=None, limit=limit)
+    except (OSError, ValueError, ImportError) as error:
+        raise TrainError(f"--data: {error}") from error
