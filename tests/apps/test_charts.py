@@ -2,7 +2,7 @@
 
 import pytest
 
-from warpup.apps._charts import Line, bar_chart, inline_svg, line_chart
+from warpup.apps._charts import ACCENT, Line, bar_chart, inline_svg, line_chart
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,6 +24,12 @@ def test_charts_draw_what_they_are_given():
     assert "<style" not in svg  # nothing that would reach the rest of the page
     assert svg == again
     assert line_chart("step", [Line("none", "#000000", [])]) is None
+
+    figure = line_chart("step", [Line("", ACCENT, points, faint=True), Line("", ACCENT, points)])
+    [axes] = figure.axes
+    assert axes.get_legend() is None
+    assert [line.get_alpha() for line in axes.lines] == [0.3, None]
+    assert "var(--accent)" in inline_svg(figure, "title")
 
     [axes] = bar_chart([("a", "#123456", [(30.0, 2.0, 1), (20.0, 0.0, 0.5)])]).axes
     assert [bar.get_height() for bar in axes.patches] == [30, 20]

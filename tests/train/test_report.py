@@ -38,7 +38,7 @@ def test_a_page_tells_what_happened(tmp_path, capsys):
     assert "<title>mine - warpup</title>" in page
     assert re.findall("<h2>(.*?)</h2>", page) == ["1-warmup: 3 steps", "2-rlvr: 3 steps", "Events", "Settings"]
     titles = re.findall('aria-label="(.*?)"', page)
-    assert titles == ["Loss", "Held-out accuracy (greedy), %", "Loss", "Reward of the completions",
+    assert titles == ["Loss", "Held-out accuracy (greedy), %", "Loss", "Reward while training",
                       "Held-out accuracy (greedy), %", "new number"]  # fmt: skip
     assert "The same at every step: seconds 30, tokens 500" in page
     assert "<b>12.5 → 75.0</b>" in page
@@ -85,7 +85,10 @@ def test_figures_in_words():
     rewards = [{"stage": "2-rlvr", "step": i, "reward": float(i), "loss": 9.0} for i in range(20)]
     text = tiles(rewards)
     assert "<b>0.50 → 18.50</b><span>reward</span>" in text  # means of the first and of the last tenth
-    assert "<span>loss</span>" not in text  # that of a policy says nothing
+    assert "loss" not in text  # that of a policy says nothing
+    losses = [{"stage": "1-warmup", "step": 1, "loss": 4.0}, {"stage": "1-warmup", "step": 2, "loss": 1.0}]
+    text = tiles([*losses, {"stage": "2-preference", "step": 1, "loss": 0.7}, *rewards])
+    assert "<b>4.00 → 1.00</b><span>loss of 1-warmup</span>" in text
 
 
 def test_no_run_is_told(tmp_path, capsys):

@@ -20,11 +20,11 @@ from .log import MetricsLog
 
 CURVES = {  # number -> (title, factor, range of the y axis), in the order of the page
     "loss": ("Loss", 1, (None, None)),
-    "reward": ("Reward of the completions", 1, (None, None)),
+    "reward": ("Reward while training", 1, (None, None)),
     "held_out_greedy": ("Held-out accuracy (greedy), %", 100, (0, 100)),
     "held_out_avg": ("Held-out accuracy (sampled), %", 100, (0, 100)),
     "held_out_reward": ("Held-out reward", 1, (None, None)),
-    "accuracy": ("Accuracy of the completions, %", 100, (0, 100)),
+    "accuracy": ("Accuracy while training, %", 100, (0, 100)),
     "length": ("Tokens per completion", 1, (0, None)),
     "unfinished": ("Cut off by the length limit, %", 100, (0, 100)),
     "ref_kl": ("KL to the reference", 1, (0, None)),
@@ -112,8 +112,10 @@ def tiles(log: Sequence[Mapping[str, Any]]) -> str:
         shown.append(("held-out accuracy, %", change("held_out_greedy", 100, 1)))
     if rewards := values("reward"):
         shown.append(("reward", change("reward", 1, 2, max(1, len(rewards) // 10))))
-    if losses := [line["loss"] for line in log if line.get("loss") is not None and "reward" not in line]:
-        shown.append(("loss", f"{losses[0]:.2f} → {losses[-1]:.2f}"))
+    # The loss of a policy says nothing, and those of different stages cannot be compared.
+    losses = [(line["stage"], line["loss"]) for line in log if line.get("loss") is not None and "reward" not in line]
+    if of_first := [loss for stage, loss in losses if stage == losses[0][0]]:
+        shown.append((f"loss of {losses[0][0]}", f"{of_first[0]:.2f} → {of_first[-1]:.2f}"))
     shown.append(("time in steps", duration(sum(values("seconds")))))
     shown.append(("tokens learned from", f"{sum(values('tokens')):,.0f}"))
     cells = "".join(f"<div><b>{escape(text)}</b><span>{escape(name)}</span></div>" for name, text in shown)
