@@ -65,7 +65,7 @@ CASES = [
     ("countdown", "__import__('os').abort()", False),
     ("puzzle24", "{answer}", True),
     ("puzzle24", "24", False),
-    ("puzzle24", "6*4", False),
+    ("puzzle24", "1*2*3*4", False),
     ("chain_sum", "{answer}\n", True),
     ("chain_sum", "1{answer}", False),
     ("knights_knaves", "{answer}", True),

@@ -222,6 +222,8 @@ def test_where_a_name_is_looked_for(tmp_path, monkeypatch):
         "def f(completion, example):\n    import late\n    return V(neighbour.VALUE + late.VALUE)\n"
     )
     (tmp_path / "late.py").write_text("VALUE = 0.5\n")
+    (tmp_path / "colorsys.py").write_text("VALUE = 6.0\n")  # Python has one too, which nothing has imported yet
+    (tmp_path / "colors.py").write_text("import colorsys\n\ndef f(completion, example):\n    return colorsys.VALUE\n")
     (tmp_path / "here.py").write_text("COUNT = []\n\ndef f(completion, example):\n    return 4.0\n")
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "inner.py").write_text(
@@ -238,6 +240,9 @@ def test_where_a_name_is_looked_for(tmp_path, monkeypatch):
     assert math.sqrt(4) == 2  # and Python's own is still there
     assert value("here:f") == value("here.py:f") == [4.0]
     assert value("package.inner:f") == [5.0]
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    assert value("colors.py:f") == [6.0]  # a neighbour comes first, as with `python colors.py`
+    monkeypatch.delitem(sys.modules, "colorsys")
     assert load_reward("here.py:f") is load_reward("here.py:f")  # a file that loads a model loads it once
     (tmp_path / "here.py").write_text("def f(completion, example):\n    return 44.0\n")
     assert value("here.py:f") == [44.0]

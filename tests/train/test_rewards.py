@@ -50,6 +50,7 @@ def test_a_reward_gets_what_its_parameters_name():
     assert score(partial(lambda c, e, length, scale: scale * length, scale=2), say("a b"), rows).rewards == [6.0]
     assert score(lambda *args: len(args), say("a b"), rows).rewards == [2.0]
     assert score(lambda c, e, **more: len(more), say("a b"), rows).rewards == [0.0]
+    assert score(lambda c, e: len(c), say("a", "ab", "abc", ""), rows * 4, group=2).rewards == [1.0, 2.0, 3.0, 0.0]
     puzzle = {"answer": "Zoey knight"}
     assert score(verify, say("x"), [puzzle]).rewards == [-2.0]  # its third parameter is its own
 
