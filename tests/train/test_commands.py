@@ -143,6 +143,7 @@ def test_ctrl_c_saves_and_the_same_command_resumes(project):
     assert "stopped and saved at step" in text
     assert "the same command resumes it" in text
     assert "Traceback" not in text
+    assert json.loads((project / "run" / "train.json").read_text())["warmup"]["steps"] == 400  # what eval reads
     [saved] = (project / "run" / "1-warmup").glob("step-*")
     assert int(saved.name[5:]) == metrics.read_text().count("\n")
 

@@ -21,6 +21,7 @@ def train(arguments: list[str]) -> None:
 
     from .config import TrainConfig, check_config_of_run, load_config
     from .examples import examples_of
+    from .files import write_text
     from .log import ProgressBar, quiet_transformers, together
     from .models import start_model
     from .recipe import Recipe
@@ -52,10 +53,17 @@ def train(arguments: list[str]) -> None:
         keep_last=config.keep_last,
         merge=config.lora.merge,
     )
+    own = Path(config.out) / "train.json"
+
+    def keep(*step) -> None:
+        """Once a step is done the folder is this run's: `warpup eval` and `warpup report` find the config in it."""
+        if not own.exists():
+            write_text(own, json.dumps(settings, indent=2) + "\n")
+
     with ProgressBar() as bar, tracker as track:
-        report = together(bar, track)
+        report = together(keep, bar, track)
         recipe.run(model, tokenizer, config.out, seed=config.seed, report=report, held_out=held_out)
-    (Path(config.out) / "train.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_text(own, json.dumps(settings, indent=2) + "\n")
     print(f"trained model: {Path(config.out) / 'model'}   numbers and curves: {write_report(config.out)}")
 
 
