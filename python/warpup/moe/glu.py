@@ -29,7 +29,7 @@ def reference_glu(h: Tensor, *, activation: str = "silu", weights=None, permutat
     else:
         gate, up = h.chunk(2, -1)
         a = GATES[activation](gate) * up
-    if weights is None:
+    if weights is None or permutation is None:  # they go together
         return a
     w = torch.where(permutation < 0, 0, weights[permutation.clamp_min(0)]).to(h.dtype)
     return torch.where(permutation.unsqueeze(1) < 0, 0, a * w.unsqueeze(1))

@@ -40,6 +40,7 @@ class DeepSeekMoE(nn.Module):
     Source: DeepSeekMoE (arXiv 2401.06066); the correction, DeepSeek-V3 (arXiv 2412.19437).
     """
 
+    correction: Tensor | None
     last_route: MoERoute | None = None
 
     def __init__(
