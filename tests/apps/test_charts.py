@@ -15,6 +15,9 @@ def test_charts_draw_what_they_are_given():
     assert drawn.get_xydata().tolist() == [[0, 1], [10, 2]]
     assert {(10.0, 1.5), (10.0, 2.5)} <= set(map(tuple, band.get_paths()[0].vertices.tolist()))
     assert axes.get_ylim()[0] == 0
+    for end, whole in ((2, True), (1.5, False)):  # steps are whole numbers
+        [part] = line_chart("step", [Line("one", "#123456", [(1, 0.0, 0.0), (end, 1.0, 0.0)])]).axes
+        assert all(tick == int(tick) for tick in part.get_xticks()) == whole
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one"]
     svg, again = (inline_svg(line_chart("step", lines), "<title>") for _ in range(2))
     assert 'aria-label="&lt;title&gt;"' in svg

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.support.command import call, error
-from warpup.train.report import chart, duration, flat, spoken, tiles, write_report
+from warpup.train.report import chart, duration, flat, heading, spoken, tiles, write_report
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CHAT = [{"role": "user", "content": "1 < 2?"}]
@@ -64,6 +64,13 @@ def test_a_run_from_python_or_at_work_has_a_page(tmp_path):
     assert "<td>2-rlvr.steps</td><td>50</td>" in page
 
 
+def test_steps_are_counted_in_words(tmp_path):
+    (tmp_path / "1-warmup").mkdir()
+    for planned, lines, text in ((1, [{"step": 1}], "Warmup: 1 step"), (2, [], "Warmup: 0 of 2 steps")):
+        (tmp_path / "1-warmup" / "stage.json").write_text(json.dumps({"kind": "Warmup", "steps": planned}))
+        assert heading(tmp_path, "1-warmup", lines) == text
+
+
 def test_few_points_are_joined_and_many_are_smoothed():
     lines = [{"stage": "s", "step": i, "reward": float(i % 2)} for i in range(100)]
     [axes] = chart(lines[:30], "s", "reward").axes
@@ -86,6 +93,8 @@ def test_figures_in_words():
     text = tiles(rewards)
     assert "<b>0.50 → 18.50</b><span>reward</span>" in text  # means of the first and of the last tenth
     assert "loss" not in text  # that of a policy says nothing
+    text = tiles([{"stage": "1-warmup", "step": i, "held_out_reward": i / 4, "seconds": 1} for i in (0, 1)])
+    assert "<b>0.00 → 0.25</b><span>held-out reward</span>" in text
     losses = [{"stage": "1-warmup", "step": 1, "loss": 4.0}, {"stage": "1-warmup", "step": 2, "loss": 1.0}]
     text = tiles([*losses, {"stage": "2-preference", "step": 1, "loss": 0.7}, *rewards])
     assert "<b>4.00 → 1.00</b><span>loss of 1-warmup</span>" in text

@@ -68,8 +68,12 @@ def line_chart(
     lines = [line for line in lines if line.points]
     if not lines:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _axes()
     with _style():
+        if all(x == int(x) for line in lines for x, _, _ in line.points):  # there is no step 1.5
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for line in lines:
             x, mean, spread = zip(*line.points, strict=True)
             look = {"alpha": 0.3, "linewidth": 0.8} if line.faint else {"marker": "o" if len(x) <= 30 else ""}

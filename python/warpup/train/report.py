@@ -89,7 +89,8 @@ def heading(out: Path, stage: str, lines: Sequence[Mapping[str, Any]]) -> str:
     done = max((line["step"] for line in lines), default=0)
     planned = read_json(out / stage / "stage.json").get("steps", done)
     kind = read_json(out / stage / "stage.json").get("kind", stage)
-    return f"{kind}: {done} steps" if done == planned else f"{kind}: {done} of {planned} steps"
+    steps = "step" if planned == 1 else "steps"
+    return f"{kind}: {done} {steps}" if done == planned else f"{kind}: {done} of {planned} {steps}"
 
 
 # Figures
@@ -110,6 +111,8 @@ def tiles(log: Sequence[Mapping[str, Any]]) -> str:
     shown = []
     if values("held_out_greedy"):
         shown.append(("held-out accuracy, %", change("held_out_greedy", 100, 1)))
+    elif values("held_out_reward"):  # a reward that does not say what is right
+        shown.append(("held-out reward", change("held_out_reward", 1, 2)))
     if rewards := values("reward"):
         shown.append(("reward", change("reward", 1, 2, max(1, len(rewards) // 10))))
     # The loss of a policy says nothing, and those of different stages cannot be compared.
