@@ -1,4 +1,5 @@
 from .distill import Distill
+from .episodes import Environment, Turn
 from .errors import Interrupted, TrainError, UsageError
 from .evaluation import Evaluation, evaluate
 from .log import ProgressBar
@@ -14,6 +15,7 @@ from .warmup import Warmup
 __all__ = [
     "RLVR",
     "Distill",
+    "Environment",
     "Evaluation",
     "HeldOut",
     "Interrupted",
@@ -24,6 +26,7 @@ __all__ = [
     "Rollouts",
     "Stage",
     "TrainError",
+    "Turn",
     "UsageError",
     "Warmup",
     "evaluate",

@@ -43,17 +43,20 @@ class Batch:
 
 
 def collate(pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, device="cpu") -> Batch:
-    """Batch of `pairs[row]` for each of `rows`."""
+    """Batch of `pairs[row]` for each of `rows`. A pair may have a third part, which of the completion's tokens carry
+    loss; without it all do."""
     picked = [pairs[row] for row in rows]
-    width = max(len(prompt) + len(completion) for prompt, completion in picked) - 1
+    width = max(len(pair[0]) + len(pair[1]) for pair in picked) - 1
     inputs = torch.full((len(picked), width), pad, dtype=torch.long)
     targets = torch.full_like(inputs, IGNORE)
     attention = torch.zeros_like(inputs)
-    for i, (prompt, completion) in enumerate(picked):
+    for i, (prompt, completion, *learned) in enumerate(picked):
         ids, start = torch.tensor(prompt + completion), len(prompt) - 1
         length = len(ids) - 1
         inputs[i, :length], attention[i, :length] = ids[:-1], 1
         targets[i, start:length] = ids[start + 1 :]
+        if learned:
+            targets[i, start:length].masked_fill_(~torch.tensor(learned[0]), IGNORE)
     return Batch(inputs.to(device), attention.to(device), targets.to(device), list(rows))
 
 

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .reward_calls import Completion
 from .rewards import Scores
 from .rollouts import Rollouts, joined
 from .tokens import TokenPair
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Groups of completions, or of episodes, of some prompts: tokens, scores, advantages (N,) or (N, L), one of them to
+    be shown, seconds of sampling."""
+
+    pairs: Sequence[TokenPair]
+    rolls: Rollouts
+    scores: Scores
+    advantages: Tensor
+    shown: dict[str, Any]
+    seconds: float
 
 
 class Groups:
@@ -32,39 +45,24 @@ class Groups:
         self.used = torch.zeros(0, dtype=torch.bool)
         self.shown: dict[str, Any] = {}
 
-    def add(
-        self,
-        asked: Sequence[dict],
-        completions: Sequence[Completion],
-        pairs: Sequence[TokenPair],
-        rolls: Rollouts,
-        scores: Scores,
-        advantages: Tensor,
-        pad: int,
-    ) -> None:
+    def add(self, more: Sampled, pad: int) -> None:
         """More groups, behind those that are there."""
         if not self.pairs:
-            self.rolls, self.advantages = rolls, advantages
-            self.shown = {
-                "prompt": asked[0]["prompt"],
-                "completion": completions[0].text,
-                "reward": scores.rewards[0],
-            }
+            self.rolls, self.advantages, self.shown = more.rolls, more.advantages, more.shown
         else:
-            self.rolls = joined([self.rolls, rolls], pad)
-            if advantages.dim() == 2:
-                width = self.rolls.tokens.shape[1]
-                both = [torch.nn.functional.pad(a, (0, width - a.shape[1])) for a in (self.advantages, advantages)]
-                self.advantages = torch.cat(both)
-            else:
-                self.advantages = torch.cat([self.advantages, advantages])
-        self.pairs += pairs
-        self.scores.extend(scores)
+            self.rolls = joined([self.rolls, more.rolls], pad)
+            width, both = self.rolls.tokens.shape[1], (self.advantages, more.advantages)
+            if more.advantages.dim() == 2:
+                both = tuple(torch.nn.functional.pad(a, (0, width - a.shape[1])) for a in both)
+            self.advantages = torch.cat(both)
+        self.pairs += more.pairs
+        self.scores.extend(more.scores)
+        self.seconds += more.seconds
         self.used = (self.advantages.reshape(len(self.pairs) // self.samples, -1) != 0).any(1)
 
     def numbers(self) -> dict[str, Any]:
         """What the log has of a step's sampling."""
-        generated, columns = int(self.rolls.lengths.sum()), self.scores.columns
+        generated, columns = int(self.rolls.learned().sum()), self.scores.columns
         return {
             "reward": mean(self.scores.rewards),
             **({f"reward/{name}": mean(column) for name, column in columns.items()} if len(columns) > 1 else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,9 +37,13 @@ class Experience:
 
     def packed(self, values: Tensor, batch: Batch) -> Tensor:
         """The values (N, L) of the batch's tokens, one row after the other; of values (N,) one a row."""
-        if values.dim() == 1:
-            return values[batch.rows]
-        return torch.cat([values[n, : self.rolls.lengths[n]] for n in batch.rows])
+        found = values[batch.rows]
+        return found if values.dim() == 1 else found[self.learned[batch.rows]]
+
+    @functools.cached_property
+    def learned(self) -> Tensor:
+        """(N, L) bool: the tokens that carry loss."""
+        return self.rolls.learned()
 
     def replay(self, batch: Batch) -> dict[str, Any]:
         """What a schedule did to the logits, so that the loss does it again and a fresh sample's ratio is 1."""
@@ -62,7 +67,7 @@ def score_tokens(
         lengths = batch.mask.sum(1).tolist()
         for into, packed in zip(found, values if entropy else (values,), strict=True):
             for n, row in zip(batch.rows, packed.split(lengths), strict=True):
-                into[n, : len(row)] = row
+                into[n, experience.learned[n]] = row
     return found
 
 
@@ -77,8 +82,10 @@ def chosen_tokens(
         return {}
     logp, *entropies = score_tokens(run, head, experience, rows, max_tokens, entropy=bool(entropy_quantile))
     rolls, chosen = experience.rolls, {}
-    mask = torch.arange(logp.shape[1], device=logp.device) < rolls.lengths[:, None]
-    mask &= torch.zeros_like(rolls.finished).index_fill(0, torch.tensor(rows, device=logp.device), True)[:, None]
+    mask = (
+        experience.learned
+        & torch.zeros_like(rolls.finished).index_fill(0, torch.tensor(rows, device=logp.device), True)[:, None]
+    )
     if options.kind == "clip_cov":
         chosen["selected"] = clip_cov_tokens(
             logp, rolls.logp, experience.advantages, mask, clip=options.clip_range(), generator=run.generator
@@ -111,7 +118,7 @@ def policy_step(
     counted over all of them, so the pieces' gradients add up to the step's, however it is cut. constant: what a loss
     with the normalizer "constant" is divided by.
     """
-    tokens = int(experience.rolls.lengths[list(rows)].sum())
+    tokens = int(experience.learned[list(rows)].sum())
     name, _ = options.division()
     options = replace(options, normalizer=(name, {"token": tokens, "constant": constant}.get(name, len(rows))))
     apart = chosen_tokens(run, head, experience, rows, options, entropy_quantile, max_tokens)

@@ -16,12 +16,13 @@ from .tokens import Tokens
 @dataclass(frozen=True)
 class Prompts:
     """A stage's examples, their prompts' token ids, the ids that end a completion, what stands between logits and
-    tokens."""
+    tokens, how many tokens the model takes."""
 
     examples: Sequence[dict[str, Any]]
     ids: Sequence[Tokens]
     ends: Sequence[int]
     decoding: DecodingStrategy | None
+    limit: int
 
 
 SAMPLERS = {"uniform": UniformSampler, "sec": SECSampler, "dump": DUMPSampler}

@@ -44,6 +44,14 @@ def reward_name(reward):
 _NAME = re.compile(r"(?P<place>.+?):(?P<name>\w+)(?:\((?P<options>.*)\))?", re.DOTALL)
 
 
+def load_named(name: str, what: str) -> Callable:
+    """What `module:name` or `file.py:name` names, found as a reward is; `what` it is, for the errors."""
+    try:
+        return _named(name)
+    except TrainError as error:
+        raise TrainError(str(error).replace("reward", what, 1).replace("function", "class or function", 1)) from error
+
+
 def _named(reward: str) -> Callable:
     parts = _NAME.fullmatch(str(reward))
     if not parts:

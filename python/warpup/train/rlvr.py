@@ -4,21 +4,20 @@ Group-relative policy gradient (GRPO, arXiv 2402.03300) in the variant of "Warm 
 advantage r - mean without division by the deviation, mean over tokens, no KL term unless asked for.
 """
 
-import inspect
-import time
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from warpup import group_advantage
-from warpup.advantage import ESTIMATORS, gdpo, reinforce_pp
+from warpup.advantage import ESTIMATORS
 from warpup.data import Sampler
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 
 from .checks import check_not_negative, check_positive, check_unused
 from .decoding import DecodingStrategy, split_words
+from .episodes import load_environment
 from .errors import TrainError
 from .examples import Data, RewardName, TemplateArguments, check_columns
 from .groups import Groups, mean, parts
@@ -28,11 +27,10 @@ from .policy_step import Experience, policy_step, score_tokens
 from .precision import without_dropout
 from .prompts import SAMPLERS, Prompts, make_sampler
 from .reference import Snapshot
-from .reward_calls import completions_of
 from .rewards import VERIFIER, RewardSet, Scores
-from .rollouts import rollout
 from .routers import check_balance
 from .run import StageRun
+from .sampling import advantages_of, complete, play_some
 from .tokens import check_length, encode_prompt, end_tokens
 
 
@@ -54,6 +52,12 @@ class RLVR:
     written with `async def`."""
     reward_workers: int = 0
     """Processes that call the rewards; 0: they are called one after another in the training process."""
+    environment: RewardName = ""
+    """In place of a reward: `module:Class` or `file.py:Class` of an `Environment`, which answers after each turn."""
+    turns: int = 2
+    """Most turns of an episode."""
+    credit: Literal["episode", "turn"] = "episode"
+    """What a token of an episode is rewarded for: the whole, or what came from its turn on."""
     steps: int = 100
     """Batches of rollouts."""
     prompts: int = 8
@@ -145,6 +149,17 @@ class RLVR:
         check_not_negative(self, "lr_warmup", "clip", "kl_coef", "balance", "refill", "entropy_coef", place="rlvr")
         check_columns(self, "prompt", "answer", place="rlvr")
         self.reward_set()
+        if self.environment:
+            why = "an environment gives the rewards"
+            check_unused(self, "reward", "reward_weights", "reward_timeout", "reward_workers", place="rlvr", why=why)
+            check_unused(self, "schedule", place="rlvr", why="schedules are not followed over turns")
+            check_positive(self, "turns", place="rlvr")
+            load_environment(self.environment)
+        else:
+            why = "there is no environment; set rlvr.environment or leave it out"
+            check_unused(self, "turns", "credit", place="rlvr", why=why)
+        if self.credit == "turn" and self.advantage is not None:
+            raise TrainError(f"rlvr.credit: turns have baseline and scale, not advantage {self.advantage!r}")
         if self.samples < 2:
             raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {self.samples}")
         if self.minibatches > self.prompts:
@@ -175,27 +190,33 @@ class RLVR:
             )
         try:  # the operators themselves say what they refuse
             self.policy_options()
-            self.advantages(Scores(rewards=[0.0, 1.0], columns={"one": [0.0, 1.0]}), torch.tensor([1, 1]), 2)
+            some = [float(n) for n in range(self.samples)]
+            advantages_of(self, Scores(rewards=some, columns={"one": some}), torch.ones(len(some), 1).bool())
         except ValueError as error:
             raise TrainError(f"rlvr: {error}") from error
 
     def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Prompts:
         """Prompts as tokens, and the schedule of their sampling."""
         check_balance(model, self.balance, "rlvr")
+        if self.environment:
+            first = load_environment(self.environment)()
+            examples = [example | {"prompt": first.reset(example)} for example in examples]
         ids = [encode_prompt(tokenizer, example["prompt"], example) for example in examples]
         check_length(model, max(map(len, ids)) + self.max_new_tokens, "the longest prompt with max_new_tokens")
         decoding = DecodingStrategy.parse(self.schedule, tokenizer, split_words(self.words))
         if decoding.times:
             raise TrainError("rlvr.schedule: s1 writes tokens that no sampler drew, their log-probs cannot be replayed")
         make_sampler(self.sampler, examples, self.category, 0)
-        return Prompts(examples, ids, end_tokens(model, tokenizer), decoding if decoding.schedule else None)
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+        used = decoding if decoding.schedule else None
+        return Prompts(examples, ids, end_tokens(model, tokenizer), used, limit)
 
     def train(self, run: StageRun, prompts: Prompts) -> None:
         """Reinforce `run.model` on these prompts."""
         # Dropout stays off throughout: the loss compares log-probs with those of sampling, so both have to be of the
         # same function.
         model = without_dropout(run.model)
-        head, rewards = Head(model), self.reward_set()
+        head, rewards = Head(model), None if self.environment else self.reward_set()
         sampler = make_sampler(self.sampler, prompts.examples, self.category, run.seed)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
         # The KL term holds the model to what it was before this stage, so its weights are kept if it is asked for.
@@ -243,62 +264,25 @@ class RLVR:
                 run.count("skipped")
             run.record(numbers | groups.numbers())
 
-    def sample(self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet) -> Groups:
+    def sample(self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet | None) -> Groups:
         """Groups of completions of the next prompts, scored, with their advantages."""
         groups = Groups(self.samples)
         for _ in range(1 + self.refill):
             missing = self.prompts - int(groups.used.sum())
             picked = sampler.next(missing)
-            began = time.perf_counter()
-            with run.computing():
-                rolls = rollout(
-                    run.model, [prompts.ids[k] for k in picked], eos=prompts.ends, pad=run.tokenizer.pad_token_id,
-                    max_new_tokens=self.max_new_tokens, copies=self.samples, temperature=self.temperature,
-                    decoding=prompts.decoding, rows=self.rows, generator=run.generator,
-                )  # fmt: skip
-            groups.seconds += time.perf_counter() - began
-
-            # Score: a call that failed gives NaN, is counted, and takes part in nothing that follows; so does one that
-            # abstained.
-            asked = [prompts.examples[k] for k in picked for _ in range(self.samples)]
-            completions = completions_of(run.tokenizer, rolls)
-            scores = rewards.score(completions, asked, group=self.samples)
-            for error in scores.errors:
+            sampled = (play_some if self.environment else complete)(self, run, prompts, picked, rewards)
+            for error in sampled.scores.errors:
                 run.count("reward_errors", message=error)
-            if scores.abstained:
-                run.count("abstained", scores.abstained)
-
-            # Advantage: each reward against those of the same prompt. The group is its own baseline, so no value model
-            # is needed.
-            advantages = self.advantages(scores, rolls.lengths, self.samples)
-            pairs = [(prompts.ids[picked[n // self.samples]], rolls.completion(n)) for n in range(len(asked))]
-            groups.add(asked, completions, pairs, rolls, scores, advantages, run.tokenizer.pad_token_id)
+            if sampled.scores.abstained:
+                run.count("abstained", sampled.scores.abstained)
+            groups.add(sampled, run.tokenizer.pad_token_id)
             # A curriculum prefers prompts whose rewards differ.
-            by_group = advantages.reshape(len(picked), self.samples, -1).mean(-1)
+            by_group = sampled.advantages.reshape(len(picked), self.samples, -1).mean(-1)
             sampler.observe(picked, by_group)
             run.count("dropped_groups", int((by_group == 0).all(1).sum()))
             if groups.used.sum() == self.prompts:
                 break
         return groups
-
-    def advantages(self, scores: Scores, lengths: torch.Tensor, groups: int) -> torch.Tensor:
-        """(N,), or (N, L) of an estimator that gives each token its own."""
-        rewards = torch.tensor(scores.rewards)
-        if self.advantage is None:
-            return group_advantage(rewards, groups, baseline=self.baseline, scale=self.scale)
-        if self.advantage == "gdpo":  # normalizes each reward apart, and weights them itself
-            weights = None if self.reward_weights is None else torch.tensor(self.reward_weights)
-            return gdpo(torch.tensor(list(scores.columns.values())).T, groups, weights=weights)
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        if self.advantage == "reinforce_pp":  # the whole batch is the baseline; takes rewards of tokens
-            if scores.token_rewards is not None:
-                rewards = torch.zeros(mask.shape)
-                for row, given in zip(rewards, scores.token_rewards, strict=True):
-                    row[: len(given or ())] = torch.tensor(given or [])
-            return reinforce_pp(rewards, mask=mask)
-        estimator = ESTIMATORS[self.advantage]
-        asks = inspect.signature(estimator).parameters
-        return estimator(rewards, groups, **{k: v for k, v in (("lengths", lengths), ("mask", mask)) if k in asks})
 
     def reward_set(self) -> RewardSet:
         """The rewards with their weights; TrainError on what cannot be."""

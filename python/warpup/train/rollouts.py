@@ -20,7 +20,8 @@ class Rollouts:
     tokens (N, L) int64, padded on the right; lengths (N,) int64, the end token counted; logp (N, L) float32, log-probs
     of the tokens at the sampling temperature and under the schedule, before top-k, top-p and min-p cut anything off, 0
     in the padding; finished (N,) bool, False where the length limit cut a row off; delta (N, L) float32, what the
-    schedule added to the logits of its tokens, token_set (V,) bool; both None without one.
+    schedule added to the logits of its tokens, token_set (V,) bool; both None without one. Of episodes sampled (N, L)
+    bool, False where the environment spoke, and turn (N, L) int64, -1 there; else None.
     """
 
     tokens: Tensor
@@ -29,6 +30,13 @@ class Rollouts:
     finished: Tensor
     delta: Tensor | None = None
     token_set: Tensor | None = None
+    sampled: Tensor | None = None
+    turn: Tensor | None = None
+
+    def learned(self) -> Tensor:
+        """(N, L) bool: the tokens that the model has drawn."""
+        inside = torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
+        return inside if self.sampled is None else inside & self.sampled
 
     def completion(self, row: int) -> list[int]:
         """Token ids of one completion, with its end token."""
@@ -152,11 +160,17 @@ def joined(parts: Sequence[Rollouts], pad: int) -> Rollouts:
     def wide(x: Tensor, fill: float = 0) -> Tensor:
         return torch.nn.functional.pad(x, (0, longest - x.shape[1]), value=fill)
 
+    def all_of(name: str, fill: float) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat([wide(x, fill) for x in values])
+
     return Rollouts(
         torch.cat([wide(p.tokens, pad) for p in parts]),
         torch.cat([p.lengths for p in parts]),
         torch.cat([wide(p.logp) for p in parts]),
         torch.cat([p.finished for p in parts]),
-        torch.cat([wide(p.delta) for p in parts]) if parts[0].delta is not None else None,
+        all_of("delta", 0),
         parts[0].token_set,
+        all_of("sampled", False),
+        all_of("turn", -1),
     )

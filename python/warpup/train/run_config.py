@@ -72,8 +72,9 @@ def describe_stage(stage, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     settings = {field.name: getattr(stage, field.name) for field in fields(stage)}
     settings = {k: describe_model(v) if isinstance(v, torch.nn.Module) else v for k, v in settings.items()}
     settings["data"] = fingerprint(examples)
-    if "reward" in settings:
-        settings["reward"] = reward_name(settings["reward"])
+    for name in ("reward", "environment"):
+        if name in settings:
+            settings[name] = reward_name(settings[name])
     return {"kind": type(stage).__name__, **json.loads(json.dumps(settings))}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from .errors import TrainError
 
 Tokens = list[int]
-TokenPair = tuple[Tokens, Tokens]  # of a prompt and of its completion
+TokenPair = tuple[Tokens, Tokens] | tuple[Tokens, Tokens, list[bool]]  # prompt, completion, what of it is learned
 
 
 def check_tokenizer(model, tokenizer) -> None:
@@ -103,7 +103,7 @@ def _encode_text(tokenizer, text: str) -> Tokens:
     return ids
 
 
-def encode_pair(tokenizer, example: Mapping[str, Any], ends: Sequence[int] | None = None) -> TokenPair:
+def encode_pair(tokenizer, example: Mapping[str, Any], ends: Sequence[int] | None = None) -> tuple[Tokens, Tokens]:
     """Token ids of an example's prompt and of its completion (a text, or one assistant message), which ends as the
     model shall learn to end: in a chat with the template's end of a turn, else with the end token. One of `ends`
     that the completion has already is not added again."""
