@@ -9,9 +9,10 @@ Item i + 1 of seed s is item i of seed s + 1 in most of its tasks, so two seeds 
 seeds 1 and 43 are the same. Here train and test are stretches of one seed, and a question that came before is left out.
 """
 
-import ast
 from collections.abc import Iterator
 from typing import Any
+
+from warpup._options import read_options
 
 OPTIONS = {"size": 500, "start": 0, "seed": 0}
 
@@ -51,11 +52,10 @@ def read_task(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _parse(source: str) -> tuple[str, dict[str, Any]]:
     name, _, text = source.removeprefix("reasoning-gym:").partition(":")
     try:
-        [call] = ast.parse(f"f({text})").body
-        options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.value.keywords}
-        if not name or call.value.args or "None" in options:
-            raise ValueError
-    except (SyntaxError, ValueError, AttributeError) as error:
+        options = read_options(text)
+        if not name:
+            raise ValueError(name)
+    except ValueError as error:
         raise ValueError(f"source: expected reasoning-gym:name[:key=value,...], got {source!r}") from error
     return name, options
 

@@ -8,4 +8,5 @@ from reasoning_gym import get_score_answer_fn
 
 def score_answer(answer: str, entry: Mapping[str, Any]) -> float:
     """What reasoning-gym's own scorer gives an answer, 0 to 1."""
-    return float(get_score_answer_fn(entry["task"])(answer, entry))
+    score: Any = get_score_answer_fn(entry["task"])  # typed there as a function without arguments
+    return float(score(answer, entry))

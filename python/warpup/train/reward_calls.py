@@ -42,8 +42,8 @@ def completions_of(tokenizer, rollouts) -> list[Completion]:
     found = []
     for row, finished in enumerate(rollouts.finished.tolist()):
         ids = rollouts.completion(row)
-        texts = (tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))
-        found.append(Completion(*texts, ids, finished))
+        text, raw_text = (tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))
+        found.append(Completion(text, raw_text, ids, finished))
     return found
 
 

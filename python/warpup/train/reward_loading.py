@@ -1,6 +1,5 @@
 """Reward functions by name: `module:function`, or `file.py:function`."""
 
-import ast
 import contextlib
 import functools
 import hashlib
@@ -13,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from warpup._options import read_options
 
 from .errors import TrainError
 from .reward_calls import Signature, name_of
@@ -34,7 +35,7 @@ def load_reward(reward: str | Callable) -> Callable:
     return function
 
 
-def reward_name(reward):
+def reward_name(reward: Any) -> Any:
     """How a reward, or each of several, is written into a run's config."""
     if isinstance(reward, list | tuple):
         return [reward_name(one) for one in reward]
@@ -81,25 +82,16 @@ def _named(reward: str) -> Callable:
         raise TrainError(f"reward: {place} has no function {name}, it has {', '.join(known) or 'none'}")
     if not parts["options"]:
         return function
-    options = _options(reward, parts["options"])
     try:
+        options = read_options(parts["options"])
         inspect.signature(function).bind_partial(**options)
-    except TypeError as error:
-        raise TrainError(f"reward {reward}: {error}; it is {name}{inspect.signature(function)}") from error
-    return functools.partial(function, **options)
-
-
-def _options(reward: str, text: str) -> dict[str, Any]:
-    try:
-        [call] = ast.parse(f"f({text})").body
-        assert isinstance(call, ast.Expr)
-        assert isinstance(call.value, ast.Call)
-        assert not call.value.args
-        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.value.keywords}
-    except (SyntaxError, ValueError, AssertionError) as error:
+    except ValueError as error:
         raise TrainError(
             f"reward: expected plain values by name in the brackets, as in `f(max_length=256)`, got {reward!r}"
         ) from error
+    except TypeError as error:
+        raise TrainError(f"reward {reward}: {error}; it is {name}{inspect.signature(function)}") from error
+    return functools.partial(function, **options)
 
 
 @functools.cache
