@@ -66,8 +66,8 @@ def test_limits(tmp_path):
     code = "import subprocess\nsleep = subprocess.Popen(['sleep', '600'])\n"
     code += f"open({str(child)!r}, 'w').write(str(sleep.pid))\nwhile True: pass"
     began = time.monotonic()
-    assert not code_execution(block(code + right), {"tests": ADD}, timeout=2).correct
-    assert time.monotonic() - began < 10
+    assert not code_execution(block(code + right), {"tests": ADD}, timeout=5).correct
+    assert time.monotonic() - began < 30
     time.sleep(0.1)
     stat = Path(f"/proc/{child.read_text()}/stat")
     assert not stat.exists() or " Z " in stat.read_text()
