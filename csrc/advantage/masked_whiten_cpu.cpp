@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "advantage/masked_whiten.h"
+#include "core/extremes.h"
 #include "core/math.h"
 #include "core/parallel.h"
 
@@ -22,7 +23,7 @@ template <class T>
 WARPUP_CLONES void chunk_moments(const T* x, int64_t n, Moments* out) {
   if (n == 0) return;
   T sum = 0, max = x[0], min = x[0];
-#pragma omp simd reduction(+ : sum) reduction(max : max) reduction(min : min)
+#pragma omp simd reduction(+ : sum) reduction(largest : max) reduction(smallest : min)
   for (int64_t i = 0; i < n; ++i) {
     sum += x[i];
     max = x[i] > max ? x[i] : max;

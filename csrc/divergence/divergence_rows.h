@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "core/clones.h"
+#include "core/extremes.h"
 #include "core/parallel.h"
 #include "core/stream_store.h"
 #include "core/widen.h"
@@ -39,7 +40,7 @@ struct AddBlock {
   WARPUP_HD void operator()(const Acc* __restrict z, int64_t begin, int64_t n, Acc inv_t,
                             RowSum<Acc>* __restrict row) const {
     Acc high = -kInf<Acc>;
-#pragma omp simd reduction(max : high)
+#pragma omp simd reduction(largest : high)
     for (int64_t j = 0; j < n; ++j) high = z[j] > high ? z[j] : high;
     if (high > row->max) {
       if (row->sum > 0) row->sum *= std::exp((double(row->max) - double(high)) * inv_t);

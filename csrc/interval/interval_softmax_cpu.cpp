@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/extremes.h"
 #include "core/parallel.h"
 #include "interval/blocks.h"
 #include "interval/interval_softmax_math.h"
@@ -43,10 +44,10 @@ struct Compete {
   template <class Acc>
   WARPUP_HD static void run(const Acc* x, int64_t n, Competition<Acc>* out) {
     Acc max = -kInf<Acc>, second = -kInf<Acc>;
-#pragma omp simd reduction(max : max)
+#pragma omp simd reduction(largest : max)
     for (int64_t j = 0; j < n; ++j) max = x[j] > max ? x[j] : max;
     const int64_t at = max > -kInf<Acc> ? std::find(x, x + n, max) - x : -1;
-#pragma omp simd reduction(max : second)
+#pragma omp simd reduction(largest : second)
     for (int64_t j = 0; j < n; ++j) second = j != at && x[j] > second ? x[j] : second;
     Competition<Acc> all(Largest<Acc>{max, second, at});
     Acc rest = 0;

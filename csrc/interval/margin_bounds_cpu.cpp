@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/extremes.h"
 #include "core/math.h"
 #include "core/parallel.h"
 #include "core/widen.h"
@@ -65,7 +66,7 @@ WARPUP_CLONES void margin_sums(const Acc* c, const Acc* r, const Acc* own, const
 template <class Acc>
 WARPUP_CLONES void margin_loss(const Acc* m, int64_t n, Acc* loss, Acc* share) {
   Acc high = 0, sum = 0;
-#pragma omp simd reduction(max : high)
+#pragma omp simd reduction(largest : high)
   for (int64_t k = 0; k < n; ++k) high = -m[k] > high ? -m[k] : high;
 #pragma omp simd reduction(+ : sum)
   for (int64_t k = 0; k < n; ++k) sum += share[k] = exp_neg(-m[k] - high);

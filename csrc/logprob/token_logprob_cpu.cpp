@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "core/clones.h"
+#include "core/extremes.h"
 #include "core/parallel.h"
 #include "core/stream_store.h"
 #include "core/widen.h"
@@ -20,7 +21,7 @@ struct BlockMax {
   template <class Acc>
   WARPUP_HD void operator()(const Acc* __restrict z, int64_t n, Acc* __restrict out) const {
     Acc high = -kInf<Acc>;
-#pragma omp simd reduction(max : high)
+#pragma omp simd reduction(largest : high)
     for (int64_t j = 0; j < n; ++j) high = z[j] > high ? z[j] : high;
     *out = high;
   }

@@ -4,6 +4,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "core/extremes.h"
 #include "core/parallel.h"
 #include "core/widen.h"
 #include "moe/moe_route.h"
@@ -30,7 +31,7 @@ struct RouteRow {
 template <class Acc>
 WARPUP_CLONES void route_softmax(const Acc* __restrict z, int64_t n, Acc* __restrict p, Acc* __restrict stats) {
   Acc max = -kInf<Acc>, sum = 0;
-#pragma omp simd reduction(max : max)
+#pragma omp simd reduction(largest : max)
   for (int64_t e = 0; e < n; ++e) max = z[e] > max ? z[e] : max;
   const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
 #pragma omp simd reduction(+ : sum)

@@ -2,6 +2,7 @@
 // over arrays, so that the compiler vectorises it. Only policy_run depends on the formula and is compiled for each.
 #include <algorithm>
 
+#include "core/extremes.h"
 #include "core/parallel.h"
 #include "policy/policy_loss.h"
 #include "policy/policy_loss_reduce.h"
@@ -88,7 +89,7 @@ WARPUP_CLONES void policy_run(const T* logp, int64_t n, bool by_row, T positive,
                               Run<T>* __restrict run, PolicySums<T>* out) {
   T low = 0, high = 0, dual = 0, ratios = 0, ratio_max = 0, approx_kl = 0, tokens = 0;
   const T own = by_row ? T(0) : T(1);  // a number: the vectoriser takes no bool from outside the loop
-#pragma omp simd reduction(+ : low, high, dual, ratios, approx_kl, tokens) reduction(max : ratio_max)
+#pragma omp simd reduction(+ : low, high, dual, ratios, approx_kl, tokens) reduction(largest : ratio_max)
   for (int64_t t = 0; t < n; ++t) {
     const T on = run->on[t], x = run->x[t], a = run->advantage[t], r = exp_held(x);
     const T of_row = a < 0 ? negative : positive, ratio = own != 0 ? r : of_row;

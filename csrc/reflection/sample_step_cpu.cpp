@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/extremes.h"
 #include "core/parallel.h"
 #include "core/widen.h"
 #include "reflection/sample_step_math.h"
@@ -36,7 +37,7 @@ WARPUP_CLONES void penalize_row(const RowPlan<Acc>& plan, int64_t n, Acc* __rest
 template <class Acc>
 WARPUP_CLONES void row_max(const Acc* __restrict z, int64_t n, Acc* __restrict out) {
   Acc high = -kInf<Acc>;
-#pragma omp simd reduction(max : high)
+#pragma omp simd reduction(largest : high)
   for (int64_t j = 0; j < n; ++j) high = z[j] > high ? z[j] : high;
   *out = high;
 }

@@ -92,8 +92,8 @@ def test_ctrl_c_finishes_the_task_and_the_same_command_goes_on(runs, tmp_path, j
         "if __name__ == '__main__': sys.exit(cli.main(sys.argv[1:]))\n"
     )
     (tmp_path / "short.py").write_text(program)
-    command = [sys.executable, "short.py", "continual", "--out", "out", "--methods", "intercontinet", "hyperinterval"]
-    command += ["--jobs", str(jobs)]
+    command = [sys.executable, "short.py", "continual", "--out", "out", "--jobs", str(jobs)]
+    command += ["--methods", *("intercontinet", "hyperinterval")[:jobs]]
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while run.poll() is None and not list(tmp_path.glob("out/seed-0/*/step-*")):
         time.sleep(0.05)
