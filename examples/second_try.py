@@ -3,8 +3,9 @@
     python examples/second_try.py
 
 A small Llama is warmed up on worked chains of thought, then plays episodes: it answers, hears whether it was right, and
-may answer once more, for half the reward. What it hears is read and never learned from. Printed is the share of held-out
-puzzles that are solved at once, and after the second try, before and after RLVR. About four minutes on two CPU cores.
+may answer once more, for half the reward. What it hears is read and never learned from. Printed is the share of
+held-out puzzles that are solved at once, and after the second try, before and after RLVR. About four minutes on two CPU
+cores.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from warpup.apps.demo.chain import fresh_model
 from warpup.apps.demo.puzzles import puzzle_sets
 from warpup.apps.demo.settings import QUICK
 from warpup.data import verify, word_tokenizer
-from warpup.train import RLVR, ProgressBar, Recipe, Turn, Warmup
+from warpup.train import RLVR, ProgressBar, Recipe, Turn, Warmup, load_model
 from warpup.train.episodes import play
 from warpup.train.tokens import end_tokens
 
@@ -63,8 +64,6 @@ def main() -> tuple[float, float]:
         Recipe([warmup]).run(model, tokenizer, given.out, report=bar)
         before = measure(model, tokenizer, held_out)
         Recipe([warmup, rlvr]).run(fresh_model(QUICK, tokenizer, seed=0), tokenizer, given.out, report=bar)
-    from warpup.train import load_model
-
     after = measure(load_model(f"{given.out}/model")[0], tokenizer, held_out)
     for name, (first, both) in (("warm-up", before), ("warm-up + RLVR", after)):
         print(f"{name:15} solved at once {100 * first:5.1f} %, after a second try {100 * both:5.1f} %")

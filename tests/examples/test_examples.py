@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from warpup import cli
 
 EXAMPLES = ROOT / "examples"
-TESTED = {"own_loop.py", "trl_grpo.py", "certify_network.py", "numpy_arrays.py", "own_reward", "models"}
+TESTED = {"own_loop.py", "second_try.py", "trl_grpo.py", "certify_network.py", "numpy_arrays.py", "own_reward", "models"}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,6 +32,14 @@ def test_all_are_tested():
 def test_own_loop_learns(monkeypatch, capsys):
     assert run(monkeypatch, "own_loop.py", "--steps", 30) > 0.5  # by chance 5 / 26
     assert "reward" in capsys.readouterr().out
+
+
+def test_second_try_plays_both_turns(tmp_path, monkeypatch, capsys):
+    sizes = ("--warm-steps", 3, "--steps", 1, "--held-out", 2)
+    shares = run(monkeypatch, "second_try.py", *sizes, "--out", tmp_path / "run")
+    assert all(0 <= share <= 1 for share in shares)
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert "\n...\n" in line["sample"]["completion"]  # two turns
 
 
 def test_certify_network_proves_most(monkeypatch):
