@@ -12,7 +12,15 @@ from tests.conftest import ROOT
 from warpup import cli
 
 EXAMPLES = ROOT / "examples"
-TESTED = {"own_loop.py", "second_try.py", "trl_grpo.py", "certify_network.py", "numpy_arrays.py", "own_reward", "models"}
+TESTED = {
+    "own_loop.py",
+    "second_try.py",
+    "trl_grpo.py",
+    "certify_network.py",
+    "numpy_arrays.py",
+    "own_reward",
+    "models",
+}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
