@@ -55,9 +55,18 @@ class Case:
 
     def compare(self, got: Iterable[Tensor], inputs: Inputs, times: int = 2) -> None:
         """The same for results of `run` that are there already, wherever they were computed."""
-        want = self.run(upcast(inputs), self.reference)
+        got, want = list(got), self.run(upcast(inputs), self.reference)
+        times = 4 if self.products else times  # a library sums in an order of its own
         naive = [self.run(i, self.reference) for i in (inputs, *(nudged(inputs, seed) for seed in range(4)))]
-        agree(got, want, naive, 4 if self.products else times)  # a library sums in an order of its own
+        try:
+            agree(got, want, naive, times)
+        except AssertionError:
+            # Of a result of a few numbers the largest error of five evaluations is luck: it takes more of them to know
+            # what a naive one errs by.
+            if min((w.numel() for w in want if w.is_floating_point()), default=0) > 64:
+                raise
+            naive += [self.run(nudged(inputs, seed), self.reference) for seed in range(4, 40)]
+            agree(got, want, naive, times)
 
 
 def leaves(outputs: Tensor | Iterable | dict) -> tuple[Tensor, ...]:
