@@ -95,7 +95,8 @@ def test_ctrl_c_finishes_the_task_and_the_same_command_goes_on(runs, tmp_path, j
     command = [sys.executable, "short.py", "continual", "--out", "out", "--jobs", str(jobs)]
     command += ["--methods", *("intercontinet", "hyperinterval")[:jobs]]
     run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while run.poll() is None and not list(tmp_path.glob("out/seed-0/*/step-*")):
+    # Every process is in its loop once it has saved a task; one that is still starting just ends.
+    while run.poll() is None and len({step.parent for step in tmp_path.glob("out/seed-0/*/step-*")}) < jobs:
         time.sleep(0.05)
     os.killpg(run.pid, signal.SIGINT)
     text = run.communicate(timeout=120)[1]
