@@ -4,8 +4,7 @@
 
 A small Llama is warmed up on worked chains of thought, then plays episodes: it answers, hears whether it was right, and
 may answer once more, for half the reward. What it hears is read and never learned from. Printed is the share of
-held-out puzzles that are solved at once, and after the second try, before and after RLVR. About four minutes on two CPU
-cores.
+held-out puzzles that are solved at once, and after the second try, before and after RLVR.
 """
 
 import argparse
