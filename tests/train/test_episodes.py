@@ -119,6 +119,31 @@ def test_credit_of_a_turn_by_hand():
     assert got.tolist() == want
 
 
+class Framed:
+    """Builds its prompt around the example's."""
+
+    def reset(self, example):
+        assert "(" not in example["prompt"].split()[:1]  # the data's own, not one that was framed already
+        return f"( {example['prompt']} )"
+
+    def step(self, completion):
+        return "", float(len(completion)), True  # a plain tuple will do
+
+
+def test_each_episode_begins_with_the_example_as_it_is_in_the_data(tmp_path):
+    data = [example for example in EXAMPLES if not example["prompt"].startswith("(")]
+    Recipe([rlvr(environment=Framed, reward=VERIFIER, data=data, steps=2)]).run(llama(), TOKENIZER, tmp_path)
+
+
+def test_what_an_environment_raises_is_named(tmp_path):
+    class Broken(Asks):
+        def step(self, completion):
+            return 1 / 0
+
+    with pytest.raises(TrainError, match=r"environment: Broken.step failed on .*ZeroDivisionError: division by zero"):
+        Recipe([rlvr(environment=Broken, reward=VERIFIER)]).run(llama(), TOKENIZER, tmp_path)
+
+
 @pytest.mark.parametrize("credit", ["episode", "turn"])
 def test_the_second_turn_is_learned(tmp_path, credit):
     stage = rlvr(environment=Second, reward=VERIFIER, credit=credit, steps=30, prompts=4, samples=16, max_new_tokens=2)

@@ -8,8 +8,10 @@ from transformers import LlamaForCausalLM
 
 from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, log_of, rlvr, same, warmup, weights
 from warpup.train import Recipe, TrainError, evaluate, load_model, newest_model
+from warpup.train.config import TrainConfig
 from warpup.train.heads import Head
 from warpup.train.lora import LoRA, add_adapters
+from warpup.train.models import start_model
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,6 +88,20 @@ def test_the_kl_of_fresh_adapters_is_to_the_base(tmp_path):
 def test_wrong_settings(tmp_path, settings, message):
     with pytest.raises(TrainError, match=message):
         adapted(tmp_path, **settings)
+
+
+def test_frozen_weights_are_held_in_bfloat16_and_rotary_frequencies_are_not(tmp_path):
+    """A buffer that loses its digits moves every position: 2**-8 of position 1000 are four tokens."""
+    adapted(tmp_path)
+    config = TrainConfig(model=str(tmp_path / "start"), dtype="bfloat16", lora=LoRA(r=4), device="cpu")
+    model, _ = start_model(config)
+    kinds = {"lora_" in name: p.dtype for name, p in model.named_parameters()}
+    assert kinds == {False: torch.bfloat16, True: torch.float32}
+    base, _ = load_model(tmp_path / "start")
+    wanted = dict(base.named_buffers())
+    for name, buffer in model.get_base_model().named_buffers():
+        assert torch.equal(buffer, wanted[name])
+    assert any(buffer.is_floating_point() for buffer in wanted.values())
 
 
 def test_a_tied_output_layer_is_refused():

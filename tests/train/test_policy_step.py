@@ -3,7 +3,19 @@
 import pytest
 import torch
 
-from tests.support.tiny import EXAMPLES, TOKENIZER, llama, log_of, mixture, rlvr, warmup, weights
+from tests.support.tiny import (
+    EXAMPLES,
+    TOKENIZER,
+    Killed,
+    killer,
+    llama,
+    log_of,
+    mixture,
+    rlvr,
+    same,
+    warmup,
+    weights,
+)
 from warpup.policy.kinds import POLICY_KINDS
 from warpup.train import Recipe
 from warpup.train.groups import parts
@@ -93,9 +105,16 @@ def test_truncated_completions_teach_nothing_where_masked(tmp_path):
     assert lines[True]["tokens"] < lines[False]["tokens"]
 
 
+def test_a_resumed_run_has_the_reference_of_one_that_was_not_stopped(tmp_path):
+    stage = {"steps": 4, "kl_coef": 0.1, "reference_sync": 2, "save_every": 1}
+    whole = weights(Recipe([rlvr(**stage)]).run(llama(), TOKENIZER, tmp_path / "whole"))
+    with pytest.raises(Killed):
+        Recipe([rlvr(**stage)]).run(llama(), TOKENIZER, tmp_path / "run", report=killer(3))
+    assert same(whole, weights(Recipe([rlvr(**stage)]).run(llama(), TOKENIZER, tmp_path / "run")))
+
+
 def test_the_reference_is_what_it_was_or_what_it_is_set_to(tmp_path):
-    """Against the model before the stage the KL grows; against the one of a step ago it stays small; and a resumed run
-    has the reference of the one that was not stopped."""
+    """Against the model before the stage the KL grows; against the one of a step ago it stays small."""
     kl = {}
     for sync in (None, 1):
         stage = rlvr(steps=4, lr=3e-3, kl_coef=1e-6, reference_sync=sync, save_every=3)

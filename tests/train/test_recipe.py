@@ -120,6 +120,8 @@ def test_out_of_memory_names_the_settings(tmp_path, monkeypatch):
             "rlvr.clip_ratio: .* every ratio is 1, nothing is clipped; leave it out or raise",
         ),
         (rlvr(clip_ratio=(-0.1, 0.2), inner_epochs=2), "rlvr: .*clip must be two numbers >= 0"),
+        (rlvr(dual_clip=3.0), "rlvr.dual_clip: got 3.0, but .* nothing is clipped; leave it out or raise"),
+        (rlvr(kl_coef=0.1, reference_sync=0), "rlvr.reference_sync: expected more than 0, got 0"),
         (rlvr(normalizer="batch"), "rlvr: .*normalizer must be one of"),
         (rlvr(baseline="medium"), "rlvr: .*baseline"),
         (rlvr(balance=0.1), "rlvr.balance: got 0.1, but LlamaForCausalLM has no routed experts; leave it out"),

@@ -1,5 +1,6 @@
 """Around a step: what is saved when it fails or is stopped, and what is left out."""
 
+import json
 import math
 import os
 import signal
@@ -118,6 +119,17 @@ def test_measuring_changes_nothing(tmp_path):
     assert [step for step, _ in steps_of(tmp_path / "b", "held_out_greedy")] == [0, 2, 4, 0, 2, 4]
 
 
+def test_a_reward_that_does_not_tell_what_is_right_is_compared_by_itself(tmp_path):
+    """Most rewards are plain numbers: accuracy is NaN then, and the reward says which weights are best."""
+    held_out = HeldOut(EXAMPLES[:2], length_reward, points=2, max_new_tokens=6, keep_best=True, stop_after=5)
+    Recipe([warmup(steps=4)]).run(llama(), TOKENIZER, tmp_path, held_out=held_out)
+    rewards = [value for _, value in steps_of(tmp_path, "held_out_reward")]
+    assert all(math.isnan(value) for _, value in steps_of(tmp_path, "held_out_greedy") if value is not None)
+    state = json.loads((checkpoints.latest(tmp_path / "1-warmup") / "trainer.json").read_text())
+    assert state["best"] == max(rewards)
+    assert (tmp_path / "1-warmup" / "best" / "config.json").exists()
+
+
 def test_best_weights_are_kept_and_a_stage_ends_without_progress(tmp_path):
     """Scores of measurements .2 .4 .3 .3: the second one's weights are the best, and two more end the stage."""
     scores = iter([0.2, 0.4, 0.3, 0.3])
@@ -138,3 +150,5 @@ def test_best_weights_are_kept_and_a_stage_ends_without_progress(tmp_path):
     assert not same(ended, kept[0.4])
     again = recipe.run(llama(), TOKENIZER, tmp_path, held_out=held_out)  # it has ended: nothing is measured or trained
     assert same(weights(again), ended)
+    recipe.run(llama(), TOKENIZER, tmp_path)  # unless nothing ends it any more
+    assert checkpoints.step_of(checkpoints.latest(tmp_path / "1-warmup")) == 8

@@ -6,6 +6,7 @@ of it. All state is small, made of plain numbers, lists and dicts, and restores 
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Protocol
@@ -73,7 +74,7 @@ class UniformSampler:
         self.seed, self.taken, self._epoch = state["seed"], state["taken"], None
 
 
-class _CategorySampler:
+class _CategorySampler(ABC):
     """Draws a category by softmax(score / temperature), then the category's next example, shuffled by epoch."""
 
     def __init__(self, categories: Iterable[Hashable], temperature: float, seed: int):
@@ -91,8 +92,9 @@ class _CategorySampler:
             self._members[number].append(index)
         self._within = [UniformSampler(len(m), seed=f"{seed} {i}") for i, m in enumerate(self._members)]
 
+    @abstractmethod
     def _scores(self) -> list[float]:
-        raise NotImplementedError
+        """How promising each category is."""
 
     def probabilities(self) -> dict[Hashable, float]:
         """Chance of each category in the next draw."""

@@ -70,8 +70,9 @@ def micro_batches(
         return max(len(pairs[row][0]) + len(pairs[row][1]) for row in group)
 
     groups = [rows[i : i + together] for i in range(0, len(rows), together)]
-    todo = sorted(groups, key=lambda group: -length(group))
-    while todo:
-        size = max(1, max_tokens // (length(todo[0]) * together))
-        yield collate(pairs, [row for group in todo[:size] for row in group], pad, device)
-        todo = todo[size:]
+    longest = sorted(groups, key=lambda group: -length(group))
+    begin = 0
+    while begin < len(longest):
+        end = begin + max(1, max_tokens // (length(longest[begin]) * together))
+        yield collate(pairs, [row for group in longest[begin:end] for row in group], pad, device)
+        begin = end

@@ -40,9 +40,9 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
-def has_ended(checkpoint: Path) -> bool:
-    """Whether its stage was ended by its held-out score, before its last step."""
-    return json.loads((checkpoint / "trainer.json").read_text())["ended"]
+def stale(checkpoint: Path) -> int:
+    """How many measurements on held-out data its stage had had since the best one."""
+    return json.loads((checkpoint / "trainer.json").read_text())["stale"]
 
 
 def save(

@@ -96,7 +96,7 @@ class TrainConfig:
     attention: str | None = None
     """transformers' attn_implementation, such as sdpa or eager; none takes the model's own."""
     gradient_checkpointing: bool = False
-    """Keep each layer's input alone for the backward pass: less memory, a third more time."""
+    """Keep each layer's input alone for the backward pass: less memory, one forward pass more."""
     keep_last: int = 1
     """Newest checkpoints of each stage to keep."""
     track: Kind | None = None

@@ -81,7 +81,7 @@ def play(
     """
     environments = [make() for _ in examples for _ in range(copies)]
     asked = [example for example in examples for _ in range(copies)]
-    opened = [environment.reset(example) for environment, example in zip(environments, asked, strict=True)]
+    opened = [call(environment, "reset", example) for environment, example in zip(environments, asked, strict=True)]
     prompts = [encode_prompt(tokenizer, prompt, example) for prompt, example in zip(opened, asked, strict=True)]
     count, pad = len(prompts), tokenizer.pad_token_id
     said: list[Tokens] = [[] for _ in prompts]  # all tokens behind the prompt
@@ -103,7 +103,7 @@ def play(
             extend(n, ids, rolls.logp[row, : len(ids)].tolist(), turn, said, sampled, turn_of, logp)
             text = tokenizer.decode(ids, skip_special_tokens=True)
             texts[n].append(text)
-            answer = environments[n].step(text)
+            answer = Turn(*call(environments[n], "step", text))
             rewards[n, turn] = float(answer.reward)
             correct[n] = float(answer.correct)
             if answer.done or turn + 1 == turns:
@@ -131,6 +131,20 @@ def play(
     )  # fmt: skip
     pairs: list[TokenPair] = [(prompt, ids, own) for prompt, ids, own in zip(prompts, said, sampled, strict=True)]
     return Episodes(pairs, whole, rewards, correct, texts)
+
+
+def first_prompts(make: Callable[[], Environment], examples: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What an episode of each example begins with."""
+    return [call(make(), "reset", example) for example in examples]
+
+
+def call(environment: Environment, method: str, argument: Any) -> Any:
+    """What a method of an environment returns; what it raises, as TrainError that says where."""
+    try:
+        return getattr(environment, method)(argument)
+    except Exception as error:  # a user's class may raise anything
+        place = f"{type(environment).__name__}.{method}"
+        raise TrainError(f"environment: {place} failed on {argument!r}: {type(error).__name__}: {error}") from error
 
 
 def extend(n: int, ids: Sequence[int], logp: Sequence[float], turn: int, said, sampled, turn_of, logps, own=True):

@@ -100,20 +100,15 @@ def evaluate(
     )
 
 
-def _run(model, tokenizer, examples, rewards, copies, temperature, top_p, *, rows, **options):
+def _run(model, tokenizer, examples, rewards, copies, temperature, top_p, **options):
     """Scores, texts, lengths and finished flags of `copies` completions of each example."""
-    scores, texts, lengths, finished = Scores(), [], [], []
-    if copies == 0:
-        return scores, texts, lengths, finished
-    step = max(1, rows // copies)
-    options |= {"eos": end_tokens(model, tokenizer), "pad": tokenizer.pad_token_id, "rows": rows}
-    for start in range(0, len(examples), step):
-        part = examples[start : start + step]
-        prompts = [encode_prompt(tokenizer, example["prompt"], example) for example in part]
-        rolls = rollout(model, prompts, copies=copies, temperature=temperature, top_p=top_p, **options)
-        said = completions_of(tokenizer, rolls)
-        scores.extend(rewards.score(said, [example for example in part for _ in range(copies)], group=copies))
-        texts += [completion.text for completion in said]
-        lengths += rolls.lengths.tolist()
-        finished += rolls.finished.tolist()
-    return scores, texts, lengths, finished
+    if copies == 0 or not examples:
+        return Scores(), [], [], []
+    prompts = [encode_prompt(tokenizer, example["prompt"], example) for example in examples]
+    rolls = rollout(
+        model, prompts, eos=end_tokens(model, tokenizer), pad=tokenizer.pad_token_id, copies=copies,
+        temperature=temperature, top_p=top_p, **options,
+    )  # fmt: skip
+    said = completions_of(tokenizer, rolls)
+    scores = rewards.score(said, [example for example in examples for _ in range(copies)], group=copies)
+    return scores, [completion.text for completion in said], rolls.lengths.tolist(), rolls.finished.tolist()

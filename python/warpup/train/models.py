@@ -48,12 +48,16 @@ def load_model(
     attn_implementation. TrainError naming what is missing."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, adapters = Path(folder), None
+    # The whole path: adapters remember the model that they belong to, and are loaded from other working folders too.
+    folder, adapters = Path(folder).resolve(), None
     if (folder / "adapter_config.json").is_file():
         adapters, config = folder, json.loads((folder / "adapter_config.json").read_text())
         folder = Path(config["base_model_name_or_path"] or "")
         if not (folder / "config.json").is_file():
-            raise TrainError(f"{adapters} holds adapters of the model {folder}, which is not there any more")
+            raise TrainError(
+                f"{adapters} holds adapters of the model {folder}, which is not there any more: put it back, or write "
+                "where it is into base_model_name_or_path of adapter_config.json"
+            )
     if not (folder / "config.json").is_file():
         raise TrainError(f"{folder} is not a saved model: it has no config.json")
     options = {} if attention is None else {"attn_implementation": attention}
@@ -80,7 +84,9 @@ def start_model(config):
         # in it: half the memory, and nothing to cast at every step.
         seed_everything(config.seed)
         dtype = autocast_dtype(config.dtype, model)
-        model = add_adapters(model if dtype is None else model.to(dtype), config.lora)
+        for parameter in model.parameters() if dtype else ():  # not buffers: rotary frequencies must keep their digits
+            parameter.data = parameter.data.to(dtype)
+        model = add_adapters(model, config.lora)
     return model, tokenizer
 
 

@@ -1,7 +1,7 @@
 """In which precision a run computes, and what of a model's layers must not be computed in it.
 
 Weights, gradients and moments are float32 always. Under "bfloat16" the products inside the model are made in it
-(torch's autocast), which on a GPU, or a CPU with AMX or AVX512-BF16, is several times faster than float32.
+(torch's autocast), for which GPUs, and CPUs with AMX or AVX512-BF16, have instructions of their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .errors import TrainError
 
 Precision = Literal["auto", "float32", "bfloat16"]
-WORTH_IT = 20_000_000  # parameters of a model below which casting its weights costs more than faster products gain
+WORTH_IT = 20_000_000  # parameters; of smaller models the casts of weights may cost more than products gain (a guess)
 
 
 def products_in_bfloat16(device: torch.device) -> bool:
@@ -70,8 +70,8 @@ def in_float32(module: nn.LayerNorm, arguments: tuple) -> tuple:
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Keep of each layer its input alone, and make the rest again backward: a third more time, a fraction of the
-    memory. TrainError where the model has no such layers."""
+    """Keep of each layer its input alone, and make the rest again backward: one forward pass more, for the memory of
+    one layer. TrainError where the model has no such layers."""
     layers = any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
     if not layers or not getattr(model, "supports_gradient_checkpointing", False):
         raise TrainError(f"gradient_checkpointing: {type(model).__name__} does not support it; leave it out")

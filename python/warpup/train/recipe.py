@@ -57,7 +57,7 @@ class Recipe:
     dtype: Precision = "float32"
     """What products are made in: float32, bfloat16 (weights stay float32), or auto, whatever suits model and device."""
     gradient_checkpointing: bool = False
-    """Keep each layer's input alone for the backward pass: less memory, a third more time."""
+    """Keep each layer's input alone for the backward pass: less memory, one forward pass more."""
     keep_last: int = 1
     """Newest checkpoints of each stage to keep."""
     merge: bool = False
@@ -97,9 +97,9 @@ class Recipe:
             done = [checkpoint.step_of(found) if found else None for found in newest]
             for i, stage in enumerate(self.stages):
                 check_stage(folders[i], stage, settings[i], done[i], any(d is not None for d in done[i + 1 :]))
-            trained = False
+            trained, patience = False, held_out.stop_after if held_out else None
             for i, stage in enumerate(self.stages):
-                if done[i] == stage.steps or (newest[i] and checkpoint.has_ended(newest[i])):
+                if done[i] == stage.steps or (newest[i] and patience and checkpoint.stale(newest[i]) >= patience):
                     checkpoint.load_weights(model, newest[i])
                     continue
                 folders[i].mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 
 from .checks import check_not_negative, check_positive, check_unused
 from .decoding import DecodingStrategy, split_words
-from .episodes import load_environment
+from .episodes import first_prompts, load_environment
 from .errors import TrainError
 from .examples import Data, RewardName, TemplateArguments, check_columns
 from .groups import Groups, mean, parts
@@ -140,7 +140,7 @@ class RLVR:
     chat_template_kwargs: TemplateArguments = None
     """Arguments of the tokenizer's chat template, such as {"enable_thinking": false}; an example's own win."""
     answer: str | None = "answer"
-    """Column of the answers; null if there is none."""
+    """Column of the answers; "none" if there is none."""
 
     def check(self) -> None:
         """Raise TrainError on settings that no run can have, and on those that nothing would read."""
@@ -172,6 +172,8 @@ class RLVR:
         if self.sampler == "uniform":
             why = "the uniform sampler reads no category; leave it out or choose sampler sec or dump"
             check_unused(self, "category", place="rlvr", why=why)
+        if self.reference_sync is not None:
+            check_positive(self, "reference_sync", place="rlvr")
         if self.kl_coef == 0:
             why = "kl_coef is 0 and there is no reference; set kl_coef"
             check_unused(self, "kl", "reference_sync", place="rlvr", why=why)
@@ -183,11 +185,11 @@ class RLVR:
                 raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
         if self.clip_ratio is not None and POLICY_KINDS[self.loss].clip is None:
             raise TrainError(f"rlvr.clip_ratio: loss {self.loss!r} clips no ratio; leave it out, got {self.clip_ratio}")
-        if self.clip_ratio is not None and self.inner_epochs * self.minibatches == 1:
-            raise TrainError(
-                "rlvr.clip_ratio: the one step on each batch is taken where every ratio is 1, nothing is clipped; "
-                "leave it out or raise inner_epochs or minibatches"
+        if self.inner_epochs * self.minibatches == 1:
+            why = (
+                "the one step on each batch is taken where every ratio is 1, nothing is clipped; leave it out or raise "
             )
+            check_unused(self, "clip_ratio", "dual_clip", place="rlvr", why=why + "inner_epochs or minibatches")
         try:  # the operators themselves say what they refuse
             self.policy_options()
             some = [float(n) for n in range(self.samples)]
@@ -198,10 +200,10 @@ class RLVR:
     def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Prompts:
         """Prompts as tokens, and the schedule of their sampling."""
         check_balance(model, self.balance, "rlvr")
+        opened = [example["prompt"] for example in examples]
         if self.environment:
-            first = load_environment(self.environment)()
-            examples = [example | {"prompt": first.reset(example)} for example in examples]
-        ids = [encode_prompt(tokenizer, example["prompt"], example) for example in examples]
+            opened = first_prompts(load_environment(self.environment), examples)
+        ids = [encode_prompt(tokenizer, prompt, e) for prompt, e in zip(opened, examples, strict=True)]
         check_length(model, max(map(len, ids)) + self.max_new_tokens, "the longest prompt with max_new_tokens")
         decoding = DecodingStrategy.parse(self.schedule, tokenizer, split_words(self.words))
         if decoding.times:

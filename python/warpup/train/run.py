@@ -37,7 +37,8 @@ class HeldOut:
 
     samples: also so many sampled completions of each. Nothing is learned from them and no random state is touched.
     keep_best: write the weights of the best measurement of a stage to its folder `best`. stop_after: end a stage after
-    so many measurements in a row that were no better. Better is a higher accuracy: sampled if there are samples.
+    so many measurements in a row that were no better. Better is a higher accuracy (sampled if there are samples), or a
+    higher reward where the reward does not tell what is right.
     """
 
     data: Sequence[Mapping]
@@ -191,8 +192,11 @@ class StageRun:
         return norm
 
     def _compare(self, numbers: dict[str, Any]) -> None:
-        score = numbers.get("held_out_avg" if self.held_out.samples else "held_out_greedy", math.nan)
-        if score > self.best:
+        names = ("held_out_avg" if self.held_out.samples else "held_out_greedy", "held_out_reward")
+        known = [numbers[name] for name in names if not math.isnan(numbers.get(name, math.nan))]
+        if not known:  # nothing could be measured
+            return
+        if (score := known[0]) > self.best:
             self.best, self.stale = score, 0
             if self.held_out.keep_best:
                 write_folder(
@@ -219,7 +223,6 @@ class StageRun:
             "bad_steps": self.bad_steps,
             "best": None if math.isinf(self.best) else self.best,
             "stale": self.stale,
-            "ended": self._is_stale(),
             "threads": torch.get_num_threads(),
             "sampler": self.sampler.state_dict() if self.sampler else None,
         }

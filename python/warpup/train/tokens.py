@@ -56,8 +56,11 @@ def turn_end(tokenizer) -> int:
 def _turn_end(tokenizer, template: str) -> int:
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    opened = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=True, return_dict=True)
-    whole = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)
+    try:
+        opened = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, tokenize=True, return_dict=True)
+        whole = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)
+    except Exception:  # a template of another use, such as one that wants tools; a real chat will say what it lacks
+        return tokenizer.eos_token_id
     # The last special token is the end of the turn: behind it stand at most line breaks. One that opened the turn is
     # not meant: then the template ends turns with none, and only the end token is left.
     begin = len(opened["input_ids"])
@@ -109,7 +112,9 @@ def encode_pair(tokenizer, example: Mapping[str, Any], ends: Sequence[int] | Non
     that the completion has already is not added again."""
     prompt, completion = example["prompt"], example["completion"]
     if not isinstance(completion, str):
-        completion = completion[-1]["content"]
+        completion = completion[-1].get("content")
+        if not isinstance(completion, str):
+            raise TrainError(f"a completion must be a text, or messages of which the last has one; got {example!r}")
     end = tokenizer.eos_token_id if isinstance(prompt, str) else turn_end(tokenizer)
     ids = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
     if not ids or ids[-1] not in (ends or [end]):
