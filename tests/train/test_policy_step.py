@@ -16,9 +16,13 @@ from tests.support.tiny import (
     warmup,
     weights,
 )
+from warpup.advantage import ESTIMATORS
 from warpup.policy.kinds import POLICY_KINDS
 from warpup.train import Recipe
 from warpup.train.groups import parts
+from warpup.train.heads import Head
+from warpup.train.rewards import Scores
+from warpup.train.sampling import advantages_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,6 +77,42 @@ def test_warmup_is_the_same_however_it_is_cut(tmp_path, make):
         torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("options", "name"), [({"loss": "kl_cov"}, "selected"), ({"entropy_quantile": 0.75}, "weights")]
+)
+def test_tokens_are_chosen_among_all_of_the_step(tmp_path, monkeypatch, options, name):
+    """In pieces of a row each: one token of all for kl_cov, not one a piece; a quarter of all for the quantile, though
+    rows differ in their entropies."""
+    seen, plain = [], Head.policy_loss
+
+    def policy_loss(head, *arguments, **tensors):
+        seen.append(tensors[name])
+        return plain(head, *arguments, **tensors)
+
+    monkeypatch.setattr(Head, "policy_loss", policy_loss)
+    Recipe([rlvr(steps=1, prompts=4, max_tokens=1, **options)]).run(llama(), TOKENIZER, tmp_path)
+    tokens, chosen = sum(len(t) for t in seen), sum(int((t != 0).sum()) for t in seen)
+    assert len(seen) == 16
+    assert chosen == (1 if name == "selected" else pytest.approx(tokens / 4, abs=1))
+    assert name == "selected" or len({int(t.sum()) for t in seen}) > 1
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_an_advantage_by_name_is_that_estimator(name):
+    rewards, columns = [0.0, 1.0, 3.0, 0.5, 2.0, 2.5], {"a": [0.0, 1, 0, 1, 1, 0], "b": [2.0, 1, 3, 0, 5, 1]}
+    learned = torch.arange(5) < torch.tensor([5, 2, 3, 1, 4, 2])[:, None]
+    stage = rlvr(samples=3, advantage=name, reward_weights=(1.0, 0.5) if name == "gdpo" else None)
+    got = advantages_of(stage, Scores(rewards=rewards, columns=columns), learned)
+    r = torch.tensor(rewards)
+    want = {
+        "opo": lambda f: f(r, 3, lengths=learned.sum(1)),
+        "reinforce_pp": lambda f: f(r, mask=learned),
+        "reinforce_pp_baseline": lambda f: f(r, 3, mask=learned),
+        "gdpo": lambda f: f(torch.tensor([*zip(*columns.values(), strict=True)]), 3, weights=torch.tensor([1.0, 0.5])),
+    }.get(name, lambda f: f(r, 3))(ESTIMATORS[name])
+    assert torch.equal(got, want)
+
+
 def test_parts_are_whole_groups():
     assert parts([0, 1, 2, 3, 8, 9, 10, 11, 12, 13], 2, 4) == [[0, 1, 2, 3], [8, 9, 10, 11, 12, 13]]
     assert parts([0, 1], 3, 4) == [[0, 1]]
@@ -106,10 +146,10 @@ def test_truncated_completions_teach_nothing_where_masked(tmp_path):
 
 
 def test_a_resumed_run_has_the_reference_of_one_that_was_not_stopped(tmp_path):
-    stage = {"steps": 4, "kl_coef": 0.1, "reference_sync": 2, "save_every": 1}
+    stage = {"steps": 5, "kl_coef": 0.1, "reference_sync": 2, "save_every": 1}  # killed after a step of its own
     whole = weights(Recipe([rlvr(**stage)]).run(llama(), TOKENIZER, tmp_path / "whole"))
     with pytest.raises(Killed):
-        Recipe([rlvr(**stage)]).run(llama(), TOKENIZER, tmp_path / "run", report=killer(3))
+        Recipe([rlvr(**stage)]).run(llama(), TOKENIZER, tmp_path / "run", report=killer(4))
     assert same(whole, weights(Recipe([rlvr(**stage)]).run(llama(), TOKENIZER, tmp_path / "run")))
 
 

@@ -48,8 +48,9 @@ def test_layer_norm_s_sums_do_not_stall():
     assert not model[1]._forward_pre_hooks
 
 
+@pytest.mark.parametrize("stage", [warmup, rlvr])
 @pytest.mark.parametrize("make", [llama, gpt2])
-def test_checkpointed_layers_change_no_result(tmp_path, make):
+def test_checkpointed_layers_change_no_result(tmp_path, make, stage):
     results = {}
     for on in (False, True):
         model, ran = make(), []
@@ -58,7 +59,7 @@ def test_checkpointed_layers_change_no_result(tmp_path, make):
         attention = layer.self_attn if make is llama else layer.attn
         inner = []
         attention.register_forward_pre_hook(lambda *a, inner=inner: inner.append(torch.is_grad_enabled()))
-        recipe = Recipe([warmup(steps=2), rlvr(steps=2)], gradient_checkpointing=on)
+        recipe = Recipe([stage(steps=2)], gradient_checkpointing=on)
         results[on] = weights(recipe.run(model, TOKENIZER, tmp_path / str(on))), sum(inner) - sum(ran)
     for name, value in results[False][0].items():
         torch.testing.assert_close(results[True][0][name], value, rtol=1e-4, atol=1e-6)
