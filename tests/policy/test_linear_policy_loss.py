@@ -115,6 +115,23 @@ def test_packed_is_padded(backend, kind, normalizer, each):
     torch.testing.assert_close(got[2], want[2])
 
 
+@pytest.mark.parametrize(
+    ("cu_seqlens", "options", "message"),
+    [
+        ([0, 14], {}, r"cu_seqlens must rise from 0 to 15, got \[0, 14\]"),
+        ([0, 9, 4, 15], {}, "cu_seqlens must rise from 0 to 15"),
+        ([0, 15], {"normalizer": "constant"}, r"'constant' needs a number beside cu_seqlens"),
+    ],
+)
+def test_wrong_packing_is_told_before_any_product(monkeypatch, cu_seqlens, options, message):
+    monkeypatch.setattr(linear_policy_loss_module, "slice_logits", lambda *a: pytest.fail("logits were made"))
+    x = CASE.make("small")
+    flat = {k: v.flatten(0, 1) for k, v in x.items() if isinstance(v, torch.Tensor) and v.shape[:2] == (3, 5)}
+    flat["advantages"] = torch.ones(len(cu_seqlens) - 1)
+    with pytest.raises(ValueError, match=message):
+        linear_policy_loss(**x | flat | {"cu_seqlens": torch.tensor(cu_seqlens)} | options)
+
+
 def test_scaled_loss_and_nothing_in_the_mask(backend):
     x = CASE.make("small", torch.float64, backend.device)
     hidden = x["hidden"].requires_grad_()

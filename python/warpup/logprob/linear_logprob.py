@@ -124,20 +124,31 @@ def _backward(hidden, weight, bias, *rest):
 _linear_logprob = _op.differentiable("linear_logprob", strided=True)
 
 
+def check_cu_seqlens(op: str, targets: Tensor, cu_seqlens: Tensor) -> None:
+    """Raises ValueError unless these are the limits of packed sequences of targets (N,); how they rise is looked at on
+    the CPU only, since on a GPU that would synchronise."""
+    if (
+        targets.dim() != 1
+        or cu_seqlens.dim() != 1
+        or cu_seqlens.is_floating_point()
+        or cu_seqlens.device != targets.device
+    ):
+        raise ValueError(
+            f"{op}: with cu_seqlens, (S + 1,) integers on {targets.device}, targets must be (N,), got "
+            f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype} on {cu_seqlens.device} and {tuple(targets.shape)}"
+        )
+    if not (targets.is_cuda or torch.compiler.is_compiling()):
+        cu = cu_seqlens.tolist()
+        if not cu or cu[0] != 0 or cu[-1] != len(targets) or cu != sorted(cu):
+            raise ValueError(f"{op}: cu_seqlens must rise from 0 to {len(targets)}, got {cu}")
+
+
 def next_tokens(ids: Tensor, cu_seqlens: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """The targets of packed sequences: each row's the next id of its sequence, of a sequence's last row none.
 
     ids (N,) int64; cu_seqlens (S + 1,) from 0 to N, sequence i is rows [cu_seqlens[i], cu_seqlens[i + 1]). Raises
     ValueError on others, but on a GPU, where checking would synchronise."""
-    if ids.dim() != 1 or cu_seqlens.dim() != 1 or cu_seqlens.is_floating_point() or cu_seqlens.device != ids.device:
-        raise ValueError(
-            f"linear_logprob: with cu_seqlens, (S + 1,) integers on {ids.device}, targets must be (N,), got "
-            f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype} on {cu_seqlens.device} and {tuple(ids.shape)}"
-        )
-    if not (ids.is_cuda or torch.compiler.is_compiling()):
-        cu = cu_seqlens.tolist()
-        if not cu or cu[0] != 0 or cu[-1] != len(ids) or cu != sorted(cu):
-            raise ValueError(f"linear_logprob: cu_seqlens must rise from 0 to {len(ids)}, got {cu}")
+    check_cu_seqlens("linear_logprob", ids, cu_seqlens)
     shifted = torch.cat([ids[1:], ids.new_full((min(1, len(ids)),), ignore_index)])
     starts = torch.zeros(len(ids) + 1, dtype=torch.bool, device=ids.device).index_fill(0, cu_seqlens.long(), True)
     return shifted.masked_fill(starts[1:], ignore_index)

@@ -19,6 +19,7 @@ from warpup.logprob.linear_logprob import (
     CHUNK_BYTES,
     SAMPLED_TOKENS,
     add_product,
+    check_cu_seqlens,
     check_linear,
     linear_logprob,
     reference_linear_logprob,
@@ -210,11 +211,44 @@ def linear_policy_loss(
     Raises:
         ValueError: as `linear_logprob` and `policy_loss`.
     """
-    op = "linear_policy_loss"
+    names = PolicyOptions.__dataclass_fields__.keys() & options.keys()
+    policy = PolicyOptions(
+        kind=kind, normalizer=normalizer, entropy_coef=entropy_coef, **{name: options.pop(name) for name in names}
+    )
+    return linear_policy_loss_of(
+        policy, hidden, weight, targets, old_logp, advantages, mask, bias=bias, temperature=temperature,
+        logit_delta=logit_delta, token_set=token_set, cu_seqlens=cu_seqlens, chunk=chunk, **options,
+    )  # fmt: skip
+
+
+def linear_policy_loss_of(
+    policy: PolicyOptions,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float | Tensor = 1.0,
+    logit_delta: float | Tensor = 0.0,
+    token_set: Sequence[int] | Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    chunk: int | None = None,
+    **options,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`linear_policy_loss` with the options of the loss in one object, for callers that keep them; `options` are the
+    tensors that it may read."""
+    op, entropy_coef = "linear_policy_loss", policy.entropy_coef
     hidden, weight, bias = autocast(hidden, weight, bias)
     check_linear(op, hidden, weight, bias, targets)
     if hidden.dim() != (3 if cu_seqlens is None else 2):
         raise ValueError(f"{op}: hidden must be (B, T, H), or (N, H) with cu_seqlens, got {tuple(hidden.shape)}")
+    if cu_seqlens is not None:
+        check_cu_seqlens(op, targets, cu_seqlens)
+        if policy.division() == ("constant", None):
+            raise ValueError(f"{op}: normalizer 'constant' needs a number beside cu_seqlens: ('constant', number)")
     for name, tensor in (
         ("old_logp", old_logp),
         ("mask", mask),
@@ -232,12 +266,8 @@ def linear_policy_loss(
         options["ref_logp"] = options["ref_logp"].detach().to(acc)
     on = mask != 0
     targets = targets.masked_fill(~on, IGNORE_INDEX)
-    names = PolicyOptions.__dataclass_fields__.keys() & options.keys()
-    policy = PolicyOptions(
-        kind=kind, normalizer=normalizer, entropy_coef=entropy_coef, **{name: options.pop(name) for name in names}
-    )
-    selects = kind in ("clip_cov", "kl_cov") and options.get("selected") is None
-    in_one_go = POLICY_KINDS[kind].level in ("one", "token") and hidden.dtype != torch.float16
+    selects = policy.kind in ("clip_cov", "kl_cov") and options.get("selected") is None
+    in_one_go = POLICY_KINDS[policy.kind].level in ("one", "token") and hidden.dtype != torch.float16
     if not in_one_go or selects or policy.kl == "full":
         vocab, rows = weight.shape[0], max(1, targets.numel())
         columns = None if chunk is None else max(1, min(chunk, rows) * vocab // rows)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from warpup import linear_logprob, linear_policy_loss, replay_logprob, token_logprob
+from warpup import linear_logprob, replay_logprob, token_logprob
 from warpup.policy.kinds import PolicyOptions
+from warpup.policy.linear_policy_loss import linear_policy_loss_of
 from warpup.policy.policy_loss import policy_loss_of
 
 from .batch import Batch
@@ -145,12 +146,11 @@ class Head:
         """`warpup.policy_loss` of packed completions (N,), from the hidden states (N, H) before them."""
         replay, mask = replay or {}, torch.ones_like(targets, dtype=torch.bool)
         if self.form == "linear":
-            fields = {name: getattr(options, name) for name in PolicyOptions.__dataclass_fields__}
             replay = scaled(replay, self.scale)
-            return linear_policy_loss(
-                hidden, self.layer.weight, targets, old_logp, advantages, mask, bias=self.layer.bias,
+            return linear_policy_loss_of(
+                options, hidden, self.layer.weight, targets, old_logp, advantages, mask, bias=self.layer.bias,
                 temperature=temperature / self.scale, cu_seqlens=cu_seqlens, logit_delta=replay.get("delta", 0.0),
-                token_set=replay.get("token_set"), **tensors, **fields,
+                token_set=replay.get("token_set"), **tensors,
             )  # fmt: skip
         wants = options.entropy_coef != 0
         found = self.logprob(hidden, targets, temperature, entropy=wants, **replay)
