@@ -11,7 +11,10 @@ from warpup.policy.kinds import PolicyOptions
 from warpup.train.batch import collate
 from warpup.train.heads import Head
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*what makes its logits:UserWarning"),
+]
 PAIRS = [([5, 6, 7], [8, 9, 2]), ([9, 8, 7, 6, 5, 4], [3, 11, 12, 13, 2]), ([11], [4, 2])]
 SHAPE = {
     "vocab_size": len(TOKENIZER), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -106,6 +109,11 @@ def test_nll_is_the_mean_over_the_denominator():
     head, batch = Head(model), collate(PAIRS, range(3), pad=0)
     loss = head.nll(head.hidden(batch), batch.completion, 20)
     torch.testing.assert_close(loss, -wanted(model, batch, 1.0)[0].sum().float() / 20)
+
+
+def test_a_head_that_needs_whole_logits_says_so():
+    with pytest.warns(UserWarning, match=r"LlamaForCausalLM: what makes its logits .* lower max_tokens"):
+        Head(twisted())
 
 
 def test_no_logits_of_the_batch_are_ever_made(monkeypatch):

@@ -8,6 +8,7 @@ output layer's weight, to `linear_logprob` and `linear_policy_loss`, which make 
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class Head:
         linear   hidden @ weight.T + bias, times a scale (`logit_scale` of Cohere, Granite and others): never made whole
         capped   the same under a soft cap, cap * tanh(logits / cap) (Gemma 2): made for ROWS rows at a time, and again
                  backward
-        opaque   anything else, such as an adapter on the output layer: the model's own logits, as a whole
+        opaque   anything else, such as an adapter on the output layer: the model's own logits, as a whole, with a
+                 warning
     """
 
     def __init__(self, model: nn.Module):
@@ -48,6 +50,12 @@ class Head:
         self.scale, self.form = 1.0, "opaque"
         if self.body is not None and self.body is not causal and type(self.layer) is nn.Linear:
             self._compare()
+        if self.form == "opaque":
+            warnings.warn(
+                f"{type(causal).__name__}: what makes its logits is not a linear layer, a scale and a soft cap, so the "
+                "logits of a whole batch are made; lower max_tokens if memory is short",
+                stacklevel=2,
+            )
 
     @torch.no_grad()
     def _compare(self) -> None:
