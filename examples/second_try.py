@@ -16,8 +16,8 @@ from warpup.apps.demo.puzzles import puzzle_sets
 from warpup.apps.demo.settings import QUICK
 from warpup.data import verify, word_tokenizer
 from warpup.train import RLVR, ProgressBar, Recipe, Turn, Warmup, load_model
-from warpup.train.episodes import play
-from warpup.train.tokens import end_tokens
+from warpup.train.model.tokens import end_tokens
+from warpup.train.sampling.episodes import play
 
 
 class SecondTry:

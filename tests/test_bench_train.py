@@ -4,10 +4,11 @@ import time
 
 import pytest
 
-from bench.train import trainer
+from bench.train import candidates, trainer
 from bench.train.candidates import Work
 from bench.train.meter import KINDS, Clock
 from tests.support.models import pretrained
+from tests.support.tiny import TOKENIZER, llama
 
 
 def test_a_clock_takes_inner_work_off_the_outer(monkeypatch):
@@ -41,7 +42,19 @@ def test_figures_are_medians_over_all_rounds(monkeypatch):
     trainer.show(result)
 
 
-@pytest.mark.parametrize("name", ["grpo_warpup", "sft_warpup", "rollout_warpup", "rollout_generate"])
+CANDIDATES = [name for name in candidates.CANDIDATES if not name.endswith("_trl")]
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_candidates_run_on_a_tiny_model(name, tmp_path):
+    llama().save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    result = trainer.run(name, Work(str(tmp_path), **trainer.QUICK))
+    assert isinstance(result, dict), result
+    assert [sorted(step) for step in result["steps"]] == [sorted([*KINDS, "sampling", "seconds", "tokens"])]
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
 def test_candidates_run(name):
     result = trainer.run(name, Work(str(pretrained("smollm2")), **trainer.QUICK))
     assert isinstance(result, dict), result

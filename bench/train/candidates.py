@@ -85,9 +85,10 @@ class Enough(Exception):
 
 def train(work: Work, meter: Meter, stage, model, tokenizer, tokens: int) -> None:
     """Run a stage of warpup; tokens: that go through the model in a step."""
-    from warpup.train import Recipe, heads
+    from warpup.train import Recipe
+    from warpup.train.model import heads
 
-    for name in ("linear_logprob", "linear_policy_loss"):  # what takes the place of the output layer's forward pass
+    for name in ("linear_logprob", "linear_policy_loss_of"):  # what takes the place of the output layer's forward pass
         setattr(heads, name, meter.clock.timed("head", getattr(heads, name)))
 
     def report(name, step, steps, numbers):

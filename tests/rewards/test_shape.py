@@ -6,8 +6,8 @@ import pytest
 
 from warpup.rewards import cosine_length, overlong, pattern, think_answer
 from warpup.train import TrainError
-from warpup.train.reward_calls import Completion
-from warpup.train.rewards import RewardSet
+from warpup.train.rewards.calls import Completion
+from warpup.train.rewards.reward_set import RewardSet
 
 DAPO = {"max_length": 20480, "buffer": 4096}
 

@@ -14,8 +14,8 @@ from transformers import (
 
 from warpup.data import example, knights_and_knaves, word_tokenizer
 from warpup.train import RLVR, Warmup
-from warpup.train.heads import Head
-from warpup.train.models import use_experts
+from warpup.train.model.heads import Head
+from warpup.train.model.load_model import use_experts
 
 TOKENIZER = word_tokenizer()
 

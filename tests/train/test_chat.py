@@ -9,7 +9,7 @@ from tests.support.command import call, error
 from tests.support.models import pretrained
 from warpup.train import TrainError, load_model, rollout
 from warpup.train.chat import answering, chat
-from warpup.train.tokens import encode_prompt, end_tokens
+from warpup.train.model.tokens import encode_prompt, end_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEMPLATE = "{% for m in messages %}{{ 'knight ' if m['role'] == 'user' else 'knave ' }}{{ m['content'] }} {% endfor %}"
@@ -113,7 +113,7 @@ def test_a_prompt_is_a_users_turn_where_there_is_a_template(chatty, capsys, monk
         seen.append(load_model(chatty)[1].decode(prompts[0]))
         return rollout(model, prompts, **options)
 
-    monkeypatch.setattr("warpup.train.rollouts.rollout", spy)
+    monkeypatch.setattr("warpup.train.sampling.rollouts.rollout", spy)
     flags = ("--temperature", 0, "--max-new-tokens", 2)
     for more, said, prompt in (
         ((), "prompt: a user's turn in the model's chat template; --raw", "knight A ? knave"),

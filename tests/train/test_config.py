@@ -4,8 +4,8 @@ import pytest
 
 from warpup.train import TrainError
 from warpup.train.config import HeldOutConfig, TrainConfig, check_config_of_run, convert, fill, load_config
-from warpup.train.rlvr import RLVR
-from warpup.train.warmup import Warmup
+from warpup.train.stages.rlvr import RLVR
+from warpup.train.stages.warmup import Warmup
 
 
 @pytest.mark.parametrize(

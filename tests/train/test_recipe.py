@@ -89,7 +89,7 @@ def test_out_of_memory_names_the_settings(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.\nmore")
 
-    monkeypatch.setattr("warpup.train.rlvr.policy_step", full)
+    monkeypatch.setattr("warpup.train.stages.rlvr.policy_step", full)
     with pytest.raises(TrainError, match=r"lower max_tokens .* or rows .*same command goes on.*Tried to allocate"):
         Recipe([rlvr()]).run(llama(), TOKENIZER, tmp_path)
 

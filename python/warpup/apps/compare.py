@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from warpup.train.decoding import DecodingStrategy
 from warpup.train.evaluation import evaluate
 from warpup.train.log import Report
+from warpup.train.sampling.decoding import DecodingStrategy
 
 from ._report import console_table, mean_sd, plus_minus, print_lines
 

@@ -4,8 +4,8 @@ import functools
 import threading
 from typing import Any
 
-from warpup.train.reward_calls import Call, Outcome
-from warpup.train.reward_workers import Worker
+from warpup.train.rewards.calls import Call, Outcome
+from warpup.train.rewards.workers import Worker
 
 
 def call(function: str, first: Any, second: Any, timeout: float) -> Outcome | None:

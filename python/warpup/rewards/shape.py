@@ -65,6 +65,6 @@ def pattern(completion: str, example: Mapping, *, regex: str) -> float:
 
 @functools.cache
 def _loaded(check: str | Callable) -> Callable[[str, Mapping], Any]:
-    from warpup.train.reward_loading import load_reward
+    from warpup.train.rewards.loading import load_reward
 
     return load_reward(check)

@@ -1,16 +1,16 @@
-from .distill import Distill
-from .episodes import Environment, Turn
 from .errors import Interrupted, TrainError, UsageError
 from .evaluation import Evaluation, evaluate
 from .log import ProgressBar
-from .lora import LoRA
-from .models import load_model, newest_model
-from .preference import Preference
+from .model.load_model import load_model, newest_model
+from .model.lora import LoRA
 from .recipe import Recipe, Stage
-from .rlvr import RLVR
-from .rollouts import Rollouts, rollout
 from .run import HeldOut
-from .warmup import Warmup
+from .sampling.episodes import Environment, Turn
+from .sampling.rollouts import Rollouts, rollout
+from .stages.distill import Distill
+from .stages.preference import Preference
+from .stages.rlvr import RLVR
+from .stages.warmup import Warmup
 
 __all__ = [
     "RLVR",

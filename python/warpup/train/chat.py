@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, TextStreamer
 
 from .errors import TrainError
-from .tokens import check_length, encode_prompt, end_tokens
+from .model.tokens import check_length, encode_prompt, end_tokens
 
 Message = dict[str, Any]  # "role" and "content"
 

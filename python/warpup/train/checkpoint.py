@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from .errors import TrainError
 from .files import write_folder
-from .lora import is_adapted, peft
+from .model.lora import is_adapted, peft
 
 PREFIX = "step-"
 

@@ -23,7 +23,7 @@ def train(arguments: list[str]) -> None:
     from .examples import examples_of
     from .files import write_text
     from .log import ProgressBar, quiet_transformers, together
-    from .models import start_model
+    from .model.load_model import start_model
     from .recipe import Recipe
     from .report import write_report
     from .run import HeldOut
@@ -123,12 +123,12 @@ def eval(arguments: list[str]) -> None:
     from warpup.reflection.tokens import WORDS
 
     from .config import HeldOutConfig
-    from .decoding import split_words
     from .evaluation import evaluate
     from .examples import examples_of
     from .log import ProgressBar, quiet_transformers
-    from .models import load_model, newest_model
-    from .rewards import VERIFIER
+    from .model.load_model import load_model, newest_model
+    from .rewards.reward_set import VERIFIER
+    from .sampling.decoding import split_words
 
     own = Path(given.run) / "train.json"
     held = HeldOutConfig(**json.loads(own.read_text())["held_out"]) if own.is_file() else HeldOutConfig()

@@ -13,16 +13,16 @@ from typing import Any
 import tyro
 
 from .checks import check_not_negative, check_positive, check_unused
-from .distill import Distill
 from .errors import TrainError
 from .examples import RewardName, TemplateArguments
-from .lora import LoRA
-from .precision import Precision
-from .preference import Preference
-from .rewards import VERIFIER, RewardSet
-from .rlvr import RLVR
+from .model.lora import LoRA
+from .model.precision import Precision
+from .rewards.reward_set import VERIFIER, RewardSet
+from .stages.distill import Distill
+from .stages.preference import Preference
+from .stages.rlvr import RLVR
+from .stages.warmup import Warmup
 from .trackers import Kind
-from .warmup import Warmup
 
 STAGES = {"warmup": Warmup, "rlvr": RLVR, "preference": Preference, "distill": Distill}  # by their `kind`
 

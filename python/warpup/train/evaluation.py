@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from .decoding import DecodingStrategy
-from .groups import mean
-from .reward_calls import completions_of
-from .rewards import Reward, RewardSet, Scores
-from .rollouts import rollout
-from .tokens import encode_prompt, end_tokens
+from .model.tokens import encode_prompt, end_tokens
+from .rewards.calls import completions_of
+from .rewards.reward_set import Reward, RewardSet, Scores
+from .sampling.decoding import DecodingStrategy
+from .sampling.groups import mean
+from .sampling.rollouts import rollout
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from .errors import Interrupted, TrainError
 from .examples import examples_of
 from .files import locked, write_folder, write_text
 from .log import MetricsLog, Report, quiet
-from .lora import is_adapted, merged
-from .precision import Precision, autocast_dtype, checkpoint_layers
+from .model.lora import is_adapted, merged
+from .model.precision import Precision, autocast_dtype, checkpoint_layers
+from .model.tokens import check_tokenizer
 from .run import HeldOut, StageRun
 from .run_config import check_config, check_stage, describe_model, describe_stage, seed_everything
-from .tokens import check_tokenizer
 
 
 class Stage(Protocol):

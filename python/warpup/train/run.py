@@ -25,8 +25,8 @@ from .errors import Interrupted, TrainError
 from .evaluation import evaluate
 from .files import write_folder
 from .log import MetricsLog, Report, quiet
-from .precision import computing
-from .rewards import Reward, RewardSet
+from .model.precision import computing
+from .rewards.reward_set import Reward, RewardSet
 
 PATIENCE = 5  # steps in a row without a finite loss before a run gives up
 

@@ -18,7 +18,7 @@ import torch
 
 from .errors import TrainError
 from .files import write_text
-from .reward_loading import reward_name
+from .rewards.loading import reward_name
 
 
 def check_config(path: Path, config: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def sample(arguments: list[str]) -> None:
 
     from .chat import answering, chat
     from .log import quiet_transformers
-    from .models import load_model, newest_model
+    from .model.load_model import load_model, newest_model
 
     quiet_transformers()
     folder = newest_model(given.run)
@@ -77,9 +77,9 @@ def complete(model, tokenizer, given: SampleArguments) -> None:
     """Print completions of the prompts that are asked for."""
     import torch
 
+    from .model.tokens import decode, encode_prompt, end_tokens
     from .report import spoken
-    from .rollouts import rollout
-    from .tokens import decode, encode_prompt, end_tokens
+    from .sampling.rollouts import rollout
 
     examples, copies = [{"prompt": given.prompt}], given.n or (1 if given.temperature == 0 else 4)
     if given.data:

@@ -13,12 +13,12 @@ from warpup.train import checkpoint
 from warpup.train.evaluation import evaluate
 from warpup.train.files import write_text
 from warpup.train.log import Report
-from warpup.train.models import use_experts
+from warpup.train.model.load_model import use_experts
 from warpup.train.recipe import Recipe
-from warpup.train.rlvr import RLVR
 from warpup.train.run import HeldOut
 from warpup.train.run_config import seed_everything
-from warpup.train.warmup import Warmup
+from warpup.train.stages.rlvr import RLVR
+from warpup.train.stages.warmup import Warmup
 
 from .puzzles import puzzle_sets
 from .settings import ARMS, Size

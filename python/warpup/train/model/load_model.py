@@ -1,0 +1,99 @@
+"""Saved models: the newest of a run, and loading one with its tokenizer."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from .. import checkpoint
+from ..errors import TrainError
+from ..run_config import seed_everything
+from .lora import add_adapters, is_adapted, peft
+from .precision import autocast_dtype
+from .tokens import check_tokenizer
+
+
+def newest_model(out: str | Path) -> Path:
+    """Folder of a run's newest weights: the finished model, else the newest checkpoint. TrainError if there is none.
+
+    A plain model folder is its own newest model.
+    """
+    out = Path(out)
+    if not out.is_dir():
+        raise TrainError(f"no folder {out}")
+    if is_model(out / "model"):
+        return out / "model"
+    found = [checkpoint.latest(folder) for folder in sorted(out.iterdir(), reverse=True) if folder.is_dir()]
+    found = [path for path in found if path]
+    if found:
+        return found[0]
+    if is_model(out) and not (out / "metrics.jsonl").exists():
+        return out
+    raise TrainError(f"{out} holds no model and no checkpoint")
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds a model, or adapters of one."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: str | None = None,
+):
+    """(model, tokenizer) of a folder that `transformers` or, for adapters, `peft` saved. `attention` is transformers'
+    attn_implementation. TrainError naming what is missing."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # The whole path: adapters remember the model that they belong to, and are loaded from other working folders too.
+    folder, adapters = Path(folder).resolve(), None
+    if (folder / "adapter_config.json").is_file():
+        adapters, config = folder, json.loads((folder / "adapter_config.json").read_text())
+        folder = Path(config["base_model_name_or_path"] or "")
+        if not (folder / "config.json").is_file():
+            raise TrainError(
+                f"{adapters} holds adapters of the model {folder}, which is not there any more: put it back, or write "
+                "where it is into base_model_name_or_path of adapter_config.json"
+            )
+    if not (folder / "config.json").is_file():
+        raise TrainError(f"{folder} is not a saved model: it has no config.json")
+    options = {} if attention is None else {"attn_implementation": attention}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        tokenizer = AutoTokenizer.from_pretrained(adapters or folder)
+        model = use_experts(model.to(device))
+        if adapters:
+            model = peft().PeftModel.from_pretrained(model, adapters, is_trainable=True)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise TrainError(f"cannot load the model in {folder}: {str(error).strip().splitlines()[0]}") from error
+    check_tokenizer(model, tokenizer)
+    return model, tokenizer
+
+
+def start_model(config):
+    """(model, tokenizer) that a `TrainConfig` begins with: on its device, with its adapters if it asks for some."""
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load_model(config.model, device=device, attention=config.attention)
+    if config.lora.r:
+        if is_adapted(model):
+            raise TrainError(f"lora: {config.model} has adapters already, which are trained on; leave lora out")
+        # What they begin with is drawn by the run's seed. Frozen weights never change, so under bfloat16 they are held
+        # in it: half the memory, and nothing to cast at every step.
+        seed_everything(config.seed)
+        dtype = autocast_dtype(config.dtype, model)
+        for parameter in model.parameters() if dtype else ():  # not buffers: rotary frequencies must keep their digits
+            parameter.data = parameter.data.to(dtype)
+        model = add_adapters(model, config.lora)
+    return model, tokenizer
+
+
+def use_experts(model):
+    """The model, its routed experts, if it has some that transformers lets us replace, computed by `moe_experts`."""
+    if getattr(model, "_can_set_experts_implementation", bool)():
+        import warpup.integrations.transformers  # noqa: F401  registers the implementation
+
+        model.set_experts_implementation("warpup")
+    return model

@@ -1,0 +1,92 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by the peft package: settings, checks, and what they reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import TrainError
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Settings of low-rank adapters; with `r` 0 all weights are trained."""
+
+    r: int = 0
+    """Rank of the adapters; 0: none, all weights are trained."""
+    alpha: float = 32.0
+    """The adapters' product is multiplied by alpha / r."""
+    targets: tuple[str, ...] = ()
+    """Names of the layers that get one, such as q_proj; none: every linear layer but the output layer."""
+    dropout: float = 0.0
+    """Share of an adapter's inputs that is dropped in warm-up; RLVR never drops."""
+    merge: bool = False
+    """Write the finished model with the adapters merged into its weights, and not beside them."""
+
+    def check(self) -> None:
+        """Raise TrainError on settings that cannot be."""
+        if self.r < 0:
+            raise TrainError(f"lora.r: expected at least 0, got {self.r}")
+        if self.r == 0 and self != LoRA():
+            raise TrainError("lora: settings are given, but lora.r is 0 and there are no adapters; set lora.r")
+        if not self.alpha > 0 or not 0 <= self.dropout < 1:
+            raise TrainError(f"lora: expected alpha > 0 and 0 <= dropout < 1, got {self.alpha} and {self.dropout}")
+
+
+def peft():
+    """The peft package, or TrainError that says how to get it."""
+    try:
+        import peft
+    except ImportError as error:
+        raise TrainError("adapters need the package peft: pip install peft") from error
+    return peft
+
+
+def add_adapters(model, settings: LoRA):
+    """The model with adapters, its own weights frozen. TrainError where a target reached no layer, or would reach a
+    layer whose weight another one shares (a tied output layer: peft would change both)."""
+    settings.check()
+    library = peft()
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    tied = tied_names(model)
+    for target in settings.targets:
+        if target in tied:
+            raise TrainError(f"lora.targets: {target} shares its weight with {tied[target]}; leave it out")
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            raise TrainError(f"lora.targets: no linear layer is called {target!r}; this model has {', '.join(known)}")
+    config = library.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    adapted = library.get_peft_model(model, config)
+    reached = adapted.targeted_module_names
+    for target in settings.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in reached):
+            raise TrainError(f"lora.targets: peft put no adapter on {target!r}; reached are {', '.join(reached)}")
+    return adapted
+
+
+def tied_names(model) -> dict[str, str]:
+    """Last names of the output layer and the embedding where they share one weight: each -> the other."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return {}
+    names = {m: name.rpartition(".")[2] for name, m in model.named_modules() if m is head or m is embedding}
+    return {names[head]: names[embedding], names[embedding]: names[head]}
+
+
+def is_adapted(model) -> bool:
+    """Whether adapters of peft are on this model."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def merged(model):
+    """A copy of the model with its adapters merged into the weights."""
+    import copy
+
+    return copy.deepcopy(model).merge_and_unload()

@@ -1,0 +1,155 @@
+"""What stands between a model's logits and the tokens that are drawn: a reflection schedule, or s1's budget forcing.
+
+`DecodingStrategy.parse` reads how the command line names them:
+    plain                             the model's own softmax
+    cyclic:amplitude=5,period=1200    CyclicReflex; also shift, and anchor (generation, think, reflection)
+    tip:alpha=3,beta=600              TIP, the thought-switch penalty
+    nowait                            the tokens are never drawn
+    s1:times=1                        the first ends of thinking become the first of the words
+    FILE.json                         a schedule as `ReflectionSchedule.to_json` writes it
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from warpup import token_logprob
+from warpup.reflection import (
+    BudgetForcing,
+    ReflectionBatch,
+    ReflectionSchedule,
+    ReflectionTokens,
+    cyclic_reflex,
+    no_wait,
+    thought_switch_penalty,
+)
+from warpup.reflection.sample_step import SAMPLING, sampling_row
+
+from ..errors import TrainError
+
+PRESETS = {"cyclic": cyclic_reflex, "tip": thought_switch_penalty, "nowait": no_wait}
+MORE = {"cyclic": {"shift", "anchor", "phase"}, "tip": {"phase"}, "nowait": set()}  # fields that a preset leaves open
+
+
+@dataclass(frozen=True)
+class DecodingStrategy:
+    """schedule: on the logits, or none. times: ends of thinking that `wait` (a token id) replaces; `tokens` has the
+    markers."""
+
+    name: str = "plain"
+    schedule: ReflectionSchedule | None = None
+    tokens: ReflectionTokens | None = None
+    wait: int = -1
+    times: int = 0
+
+    @classmethod
+    def parse(cls, text: str, tokenizer, words: Sequence[str]) -> DecodingStrategy:
+        """DecodingStrategy of a name; `words` are the reflection words. Raises TrainError on what it does not know."""
+        kind, _, rest = text.partition(":")
+        try:
+            if kind.endswith(".json"):
+                return cls(text, ReflectionSchedule.from_json(Path(text).read_text()))
+            options = dict(item.split("=", 1) for item in rest.split(",") if item)
+            if kind == "plain" and not options:
+                return cls()
+            if kind not in PRESETS and kind != "s1":
+                raise ValueError(f"expected plain, {', '.join(PRESETS)}, s1 or a .json file")
+            tokens = ReflectionTokens.from_tokenizer(tokenizer, words)
+            if kind == "s1":
+                times = int(options.pop("times", 1))
+                if options or times < 1:
+                    raise ValueError(f"s1 has no {', '.join(options)}" if options else "times: expected at least 1")
+                wait = ReflectionTokens.from_tokenizer(tokenizer, words[:1]).ids
+                exact = tokenizer.get_vocab().get(words[0])
+                return cls(text, None, tokens, wait[0] if exact is None else exact, times)
+            known = inspect.signature(PRESETS[kind]).parameters.keys() | MORE[kind]
+            unknown = options.keys() - (known - {"tokens", "options"})
+            if unknown:
+                raise ValueError(f"{kind} has no {', '.join(sorted(unknown))}")
+            return cls(text, PRESETS[kind](tokens, **{k: _number(v) for k, v in options.items()}))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainError(f"schedule {text!r}: {error}") from error
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a list with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+@dataclass(frozen=True)
+class Filters:
+    """How a token is drawn: temperature, and what is cut off before the draw. TrainError on what cannot be."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def __post_init__(self):
+        try:
+            sampling_row(self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
+        except ValueError as error:
+            raise TrainError(str(error)) from error
+
+
+class Step(NamedTuple):
+    """Of each row: the token, its log-prob at the temperature and under the schedule, what the schedule added."""
+
+    token: Tensor  # int64
+    logp: Tensor  # float32
+    delta: Tensor  # float32
+
+
+class DecodingState:
+    """A decoding at work on the rows of one rollout, which are the slots of its tables. seeds: (rows,) int64."""
+
+    def __init__(
+        self, decoding: DecodingStrategy, prompts: Sequence[Sequence[int]], seeds: Tensor, filters: Filters = Filters()
+    ):
+        self.filters = filters
+        batch = ReflectionBatch(len(prompts), decoding.schedule, tokens=decoding.tokens, ring=2, device=seeds.device)
+        batch.begin(range(len(prompts)), prompts)
+        batch.set_sampling(
+            range(len(prompts)), filters.temperature, top_p=filters.top_p, top_k=filters.top_k, min_p=filters.min_p
+        )
+        batch.tables.sampling[:, SAMPLING.index("seed")] = seeds.double()
+        self.batch = batch
+        self.scheduled = decoding.schedule is not None
+        self.forcing = BudgetForcing(batch, decoding.wait, decoding.times) if decoding.times else None
+
+    def sample(self, logits: Tensor, rows: Tensor) -> Step:
+        """Draws the next token of these rows from their logits (R, V), which stay as they are."""
+        drawn, greedy = self.batch.sample(logits, rows), self.filters.temperature == 0
+        # A greedy token is certain, so what is kept of it is its log-prob among the others. A draw's is that before
+        # the filters, which is what a loss can make again.
+        token, logp = drawn.token, drawn.logp_raw if greedy else drawn.logp + drawn.kept.log()
+        if self.forcing:
+            token = self.forcing(token, rows)
+            forced = token != drawn.token
+            if forced.any():
+                logp = torch.where(
+                    forced, token_logprob(logits, token, temperature=self.filters.temperature or 1), logp
+                )
+        self.batch.update(token, rows)
+        return Step(token, logp, drawn.delta)
+
+    def token_set(self, vocab: int) -> Tensor:
+        """(V,) bool: the tokens of the schedule, as `replay_logprob` takes them."""
+        ids = torch.tensor(self.batch.default.tokens.ids, device=self.batch.device)
+        return torch.zeros(vocab, dtype=torch.bool, device=self.batch.device).index_fill(0, ids, True)

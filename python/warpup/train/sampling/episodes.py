@@ -1,0 +1,182 @@
+"""Episodes: completions in several turns, between which an environment answers.
+
+    class SecondTry:                                    # one instance an episode
+        def reset(self, example):
+            self.answer = example["answer"]
+            return example["prompt"]                    # a text, or chat messages
+
+        def step(self, completion):
+            if completion.strip() == self.answer:
+                return Turn(reward=1.0, done=True)
+            return Turn("That is not it. Again: ")      # goes on behind what was said
+
+What the environment says is read by the model and never learned from: it carries no loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import TrainError
+from ..model.tokens import TokenPair, Tokens, encode_prompt, turn_end
+from ..rewards.loading import load_named
+from .rollouts import Rollouts, rollout
+
+
+class Turn(NamedTuple):
+    """What an environment answers: a text that goes on behind the completion (in a chat, the user's next message), the
+    reward of this turn, whether the episode is over, and if it can tell, whether it was solved (1.0 or 0.0)."""
+
+    observation: str = ""
+    reward: float = 0.0
+    done: bool = False
+    correct: float = math.nan
+
+
+class Environment(Protocol):
+    """One episode. An instance is made for each of them."""
+
+    def reset(self, example: Mapping[str, Any]) -> str | Sequence[Mapping[str, Any]]:
+        """The prompt of an example, for the first turn."""
+
+    def step(self, completion: str) -> Turn:
+        """What follows a completion (its text without special tokens)."""
+
+
+class Episodes(NamedTuple):
+    """N episodes. pairs: first prompt, and all that follows it; rolls: the same as (N, L), with `sampled` and `turn`;
+    rewards (N, turns), NaN where an episode was over before; correct (N,); texts: what the model said in each turn."""
+
+    pairs: list[TokenPair]
+    rolls: Rollouts
+    rewards: Tensor
+    correct: list[float]
+    texts: list[list[str]]
+
+
+def load_environment(name: str | Callable[[], Environment]) -> Callable[[], Environment]:
+    """What makes an environment: itself, or the class or function that `module:name` or `file.py:name` names."""
+    return name if callable(name) else load_named(name, "environment")
+
+
+def play(
+    model,
+    tokenizer,
+    make: Callable[[], Environment],
+    examples: Sequence[Mapping[str, Any]],
+    *,
+    turns: int,
+    ends: Sequence[int],
+    copies: int,
+    limit: int,
+    **options: Any,
+) -> Episodes:
+    """Play `copies` episodes of each example, of at most `turns` turns. limit: tokens that prompt and episode may have
+    together; one that has no room for another turn is cut off. options: those of `rollout` (max_new_tokens among them).
+    """
+    environments = [make() for _ in examples for _ in range(copies)]
+    asked = [example for example in examples for _ in range(copies)]
+    opened = [call(environment, "reset", example) for environment, example in zip(environments, asked, strict=True)]
+    prompts = [encode_prompt(tokenizer, prompt, example) for prompt, example in zip(opened, asked, strict=True)]
+    count, pad = len(prompts), tokenizer.pad_token_id
+    said: list[Tokens] = [[] for _ in prompts]  # all tokens behind the prompt
+    sampled: list[list[bool]] = [[] for _ in prompts]
+    turn_of: list[list[int]] = [[] for _ in prompts]
+    logp: list[list[float]] = [[] for _ in prompts]
+    texts: list[list[str]] = [[] for _ in prompts]
+    rewards, correct, finished = torch.full((count, turns), math.nan), [math.nan] * count, [True] * count
+    going = list(range(count))
+
+    for turn in range(turns):
+        # The first turn's prompts are the same for all copies of an example, so each runs through the model once.
+        same = turn == 0 and all(prompts[n] == prompts[n - n % copies] for n in range(count))
+        contexts = [prompts[n] + said[n] for n in (going[::copies] if same else going)]
+        rolls = rollout(model, contexts, eos=ends, pad=pad, copies=copies if same else 1, **options)
+        still = []
+        for row, n in enumerate(going):
+            ids = rolls.completion(row)
+            extend(n, ids, rolls.logp[row, : len(ids)].tolist(), turn, said, sampled, turn_of, logp)
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            texts[n].append(text)
+            answer = Turn(*call(environments[n], "step", text))
+            rewards[n, turn] = float(answer.reward)
+            correct[n] = float(answer.correct)
+            if answer.done or turn + 1 == turns:
+                finished[n] = answer.done or bool(rolls.finished[row])
+                continue
+            between = bridge(tokenizer, opened[n], answer.observation, closed=bool(rolls.finished[row]))
+            if len(prompts[n]) + len(said[n]) + len(between) + options["max_new_tokens"] > limit:
+                finished[n] = False
+                continue
+            extend(n, between, [0.0] * len(between), turn, said, sampled, turn_of, logp, own=False)
+            still.append(n)
+        going = still
+        if not going:
+            break
+
+    lengths = torch.tensor([len(ids) for ids in said])
+    width = int(lengths.max())
+
+    def padded(rows: Sequence[Sequence], fill) -> Tensor:
+        return torch.tensor([list(row) + [fill] * (width - len(row)) for row in rows], device=model.device)
+
+    whole = Rollouts(
+        padded(said, pad), lengths.to(model.device), padded(logp, 0.0),
+        torch.tensor(finished, device=model.device), sampled=padded(sampled, False), turn=padded(turn_of, -1),
+    )  # fmt: skip
+    pairs: list[TokenPair] = [(prompt, ids, own) for prompt, ids, own in zip(prompts, said, sampled, strict=True)]
+    return Episodes(pairs, whole, rewards, correct, texts)
+
+
+def first_prompts(make: Callable[[], Environment], examples: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What an episode of each example begins with."""
+    return [call(make(), "reset", example) for example in examples]
+
+
+def call(environment: Environment, method: str, argument: Any) -> Any:
+    """What a method of an environment returns; what it raises, as TrainError that says where."""
+    try:
+        return getattr(environment, method)(argument)
+    except Exception as error:  # a user's class may raise anything
+        place = f"{type(environment).__name__}.{method}"
+        raise TrainError(f"environment: {place} failed on {argument!r}: {type(error).__name__}: {error}") from error
+
+
+def extend(n: int, ids: Sequence[int], logp: Sequence[float], turn: int, said, sampled, turn_of, logps, own=True):
+    """Tokens behind the others of episode n: the model's own, or the environment's."""
+    said[n] += ids
+    logps[n] += logp
+    sampled[n] += [own] * len(ids)
+    turn_of[n] += [turn if own else -1] * len(ids)
+
+
+def bridge(tokenizer, prompt, observation: str, *, closed: bool) -> Tokens:
+    """The tokens between a completion and the next one: what the environment said and, in a chat, all that the template
+    puts around it. closed: whether the completion ended its turn itself."""
+    if isinstance(prompt, str):
+        return list(tokenizer(observation, add_special_tokens=False)["input_ids"])
+    end = turn_end(tokenizer)
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    options = {"tokenize": True, "return_dict": True}
+    before = tokenizer.apply_chat_template(chat, **options)["input_ids"]
+    more = [*chat, {"role": "user", "content": observation}]
+    after = tokenizer.apply_chat_template(more, add_generation_prompt=True, **options)["input_ids"]
+    at = max((i for i, token in enumerate(before) if token == end), default=len(before) - 1) + 1
+    if after[:at] != before[:at]:
+        raise TrainError(
+            "the chat template changes earlier turns when one is added, so episodes cannot go on behind them"
+        )
+    return [*([] if closed else [end]), *after[at:]]
+
+
+def turn_advantages(rewards: Tensor, turn: Tensor, advantage: Callable[[Tensor], Tensor]) -> Tensor:
+    """(N, L): of each token that of its turn, whose return, the rewards from this turn on, is held against those of the
+    group's episodes at the same turn. rewards (N, turns), NaN behind an episode's end; turn (N, L), -1: not sampled."""
+    returns = rewards.nan_to_num(0.0).flip(1).cumsum(1).flip(1).masked_fill(rewards.isnan(), math.nan)
+    each = torch.stack([advantage(returns[:, t]) for t in range(rewards.shape[1])], 1)
+    return each.gather(1, turn.clamp_min(0)).masked_fill(turn < 0, 0.0)

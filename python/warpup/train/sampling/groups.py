@@ -1,0 +1,94 @@
+"""The groups of one step of RLVR: prompts, their completions, scores and advantages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.tokens import TokenPair
+from ..rewards.reward_set import Scores
+from .rollouts import Rollouts, joined
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Groups of completions, or of episodes, of some prompts: tokens, scores, advantages (N,) or (N, L), one of them to
+    be shown, seconds of sampling."""
+
+    pairs: Sequence[TokenPair]
+    rolls: Rollouts
+    scores: Scores
+    advantages: Tensor
+    shown: dict[str, Any]
+    seconds: float
+
+
+class Groups:
+    """Groups of `samples` completions each, that grow as more are sampled for the step.
+
+    pairs: prompt and completion tokens of each of the N completions; rolls: the same with their log-probs; scores;
+    advantages (N,), or (N, L); used (N / samples,) bool, the groups in which some advantage is not 0.
+    """
+
+    rolls: Rollouts
+    advantages: Tensor
+
+    def __init__(self, samples: int):
+        self.samples, self.scores, self.seconds = samples, Scores(), 0.0
+        self.pairs: list[TokenPair] = []
+        self.used = torch.zeros(0, dtype=torch.bool)
+        self.shown: dict[str, Any] = {}
+
+    def add(self, more: Sampled, pad: int) -> None:
+        """More groups, behind those that are there."""
+        if not self.pairs:
+            self.rolls, self.advantages, self.shown = more.rolls, more.advantages, more.shown
+        else:
+            self.rolls = joined([self.rolls, more.rolls], pad)
+            width, both = self.rolls.tokens.shape[1], (self.advantages, more.advantages)
+            if more.advantages.dim() == 2:
+                both = tuple(torch.nn.functional.pad(a, (0, width - a.shape[1])) for a in both)
+            self.advantages = torch.cat(both)
+        self.pairs += more.pairs
+        self.scores.extend(more.scores)
+        self.seconds += more.seconds
+        self.used = (self.advantages.reshape(len(self.pairs) // self.samples, -1) != 0).any(1)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the log has of a step's sampling."""
+        generated, columns = int(self.rolls.learned().sum()), self.scores.columns
+        return {
+            "reward": mean(self.scores.rewards),
+            **({f"reward/{name}": mean(column) for name, column in columns.items()} if len(columns) > 1 else {}),
+            "accuracy": mean(self.scores.correct),
+            "format_ok": mean(self.scores.format_ok),
+            "length": generated / len(self.pairs),
+            "unfinished": 1 - mean(self.rolls.finished.tolist()),
+            "groups": int(self.used.sum()),
+            "advantage": float(self.advantages.abs().mean()),
+            "tokens_per_s": generated / self.seconds,
+            "sampling_seconds": self.seconds,
+            "sample": self.shown,
+        }
+
+
+def parts(rows: Sequence[int], count: int, group: int) -> list[list[int]]:
+    """The rows in at most `count` parts of whole groups, none empty."""
+    by_group: dict[int, list[int]] = {}
+    for row in rows:
+        by_group.setdefault(row // group, []).append(row)
+    groups = list(by_group.values())
+    cut = [groups[k * len(groups) // count : (k + 1) * len(groups) // count] for k in range(count)]
+    return [[row for g in part for row in g] for part in cut if part]
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean of the values that are not NaN; NaN if there is none."""
+    known = [float(v) for v in values if not math.isnan(v)]
+    return fmean(known) if known else math.nan

@@ -1,0 +1,176 @@
+"""Sampling completions in batches: a prompt runs once for all its copies, and finished rows leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import TrainError
+from ..model.cache import CachedModel
+from .decoding import DecodingState, DecodingStrategy, Filters
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """N completions, row i of prompt i // copies.
+
+    tokens (N, L) int64, padded on the right; lengths (N,) int64, the end token counted; logp (N, L) float32, log-probs
+    of the tokens at the sampling temperature and under the schedule, before top-k, top-p and min-p cut anything off, 0
+    in the padding; finished (N,) bool, False where the length limit cut a row off; delta (N, L) float32, what the
+    schedule added to the logits of its tokens, token_set (V,) bool; both None without one. Of episodes sampled (N, L)
+    bool, False where the environment spoke, and turn (N, L) int64, -1 there; else None.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    logp: Tensor
+    finished: Tensor
+    delta: Tensor | None = None
+    token_set: Tensor | None = None
+    sampled: Tensor | None = None
+    turn: Tensor | None = None
+
+    def learned(self) -> Tensor:
+        """(N, L) bool: the tokens that the model has drawn."""
+        inside = torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
+        return inside if self.sampled is None else inside & self.sampled
+
+    def completion(self, row: int) -> list[int]:
+        """Token ids of one completion, with its end token."""
+        return self.tokens[row, : self.lengths[row]].tolist()
+
+
+@torch.no_grad()
+def rollout(
+    model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos: int | Sequence[int],
+    pad: int,
+    max_new_tokens: int,
+    copies: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    decoding: DecodingStrategy | None = None,
+    rows: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Rollouts:
+    """Sample `copies` completions of each prompt (token ids); temperature 0 takes the likeliest token.
+
+    eos: the ids that end a completion (`warpup.train.model.tokens.end_tokens` finds a model's).
+    top_p, top_k, min_p: as in `warpup.reflection.sampling_row`; 1, 0, 0 cut nothing off.
+    decoding: what stands between logits and tokens, such as a reflection schedule.
+    rows: completions sampled at once, all if None: a bound for the cache's memory. Each completion draws from a stream
+        of its own, so what is drawn does not depend on it.
+
+    The caller sets the model's mode (eval, no dropout). Raises TrainError if the model's logits are NaN.
+    """
+    filters = Filters(temperature, top_p, top_k, min_p)
+    count = len(prompts) * copies
+    seeds = torch.randint(2**53 - 1, (count,), generator=generator, device=model.device)
+    ends = torch.tensor([eos] if isinstance(eos, int) else list(eos), device=model.device)
+    rows = count if rows is None else rows
+    parts = []
+    for begin in range(0, count, rows):
+        end = min(count, begin + rows)
+        first, last = begin // copies, (end - 1) // copies  # the prompts of these rows
+        owner = torch.arange(begin, end, device=model.device) // copies - first
+        mine = prompts[first : last + 1]
+        state = DecodingState(decoding or DecodingStrategy(), [mine[k] for k in owner], seeds[begin:end], filters)
+        parts.append(_rollout(model, mine, owner, state, ends, pad, max_new_tokens))
+    return parts[0] if len(parts) == 1 else joined(parts, pad)
+
+
+def _rollout(
+    model, prompts: Sequence[Sequence[int]], owner: Tensor, state: DecodingState, ends: Tensor, pad: int, limit: int
+) -> Rollouts:
+    """One completion of prompts[owner[i]] for each i."""
+    device, count = model.device, len(owner)
+
+    # Prompts: once through the model, padded on the left so that all completions begin in the same column. Positions
+    # count real tokens only.
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+    cached = CachedModel(model, width + limit)
+    logits = cached(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+
+    # Copies: the group of a prompt shares the work on it, then each copy has a row and a place in the cache.
+    if count > len(prompts):
+        cached.select(owner)
+        logits, mask = logits[owner], mask[owner]
+
+    # Results for all rows, and the state of those that are still in the batch.
+    tokens = torch.full((count, limit), pad, device=device)
+    logp = torch.zeros(count, limit, device=device)
+    deltas = torch.zeros(count, limit, device=device) if state.scheduled else None
+    lengths = torch.full((count,), limit, device=device)
+    alive = torch.arange(count, device=device)  # the result row of each row that is still in the batch
+    done = torch.zeros(count, dtype=torch.bool, device=device)
+    position = mask.sum(1)
+    # The mask grows by a column of ones a token. A row without padding needs no mask at all, but all rows share one.
+    open_mask = torch.cat([mask, mask.new_ones(count, limit)], 1)
+
+    for t in range(limit):
+        # Choose the next token of every row, and keep it with the log-prob it was drawn at: the old log-prob of the
+        # loss. Rows that are done stay in the batch for a while; what they draw is left out.
+        step = state.sample(logits, alive)
+        if step.logp.isnan().any():
+            raise TrainError(
+                f"the model's logits are NaN at generated token {t}: its weights or its precision are broken"
+            )
+        tokens[alive, t] = torch.where(done, pad, step.token)
+        logp[alive, t] = torch.where(done, 0.0, step.logp)
+        if deltas is not None:
+            deltas[alive, t] = torch.where(done, 0.0, step.delta)
+        ended = ~done & torch.isin(step.token, ends)
+        lengths[alive[ended]] = t + 1
+        done |= ended
+
+        # Completions end at very different lengths, and a finished row would cost as much as a live one: they are
+        # dropped from the batch and its cache, a tenth of the rows at a time, since dropping copies the cache.
+        left, token = len(done) - int(done.sum()), step.token
+        if left == 0 or t + 1 == limit:
+            break
+        if left < 0.9 * len(done):
+            keep = (~done).nonzero().squeeze(1)
+            cached.select(keep)
+            alive, done, token, position, open_mask = (x[keep] for x in (alive, done, token, position, open_mask))
+
+        # One token a row through the model; all before it is in the cache.
+        logits = cached(token[:, None], open_mask[:, : width + t + 1], position[:, None])
+        position = position + 1
+
+    finished = torch.ones(count, dtype=torch.bool, device=device)
+    finished[alive[~done]] = False
+    longest = int(lengths.max())
+    replay = () if deltas is None else (deltas[:, :longest], state.token_set(logits.shape[1]))
+    return Rollouts(tokens[:, :longest], lengths, logp[:, :longest], finished, *replay)
+
+
+def joined(parts: Sequence[Rollouts], pad: int) -> Rollouts:
+    """All rows of several rollouts."""
+    longest = max(part.tokens.shape[1] for part in parts)
+
+    def wide(x: Tensor, fill: float = 0) -> Tensor:
+        return torch.nn.functional.pad(x, (0, longest - x.shape[1]), value=fill)
+
+    def all_of(name: str, fill: float) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat([wide(x, fill) for x in values])
+
+    return Rollouts(
+        torch.cat([wide(p.tokens, pad) for p in parts]),
+        torch.cat([p.lengths for p in parts]),
+        torch.cat([wide(p.logp) for p in parts]),
+        torch.cat([p.finished for p in parts]),
+        all_of("delta", 0),
+        parts[0].token_set,
+        all_of("sampled", False),
+        all_of("turn", -1),
+    )

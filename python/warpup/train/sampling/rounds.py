@@ -1,0 +1,94 @@
+"""One round of RLVR's sampling: completions, or episodes, of some prompts, with their scores and advantages."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from warpup import group_advantage
+from warpup.advantage import ESTIMATORS, gdpo, reinforce_pp
+
+from ..rewards.calls import completions_of
+from ..rewards.reward_set import RewardSet, Scores
+from ..run import StageRun
+from .episodes import load_environment, play, turn_advantages
+from .groups import Sampled
+from .prompts import Prompts
+from .rollouts import rollout
+
+if TYPE_CHECKING:
+    from ..stages.rlvr import RLVR
+
+
+def complete(settings: RLVR, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: RewardSet) -> Sampled:
+    """A group of completions for each of the prompts `picked`, scored by `rewards`."""
+    began = time.perf_counter()
+    with run.computing():
+        rolls = rollout(
+            run.model, [prompts.ids[k] for k in picked], eos=prompts.ends, pad=run.tokenizer.pad_token_id,
+            max_new_tokens=settings.max_new_tokens, copies=settings.samples, temperature=settings.temperature,
+            decoding=prompts.decoding, rows=settings.rows, generator=run.generator,
+        )  # fmt: skip
+    seconds = time.perf_counter() - began
+
+    # A call that failed gives NaN, is counted, and takes part in nothing that follows; so does one that abstained.
+    asked = [prompts.examples[k] for k in picked for _ in range(settings.samples)]
+    completions = completions_of(run.tokenizer, rolls)
+    scores = rewards.score(completions, asked, group=settings.samples)
+    pairs = [(prompts.ids[picked[n // settings.samples]], rolls.completion(n)) for n in range(len(asked))]
+    shown = {"prompt": asked[0]["prompt"], "completion": completions[0].text, "reward": scores.rewards[0]}
+    advantages = advantages_of(settings, scores, rolls.learned().cpu()).to(rolls.logp)
+    return Sampled(pairs, rolls, scores, advantages, shown, seconds)
+
+
+def play_some(settings: RLVR, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: None) -> Sampled:
+    """A group of episodes for each of the prompts `picked`; the environment gives their rewards."""
+    began = time.perf_counter()
+    with run.computing():
+        played = play(
+            run.model, run.tokenizer, load_environment(settings.environment), [prompts.examples[k] for k in picked],
+            turns=settings.turns, ends=prompts.ends, copies=settings.samples, limit=prompts.limit,
+            max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, rows=settings.rows,
+            generator=run.generator,
+        )  # fmt: skip
+    seconds, total = time.perf_counter() - began, played.rewards.nansum(1)
+    scores = Scores(rewards=total.tolist(), correct=played.correct, format_ok=[float("nan")] * len(total))
+    if settings.credit == "turn":
+        advantages = turn_advantages(
+            played.rewards,
+            played.rolls.turn.cpu(),
+            lambda r: group_advantage(r, settings.samples, baseline=settings.baseline, scale=settings.scale),
+        )
+    else:
+        advantages = advantages_of(settings, scores, played.rolls.learned().cpu())
+    example = prompts.examples[picked[0]]
+    shown = {"prompt": example["prompt"], "completion": "\n...\n".join(played.texts[0]), "reward": scores.rewards[0]}
+    return Sampled(played.pairs, played.rolls, scores, advantages.to(played.rolls.logp), shown, seconds)
+
+
+def advantages_of(settings: RLVR, scores: Scores, learned: Tensor) -> Tensor:
+    """Each reward against those of the same prompt: the group is its own baseline, so no value model is needed.
+
+    (N,), or (N, L) of an estimator that gives each token its own. learned (N, L) bool: the tokens that the model has
+    drawn."""
+    rewards, groups = torch.tensor(scores.rewards), settings.samples
+    if settings.advantage is None:
+        return group_advantage(rewards, groups, baseline=settings.baseline, scale=settings.scale)
+    if settings.advantage == "gdpo":  # normalizes each reward apart, and weights them itself
+        weights = None if settings.reward_weights is None else torch.tensor(settings.reward_weights)
+        return gdpo(torch.tensor(list(scores.columns.values())).T, groups, weights=weights)
+    if settings.advantage == "reinforce_pp":  # the whole batch is the baseline; takes rewards of tokens
+        if scores.token_rewards is not None:
+            rewards = torch.zeros(learned.shape)
+            for row, given in zip(rewards, scores.token_rewards, strict=True):
+                row[: len(given or ())] = torch.tensor(given or [])
+        return reinforce_pp(rewards, mask=learned)
+    estimator = ESTIMATORS[settings.advantage]
+    asks = inspect.signature(estimator).parameters
+    given = {"lengths": learned.sum(1), "mask": learned}
+    return estimator(rewards, groups, **{name: value for name, value in given.items() if name in asks})

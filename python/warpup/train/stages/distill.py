@@ -1,0 +1,167 @@
+"""A stage that learns from another model's distributions, on given completions or on the student's own (GKD, arXiv
+2306.13649)."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from warpup import divergence, linear_divergence
+
+from ..checks import check_not_negative, check_positive
+from ..errors import TrainError
+from ..examples import Data, check_columns
+from ..model.batch import micro_batches
+from ..model.heads import Head
+from ..model.load_model import load_model
+from ..model.optim import RateSchedule, adamw, learning_rate
+from ..model.precision import without_dropout
+from ..model.tokens import TokenPair, check_length, encode_pair, encode_prompt, end_tokens
+from ..run import StageRun
+from ..sampling.rollouts import rollout
+from .warmup import LengthBuckets
+
+KINDS = ("forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "binary")
+
+
+@dataclass
+class Distill:
+    """Settings of the distillation stage."""
+
+    FREE: ClassVar = ("max_tokens", "rows", "save_every")
+
+    data: Data = ""
+    """Examples with "prompt" and, unless all completions are the student's, "completion": a path or a list."""
+    teacher: Any = ""
+    """Folder of the teacher, a model with the student's vocabulary; the model itself from Python."""
+    divergence: str = "jsd"
+    """What is minimized: forward, reverse, jeffreys, jsd, symmetric_ce or binary, as `divergence` names them."""
+    beta: float | None = None
+    """The teacher's share of jsd's mixture; none: .5."""
+    temperature: float = 1.0
+    """Of both distributions, and of the student's sampling."""
+    online: float = 0.0
+    """Share of the steps whose completions the student writes itself."""
+    max_new_tokens: int = 256
+    """Its completions are cut off at this many tokens."""
+    steps: int = 100
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Examples a step."""
+    lr: float = 1e-5
+    """Highest learning rate."""
+    lr_warmup: int = 10
+    """Steps over which the rate rises from 0."""
+    lr_schedule: RateSchedule = "cosine"
+    """What the rate does after the rise."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    max_tokens: int = 16384
+    """Padded tokens that go through the models at once: less memory, same result."""
+    rows: int = 256
+    """Completions sampled at once: less memory, same distribution."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    limit: int | None = None
+    """Use the first so many examples only."""
+    prompt: str = "prompt"
+    """Column of the prompts."""
+    completion: str | None = "completion"
+    """Column of the completions; "none" if all are the student's."""
+
+    def check(self) -> None:
+        """Raise TrainError on settings that no run can have."""
+        names = ("steps", "batch_size", "lr", "temperature", "max_new_tokens", "max_tokens", "rows", "save_every")
+        check_positive(self, *names, place="distill")
+        check_not_negative(self, "lr_warmup", "clip", place="distill")
+        check_columns(self, "prompt", "completion", place="distill")
+        if self.divergence not in KINDS:
+            raise TrainError(f"distill.divergence: expected one of {', '.join(KINDS)}, got {self.divergence!r}")
+        if not 0 <= self.online <= 1:
+            raise TrainError(f"distill.online: expected a share from 0 to 1, got {self.online}")
+        if not self.teacher:
+            raise TrainError("distill.teacher: nothing given; set the folder of a model")
+        try:
+            divergence(torch.zeros(1, 2), torch.zeros(1, 2), kind=self.divergence, beta=self.beta)
+        except ValueError as error:
+            raise TrainError(f"distill: {error}") from error
+
+    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> tuple[list[TokenPair], list[int], Any]:
+        """Prompt and completion tokens, the ids that end a completion, and the teacher."""
+        teacher = self.teacher
+        if isinstance(teacher, str):
+            teacher, _ = load_model(teacher, device=model.device)
+        sizes = [m.get_output_embeddings().weight.shape[0] for m in (model, teacher)]
+        if sizes[0] != sizes[1]:
+            raise TrainError(f"distill.teacher: its vocabulary has {sizes[1]} tokens, the student's {sizes[0]}")
+        ends, pairs = end_tokens(model, tokenizer), []
+        for number, example in enumerate(examples):
+            if self.online < 1 and not example.get("completion"):
+                raise TrainError(
+                    f"distill example {number} needs a completion, unless distill.online is 1; it has {sorted(example)}"
+                )
+            whole = encode_pair(tokenizer, example, ends) if self.online < 1 else None
+            pairs.append(whole or (encode_prompt(tokenizer, example["prompt"], example), []))
+        longest = max(
+            len(prompt) + max(len(completion), self.max_new_tokens * (self.online > 0)) for prompt, completion in pairs
+        )
+        for each in (model, teacher):
+            check_length(each, longest, "the longest example")
+        return pairs, ends, teacher.requires_grad_(False).eval()
+
+    def train(self, run: StageRun, prepared: tuple[list[TokenPair], list[int], Any]) -> None:
+        """Train `run.model` towards the teacher."""
+        pairs, ends, teacher = prepared
+        model, pad = without_dropout(run.model), run.tokenizer.pad_token_id
+        student_head, teacher_head = Head(model), Head(teacher)
+        batches = LengthBuckets(pairs, self.batch_size, run.seed)
+        optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+
+        for i in run.steps(self.steps, self.save_every, optimizer):
+            began = time.perf_counter()
+            batch_pairs = [pairs[row] for row in batches[i]]
+            # On its own completions the student learns from the mistakes that it makes.
+            own = random.Random(f"{run.seed} online {i}").random() < self.online
+            if own:
+                with run.computing():
+                    rolls = rollout(
+                        model, [prompt for prompt, _ in batch_pairs], eos=ends, pad=pad,
+                        max_new_tokens=self.max_new_tokens, temperature=self.temperature, rows=self.rows,
+                        generator=run.generator,
+                    )  # fmt: skip
+                batch_pairs = [(prompt, rolls.completion(n)) for n, (prompt, _) in enumerate(batch_pairs)]
+            tokens, total = sum(len(completion) for _, completion in batch_pairs), 0.0
+            for batch in micro_batches(batch_pairs, range(len(batch_pairs)), pad, self.max_tokens, model.device):
+                with run.computing():
+                    with torch.no_grad():
+                        theirs = teacher_head.hidden(batch)
+                    each = self.per_token(student_head, student_head.hidden(batch), teacher_head, theirs)
+                loss = each.sum() / tokens
+                loss.backward()
+                total += loss.item()
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            norm = run.optimizer_step(optimizer, total, lr, self.clip)
+            speed = tokens / (time.perf_counter() - began)
+            numbers = {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": speed}
+            run.record(numbers | {"online": float(own)})
+
+    def per_token(self, student: Head, ours: Tensor, teacher: Head, theirs: Tensor) -> Tensor:
+        """(N,): divergences, from hidden states where both heads are linear, else from logits."""
+        options: dict[str, Any] = {"kind": self.divergence, "beta": self.beta, "temperature": self.temperature}
+        if student.is_plain and teacher.is_plain:
+            return linear_divergence(
+                ours * student.scale, student.layer.weight, theirs * teacher.scale, teacher.layer.weight, **options
+            )
+        with torch.no_grad():
+            constant = teacher.logits(theirs)
+        return divergence(student.logits(ours), constant, **options)

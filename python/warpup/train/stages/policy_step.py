@@ -1,0 +1,155 @@
+"""One optimizer step of a policy on completions that it, or an earlier version of it, has sampled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from warpup.policy.kinds import PolicyOptions
+from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, top_entropy_mask
+
+from ..model.batch import Batch, micro_batches
+from ..model.heads import Head
+from ..model.routers import Routers
+from ..model.tokens import TokenPair
+from ..run import StageRun
+from ..sampling.rollouts import Rollouts
+
+
+@dataclass(frozen=True)
+class Experience:
+    """N sampled completions, and what a loss needs to know of them; (N, L) as the tokens of `rolls`.
+
+    pairs: prompt and completion of each. advantages (N,), or (N, L). temperature: that they were sampled at. ref_logp
+    (N, L): log-probs under the reference, or None.
+    """
+
+    pairs: Sequence[TokenPair]
+    rolls: Rollouts
+    advantages: Tensor
+    temperature: float
+    ref_logp: Tensor | None = None
+
+    def packed(self, values: Tensor, batch: Batch) -> Tensor:
+        """The values (N, L) of the batch's tokens, one row after the other; of values (N,) one a row."""
+        found = values[batch.rows]
+        return found if values.dim() == 1 else found[self.learned[batch.rows]]
+
+    @functools.cached_property
+    def learned(self) -> Tensor:
+        """(N, L) bool: the tokens that carry loss."""
+        return self.rolls.learned()
+
+    def replay(self, batch: Batch) -> dict[str, Any]:
+        """What a schedule did to the logits, so that the loss does it again and a fresh sample's ratio is 1."""
+        if self.rolls.delta is None:
+            return {}
+        return {"delta": self.packed(self.rolls.delta, batch), "token_set": self.rolls.token_set}
+
+
+@torch.no_grad()
+def score_tokens(
+    run: StageRun, head: Head, experience: Experience, rows: Sequence[int], max_tokens: int, entropy: bool = False
+) -> list[Tensor]:
+    """Log-probs (N, L) under the model as it is, and entropies if asked for; 0 in rows that are not asked for."""
+    found = [torch.zeros_like(experience.rolls.logp) for _ in range(1 + entropy)]
+    for batch in micro_batches(experience.pairs, rows, run.tokenizer.pad_token_id, max_tokens, run.model.device):
+        with run.computing():
+            hidden = head.hidden(batch)
+            values = head.logprob(
+                hidden, batch.completion, experience.temperature, entropy=entropy, **experience.replay(batch)
+            )
+        lengths = batch.mask.sum(1).tolist()
+        for into, packed in zip(found, values if entropy else (values,), strict=True):
+            for n, row in zip(batch.rows, packed.split(lengths), strict=True):
+                into[n, experience.learned[n]] = row
+    return found
+
+
+def chosen_tokens(
+    run: StageRun, head: Head, experience: Experience, rows: Sequence[int], options: PolicyOptions,
+    entropy_quantile: float, max_tokens: int,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Tokens (N, L) that the loss treats apart, chosen over the whole step: a choice in each micro-batch would depend
+    on how the step is cut. `selected`: of clip_cov and kl_cov; `weights`: 1 on the most uncertain tokens."""
+    cov = options.kind in ("clip_cov", "kl_cov")
+    if not cov and not entropy_quantile:
+        return {}
+    logp, *entropies = score_tokens(run, head, experience, rows, max_tokens, entropy=bool(entropy_quantile))
+    rolls, chosen = experience.rolls, {}
+    mask = (
+        experience.learned
+        & torch.zeros_like(rolls.finished).index_fill(0, torch.tensor(rows, device=logp.device), True)[:, None]
+    )
+    if options.kind == "clip_cov":
+        chosen["selected"] = clip_cov_tokens(
+            logp, rolls.logp, experience.advantages, mask, clip=options.clip_range(), generator=run.generator
+        )
+    elif cov:
+        chosen["selected"] = kl_cov_tokens(logp, experience.advantages, mask)
+    for entropy in entropies:
+        chosen["weights"] = top_entropy_mask(entropy, mask, entropy_quantile).to(logp.dtype)
+    return chosen
+
+
+def policy_step(
+    run: StageRun,
+    head: Head,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience,
+    rows: Sequence[int],
+    options: PolicyOptions,
+    *,
+    lr: float,
+    clip: float,
+    max_tokens: int,
+    constant: float,
+    entropy_quantile: float = 0.0,
+    balance: float | None = None,
+) -> dict[str, Any]:
+    """One optimizer step on the given rows of the N; returns its numbers, means over tokens but the loss.
+
+    The rows go through the model in pieces of at most `max_tokens` padded tokens. What the loss is divided by is
+    counted over all of them, so the pieces' gradients add up to the step's, however it is cut. constant: what a loss
+    with the normalizer "constant" is divided by.
+    """
+    tokens = int(experience.learned[list(rows)].sum())
+    name, _ = options.division()
+    options = replace(options, normalizer=(name, {"token": tokens, "constant": constant}.get(name, len(rows))))
+    apart = chosen_tokens(run, head, experience, rows, options, entropy_quantile, max_tokens)
+    if experience.ref_logp is not None:
+        apart["ref_logp"] = experience.ref_logp
+    total: dict[str, float] = {}
+    batches = list(micro_batches(experience.pairs, rows, run.tokenizer.pad_token_id, max_tokens, run.model.device))
+    routers, attended = Routers(run.model, balance), sum(int(batch.attention.sum()) for batch in batches)
+    with run.computing():
+        routers.survey(batches, head.hidden)
+    for batch in batches:
+        with run.computing():
+            with routers.watch(batch.attention):
+                hidden = head.hidden(batch)
+            loss, metrics = head.policy_loss(
+                options,
+                hidden,
+                batch.completion,
+                experience.packed(experience.rolls.logp, batch),
+                experience.packed(experience.advantages, batch),
+                batch.cu_seqlens,
+                experience.temperature,
+                replay=experience.replay(batch),
+                **{name: experience.packed(values, batch) for name, values in apart.items()},
+            )
+        (loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
+        share = int(batch.mask.sum()) / tokens
+        # Metrics are means over this piece's tokens, weighted by its share of the step's; a maximum stays one.
+        total["loss"] = total.get("loss", 0.0) + float(loss.detach())
+        for name, value in metrics.items():
+            before, value = total.get(name, 0.0), float(value)
+            total[name] = max(before, value) if name == "ratio_max" else before + value * share
+    norm = run.optimizer_step(optimizer, total["loss"], lr, clip)
+    return total | routers.numbers() | {"grad_norm": norm, "lr": lr, "tokens": tokens}

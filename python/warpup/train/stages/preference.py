@@ -1,0 +1,168 @@
+"""A stage on pairs of completions, one preferred to the other: DPO and its relatives, without a reward function."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from warpup.policy.masks import row_sums
+from warpup.policy.preference_loss import PREFERENCE_KINDS, preference_loss
+
+from ..checks import check_not_negative, check_positive
+from ..errors import TrainError
+from ..examples import Data, check_columns
+from ..model.batch import Batch, micro_batches
+from ..model.heads import Head
+from ..model.optim import RateSchedule, adamw, learning_rate
+from ..model.precision import without_dropout
+from ..model.reference import Snapshot
+from ..model.tokens import TokenPair, check_length, encode_pair, end_tokens
+from ..run import StageRun
+from .warmup import LengthBuckets
+
+LOSSES = tuple(kind for kind in PREFERENCE_KINDS if kind != "bradley_terry")  # which compares a reward model's scores
+
+
+@dataclass
+class Preference:
+    """Settings of the preference stage."""
+
+    FREE: ClassVar = ("max_tokens", "save_every")
+
+    data: Data = ""
+    """Examples with "prompt", "chosen" and "rejected": a path or `hub:name`, or a list."""
+    loss: str = "dpo"
+    """Kind of `preference_loss`."""
+    beta: float | None = None
+    """Strength of its hold on the reference, or its scale; none takes the loss's own."""
+    margin: float = 0.0
+    """How far apart a pair should be, of the losses that have one."""
+    label_smoothing: float | None = None
+    """Share of the pairs taken to be the wrong way round; none takes the loss's own."""
+    nll_coef: float = 0.0
+    """Weight of the mean -log p of the chosen completions' tokens, as CPO and ORPO have it (1)."""
+    reference: bool = True
+    """Compare with the model as it was before this stage, where the loss can do without too."""
+    steps: int = 100
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Pairs a step."""
+    lr: float = 1e-6
+    """Highest learning rate."""
+    lr_warmup: int = 10
+    """Steps over which the rate rises from 0."""
+    lr_schedule: RateSchedule = "linear"
+    """What the rate does after the rise."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    max_tokens: int = 16384
+    """Padded tokens that go through the model at once: less memory, same result."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    limit: int | None = None
+    """Use the first so many examples only."""
+    prompt: str = "prompt"
+    """Column of the prompts."""
+    chosen: str = "chosen"
+    """Column of the preferred completions."""
+    rejected: str = "rejected"
+    """Column of the others."""
+
+    def check(self) -> None:
+        """Raise TrainError on settings that no run can have."""
+        check_positive(self, "steps", "batch_size", "lr", "max_tokens", "save_every", place="preference")
+        check_not_negative(self, "lr_warmup", "clip", "nll_coef", place="preference")
+        check_columns(self, "prompt", "chosen", "rejected", place="preference")
+        if self.loss not in LOSSES:
+            raise TrainError(f"preference.loss: expected one of {', '.join(LOSSES)}, got {self.loss!r}")
+        if not self.reference and PREFERENCE_KINDS[self.loss].reference == "needed":
+            raise TrainError(f"preference.reference: loss {self.loss!r} compares with a reference; leave it out")
+        try:  # the operator itself says what it refuses
+            zero = torch.zeros(1)
+            preference_loss(zero - 1, zero - 1, *([zero, zero] if self.compares else []), **self.options())
+        except ValueError as error:
+            raise TrainError(f"preference: {error}") from error
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss reads log-probs of a reference."""
+        return self.reference and PREFERENCE_KINDS[self.loss].reference != "none"
+
+    def options(self) -> dict[str, Any]:
+        """Those of `preference_loss`."""
+        return {
+            "kind": self.loss,
+            "beta": self.beta,
+            "margin": self.margin,
+            "label_smoothing": self.label_smoothing,
+        }
+
+    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> list[TokenPair]:
+        """Prompt and completion tokens: of example i the chosen at 2 i, the rejected behind it."""
+        ends, pairs = end_tokens(model, tokenizer), []
+        for number, example in enumerate(examples):
+            for side in (self.chosen, self.rejected):
+                if not example.get(side) or "prompt" not in example:
+                    raise TrainError(
+                        f"preference example {number} needs a prompt and a {side}, it has {sorted(example)}"
+                    )
+                pairs.append(encode_pair(tokenizer, example | {"completion": example[side]}, ends))
+        check_length(model, max(len(prompt) + len(completion) for prompt, completion in pairs), "the longest example")
+        return pairs
+
+    def train(self, run: StageRun, pairs: Sequence[TokenPair]) -> None:
+        """Train `run.model` to prefer the chosen completions."""
+        # Dropout stays off: the two sides and the reference are compared, so all have to be of one function.
+        model = without_dropout(run.model)
+        head = Head(model)
+        longer = [max(pairs[2 * i : 2 * i + 2], key=lambda p: len(p[0]) + len(p[1])) for i in range(len(pairs) // 2)]
+        batches = LengthBuckets(longer, self.batch_size, run.seed)
+        optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+        reference = Snapshot(model) if self.compares else None
+
+        for i in run.steps(self.steps, self.save_every, optimizer):
+            began, rows = time.perf_counter(), batches[i]
+            both = [row for k in rows for row in (2 * k, 2 * k + 1)]
+            chosen = sum(len(pairs[2 * k][1]) for k in rows)
+            total: dict[str, float] = {"loss": 0.0}
+            for batch in micro_batches(
+                pairs, both, run.tokenizer.pad_token_id, self.max_tokens, model.device, together=2
+            ):
+                # Log-probs of both sides, under the reference and under the model now.
+                held = None
+                if reference:
+                    with reference.restored(), torch.no_grad(), run.computing():
+                        held = self.sequences(head.logprob(head.hidden(batch), batch.completion), batch)
+                with run.computing():
+                    logp = head.logprob(head.hidden(batch), batch.completion)
+                sides = self.sequences(logp, batch)
+                references = [] if held is None else [held[::2], held[1::2]]
+                loss, metrics = preference_loss(
+                    sides[::2], sides[1::2], *references, normalizer=len(rows), **self.options()
+                )
+                if self.nll_coef:
+                    # Beside it, imitation of the chosen side, so that raising a margin does not lower both.
+                    tokens = row_sums(logp, batch.cu_seqlens)[::2]
+                    loss = loss - self.nll_coef * tokens.sum() / chosen
+                loss.backward()
+                total["loss"] += loss.item()
+                for name, value in metrics.items():
+                    total[name] = total.get(name, 0.0) + float(value) * len(batch.rows) / len(both)
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            norm = run.optimizer_step(optimizer, total["loss"], lr, self.clip)
+            tokens = sum(len(pairs[row][1]) for row in both)
+            speed = tokens / (time.perf_counter() - began)
+            run.record(total | {"lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": speed})
+
+    def sequences(self, logp: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """(B,): log-probs of the sequences of packed tokens, sums or means, as the loss takes them."""
+        total = row_sums(logp, batch.cu_seqlens)
+        return total / batch.cu_seqlens.diff() if PREFERENCE_KINDS[self.loss].average else total

@@ -1,0 +1,23 @@
+"""From examples to padded batches: what counts, what is aligned with what, how batches are cut."""
+
+import pytest
+
+from warpup.train.model.batch import IGNORE, collate, micro_batches
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_collate_aligns_targets_with_inputs():
+    batch = collate([([5, 6, 7], [8, 9]), ([5], [6])], [1, 0], pad=0)
+    assert batch.inputs.tolist() == [[5, 0, 0, 0], [5, 6, 7, 8]]
+    assert batch.targets.tolist() == [[6, IGNORE, IGNORE, IGNORE], [IGNORE, IGNORE, 8, 9]]
+    assert batch.attention.tolist() == [[1, 0, 0, 0], [1, 1, 1, 1]]
+    assert batch.rows == [1, 0]
+
+
+def test_micro_batches_hold_every_row_once_within_the_limit():
+    pairs = [([1] * n, [2] * n) for n in (3, 9, 1, 5, 30)]
+    batches = list(micro_batches(pairs, range(5), pad=0, max_tokens=24))
+    assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3, 4]
+    assert all(batch.inputs.numel() <= 24 or len(batch.rows) == 1 for batch in batches)
+    assert len(batches) < 5

@@ -1,0 +1,123 @@
+"""Adapters: trained alone, resumed bit for bit, reloaded, merged; the frozen base is the reference."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, log_of, rlvr, same, warmup, weights
+from warpup.train import Recipe, TrainError, evaluate, load_model, newest_model
+from warpup.train.config import TrainConfig
+from warpup.train.model.heads import Head
+from warpup.train.model.load_model import start_model
+from warpup.train.model.lora import LoRA, add_adapters
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def adapted(tmp_path, **settings):
+    """A llama that was saved, as a run's start is, with adapters."""
+    if not (tmp_path / "start").exists():
+        llama().save_pretrained(tmp_path / "start")
+        TOKENIZER.save_pretrained(tmp_path / "start")
+    model, _ = load_model(tmp_path / "start")
+    torch.manual_seed(0)
+    return add_adapters(model, LoRA(**{"r": 4} | settings))
+
+
+def stages():
+    return [warmup(steps=4, save_every=2), rlvr(steps=3, kl_coef=0.1, save_every=1)]
+
+
+def test_only_adapters_are_trained_and_the_head_stays_linear(tmp_path):
+    model = adapted(tmp_path)
+    assert Head(model).form == "linear"
+    before = {name: value.clone() for name, value in weights(model).items()}
+    Recipe(stages()).run(model, TOKENIZER, tmp_path / "run")
+    changed = {name for name, value in weights(model).items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)
+    assert {name for name in before if "lora_" in name} == changed
+
+
+def test_killed_and_resumed_bit_for_bit(tmp_path):
+    whole = weights(Recipe(stages()).run(adapted(tmp_path), TOKENIZER, tmp_path / "whole"))
+    for at in (3, 2):
+        with pytest.raises(Killed):
+            Recipe(stages()).run(adapted(tmp_path), TOKENIZER, tmp_path / "run", report=killer(at))
+    resumed = weights(Recipe(stages()).run(adapted(tmp_path), TOKENIZER, tmp_path / "run"))
+    assert same(whole, resumed)
+
+
+def test_the_run_is_loaded_sampled_and_evaluated(tmp_path):
+    model = Recipe(stages()[:1]).run(adapted(tmp_path), TOKENIZER, tmp_path / "run")
+    folder = newest_model(tmp_path / "run")
+    assert not (folder / "model.safetensors").exists()  # adapters only
+    loaded, tokenizer = load_model(folder)
+    ids = torch.tensor([tokenizer(EXAMPLES[0]["prompt"])["input_ids"]])
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    found = evaluate(loaded, tokenizer, EXAMPLES[:3], "warpup.data:verify", samples=1, max_new_tokens=8)
+    assert found.examples == 3
+
+
+def test_a_merged_model_has_the_same_logits(tmp_path):
+    model = Recipe(stages()[:1], merge=True).run(adapted(tmp_path), TOKENIZER, tmp_path / "run")
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(merged(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_the_kl_of_fresh_adapters_is_to_the_base(tmp_path):
+    Recipe([rlvr(steps=3, kl_coef=0.1)]).run(adapted(tmp_path), TOKENIZER, tmp_path / "run")
+    kl = [line["ref_kl"] for line in log_of(tmp_path / "run") if "ref_kl" in line]
+    assert abs(kl[0]) < 1e-7
+    assert kl[-1] > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": -1}, "lora.r: expected at least 0, got -1"),
+        ({"targets": ("q_prog",)}, "no linear layer is called 'q_prog'; this model has .*q_proj"),
+        ({"alpha": 0.0}, "expected alpha > 0"),
+        ({"dropout": 1.0}, "0 <= dropout < 1"),
+    ],
+)
+def test_wrong_settings(tmp_path, settings, message):
+    with pytest.raises(TrainError, match=message):
+        adapted(tmp_path, **settings)
+
+
+def test_frozen_weights_are_held_in_bfloat16_and_rotary_frequencies_are_not(tmp_path):
+    """A buffer that loses its digits moves every position: 2**-8 of position 1000 are four tokens."""
+    adapted(tmp_path)
+    config = TrainConfig(model=str(tmp_path / "start"), dtype="bfloat16", lora=LoRA(r=4), device="cpu")
+    model, _ = start_model(config)
+    kinds = {"lora_" in name: p.dtype for name, p in model.named_parameters()}
+    assert kinds == {False: torch.bfloat16, True: torch.float32}
+    base, _ = load_model(tmp_path / "start")
+    wanted = dict(base.named_buffers())
+    for name, buffer in model.get_base_model().named_buffers():
+        assert torch.equal(buffer, wanted[name])
+    assert any(buffer.is_floating_point() for buffer in wanted.values())
+
+
+def test_a_tied_output_layer_is_refused():
+    with pytest.raises(TrainError, match="lm_head shares its weight with embed_tokens; leave it out"):
+        add_adapters(llama(tie_word_embeddings=True), LoRA(r=2, targets=("lm_head",)))
+
+
+def test_settings_without_a_rank_are_refused():
+    with pytest.raises(TrainError, match=r"lora.r is 0 and there are no adapters; set lora.r"):
+        LoRA(alpha=8.0).check()
+
+
+def test_adapters_whose_base_is_gone_say_so(tmp_path):
+    Recipe(stages()[:1]).run(adapted(tmp_path), TOKENIZER, tmp_path / "run")
+    path = tmp_path / "run" / "model" / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": "gone"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(TrainError, match="adapters of the model gone, which is not there any more"):
+        load_model(tmp_path / "run" / "model")

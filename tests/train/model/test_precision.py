@@ -1,0 +1,90 @@
+"""bfloat16 products with float32 weights, LayerNorm's sums, gradient checkpointing, dropout."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import OPTConfig, OPTForCausalLM
+
+from tests.support.tiny import TOKENIZER, gpt2, llama, log_of, rlvr, steps_of, warmup, weights
+from warpup.train import Recipe, TrainError
+from warpup.train.model.precision import autocast_dtype, computing, without_dropout
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_weights_stay_float32_and_products_are_bfloat16(tmp_path):
+    model, seen = llama(), set()
+    model.model.layers[0].mlp.gate_proj.register_forward_hook(
+        lambda m, i, out: seen.add(out.dtype) if out.requires_grad else None
+    )
+    Recipe([warmup(), rlvr(steps=2)], dtype="bfloat16").run(model, TOKENIZER, tmp_path)
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    exact = llama()
+    Recipe([warmup()]).run(exact, TOKENIZER, tmp_path / "exact")
+    got, want = ([loss for _, loss in steps_of(path, "loss")][:8] for path in (tmp_path, tmp_path / "exact"))
+    assert got == pytest.approx(want, rel=0.05)
+
+
+def test_auto_takes_float32_for_small_models_and_asks_the_device_for_large_ones(monkeypatch):
+    monkeypatch.setattr("warpup.train.model.precision.products_in_bfloat16", lambda device: True)
+    assert autocast_dtype("auto", llama()) is None
+    monkeypatch.setattr("warpup.train.model.precision.WORTH_IT", 1)
+    assert autocast_dtype("auto", llama()) is torch.bfloat16
+    monkeypatch.setattr("warpup.train.model.precision.products_in_bfloat16", lambda device: False)
+    assert autocast_dtype("auto", llama()) is None
+    with pytest.raises(TrainError, match="dtype: expected auto, float32 or bfloat16, got 'half'"):
+        autocast_dtype("half", llama())
+
+
+def test_layer_norm_s_sums_do_not_stall():
+    """4096 rows of ones: torch's own gradient of the bias under autocast stops at 256 a thread."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+    with computing(model, torch.bfloat16):
+        out = model(torch.randn(4096, 8))
+    assert out.dtype == torch.float32
+    out.sum().backward()
+    assert model[1].bias.grad.tolist() == [4096.0] * 8
+    assert not model[1]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("stage", [warmup, rlvr])
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_checkpointed_layers_change_no_result(tmp_path, make, stage):
+    results = {}
+    for on in (False, True):
+        model, ran = make(), []
+        layer = (model.model.layers if make is llama else model.transformer.h)[0]
+        layer.register_forward_pre_hook(lambda *a, ran=ran: ran.append(torch.is_grad_enabled()))
+        attention = layer.self_attn if make is llama else layer.attn
+        inner = []
+        attention.register_forward_pre_hook(lambda *a, inner=inner: inner.append(torch.is_grad_enabled()))
+        recipe = Recipe([stage(steps=2)], gradient_checkpointing=on)
+        results[on] = weights(recipe.run(model, TOKENIZER, tmp_path / str(on))), sum(inner) - sum(ran)
+    for name, value in results[False][0].items():
+        torch.testing.assert_close(results[True][0][name], value, rtol=1e-4, atol=1e-6)
+    assert results[False][1] == 0
+    assert results[True][1] > 0  # what is inside the layer ran again backward
+
+
+def test_dropout_is_off_in_rlvr_under_checkpointing(tmp_path):
+    """On policy the ratio is 1 at every token: sampled and learned from by the same function."""
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=len(TOKENIZER), hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=2,
+        word_embed_proj_dim=32, max_position_embeddings=256, dropout=0.5, attention_dropout=0.5,
+        pad_token_id=0, eos_token_id=TOKENIZER.eos_token_id, bos_token_id=TOKENIZER.bos_token_id,
+    )  # fmt: skip
+    model = OPTForCausalLM(config)
+    Recipe([rlvr(steps=3)], gradient_checkpointing=True).run(model, TOKENIZER, tmp_path)
+    ratios = [line["ratio_max"] for line in log_of(tmp_path) if "ratio_max" in line]
+    assert ratios
+    assert ratios == pytest.approx([1.0] * len(ratios), abs=1e-3)
+
+
+def test_a_model_without_such_layers_says_so(tmp_path):
+    model = llama()
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(TrainError, match="gradient_checkpointing: LlamaForCausalLM does not support it; leave it out"):
+        Recipe([warmup()], gradient_checkpointing=True).run(model, TOKENIZER, tmp_path)
+    assert not without_dropout(llama().train()).training
