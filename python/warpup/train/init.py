@@ -158,12 +158,14 @@ def toml(value: Any) -> str:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, as one line. KeyError on a field that has none."""
-    [tree] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(tree, ast.ClassDef)
+    """The docstring under each field of a dataclass and of those it extends, as one line. KeyError on a field that has
+    none."""
     docs = {}
-    for field, text in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            assert isinstance(field.target, ast.Name)
-            docs[field.target.id] = " ".join(str(text.value.value).split())
+    for base in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
+        [tree] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                assert isinstance(field.target, ast.Name)
+                docs[field.target.id] = " ".join(str(text.value.value).split())
     return {field.name: docs[field.name] for field in dataclasses.fields(kind)}

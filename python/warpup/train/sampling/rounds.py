@@ -22,10 +22,12 @@ from .prompts import Prompts
 from .rollouts import rollout
 
 if TYPE_CHECKING:
-    from ..stages.rlvr import RLVR
+    from ..stages.rlvr_settings import RLVRSettings
 
 
-def complete(settings: RLVR, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: RewardSet) -> Sampled:
+def complete(
+    settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: RewardSet
+) -> Sampled:
     """A group of completions for each of the prompts `picked`, scored by `rewards`."""
     began = time.perf_counter()
     with run.computing():
@@ -46,7 +48,7 @@ def complete(settings: RLVR, run: StageRun, prompts: Prompts, picked: Sequence[i
     return Sampled(pairs, rolls, scores, advantages, shown, seconds)
 
 
-def play_some(settings: RLVR, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: None) -> Sampled:
+def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: None) -> Sampled:
     """A group of episodes for each of the prompts `picked`; the environment gives their rewards."""
     began = time.perf_counter()
     with run.computing():
@@ -71,7 +73,7 @@ def play_some(settings: RLVR, run: StageRun, prompts: Prompts, picked: Sequence[
     return Sampled(played.pairs, played.rolls, scores, advantages.to(played.rolls.logp), shown, seconds)
 
 
-def advantages_of(settings: RLVR, scores: Scores, learned: Tensor) -> Tensor:
+def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Tensor:
     """Each reward against those of the same prompt: the group is its own baseline, so no value model is needed.
 
     (N,), or (N, L) of an estimator that gives each token its own. learned (N, L) bool: the tokens that the model has

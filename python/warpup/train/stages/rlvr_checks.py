@@ -1,0 +1,97 @@
+"""What no RLVR run can have, and settings that nothing would read beside others: told before any work."""
+
+import torch
+
+from warpup.advantage import ESTIMATORS
+from warpup.policy.kinds import POLICY_KINDS
+
+from ..checks import check_not_negative, check_positive, check_unused
+from ..errors import TrainError
+from ..examples import check_columns
+from ..rewards.reward_set import Scores
+from ..sampling.episodes import load_environment
+from ..sampling.prompts import SAMPLERS
+from ..sampling.rounds import advantages_of
+from .rlvr_settings import RLVRSettings
+
+PLACE = "rlvr"
+
+
+def check_rlvr(settings: RLVRSettings) -> None:
+    """Raise TrainError on settings that no run can have, and on those that nothing would read."""
+    names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "minibatches", "max_tokens")
+    check_positive(settings, *names, "rows", "save_every", "patience", place=PLACE)
+    check_not_negative(settings, "lr_warmup", "clip", "kl_coef", "balance", "refill", "entropy_coef", place=PLACE)
+    check_columns(settings, "prompt", "answer", place=PLACE)
+    for name, known in (("sampler", SAMPLERS), ("loss", POLICY_KINDS), ("advantage", ESTIMATORS)):
+        value = getattr(settings, name)
+        if value not in known and value is not None:
+            raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
+    if settings.samples < 2:
+        raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {settings.samples}")
+    if settings.minibatches > settings.prompts:
+        raise TrainError(f"rlvr.minibatches: expected at most prompts, {settings.prompts}, got {settings.minibatches}")
+    check_rewards(settings)
+    check_sampling(settings)
+    check_advantages(settings)
+    check_loss(settings)
+
+
+def check_rewards(settings: RLVRSettings) -> None:
+    """Rewards, or an environment that gives them."""
+    settings.reward_set()
+    if settings.environment:
+        names = ("reward", "reward_weights", "reward_timeout", "reward_workers")
+        check_unused(settings, *names, place=PLACE, why="an environment gives the rewards")
+        check_unused(settings, "schedule", place=PLACE, why="schedules are not followed over turns")
+        check_positive(settings, "turns", place=PLACE)
+        load_environment(settings.environment)
+    else:
+        why = "there is no environment; set rlvr.environment or leave it out"
+        check_unused(settings, "turns", "credit", place=PLACE, why=why)
+
+
+def check_sampling(settings: RLVRSettings) -> None:
+    """Which prompts come next, and what stands between logits and tokens."""
+    if settings.schedule == "plain" or settings.schedule.endswith(".json"):
+        why = "no schedule acts on words" if settings.schedule == "plain" else "a schedule's file has its own words"
+        check_unused(settings, "words", place=PLACE, why=f"with schedule {settings.schedule!r} {why}; leave it out")
+    if settings.sampler == "uniform":
+        why = "the uniform sampler reads no category; leave it out or choose sampler sec or dump"
+        check_unused(settings, "category", place=PLACE, why=why)
+
+
+def check_advantages(settings: RLVRSettings) -> None:
+    """What a token is credited with."""
+    if settings.advantage is not None:
+        why = f"advantage {settings.advantage!r} has its own"
+        check_unused(settings, "baseline", "scale", place=PLACE, why=why)
+        if settings.credit == "turn":
+            raise TrainError(f"rlvr.credit: turns have baseline and scale, not advantage {settings.advantage!r}")
+    try:  # the operators themselves say what they refuse
+        some = [float(n) for n in range(settings.samples)]
+        advantages_of(settings, Scores(rewards=some, columns={"one": some}), torch.ones(len(some), 1).bool())
+    except ValueError as error:
+        raise TrainError(f"rlvr: {error}") from error
+
+
+def check_loss(settings: RLVRSettings) -> None:
+    """The loss and its reference."""
+    if not 0 <= settings.entropy_quantile < 1:
+        raise TrainError(f"rlvr.entropy_quantile: expected 0 (all tokens) to below 1, got {settings.entropy_quantile}")
+    if settings.reference_sync is not None:
+        check_positive(settings, "reference_sync", place=PLACE)
+    if settings.kl_coef == 0:
+        why = "kl_coef is 0 and there is no reference; set kl_coef"
+        check_unused(settings, "kl", "reference_sync", place=PLACE, why=why)
+    if settings.clip_ratio is not None and POLICY_KINDS[settings.loss].clip is None:
+        raise TrainError(
+            f"rlvr.clip_ratio: loss {settings.loss!r} clips no ratio; leave it out, got {settings.clip_ratio}"
+        )
+    if settings.inner_epochs * settings.minibatches == 1:
+        why = "the one step on each batch is taken where every ratio is 1, nothing is clipped; leave it out or raise "
+        check_unused(settings, "clip_ratio", "dual_clip", place=PLACE, why=why + "inner_epochs or minibatches")
+    try:
+        settings.policy_options()
+    except ValueError as error:
+        raise TrainError(f"rlvr: {error}") from error

@@ -1,0 +1,130 @@
+"""The settings of `RLVR`: its loop is in rlvr.py, and what of them cannot be in rlvr_checks.py."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from warpup.policy.kinds import PolicyOptions
+
+from ..examples import Data, RewardName, TemplateArguments
+from ..model.optim import RateSchedule
+from ..rewards.reward_set import VERIFIER, RewardSet
+
+
+@dataclass
+class RLVRSettings:
+    """Settings of the reinforcement stage."""
+
+    FREE: ClassVar = ("max_tokens", "rows", "save_every", "patience", "reward_workers", "reward_timeout")
+
+    data: Data = ""
+    """Examples with "prompt" and whatever the reward function reads: a path or `hub:name`, or a list."""
+    reward: RewardName = VERIFIER
+    """`module:function` or `file.py:function`, called with (completion, example); a function from Python; a list of
+    several, of which the weighted sum counts (on the command line separated by commas)."""
+    reward_weights: tuple[float, ...] | None = None
+    """Weight of each reward; none: 1."""
+    reward_timeout: float | None = None
+    """Seconds that a call of a reward may take before it is stopped and counts as failed; it needs workers, or rewards
+    written with `async def`."""
+    reward_workers: int = 0
+    """Processes that call the rewards; 0: they are called one after another in the training process."""
+    environment: RewardName = ""
+    """In place of a reward: `module:Class` or `file.py:Class` of an `Environment`, which answers after each turn."""
+    turns: int = 2
+    """Most turns of an episode."""
+    credit: Literal["episode", "turn"] = "episode"
+    """What a token of an episode is rewarded for: the whole, or what came from its turn on."""
+    steps: int = 100
+    """Batches of rollouts."""
+    prompts: int = 8
+    """Prompts a step."""
+    samples: int = 16
+    """Completions of each prompt: the group of the advantage."""
+    max_new_tokens: int = 256
+    """Completions are cut off at this many tokens."""
+    temperature: float = 1.0
+    """Sampling temperature."""
+    schedule: str = "plain"
+    """What the sampler adds to the logits of reflection tokens, as `warpup eval --schedule` names it; the loss replays
+    it."""
+    words: str = "wait,but,alternatively"
+    """The reflection words that a schedule acts on, separated by commas."""
+    lr: float = 1e-6
+    """Highest learning rate."""
+    lr_warmup: int = 0
+    """Steps over which the rate rises from 0."""
+    lr_schedule: RateSchedule = "constant"
+    """What the rate does after the rise."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """AdamW's betas."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    baseline: str = "mean"
+    """What is taken from a reward: baseline of `group_advantage`."""
+    scale: str = "none"
+    """What the rest is divided by: scale of `group_advantage`."""
+    advantage: str | None = None
+    """An estimator of `warpup.advantage` by name, such as rloo or opo, in place of baseline and scale."""
+    loss: str = "grpo"
+    """Kind of `policy_loss`."""
+    normalizer: Literal["token", "sequence", "constant"] | None = None
+    """What the step's loss is divided by: its tokens, its sequences (each its mean over tokens), or all completions
+    times max_new_tokens; none takes the loss's own. Groups that are left out count in the constant only."""
+    clip_ratio: tuple[float, float] | None = None
+    """How far below and above 1 the probability ratio counts; none takes the loss's own."""
+    dual_clip: float | None = None
+    """Where the advantage is below 0, bound of the ratio (above 1) that the clip leaves open."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    entropy_quantile: float = 0.0
+    """Learn from the tokens whose entropy is at least this quantile of the step's: .8 keeps the uncertain fifth."""
+    mask_truncated: bool = False
+    """Learn nothing from completions that the length limit cut off."""
+    kl_coef: float = 0.0
+    """Weight of the KL to the model as it was before this stage; 0 keeps no copy of it."""
+    kl: str = "k3"
+    """How that KL is estimated, as `policy_loss` names it."""
+    reference_sync: int | None = None
+    """Take the model of now as the reference every so many steps; none: never."""
+    balance: float | None = None
+    """Weight of the balance loss of a model with routed experts; none takes its config's, as transformers means it."""
+    inner_epochs: int = 1
+    """How often each batch of rollouts is learned from."""
+    minibatches: int = 1
+    """Optimizer steps in each of these, each on its share of the batch's groups."""
+    refill: int = 0
+    """Where groups teach nothing, because their rewards are all alike, sample others in their place up to so many times
+    a step (dynamic sampling)."""
+    sampler: Literal["uniform", "sec", "dump"] = "uniform"
+    """Which prompts come next: each once an epoch, or a curriculum over the examples' `category`."""
+    category: str = "category"
+    """Column that the curricula read."""
+    max_tokens: int = 16384
+    """Padded tokens that go through the model at once: less memory, same result."""
+    rows: int = 256
+    """Completions sampled at once: less memory, same distribution."""
+    patience: int = 50
+    """Steps in a row without one usable group before the run gives up."""
+    save_every: int = 20
+    """Steps between checkpoints."""
+    limit: int | None = None
+    """Use the first so many examples only."""
+    prompt: str = "prompt"
+    """Column of the prompts."""
+    chat_template_kwargs: TemplateArguments = None
+    """Arguments of the tokenizer's chat template, such as {"enable_thinking": false}; an example's own win."""
+    answer: str | None = "answer"
+    """Column of the answers; "none" if there is none."""
+
+    def reward_set(self) -> RewardSet:
+        """The rewards with their weights; TrainError on what cannot be."""
+        return RewardSet(self.reward, self.reward_weights, timeout=self.reward_timeout, workers=self.reward_workers)
+
+    def policy_options(self) -> PolicyOptions:
+        """Those of the loss, without the number that its sum is divided by; ValueError on what they refuse."""
+        return PolicyOptions(
+            kind=self.loss, clip=self.clip_ratio, dual_clip=self.dual_clip, kl_coef=self.kl_coef, kl=self.kl,
+            entropy_coef=self.entropy_coef, normalizer=self.normalizer,
+        )  # fmt: skip
