@@ -30,6 +30,7 @@ def _listed(value: Any) -> str:
 Data = Annotated[str | Sequence[dict[str, Any] | str], _one_value("STR", str, _listed)]
 RewardName = Annotated[str | Callable | Sequence[str | Callable], _one_value("NAME[,NAME]", reward_names, _listed)]
 TemplateArguments = Annotated[dict[str, Any] | None, _one_value("JSON", json.loads, json.dumps)]
+NamedNumbers = Annotated[dict[str, float] | None, _one_value("JSON", json.loads, json.dumps)]
 
 
 def examples_of(stage) -> list[dict[str, Any]]:

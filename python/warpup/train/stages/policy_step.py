@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from warpup.divergence.linear_divergence import linear_divergence
 from warpup.policy.kinds import PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, top_entropy_mask
 
 from ..model.batch import Batch, micro_batches
 from ..model.heads import Head
+from ..model.reference import Snapshot
 from ..model.routers import Routers
 from ..model.tokens import TokenPair
 from ..run import StageRun
@@ -52,6 +54,26 @@ class Experience:
         return {"delta": self.packed(self.rolls.delta, batch), "token_set": self.rolls.token_set}
 
 
+@dataclass(frozen=True)
+class Update:
+    """How a policy learns from its experience: the options of the loss, and what stands around it.
+
+    clip: norm of the gradient; constant: what a loss with the normalizer "constant" is divided by; entropy_quantile,
+    cov_share, cov_bounds: which tokens are treated apart; full_kl: the reference, where the KL to it is taken over the
+    whole vocabulary; balance: weight of the routers' balance loss.
+    """
+
+    loss: PolicyOptions
+    clip: float
+    max_tokens: int
+    constant: float
+    entropy_quantile: float = 0.0
+    cov_share: float = 2e-4
+    cov_bounds: tuple[float, float] = (1.0, 5.0)
+    full_kl: Snapshot | None = None
+    balance: float | None = None
+
+
 @torch.no_grad()
 def score_tokens(
     run: StageRun, head: Head, experience: Experience, rows: Sequence[int], max_tokens: int, entropy: bool = False
@@ -72,29 +94,39 @@ def score_tokens(
 
 
 def chosen_tokens(
-    run: StageRun, head: Head, experience: Experience, rows: Sequence[int], options: PolicyOptions,
-    entropy_quantile: float, max_tokens: int,
-) -> dict[str, Tensor]:  # fmt: skip
+    run: StageRun, head: Head, experience: Experience, rows: Sequence[int], update: Update
+) -> dict[str, Tensor]:
     """Tokens (N, L) that the loss treats apart, chosen over the whole step: a choice in each micro-batch would depend
     on how the step is cut. `selected`: of clip_cov and kl_cov; `weights`: 1 on the most uncertain tokens."""
-    cov = options.kind in ("clip_cov", "kl_cov")
-    if not cov and not entropy_quantile:
+    kind, quantile = update.loss.kind, update.entropy_quantile
+    cov = kind in ("clip_cov", "kl_cov")
+    if not cov and not quantile:
         return {}
-    logp, *entropies = score_tokens(run, head, experience, rows, max_tokens, entropy=bool(entropy_quantile))
+    logp, *entropies = score_tokens(run, head, experience, rows, update.max_tokens, entropy=bool(quantile))
     rolls, chosen = experience.rolls, {}
     mask = (
         experience.learned
         & torch.zeros_like(rolls.finished).index_fill(0, torch.tensor(rows, device=logp.device), True)[:, None]
     )
-    if options.kind == "clip_cov":
+    if kind == "clip_cov":
         chosen["selected"] = clip_cov_tokens(
-            logp, rolls.logp, experience.advantages, mask, clip=options.clip_range(), generator=run.generator
-        )
+            logp, rolls.logp, experience.advantages, mask, clip=update.loss.clip_range(), share=update.cov_share,
+            bounds=update.cov_bounds, generator=run.generator,
+        )  # fmt: skip
     elif cov:
-        chosen["selected"] = kl_cov_tokens(logp, experience.advantages, mask)
+        chosen["selected"] = kl_cov_tokens(logp, experience.advantages, mask, share=update.cov_share)
     for entropy in entropies:
-        chosen["weights"] = top_entropy_mask(entropy, mask, entropy_quantile).to(logp.dtype)
+        chosen["weights"] = top_entropy_mask(entropy, mask, quantile).to(logp.dtype)
     return chosen
+
+
+def full_kl(head: Head, reference: Snapshot, batch: Batch, hidden: Tensor, temperature: float) -> Tensor:
+    """(N,): the KL of the model from its reference at each of the batch's tokens, over the whole vocabulary."""
+    with reference.restored(), torch.no_grad():
+        theirs, weight = head.hidden(batch), head.layer.weight.detach()  # of the reference, as its body
+    return linear_divergence(
+        hidden * head.scale, head.layer.weight, theirs * head.scale, weight, kind="reverse", temperature=temperature
+    )
 
 
 def policy_step(
@@ -103,36 +135,34 @@ def policy_step(
     optimizer: torch.optim.Optimizer,
     experience: Experience,
     rows: Sequence[int],
-    options: PolicyOptions,
-    *,
+    update: Update,
     lr: float,
-    clip: float,
-    max_tokens: int,
-    constant: float,
-    entropy_quantile: float = 0.0,
-    balance: float | None = None,
 ) -> dict[str, Any]:
     """One optimizer step on the given rows of the N; returns its numbers, means over tokens but the loss.
 
     The rows go through the model in pieces of at most `max_tokens` padded tokens. What the loss is divided by is
-    counted over all of them, so the pieces' gradients add up to the step's, however it is cut. constant: what a loss
-    with the normalizer "constant" is divided by.
+    counted over all of them, so the pieces' gradients add up to the step's, however it is cut.
     """
     tokens = int(experience.learned[list(rows)].sum())
-    name, _ = options.division()
-    options = replace(options, normalizer=(name, {"token": tokens, "constant": constant}.get(name, len(rows))))
-    apart = chosen_tokens(run, head, experience, rows, options, entropy_quantile, max_tokens)
+    name, _ = update.loss.division()
+    denominator = {"token": tokens, "constant": update.constant}.get(name, len(rows))
+    options = replace(update.loss, normalizer=(name, denominator))
+    apart = chosen_tokens(run, head, experience, rows, update)
     if experience.ref_logp is not None:
         apart["ref_logp"] = experience.ref_logp
     total: dict[str, float] = {}
-    batches = list(micro_batches(experience.pairs, rows, run.tokenizer.pad_token_id, max_tokens, run.model.device))
-    routers, attended = Routers(run.model, balance), sum(int(batch.attention.sum()) for batch in batches)
+    pad, device = run.tokenizer.pad_token_id, run.model.device
+    batches = list(micro_batches(experience.pairs, rows, pad, update.max_tokens, device))
+    routers, attended = Routers(run.model, update.balance), sum(int(batch.attention.sum()) for batch in batches)
     with run.computing():
         routers.survey(batches, head.hidden)
     for batch in batches:
         with run.computing():
             with routers.watch(batch.attention):
                 hidden = head.hidden(batch)
+            tensors = {name: experience.packed(values, batch) for name, values in apart.items()}
+            if update.full_kl:
+                tensors["ref_kl"] = full_kl(head, update.full_kl, batch, hidden, experience.temperature)
             loss, metrics = head.policy_loss(
                 options,
                 hidden,
@@ -142,7 +172,7 @@ def policy_step(
                 batch.cu_seqlens,
                 experience.temperature,
                 replay=experience.replay(batch),
-                **{name: experience.packed(values, batch) for name, values in apart.items()},
+                **tensors,
             )
         (loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
         share = int(batch.mask.sum()) / tokens
@@ -151,5 +181,5 @@ def policy_step(
         for name, value in metrics.items():
             before, value = total.get(name, 0.0), float(value)
             total[name] = max(before, value) if name == "ratio_max" else before + value * share
-    norm = run.optimizer_step(optimizer, total["loss"], lr, clip)
+    norm = run.optimizer_step(optimizer, total["loss"], lr, update.clip)
     return total | routers.numbers() | {"grad_norm": norm, "lr": lr, "tokens": tokens}

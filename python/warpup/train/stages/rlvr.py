@@ -25,7 +25,7 @@ from ..sampling.episodes import first_prompts, load_environment
 from ..sampling.groups import Groups, mean, parts
 from ..sampling.prompts import Prompts, make_sampler
 from ..sampling.rounds import complete, play_some
-from .policy_step import Experience, policy_step, score_tokens
+from .policy_step import Experience, Update, policy_step, score_tokens
 from .rlvr_checks import check_rlvr
 from .rlvr_settings import RLVRSettings
 
@@ -41,6 +41,8 @@ class RLVR(RLVRSettings):
     def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Prompts:
         """Prompts as tokens, and the schedule of their sampling."""
         check_balance(model, self.balance, "rlvr")
+        if self.kl == "full" and not Head(model).is_plain:
+            raise TrainError("rlvr.kl: full needs a model whose output layer is a linear one; choose another estimator")
         opened = [example["prompt"] for example in examples]
         if self.environment:
             opened = first_prompts(load_environment(self.environment), examples)
@@ -84,9 +86,9 @@ class RLVR(RLVRSettings):
             rows = [g * self.samples + n for g, use in enumerate(used) if use for n in range(self.samples)]
             rows = [n for n in rows if groups.rolls.finished[n] or not self.mask_truncated]
             experience = Experience(groups.pairs, groups.rolls, groups.advantages, self.temperature)
-            if reference and rows:
-                if self.reference_sync and i and i % self.reference_sync == 0:
-                    reference.take()
+            if reference and self.reference_sync and i and i % self.reference_sync == 0:
+                reference.take()
+            if reference and self.kl != "full" and rows:
                 with reference.restored():
                     (ref_logp,) = score_tokens(run, head, experience, rows, self.max_tokens)
                 experience = replace(experience, ref_logp=ref_logp)
@@ -96,13 +98,10 @@ class RLVR(RLVRSettings):
             # the one that was sampled.
             numbers: dict[str, Any] = {}
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            update = self.update(len(groups.pairs), reference)
             for _ in range(self.inner_epochs):
                 for part in parts(rows, self.minibatches, self.samples):
-                    numbers = policy_step(
-                        run, head, optimizer, experience, part, self.policy_options(), lr=lr, clip=self.clip,
-                        max_tokens=self.max_tokens, entropy_quantile=self.entropy_quantile, balance=self.balance,
-                        constant=len(groups.pairs) * self.max_new_tokens / self.minibatches,
-                    )  # fmt: skip
+                    numbers = policy_step(run, head, optimizer, experience, part, update, lr)
             if not rows:
                 run.count("skipped")
             run.record(numbers | groups.numbers())
@@ -126,3 +125,13 @@ class RLVR(RLVRSettings):
             if groups.used.sum() == self.prompts:
                 break
         return groups
+
+    def update(self, completions: int, reference: Snapshot | None) -> Update:
+        """How the policy learns from so many completions."""
+        cov = {"cov_share": self.cov_share, "cov_bounds": self.cov_bounds}
+        return Update(
+            self.policy_options(), clip=self.clip, max_tokens=self.max_tokens,
+            constant=completions * self.max_new_tokens / self.minibatches, entropy_quantile=self.entropy_quantile,
+            full_kl=reference if self.kl == "full" else None, balance=self.balance,
+            **{name: value for name, value in cov.items() if value is not None},
+        )  # fmt: skip

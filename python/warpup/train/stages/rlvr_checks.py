@@ -83,14 +83,24 @@ def check_loss(settings: RLVRSettings) -> None:
         check_positive(settings, "reference_sync", place=PLACE)
     if settings.kl_coef == 0:
         why = "kl_coef is 0 and there is no reference; set kl_coef"
-        check_unused(settings, "kl", "reference_sync", place=PLACE, why=why)
+        check_unused(settings, "kl", "kl_corrected", "reference_sync", place=PLACE, why=why)
+    if settings.kl == "full" and settings.schedule != "plain":
+        raise TrainError("rlvr.kl: full takes no schedule into account; choose another estimator")
     if settings.clip_ratio is not None and POLICY_KINDS[settings.loss].clip is None:
         raise TrainError(
             f"rlvr.clip_ratio: loss {settings.loss!r} clips no ratio; leave it out, got {settings.clip_ratio}"
         )
     if settings.inner_epochs * settings.minibatches == 1:
         why = "the one step on each batch is taken where every ratio is 1, nothing is clipped; leave it out or raise "
-        check_unused(settings, "clip_ratio", "dual_clip", place=PLACE, why=why + "inner_epochs or minibatches")
+        check_unused(settings, "clip_ratio", "delta", "dual_clip", place=PLACE, why=why + "inner_epochs or minibatches")
+    if settings.loss not in ("clip_cov", "kl_cov"):
+        check_unused(settings, "cov_share", place=PLACE, why=f"loss {settings.loss!r} chooses no tokens")
+    if settings.loss != "clip_cov":
+        check_unused(settings, "cov_bounds", place=PLACE, why=f"loss {settings.loss!r} draws no tokens")
+    if settings.cov_share is not None and not 0 < settings.cov_share <= 1:
+        raise TrainError(f"rlvr.cov_share: expected more than 0, at most 1, got {settings.cov_share}")
+    if settings.cov_bounds is not None and not settings.cov_bounds[0] < settings.cov_bounds[1]:
+        raise TrainError(f"rlvr.cov_bounds: expected a lower and an upper bound, got {settings.cov_bounds}")
     try:
         settings.policy_options()
     except ValueError as error:

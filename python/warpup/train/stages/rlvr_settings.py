@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from warpup.policy.kinds import PolicyOptions
+from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 
-from ..examples import Data, RewardName, TemplateArguments
+from ..examples import Data, NamedNumbers, RewardName, TemplateArguments
 from ..model.optim import RateSchedule
 from ..rewards.reward_set import VERIFIER, RewardSet
 
@@ -69,13 +69,22 @@ class RLVRSettings:
     """An estimator of `warpup.advantage` by name, such as rloo or opo, in place of baseline and scale."""
     loss: str = "grpo"
     """Kind of `policy_loss`."""
-    normalizer: Literal["token", "sequence", "constant"] | None = None
-    """What the step's loss is divided by: its tokens, its sequences (each its mean over tokens), or all completions
-    times max_new_tokens; none takes the loss's own. Groups that are left out count in the constant only."""
+    loss_constants: NamedNumbers = None
+    """Constants of the loss by name, such as {"tau_positive": 1.0} of sapo; those that are left out are the published
+    ones."""
+    normalizer: Literal["token", "sequence", "sequence_sum", "constant"] | None = None
+    """What the step's loss is divided by: its tokens, its sequences (each its mean over tokens, or its sum), or all
+    completions times max_new_tokens; none takes the loss's own. Groups that are left out count in the constant only."""
     clip_ratio: tuple[float, float] | None = None
     """How far below and above 1 the probability ratio counts; none takes the loss's own."""
+    delta: float | None = None
+    """Bound of the ratio (above 1) where the clip leaves it open (two-sided clip)."""
     dual_clip: float | None = None
     """Where the advantage is below 0, bound of the ratio (above 1) that the clip leaves open."""
+    cov_share: float | None = None
+    """Share of the step's tokens that loss clip_cov drops or kl_cov holds back; none takes the published 2e-4."""
+    cov_bounds: tuple[float, float] | None = None
+    """Between which covariances of advantage and log-prob loss clip_cov draws them; none takes the published 1, 5."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus."""
     entropy_quantile: float = 0.0
@@ -85,7 +94,10 @@ class RLVRSettings:
     kl_coef: float = 0.0
     """Weight of the KL to the model as it was before this stage; 0 keeps no copy of it."""
     kl: str = "k3"
-    """How that KL is estimated, as `policy_loss` names it."""
+    """How that KL is estimated, as `policy_loss` names it; full: over the whole vocabulary, not by the sampled token
+    alone."""
+    kl_corrected: bool = False
+    """Multiply that KL by the ratio of probabilities, its gradient included, which makes it unbiased."""
     reference_sync: int | None = None
     """Take the model of now as the reference every so many steps; none: never."""
     balance: float | None = None
@@ -125,6 +137,18 @@ class RLVRSettings:
     def policy_options(self) -> PolicyOptions:
         """Those of the loss, without the number that its sum is divided by; ValueError on what they refuse."""
         return PolicyOptions(
-            kind=self.loss, clip=self.clip_ratio, dual_clip=self.dual_clip, kl_coef=self.kl_coef, kl=self.kl,
+            kind=self.loss, clip=self.clip_ratio, delta=self.delta, dual_clip=self.dual_clip,
+            constants=self.constants(), kl_coef=self.kl_coef, kl=self.kl, kl_corrected=self.kl_corrected,
             entropy_coef=self.entropy_coef, normalizer=self.normalizer,
         )  # fmt: skip
+
+    def constants(self) -> tuple[float, ...] | None:
+        """Those of the loss in its own order; None where none is given. ValueError on a name that it does not have."""
+        if self.loss_constants is None:
+            return None
+        published = POLICY_KINDS[self.loss].constants
+        if unknown := self.loss_constants.keys() - published.keys():
+            raise ValueError(
+                f"loss_constants: loss {self.loss!r} has {', '.join(published) or 'none'}, got {', '.join(unknown)}"
+            )
+        return tuple((published | self.loss_constants).values())
