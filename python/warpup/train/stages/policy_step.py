@@ -12,7 +12,7 @@ from torch import Tensor
 
 from warpup.divergence.linear_divergence import linear_divergence
 from warpup.policy.kinds import PolicyOptions
-from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, top_entropy_mask
+from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, sequence_mask, top_entropy_mask
 
 from ..model.batch import Batch, micro_batches
 from ..model.heads import Head
@@ -28,7 +28,8 @@ class Experience:
     """N sampled completions, and what a loss needs to know of them; (N, L) as the tokens of `rolls`.
 
     pairs: prompt and completion of each. advantages (N,), or (N, L). temperature: that they were sampled at. ref_logp
-    (N, L): log-probs under the reference, or None.
+    (N, L): log-probs under the reference, or None. own_logp (N, L): where the sampler's log-probs are corrected for,
+    those of the model at the start of the step; weights (N,), or (N, L): of the policy's part of the loss.
     """
 
     pairs: Sequence[TokenPair]
@@ -36,6 +37,13 @@ class Experience:
     advantages: Tensor
     temperature: float
     ref_logp: Tensor | None = None
+    own_logp: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def old_logp(self) -> Tensor:
+        """(N, L): log-probs of the policy that the loss compares with."""
+        return self.rolls.logp if self.own_logp is None else self.own_logp
 
     def packed(self, values: Tensor, batch: Batch) -> Tensor:
         """The values (N, L) of the batch's tokens, one row after the other; of values (N,) one a row."""
@@ -59,8 +67,8 @@ class Update:
     """How a policy learns from its experience: the options of the loss, and what stands around it.
 
     clip: norm of the gradient; constant: what a loss with the normalizer "constant" is divided by; entropy_quantile,
-    cov_share, cov_bounds: which tokens are treated apart; full_kl: the reference, where the KL to it is taken over the
-    whole vocabulary; balance: weight of the routers' balance loss.
+    cov_share, cov_bounds, off_policy: which tokens are treated apart; full_kl: the reference, where the KL to it is
+    taken over the whole vocabulary; balance: weight of the routers' balance loss.
     """
 
     loss: PolicyOptions
@@ -70,6 +78,7 @@ class Update:
     entropy_quantile: float = 0.0
     cov_share: float = 2e-4
     cov_bounds: tuple[float, float] = (1.0, 5.0)
+    off_policy: float | None = None
     full_kl: Snapshot | None = None
     balance: float | None = None
 
@@ -93,30 +102,39 @@ def score_tokens(
     return found
 
 
+def in_rows(experience: Experience, rows: Sequence[int]) -> Tensor:
+    """(N, L) bool: the tokens that carry loss in these rows."""
+    picked = torch.zeros_like(experience.rolls.finished)
+    picked[list(rows)] = True
+    return experience.learned & picked[:, None]
+
+
 def chosen_tokens(
     run: StageRun, head: Head, experience: Experience, rows: Sequence[int], update: Update
 ) -> dict[str, Tensor]:
     """Tokens (N, L) that the loss treats apart, chosen over the whole step: a choice in each micro-batch would depend
-    on how the step is cut. `selected`: of clip_cov and kl_cov; `weights`: 1 on the most uncertain tokens."""
+    on how the step is cut. `selected`: of clip_cov and kl_cov; `weights`: 0 on those that nothing is learned from,
+    which are the certain ones, and completions with a negative advantage that the policy has left (off-policy mask)."""
     kind, quantile = update.loss.kind, update.entropy_quantile
+    chosen = {} if experience.weights is None else {"weights": experience.weights}
     cov = kind in ("clip_cov", "kl_cov")
-    if not cov and not quantile:
-        return {}
+    if not cov and not quantile and update.off_policy is None:
+        return chosen
     logp, *entropies = score_tokens(run, head, experience, rows, update.max_tokens, entropy=bool(quantile))
-    rolls, chosen = experience.rolls, {}
-    mask = (
-        experience.learned
-        & torch.zeros_like(rolls.finished).index_fill(0, torch.tensor(rows, device=logp.device), True)[:, None]
-    )
+    mask, advantages = in_rows(experience, rows), experience.advantages
     if kind == "clip_cov":
         chosen["selected"] = clip_cov_tokens(
-            logp, rolls.logp, experience.advantages, mask, clip=update.loss.clip_range(), share=update.cov_share,
+            logp, experience.old_logp, advantages, mask, clip=update.loss.clip_range(), share=update.cov_share,
             bounds=update.cov_bounds, generator=run.generator,
         )  # fmt: skip
     elif cov:
-        chosen["selected"] = kl_cov_tokens(logp, experience.advantages, mask, share=update.cov_share)
-    for entropy in entropies:
-        chosen["weights"] = top_entropy_mask(entropy, mask, quantile).to(logp.dtype)
+        chosen["selected"] = kl_cov_tokens(logp, advantages, mask, share=update.cov_share)
+    kept = [top_entropy_mask(entropy, mask, quantile) for entropy in entropies]
+    if update.off_policy is not None:
+        kept.append(sequence_mask(logp, experience.rolls.logp, advantages, mask, delta=update.off_policy))
+    for one in kept:
+        weights = chosen.get("weights", torch.ones_like(logp))
+        chosen["weights"] = per_token(weights, logp) * per_token(one, logp).to(logp.dtype)
     return chosen
 
 
@@ -151,6 +169,8 @@ def policy_step(
     if experience.ref_logp is not None:
         apart["ref_logp"] = experience.ref_logp
     total: dict[str, float] = {}
+    if (weights := apart.get("weights")) is not None:
+        total["weight"] = float(per_token(weights, experience.rolls.logp)[in_rows(experience, rows)].mean())
     pad, device = run.tokenizer.pad_token_id, run.model.device
     batches = list(micro_batches(experience.pairs, rows, pad, update.max_tokens, device))
     routers, attended = Routers(run.model, update.balance), sum(int(batch.attention.sum()) for batch in batches)
@@ -167,7 +187,7 @@ def policy_step(
                 options,
                 hidden,
                 batch.completion,
-                experience.packed(experience.rolls.logp, batch),
+                experience.packed(experience.old_logp, batch),
                 experience.packed(experience.advantages, batch),
                 batch.cu_seqlens,
                 experience.temperature,

@@ -93,15 +93,20 @@ class RLVR(RLVRSettings):
                     (ref_logp,) = score_tokens(run, head, experience, rows, self.max_tokens)
                 experience = replace(experience, ref_logp=ref_logp)
 
+            # The sampler rounds otherwise than the trainer: where that is corrected for, the loss compares with the
+            # trainer's own log-probs, and what was sampled has weights.
+            numbers: dict[str, Any] = {}
+            if (importance := self.importance()) and rows:
+                experience, numbers = importance.apply(run, head, experience, rows, self.max_tokens)
+
             # Loss and step: raise the log-prob of a completion by its advantage. Several times on the same completions
             # if asked for; then the clipped ratio of new to old probabilities keeps the policy from running away from
             # the one that was sampled.
-            numbers: dict[str, Any] = {}
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
             update = self.update(len(groups.pairs), reference)
             for _ in range(self.inner_epochs):
                 for part in parts(rows, self.minibatches, self.samples):
-                    numbers = policy_step(run, head, optimizer, experience, part, update, lr)
+                    numbers |= policy_step(run, head, optimizer, experience, part, update, lr)
             if not rows:
                 run.count("skipped")
             run.record(numbers | groups.numbers())
@@ -132,6 +137,7 @@ class RLVR(RLVRSettings):
         return Update(
             self.policy_options(), clip=self.clip, max_tokens=self.max_tokens,
             constant=completions * self.max_new_tokens / self.minibatches, entropy_quantile=self.entropy_quantile,
-            full_kl=reference if self.kl == "full" else None, balance=self.balance,
+            off_policy=self.off_policy_mask_threshold, full_kl=reference if self.kl == "full" else None,
+            balance=self.balance,
             **{name: value for name, value in cov.items() if value is not None},
         )  # fmt: skip

@@ -81,6 +81,15 @@ def check_loss(settings: RLVRSettings) -> None:
         raise TrainError(f"rlvr.entropy_quantile: expected 0 (all tokens) to below 1, got {settings.entropy_quantile}")
     if settings.reference_sync is not None:
         check_positive(settings, "reference_sync", place=PLACE)
+    if settings.correction is None:
+        why = "correction is none and there are no weights; set correction"
+        check_unused(settings, "correction_max", "correction_min", place=PLACE, why=why)
+    elif (importance := settings.importance()) and not (importance.floor or 0) <= 1 <= importance.cap:
+        raise TrainError(
+            "rlvr.correction_max, correction_min: expected bounds above and below 1, the weight of what both give the "
+            f"same probability, got {importance.cap} and {importance.floor}"
+        )
+    check_not_negative(settings, "correction_min", "off_policy_mask_threshold", place=PLACE)
     if settings.kl_coef == 0:
         why = "kl_coef is 0 and there is no reference; set kl_coef"
         check_unused(settings, "kl", "kl_corrected", "reference_sync", place=PLACE, why=why)

@@ -8,6 +8,7 @@ from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 from ..examples import Data, NamedNumbers, RewardName, TemplateArguments
 from ..model.optim import RateSchedule
 from ..rewards.reward_set import VERIFIER, RewardSet
+from .correction import Correction, Mode
 
 
 @dataclass
@@ -91,6 +92,16 @@ class RLVRSettings:
     """Learn from the tokens whose entropy is at least this quantile of the step's: .8 keeps the uncertain fifth."""
     mask_truncated: bool = False
     """Learn nothing from completions that the length limit cut off."""
+    correction: Mode | None = None
+    """Weigh what was sampled by the model's own probabilities over the sampler's, which rounds otherwise: of tokens or
+    of whole sequences, outside of the bounds held there (truncate) or left out (mask)."""
+    correction_max: float | None = None
+    """Upper bound of these weights; none takes 3."""
+    correction_min: float | None = None
+    """Their lower bound; none: there is none."""
+    off_policy_mask_threshold: float | None = None
+    """Learn nothing from completions with a negative advantage to whose tokens the model gives log-probs that have
+    fallen by more than this on average since they were sampled."""
     kl_coef: float = 0.0
     """Weight of the KL to the model as it was before this stage; 0 keeps no copy of it."""
     kl: str = "k3"
@@ -141,6 +152,13 @@ class RLVRSettings:
             constants=self.constants(), kl_coef=self.kl_coef, kl=self.kl, kl_corrected=self.kl_corrected,
             entropy_coef=self.entropy_coef, normalizer=self.normalizer,
         )  # fmt: skip
+
+    def importance(self) -> Correction | None:
+        """How what was sampled is weighted."""
+        if self.correction is None:
+            return None
+        cap = {} if self.correction_max is None else {"cap": self.correction_max}
+        return Correction(self.correction, floor=self.correction_min, **cap)
 
     def constants(self) -> tuple[float, ...] | None:
         """Those of the loss in its own order; None where none is given. ValueError on a name that it does not have."""
