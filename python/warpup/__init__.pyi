@@ -31,6 +31,7 @@ from .interval.interval_linear import interval_linear
 from .interval.interval_pool2d import interval_adaptive_avg_pool2d, interval_avg_pool2d, interval_max_pool2d
 from .interval.interval_softmax import interval_softmax
 from .interval.margin_bounds import margin_bounds, margin_cross_entropy
+from .logprob.kept import KeptTokens
 from .logprob.likelihood import (
     after_shared_prefix,
     coverage_loss,
@@ -60,6 +61,7 @@ __all__ = [
     "BoxSums",
     "GroupPlan",
     "GroupStats",
+    "KeptTokens",
     "MoEPlan",
     "MoERoute",
     "ReflectionBatch",

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from warpup import _op
 from warpup._op import accumulator, autocast
+from warpup.logprob.kept import check_kept, kept_logits
 from warpup.logprob.token_logprob import (
     IGNORE_INDEX,
     SampledTokens,
     asked_for,
+    check_alone,
+    kept_logprob,
     outputs_like,
     reference_token_logprob,
     sampled_tokens,
@@ -174,6 +177,7 @@ def linear_logprob(
     delta: float | Tensor = 0.0,
     token_set: Sequence[int] | Tensor | None = None,
     kept_mask: Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
     ignore_index: int = IGNORE_INDEX,
     cu_seqlens: Tensor | None = None,
     chunk: int | None = None,
@@ -181,7 +185,9 @@ def linear_logprob(
     """`token_logprob(hidden @ weight.T + bias, targets)`, and its replay of a sampler, without the logits.
 
     Time: the GEMMs of the plain way and one more, for the logits that the backward makes again. Memory beyond inputs
-    and gradients: one slice of the logits, and for 16-bit inputs the gradient of `hidden` in float32.
+    and gradients: one slice of the logits, and for 16-bit inputs the gradient of `hidden` in float32. With `kept`, K
+    tokens in all, only their logits are made, forward and backward: time and memory go with K in the place of N * V
+    (for 16-bit inputs the weight's gradient exists in float32 first).
 
     Args:
         hidden: (..., H) float32, bfloat16, float16 or float64; under autocast all three are cast to its type.
@@ -190,7 +196,7 @@ def linear_logprob(
         targets: (...,) int64 in [0, V), or `ignore_index`; beside `cu_seqlens` the packed ids (N,) themselves.
         bias: (V,), of the same dtype.
         temperature, entropy, lse, sum_p2, ignore_index: as in `token_logprob`.
-        delta, token_set, kept_mask: as in `replay_logprob`.
+        delta, token_set, kept_mask, kept: as in `replay_logprob`.
         cu_seqlens: (S + 1,) int32 or int64 from 0 to N, of packed sequences: each row is scored for the next id of its
             sequence, and the last row of a sequence, which has none, gives zeros.
         chunk: columns of the vocabulary in a slice; None: as many as make 32 MiB of logits on a CPU, 512 on a GPU.
@@ -201,7 +207,8 @@ def linear_logprob(
         rounded to 16 bits, as the plain way rounds them.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, and as `token_logprob` and `replay_logprob`.
+        ValueError: a shape, dtype or device does not fit, a chunk beside kept, and as `token_logprob` and
+            `replay_logprob`.
     """
     hidden, weight, bias = autocast(hidden, weight, bias)
     check_linear("linear_logprob", hidden, weight, bias, targets)
@@ -214,6 +221,12 @@ def linear_logprob(
     if chunk is not None and chunk < 1:
         raise ValueError(f"linear_logprob: chunk must be at least 1, got {chunk}")
     flat = hidden.reshape(rows, hidden.shape[-1])
+    if kept is not None:
+        check_alone("linear_logprob", kept_mask=kept_mask is not None, chunk=chunk is not None)
+        kept = check_kept("linear_logprob", kept, rows, vocab, hidden.device)
+        tokens = tokens._replace(targets=targets)  # in its shape, which the results have
+        logits = kept_logits(flat, weight, bias, *kept)
+        return kept_logprob("linear_logprob", logits, kept, tokens, vocab, entropy, lse, sum_p2)
     found = asked_for(
         _linear_logprob(flat, weight, bias, *tokens, chunk or 0, entropy, lse, sum_p2), entropy, lse, sum_p2
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from warpup import _op
 from warpup._op import accumulator
+from warpup.logprob.kept import KeptTokens, check_kept, kept_softmax
 
 IGNORE_INDEX = -100
 
@@ -109,9 +110,12 @@ def reference_token_logprob(
     delta: float | Tensor = 0.0,
     token_set: Sequence[int] | Tensor | None = None,
     kept_mask: Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """`token_logprob` and `replay_logprob` in plain torch: the oracle of the tests (in float64) and the eager peer of
     the benchmarks."""
+    if kept is not None:
+        kept_mask = KeptTokens(*kept).to_mask(logits.shape[-1]).view(logits.shape)
     tokens = sampled_tokens(
         "reference", logits.shape[-1], targets, temperature, ignore_index, delta, token_set, kept_mask
     )
@@ -222,6 +226,7 @@ def replay_logprob(
     delta: float | Tensor = 0.0,
     token_set: Sequence[int] | Tensor | None = None,
     kept_mask: Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
     entropy: bool = False,
     lse: bool = False,
     sum_p2: bool = False,
@@ -239,12 +244,49 @@ def replay_logprob(
         delta: what the sampler added to the logits of `token_set`: a number, or a float32 tensor, one value a row.
         token_set: ids in [0, V), a sequence or an int64 tensor, or a bool mask (V,), which saves making one.
         kept_mask: (..., V) bool, the tokens that top-k, top-p or another filter left; a target outside has logp -inf.
+        kept: the same as `KeptTokens`, a set of ids for each of the N rows in CSR form: 8192 rows of 512 ids are 17 MB,
+            where a mask of 151,936 columns is 1.2 GB. Only their logits are read.
 
-    Returns, Raises: as `token_logprob`; also ValueError for an id out of range or a delta without a token_set.
+    Returns, Raises: as `token_logprob`; also ValueError for an id out of range, a delta without a token_set, kept
+        beside kept_mask or inplace_backward, and (CPU only) kept ids of a row that do not rise.
 
     Source: the definition; additive schedules on reflection tokens as in CyclicReflex and TIP.
     """
     vocab = logits.shape[-1] if logits.dim() else 0
     tokens = sampled_tokens("replay_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask)
+    if kept is not None:
+        check_alone("replay_logprob", kept_mask=kept_mask is not None, inplace_backward=inplace_backward)
+        if targets.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"replay_logprob: targets must have shape {tuple(logits.shape[:-1])}, got {tuple(targets.shape)}"
+            )
+        kept = check_kept("replay_logprob", kept, targets.numel(), vocab, logits.device)
+        logits = logits.reshape(-1, vocab)[kept.rows(), kept.token_ids]
+        return kept_logprob("replay_logprob", logits, kept, tokens, vocab, entropy, lse, sum_p2)
     run = _token_logprob_inplace if inplace_backward else _token_logprob
     return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
+
+
+def check_alone(op: str, **others: bool) -> None:
+    """Raises ValueError if one of the `others` is given beside kept."""
+    for name, given in others.items():
+        if given:
+            raise ValueError(f"{op}: {name} has no meaning beside kept; leave one of the two out")
+
+
+def kept_logprob(
+    op: str, logits: Tensor, kept: KeptTokens, tokens: SampledTokens, vocab: int, *flags: bool
+) -> Tensor | tuple[Tensor, ...]:
+    """What `replay_logprob` gives, from the logits (K,) of the kept tokens alone, in their order; `kept` has been
+    checked. flags: entropy, lse, sum_p2."""
+    if not (logits.is_cuda or torch.compiler.is_compiling()):
+        y, t = tokens.targets.reshape(-1), tokens.temperature
+        outside = ((y < 0) | (y >= vocab)) & (y != tokens.ignore_index)
+        if outside.any():
+            row = int(outside.int().argmax())
+            raise ValueError(f"{op}: targets[{row}] = {int(y[row])} is outside [0, {vocab})")
+        if not (tokens.temperature_scalar > 0 if t is None else bool((t > 0).all())):
+            raise ValueError(f"{op}: temperature must be above 0, got {tokens.temperature_scalar if t is None else t}")
+    shape, flat = tokens.targets.shape, tokens.flattened()[:-1]
+    found = asked_for(kept_softmax(logits, *kept, *flat, *flags), *flags)
+    return tuple(r.view(shape) for r in found) if isinstance(found, tuple) else found.view(shape)

@@ -25,7 +25,7 @@ from warpup.logprob.linear_logprob import (
     reference_linear_logprob,
     slice_logits,
 )
-from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, sampled_tokens
+from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, check_alone, sampled_tokens
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 from warpup.policy.masks import per_token, row_sums
 from warpup.policy.policy_loss import policy_loss_of, tensors_of
@@ -144,12 +144,12 @@ class GivenGradients(torch.autograd.Function):
 
 def reference_linear_policy_loss(
     hidden, weight, targets, old_logp, advantages, mask, *, bias=None, temperature=1.0, logit_delta=0.0, token_set=None,
-    chunk=None, entropy_coef=0.0, **options,
+    kept=None, chunk=None, entropy_coef=0.0, **options,
 ):  # fmt: skip
     """`linear_policy_loss` in plain torch: all logits, then the references of its two parts."""
     logp, entropy = reference_linear_logprob(
         hidden, weight, targets.masked_fill(mask == 0, IGNORE_INDEX), bias=bias, temperature=temperature,
-        delta=logit_delta, token_set=token_set, entropy=True,
+        delta=logit_delta, token_set=token_set, kept=kept, entropy=True,
     )  # fmt: skip
     options |= {"entropy": entropy, "entropy_coef": entropy_coef} if entropy_coef else {}
     return reference_policy_loss(logp, old_logp, advantages, mask, **options)
@@ -180,6 +180,7 @@ def linear_policy_loss(
     temperature: float | Tensor = 1.0,
     logit_delta: float | Tensor = 0.0,
     token_set: Sequence[int] | Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
     cu_seqlens: Tensor | None = None,
     chunk: int | None = None,
     kind: str = "grpo",
@@ -197,6 +198,8 @@ def linear_policy_loss(
         hidden: (B, T, H) float32, bfloat16, float16 or float64; beside cu_seqlens (N, H).
         weight, bias, temperature, token_set: as in `linear_logprob`.
         logit_delta: what a schedule adds to the logits of token_set, `delta` there.
+        kept: the tokens that the sampler's filter left for each row of hidden, as in `replay_logprob`: their logits
+            alone are made, once, by `linear_logprob`, whatever the kind. Rows outside the mask need no tokens.
         targets: (B, T) or (N,) int64 in [0, V) where the mask is true, the token that each row of hidden predicts;
             anything elsewhere.
         old_logp, advantages, mask, kind, normalizer, cu_seqlens, options: as in `policy_loss`.
@@ -217,7 +220,7 @@ def linear_policy_loss(
     )
     return linear_policy_loss_of(
         policy, hidden, weight, targets, old_logp, advantages, mask, bias=bias, temperature=temperature,
-        logit_delta=logit_delta, token_set=token_set, cu_seqlens=cu_seqlens, chunk=chunk, **options,
+        logit_delta=logit_delta, token_set=token_set, kept=kept, cu_seqlens=cu_seqlens, chunk=chunk, **options,
     )  # fmt: skip
 
 
@@ -234,6 +237,7 @@ def linear_policy_loss_of(
     temperature: float | Tensor = 1.0,
     logit_delta: float | Tensor = 0.0,
     token_set: Sequence[int] | Tensor | None = None,
+    kept: tuple[Tensor, Tensor] | None = None,
     cu_seqlens: Tensor | None = None,
     chunk: int | None = None,
     **options,
@@ -260,6 +264,8 @@ def linear_policy_loss_of(
         raise ValueError(f"{op}: makes the entropy itself, so it takes none")
     if chunk is not None and chunk < 1:
         raise ValueError(f"{op}: chunk must be at least 1, got {chunk}")
+    if kept is not None:
+        check_alone(op, chunk=chunk is not None)
     acc = accumulator(hidden)
     old_logp, advantages = (t.detach().to(acc) for t in (old_logp, advantages))
     if options.get("ref_logp") is not None:
@@ -268,12 +274,12 @@ def linear_policy_loss_of(
     targets = targets.masked_fill(~on, IGNORE_INDEX)
     selects = policy.kind in ("clip_cov", "kl_cov") and options.get("selected") is None
     in_one_go = POLICY_KINDS[policy.kind].level in ("one", "token") and hidden.dtype != torch.float16
-    if not in_one_go or selects or policy.kl == "full":
+    if not in_one_go or selects or policy.kl == "full" or kept is not None:
         vocab, rows = weight.shape[0], max(1, targets.numel())
         columns = None if chunk is None else max(1, min(chunk, rows) * vocab // rows)
         found = linear_logprob(
             hidden, weight, targets, bias=bias, temperature=temperature, delta=logit_delta, token_set=token_set,
-            entropy=bool(entropy_coef), chunk=columns,
+            kept=kept, entropy=bool(entropy_coef), chunk=columns,
         )  # fmt: skip
         logp, options["entropy"] = found if entropy_coef else (found, None)
         return policy_loss_of(policy, logp, old_logp, advantages, mask, cu_seqlens=cu_seqlens, **options)
