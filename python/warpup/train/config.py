@@ -208,7 +208,7 @@ def _spell(option) -> str:
     if typing.get_origin(option) is tuple:
         kinds = typing.get_args(option)
         many = "texts" if kinds[0] is str else "numbers"
-        return f"a list of {many}" if kinds[-1] is ... else f"a list of {len(kinds)} numbers"
+        return f"a list of {many}" if kinds[-1] is ... else f"a list of {len(kinds)} {many}"
     if typing.get_origin(option) is Sequence:
         return "a list"
     names = {type(None): '"none"', bool: "true or false", float: "a number", int: "a whole number", str: "a text"}

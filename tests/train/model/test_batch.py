@@ -2,7 +2,7 @@
 
 import pytest
 
-from warpup.train.model.batch import IGNORE, collate, micro_batches
+from warpup.train.model.batch import IGNORE, LengthBuckets, collate, micro_batches
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,3 +21,13 @@ def test_micro_batches_hold_every_row_once_within_the_limit():
     assert sorted(row for batch in batches for row in batch.rows) == [0, 1, 2, 3, 4]
     assert all(batch.inputs.numel() <= 24 or len(batch.rows) == 1 for batch in batches)
     assert len(batches) < 5
+
+
+def test_length_buckets_take_each_row_once_an_epoch_and_group_lengths():
+    pairs = [([1], [2] * (1 + n % 17)) for n in range(64)]
+    buckets = LengthBuckets(pairs, 8, seed=3)
+    epoch = [buckets[step] for step in range(8)]
+    assert sorted(row for rows in epoch for row in rows) == list(range(64))
+    assert [buckets[step] for step in (9, 2)] == [LengthBuckets(pairs, 8, seed=3)[9], epoch[2]]
+    assert [buckets[step] for step in range(8, 16)] != epoch
+    assert max(max(buckets.lengths[r] for r in rows) - min(buckets.lengths[r] for r in rows) for rows in epoch) <= 4

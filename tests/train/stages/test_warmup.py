@@ -12,7 +12,6 @@ from tests.support.tiny import (
 )
 from warpup.train import Recipe
 from warpup.train.model.tokens import encode_pair
-from warpup.train.stages.warmup import LengthBuckets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,13 +36,3 @@ def test_loss_is_over_completion_tokens_only(tmp_path):
 
 def grad_norm(model):
     return torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
-
-
-def test_length_buckets_take_each_row_once_an_epoch_and_group_lengths():
-    pairs = [([1], [2] * (1 + n % 17)) for n in range(64)]
-    buckets = LengthBuckets(pairs, 8, seed=3)
-    epoch = [buckets[step] for step in range(8)]
-    assert sorted(row for rows in epoch for row in rows) == list(range(64))
-    assert [buckets[step] for step in (9, 2)] == [LengthBuckets(pairs, 8, seed=3)[9], epoch[2]]
-    assert [buckets[step] for step in range(8, 16)] != epoch
-    assert max(max(buckets.lengths[r] for r in rows) - min(buckets.lengths[r] for r in rows) for rows in epoch) <= 4

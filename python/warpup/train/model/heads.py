@@ -167,13 +167,16 @@ class Head:
             options, logp, old_logp, advantages, mask, entropy=entropy, cu_seqlens=cu_seqlens, **tensors
         )
 
-    def nll(self, hidden: Tensor, targets: Tensor, denominator: float) -> Tensor:
-        """The sum of -log p of the targets (N,), over a denominator: supervised fine-tuning."""
-        # A policy loss with ratio and advantage 1 is this sum, and of all ways the one with the fewest products.
+    def nll(self, hidden: Tensor, targets: Tensor, denominator: float, weights: Tensor | None = None) -> Tensor:
+        """The sum of -log p of the targets (N,), each times its weight (N,), over a denominator: supervised
+        fine-tuning."""
+        # A policy loss with ratio 1 and the weights as advantages is this sum, and of all ways the one with the fewest
+        # products.
         one = torch.ones(len(targets), device=targets.device)
+        weights = one if weights is None else weights
         ends = torch.tensor([0, len(targets)], device=targets.device)
         options = PolicyOptions(kind="gpg", normalizer=("token", denominator))
-        return self.policy_loss(options, hidden, targets, torch.zeros_like(one), one, ends)[0]
+        return self.policy_loss(options, hidden, targets, torch.zeros_like(one), weights, ends)[0]
 
 
 def scaled(replay: dict[str, Any], scale: float) -> dict[str, Any]:

@@ -77,21 +77,27 @@ def encode_prompt(tokenizer, prompt: str | Sequence[Mapping[str, Any]], example:
     if isinstance(prompt, str):
         ids = _encode_text(tokenizer, prompt)
     else:
-        if not getattr(tokenizer, "chat_template", None):
-            raise TrainError("a prompt is chat messages, but the tokenizer has no chat template: set one, or give text")
-        example = example or {}
-        options = dict(example.get("chat_template_kwargs") or {})
-        if example.get("tools"):
-            options["tools"] = example["tools"]
-        try:
-            ids = tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, tokenize=True, return_dict=True, **options
-            )["input_ids"]
-        except Exception as error:  # a template is a program of its own and raises what it likes
-            raise TrainError(f"the chat template refuses {list(prompt)!r}: {error}") from error
+        ids = render(tokenizer, prompt, example, add_generation_prompt=True)
     if not ids:
         raise TrainError(f"a prompt has no tokens: {prompt!r}")
     return list(ids)
+
+
+def render(tokenizer, messages: Sequence[Mapping[str, Any]], example: Mapping[str, Any] | None, **options) -> Tokens:
+    """Token ids of chat messages, as the tokenizer's template writes them; TrainError where there is none, or where it
+    refuses them."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise TrainError("a prompt is chat messages, but the tokenizer has no chat template: set one, or give text")
+    example = example or {}
+    options |= dict(example.get("chat_template_kwargs") or {})
+    if example.get("tools"):
+        options["tools"] = example["tools"]
+    try:
+        return list(
+            tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)["input_ids"]
+        )
+    except Exception as error:  # a template is a program of its own and raises what it likes
+        raise TrainError(f"the chat template refuses {list(messages)!r}: {error}") from error
 
 
 def _encode_text(tokenizer, text: str) -> Tokens:

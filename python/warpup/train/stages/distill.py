@@ -17,7 +17,7 @@ from warpup import divergence, linear_divergence
 from ..checks import check_not_negative, check_positive
 from ..errors import TrainError
 from ..examples import Data, check_columns
-from ..model.batch import micro_batches
+from ..model.batch import LengthBuckets, micro_batches
 from ..model.heads import Head
 from ..model.load_model import load_model
 from ..model.optim import RateSchedule, adamw, learning_rate
@@ -25,7 +25,6 @@ from ..model.precision import without_dropout
 from ..model.tokens import TokenPair, check_length, encode_pair, encode_prompt, end_tokens
 from ..run import StageRun
 from ..sampling.rollouts import rollout
-from .warmup import LengthBuckets
 
 KINDS = ("forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "binary")
 

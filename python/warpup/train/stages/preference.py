@@ -15,14 +15,13 @@ from warpup.policy.preference_loss import PREFERENCE_KINDS, preference_loss
 from ..checks import check_not_negative, check_positive
 from ..errors import TrainError
 from ..examples import Data, check_columns
-from ..model.batch import Batch, micro_batches
+from ..model.batch import Batch, LengthBuckets, micro_batches
 from ..model.heads import Head
 from ..model.optim import RateSchedule, adamw, learning_rate
 from ..model.precision import without_dropout
 from ..model.reference import Snapshot
 from ..model.tokens import TokenPair, check_length, encode_pair, end_tokens
 from ..run import StageRun
-from .warmup import LengthBuckets
 
 LOSSES = tuple(kind for kind in PREFERENCE_KINDS if kind != "bradley_terry")  # which compares a reward model's scores
 
