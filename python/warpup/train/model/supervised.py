@@ -206,6 +206,6 @@ def fit(
     elif too_long == "cut" and len(prompt) < limit and (not learned or any(learned[0][: limit - len(prompt)])):
         counts.cut += 1
         end = limit - len(prompt)
-        yield 0, end, (prompt, completion[:end], *(flags[:end] for flags in learned))
+        yield 0, end, (prompt, completion[:end], learned[0][:end]) if learned else (prompt, completion[:end])
     else:
         counts.dropped += 1

@@ -60,4 +60,6 @@ def batch_loss(
 
 def sequence_logp(head: Head, hidden: Tensor, batch: Batch) -> Tensor:
     """(S,): log-probs of the completions."""
-    return row_sums(head.logprob(hidden, batch.completion), batch.cu_seqlens)
+    logp = head.logprob(hidden, batch.completion)
+    assert isinstance(logp, Tensor)  # no entropies beside it
+    return row_sums(logp, batch.cu_seqlens)
