@@ -145,7 +145,7 @@ def table(settings: Any, chosen: dict[str, Any]) -> list[str]:
             continue
         set_here = field.name in chosen
         line = ("" if set_here else "# ") + f"{field.name} = {toml(chosen.get(field.name, default))}"
-        first, *rest = textwrap.wrap(docs[field.name], 118 - 34)
+        first, *rest = textwrap.wrap(docs[field.name], 118 - 2 - max(32, len(line)))
         lines += [f"{line:32}  # {first}", *(f"{'#' if not set_here else '':32}  # {text}" for text in rest)]
     return lines
 
