@@ -9,6 +9,8 @@ void gae(const View& rewards, const OptionalView& values, const View& mask, cons
          double decay, bool cut, const View& advantages, const OptionalView& returns) {
   const char* op = "gae";
   Argument(op, "rewards", rewards).dims(2).unit_stride_last();
+  if (!(gamma >= 0 && gamma <= 1)) fail(op, ": gamma must be in [0, 1], got ", gamma);
+  if (!(decay >= 0 && decay <= gamma)) fail(op, ": decay (gamma lam) must be in [0, gamma], got ", decay);
   dispatch_wide(op, "rewards", rewards.dtype, [&]<class T>() {
     const auto like_rewards = [&](const char* name, const View& v, DType dtype) {
       return Argument(op, name, v).dtype({dtype}).on(rewards.device).shape_like(rewards, 2);

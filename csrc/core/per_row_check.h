@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/dispatch.h"
+#include "core/option_check.h"
 #include "core/per_row.h"
 
 namespace warpup {
@@ -25,14 +26,14 @@ inline PerRowOrScalar per_row(const char* op, const char* name, const PerRowOrSc
   return {per_row<float>(op, name, v.each, like), v.scalar};
 }
 
-// Temperatures are above 0. Those in the memory of a GPU are not looked at, which would synchronize: there a row whose
-// temperature is not gives NaN.
-inline PerRowOrScalar temperature_of(const char* op, const PerRowOrScalarView& v, const View& like) {
+// Temperatures are above 0, and so are their inverses in Acc, the type that is computed in. Those in the memory of a GPU
+// are not looked at, which would synchronize: there a row whose temperature is not gives NaN.
+template <class Acc>
+PerRowOrScalar temperature_of(const char* op, const PerRowOrScalarView& v, const View& like) {
   const PerRowOrScalar temperature = per_row(op, "temperature", v, like);
-  if (!temperature.each && !(v.scalar > 0)) fail(op, ": temperature must be above 0, got ", v.scalar);
+  if (!temperature.each) divisor_option<Acc>(op, "temperature", v.scalar);
   for (int64_t r = 0; temperature.each && !like.device.cuda && r < temperature.each.rows.count; ++r) {
-    const float t = temperature.each[r];
-    if (!(t > 0)) fail(op, ": temperature must be above 0, got ", t, " in row ", r);
+    divisor_option<Acc>(op, "temperature", temperature.each[r], " in row ", r);
   }
   return temperature;
 }

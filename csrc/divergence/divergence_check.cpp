@@ -41,7 +41,7 @@ DivergenceArgs<T> common_args(const char* op, const View& student, const View& t
   args.teacher_rows = teacher_arg.rows(lead);
   args.vocab = student.sizes[lead];
   args.mask = per_row<uint8_t>(op, "mask", options.mask, student);
-  args.temperature = temperature_of(op, options.temperature, student);
+  args.temperature = temperature_of<acc_t<T>>(op, options.temperature, student);
   args.stats = row_state<acc_t<T>>(op, "stats", stats, student, kDivergenceStats);
   if (!swap) return args;
   if (!options.targets) fail(op, ": kind logit_swap needs targets, got None");

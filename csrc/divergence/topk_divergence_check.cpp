@@ -17,7 +17,7 @@ TopkDivergenceArgs<T> common_args(const char* op, const View& student, const Top
   args.student = data<const T>(student);
   args.student_rows = Argument(op, "student_logits", student).rows(lead);
   args.mask = per_row<uint8_t>(op, "mask", mask, student);
-  args.temperature = temperature_of(op, temperature, student);
+  args.temperature = temperature_of<Acc>(op, temperature, student);
   args.stats = row_state<Acc>(op, "stats", stats, student, kTopkStats);
   const Argument ids(op, "teacher_ids", teacher.ids), logp(op, "teacher_logp", teacher.logp);
   ids.dtype({DType::i64}).on(student.device).dims(student.dims).unit_stride_last();

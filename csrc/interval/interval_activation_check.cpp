@@ -1,5 +1,6 @@
 #include "interval/interval_activation_check.h"
 
+#include "core/option_check.h"
 #include "interval/interval_activation.h"
 #include "interval/operands.h"
 
@@ -34,6 +35,8 @@ IntervalActivationArgs<T> activation_args(const char* op, const View& center, co
                                           const OptionalView& clean, std::string_view kind, double a, double b) {
   IntervalActivationArgs<T> args{};
   args.kind = activation_kind(op, kind, a, b), args.a = a, args.b = b;
+  if (args.kind == Activation::leaky_relu) finite_option<acc_t<T>>(op, "negative_slope", a);
+  if (args.kind == Activation::elu) finite_option<acc_t<T>>(op, "alpha", a);
   args.count = center.numel();
   args.center = like_center<const T>(op, "center", center, center);
   args.radius = like_center<const T>(op, "radius", radius, center);

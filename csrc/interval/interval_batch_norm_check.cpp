@@ -19,6 +19,7 @@ void interval_batch_norm(const View& center, const View& radius, const OptionalV
   if (p.normalized() != (scale && shift && p.var)) fail(op, ": mean, var, scale and shift go together");
   if (source >= 0 && !(p.normalized() && partials)) fail(op, ": statistics need mean, var and partials");
   if (sums.has_value() != sum_partials.has_value()) fail(op, ": sums go with sum_partials");
+  if (!(p.eps >= 0)) fail(op, ": eps must be at least 0, got ", p.eps);
   dispatch_floating(op, "center", center.dtype, [&]<class T>() {
     using Acc = acc_t<T>;
     const Device& device = center.device;

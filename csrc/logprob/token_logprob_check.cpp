@@ -36,12 +36,13 @@ TokenLogprobArgs<T> common_args(const char* op, const View& logits, const Sample
   if (!logits.device.cuda && args.vocab_begin == 0) {
     check_targets(op, args.targets, args.vocab_total, args.ignore_index);
   }
-  args.temperature = temperature_of(op, tokens.temperature, logits);
+  args.temperature = temperature_of<acc_t<T>>(op, tokens.temperature, logits);
   if (tokens.token_set) {
     Argument(op, "token_set", *tokens.token_set).dtype({DType::u8}).on(logits.device).shape({args.vocab}).contiguous();
     args.token_set = data<const uint8_t>(*tokens.token_set);
   }
   args.delta = per_row(op, "delta", tokens.delta, logits);
+  if (args.delta.scalar != -HUGE_VAL) finite_option<acc_t<T>>(op, "delta", args.delta.scalar);  // -inf: a ban
   if (tokens.kept_mask) {
     const Argument mask(op, "kept_mask", *tokens.kept_mask);
     mask.dtype({DType::u8}).on(logits.device).shape_like(logits, logits.dims).unit_stride_last();

@@ -1,6 +1,7 @@
 #include "moe/moe_route_check.h"
 
 #include "core/dispatch.h"
+#include "core/option_check.h"
 #include "moe/moe_route.h"
 
 namespace warpup {
@@ -33,6 +34,7 @@ MoeRouteArgs<T> moe_route_args(const char* op, const View& logits, const Optiona
     fail(op, ": order topk_softmax needs score softmax, got ", o.score);
   }
   if (!(o.epsilon >= 0)) fail(op, ": epsilon must be at least 0, got ", o.epsilon);
+  finite_option<acc_t<T>>(op, "scale", o.scale);
   if (o.groups != 0) {
     if (o.groups < 1 || o.groups > kMaxGroups || args.experts % o.groups != 0) {
       fail(op, ": groups must be 1 to ", kMaxGroups, " and divide the ", args.experts, " experts, got ", o.groups);

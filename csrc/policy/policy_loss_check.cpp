@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/dispatch.h"
+#include "core/option_check.h"
 #include "policy/policy_loss.h"
 
 namespace warpup {
@@ -74,11 +75,18 @@ Value find(const char* op, const char* what, const std::string& name, const Name
 
 // ---- Options and inputs ---------------------------------------------------------------------------------------------
 
-PolicyParams params_of(const char* op, PolicyFormula formula, const PolicyOptions& o) {
+template <class T>
+PolicyParams params_of(const char* op, PolicyFormula formula, PolicyLevel level, const PolicyOptions& o) {
   if (!(o.floor <= o.ceiling)) fail(op, ": clip must leave an interval, got [", o.floor, ", ", o.ceiling, "]");
-  if (formula == PolicyFormula::sapo && !(o.tau_positive > 0 && o.tau_negative > 0)) {
-    fail(op, ": tau must be two numbers above 0, got (", o.tau_positive, ", ", o.tau_negative, ")");
+  if (formula == PolicyFormula::sapo) {
+    divisor_option<T>(op, "tau_positive", o.tau_positive), divisor_option<T>(op, "tau_negative", o.tau_negative);
   }
+  if (level == PolicyLevel::gamma) {
+    finite_option<T>(op, "k_positive", o.k_positive), finite_option<T>(op, "k_negative", o.k_negative);
+    finite_option<T>(op, "lambda_positive", o.lambda_positive);
+    finite_option<T>(op, "lambda_negative", o.lambda_negative);
+  }
+  finite_option<T>(op, "kl_coef", o.kl_coef), finite_option<T>(op, "entropy_coef", o.entropy_coef);
   PolicyParams params{};
   params.floor = o.floor, params.ceiling = o.ceiling, params.ceiling_negative = o.ceiling_negative;
   params.tau_positive = o.tau_positive, params.tau_negative = o.tau_negative;
@@ -171,11 +179,14 @@ PolicyLossArgs<T> args_of(const char* op, const PolicyInputs& in, const PolicyOp
 
   args.formula = find(op, "formula", o.formula, kFormulas);
   args.level = find(op, "level", o.level, kLevels);
-  args.params = params_of(op, args.formula, o);
+  args.params = params_of<T>(op, args.formula, args.level, o);
   args.kl_corrected = o.kl_corrected;
   args.denominator = find(op, "normalizer", o.normalizer, kNormalizers);
   args.per_sequence = o.normalizer == "sequence";
-  if (o.denominator_scalar != 0) args.denominator = Denominator::given, args.denominator_scalar = o.denominator_scalar;
+  if (o.denominator_scalar != 0) {
+    divisor_option<T>(op, "normalizer", o.denominator_scalar);
+    args.denominator = Denominator::given, args.denominator_scalar = o.denominator_scalar;
+  }
   return args;
 }
 

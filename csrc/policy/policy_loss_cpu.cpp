@@ -130,35 +130,40 @@ WARPUP_CLONES void weigh_run(const T* penalty, const T* weights, bool row_weight
 }
 
 template <class T>
-WARPUP_CLONES void kl_run(const T* logp, const T* ref, int64_t n, const KlWeights<T> weights, Run<T>* __restrict run) {
+WARPUP_CLONES void kl_run(const T* logp, const T* ref, int64_t n, bool own, const KlWeights<T> weights,
+                          Run<T>* __restrict run) {
+  const T through = own ? T(1) : T(0);
 #pragma omp simd
   for (int64_t t = 0; t < n; ++t) {
     const T on = run->on[t], d = ref[t] - logp[t];
     const KlTerm<T> term = kl_term(on != 0 ? d : T(0), weights);
-    run->kl[t] = term.value, run->kl_slope[t] = on * term.slope;
+    run->kl[t] = term.value, run->kl_slope[t] = on * (through != 0 ? term.corrected : term.slope);
   }
 }
 
-// The caller's KL, and the correction by the ratio. A KL that counts (coef is not 0) has a gradient through it too.
+// The caller's KL, and the correction by the ratio, whose gradient goes to the token itself (own) or, where a KL counts
+// (coef is not 0), to the slope that its row shares.
 template <class T>
-WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, int64_t n, Run<T>* __restrict run) {
+WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, bool own, bool shared, int64_t n,
+                              Run<T>* __restrict run) {
   if (ref_kl) {
 #pragma omp simd
     for (int64_t t = 0; t < n; ++t) {
       const T kl = ref_kl[t];
       run->kl[t] += run->on[t] != 0 ? kl : T(0);
     }
-  }
-  if (corrected) {
-    const T* q = by_row ? run->ratio : run->r;
-    T* through = by_row ? run->slope : run->kl_slope;
-    const T weight = by_row ? coef : T(1);
+    if (own) {
 #pragma omp simd
-    for (int64_t t = 0; t < n; ++t) run->kl[t] *= q[t], run->kl_slope[t] *= q[t];
-    if (coef == 0) return;
-#pragma omp simd
-    for (int64_t t = 0; t < n; ++t) through[t] += weight * run->kl[t];
+      for (int64_t t = 0; t < n; ++t) run->kl_slope[t] += run->kl[t];  // all of it the caller's: no estimate beside it
+    }
   }
+  if (!corrected) return;
+  const T* q = by_row ? run->ratio : run->r;
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) run->kl[t] *= q[t], run->kl_slope[t] *= q[t];
+  if (!shared || coef == 0) return;
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) run->slope[t] += coef * run->kl[t];
 }
 
 template <class T>
@@ -224,13 +229,15 @@ void evaluate(const PolicyLossArgs<T>& args, const Inputs<T>& in, const T* state
                                     PolicyBounds<T>(args.params), run, sums);
   const T* weights = args.level == PolicyLevel::gamma ? nullptr : in.weights;  // there they are in the ratio
   if (in.penalty || weights) weigh_run(in.penalty, weights, in.row_weight, n, run);
+  const bool own = args.kl_corrected && corrects_by_own(args.level, state[kSlope]);
   if (in.ref) {
-    kl_run(in.logp, in.ref, n, kl_weights<T>(args.params), run);
+    kl_run(in.logp, in.ref, n, own, kl_weights<T>(args.params), run);
   } else {
     std::fill_n(run->kl, n, T(0)), std::fill_n(run->kl_slope, n, T(0));
   }
   if (in.ref_kl || args.kl_corrected) {
-    add_kl_run(in.ref_kl, T(args.params.kl_coef), args.kl_corrected, corrects_by_row(args.level), n, run);
+    const bool by_row = corrects_by_row(args.level), shared = args.level == PolicyLevel::sequence;
+    add_kl_run(in.ref_kl, T(args.params.kl_coef), args.kl_corrected, by_row, own, shared, n, run);
   }
 }
 

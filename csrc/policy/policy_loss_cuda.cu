@@ -20,7 +20,7 @@ struct Token {
   T kl_ratio;             // that corrects the KL, or 1
   bool open;              // the slope that the row's tokens share flows to it
 
-  __device__ Token(const PolicyLossArgs<T>& a, int64_t b, int64_t t, T positive, T negative) {
+  __device__ Token(const PolicyLossArgs<T>& a, int64_t b, int64_t t, T positive, T negative, T row_slope) {
     const auto at = [&](const PolicyStream<T>& s) { return s.row(a.layout, b)[t * s.step]; };
     const T logp = at(a.logp), advantage = at(a.advantages);
     log_ratio = logp - at(a.old_logp);
@@ -36,19 +36,16 @@ struct Token {
       const T w = at(a.weights);
       policy.loss *= w, policy.slope *= w;
     }
-    kl = {T(0), T(0)}, kl_ratio = T(1);
+    kl = {T(0), T(0), T(0)}, kl_ratio = T(1);
     if (a.ref_logp) kl = kl_term(at(a.ref_logp) - logp, kl_weights<T>(a.params));
-    if (a.ref_kl) kl.value += at(a.ref_kl);
+    if (a.ref_kl) kl.value += at(a.ref_kl), kl.corrected += at(a.ref_kl);
     if (a.kl_corrected) {
       kl_ratio = corrects_by_row(a.level) ? ratio : r;
+      if (corrects_by_own(a.level, row_slope)) kl.slope = kl.corrected;
       kl.value *= kl_ratio, kl.slope *= kl_ratio;
       const T coef = T(a.params.kl_coef);
-      if (coef != 0) {  // a KL that counts has a gradient through its ratio too
-        if (corrects_by_row(a.level))
-          policy.slope += coef * kl.value;
-        else
-          kl.slope += kl.value;
-      }
+      // A KL that counts has a gradient through the row's ratio too.
+      if (coef != 0 && a.level == PolicyLevel::sequence) policy.slope += coef * kl.value;
     }
   }
 };
@@ -120,7 +117,7 @@ __global__ __launch_bounds__(kThreads) void policy_loss_kernel(const PolicyLossA
   PolicySums<T> sums{};
   for (int64_t t = piece.begin + threadIdx.x; t < piece.begin + piece.count; t += kThreads) {
     if (!counts(args, piece.row, t)) continue;
-    const Token<T, kFormula> token(args, piece.row, t, positive, negative);
+    const Token<T, kFormula> token(args, piece.row, t, positive, negative, T(1));
     const PolicyTerm<T>& p = token.policy;
     const T kl_coef = T(args.params.kl_coef), entropy_coef = T(args.params.entropy_coef);
     const T entropy = args.entropy ? args.entropy.row(args.layout, piece.row)[t] : T(0);
@@ -154,7 +151,7 @@ __global__ __launch_bounds__(kThreads) void policy_loss_backward_kernel(const Po
   for (int64_t t = piece.begin + threadIdx.x; t < piece.begin + piece.count; t += kThreads) {
     T grad = T(0), linear = T(0), kl_ratio = T(1);
     if (counts(f, piece.row, t)) {
-      const Token<T, kFormula> token(f, piece.row, t, state[kRatio], state[kRatioNegative]);
+      const Token<T, kFormula> token(f, piece.row, t, state[kRatio], state[kRatioNegative], slope);
       const T policy = spreads(f.level) ? (token.open ? slope : T(0)) : slope * token.policy.slope;
       grad = scale * (policy + T(f.params.kl_coef) * token.kl.slope), linear = scale, kl_ratio = token.kl_ratio;
     }

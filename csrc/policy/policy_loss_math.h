@@ -34,6 +34,12 @@ WARPUP_HD bool spreads(PolicyLevel level) { return level == PolicyLevel::sequenc
 WARPUP_HD bool corrects_by_row(PolicyLevel level) {
   return level == PolicyLevel::sequence || level == PolicyLevel::sequence_token;
 }
+// That ratio's gradient flows to the token itself. Else it is shared by the row (sequence), or there is none: the mean
+// of a sequence_token is held, and so its factor (RowRatio::slope) is 0.
+template <class Acc>
+WARPUP_HD bool corrects_by_own(PolicyLevel level, Acc row_slope) {
+  return level == PolicyLevel::sequence_token ? row_slope != 0 : level != PolicyLevel::sequence;
+}
 
 // Weights of the estimators k1, k2 and k3 in the KL's value, and of their gradients in its gradient: a straight-through
 // estimator has the value of one and the gradient of another. |d| and the estimate are held at the limits, infinite but
@@ -160,17 +166,21 @@ WARPUP_HD RowRatio row_ratio(PolicyLevel level, double sum, double tokens, const
 template <class Acc>
 struct KlTerm {
   Acc value, slope;  // slope: d value / d logp
+  Acc corrected;     // slope + value: d (q value) / d logp is q times this, q the token's own ratio
 };
 
-// With d = ref - logp:  k1 = -d,  k2 = d^2 / 2,  k3 = e^d - d - 1  (Schulman 2020).
+// With d = ref - logp:  k1 = -d,  k2 = d^2 / 2,  k3 = e^d - d - 1  (Schulman 2020). `corrected` in closed form, which for
+// k3 is -d: as a sum of its two parts it would be a difference of exponentials, without a right digit from d = 17 on.
 template <class Acc>
 WARPUP_HD KlTerm<Acc> kl_term(Acc d, const KlWeights<Acc>& w) {
   const Acc low = d < -w.input_limit ? -w.input_limit : d, held = low > w.input_limit ? w.input_limit : low;
   const Acc e = exp_held(held);
   const Acc value = w.k3 * (e - held - Acc(1)) + held * (w.k2 * Acc(0.5) * held - w.k1);
-  const Acc slope = w.slope1 - w.slope2 * held + w.slope3 * (Acc(1) - e);
-  const bool over = value > w.output_limit;
-  return {over ? w.output_limit : value, held != d || over ? Acc(0) : slope};
+  const Acc flat = w.slope1 - w.slope2 * held, slope = flat + w.slope3 * (Acc(1) - e);
+  const Acc corrected = flat + (w.k3 - w.slope3) * (e - Acc(1)) + held * (w.k2 * Acc(0.5) * held - w.k1 - w.k3);
+  const bool over = value > w.output_limit, limited = held != d || over;
+  const Acc result = over ? w.output_limit : value;
+  return {result, limited ? Acc(0) : slope, limited ? result : corrected};
 }
 
 }  // namespace warpup

@@ -1,6 +1,7 @@
 #include "reflection/apply_schedule_check.h"
 
 #include "core/dispatch.h"
+#include "core/option_check.h"
 
 namespace warpup {
 
@@ -109,6 +110,7 @@ void apply_schedule(const View& logits, const TableViews& tables, const View& sl
     if (temperature) {
       Argument(op, "temperature", *temperature).dtype({DType::f32}).on(device).shape({args.rows}).contiguous();
     }
+    if (!temperature) finite_option<float>(op, "temperature", temperature_scalar);
     args.temperature = data<const float>(temperature);
     args.temperature_scalar = temperature_scalar;
     Argument(op, "delta", delta).dtype({DType::f32}).on(device).shape({args.rows}).contiguous();

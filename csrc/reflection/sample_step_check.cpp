@@ -1,6 +1,7 @@
 #include "reflection/sample_step_check.h"
 
 #include "core/dispatch.h"
+#include "core/option_check.h"
 #include "reflection/sample_step.h"
 
 namespace warpup {
@@ -39,10 +40,12 @@ void sample_step(const View& logits, const OptionalView& tuned, const OptionalVi
     for (int64_t r = 0; !device.cuda && r < args.rows; ++r) {
       if (args.slots[r] < 0) continue;
       const Sampling& s = args.sampling[args.slots[r]];
-      if (!(s.think >= 0 && s.answer >= 0 && s.code >= 0 && s.top_p >= 0 && s.repetition > 0)) {
-        fail(op, ": the sampling of slot ", args.slots[r],
-             " has a temperature or top_p below 0, or no repetition above 0");
+      for (const double t : {s.think, s.answer, s.code}) {
+        if (t != 0) divisor_option<Acc>(op, "temperature", t, ", which is not 0, in slot ", args.slots[r]);
       }
+      divisor_option<Acc>(op, "repetition", s.repetition, " in slot ", args.slots[r]);
+      finite_option<Acc>(op, "presence", s.presence), finite_option<Acc>(op, "beta", s.beta);
+      if (!(s.top_p >= 0)) fail(op, ": top_p must be at least 0, got ", s.top_p, " in slot ", args.slots[r]);
       if (!seen && (s.repetition != 1 || s.presence != 0)) {
         fail(op, ": slot ", args.slots[r], " has a repetition or presence penalty, which needs seen, got None");
       }

@@ -93,13 +93,21 @@ def test_empty(backend, shape):
     assert all(o.shape == shape for o in [*gae(x, x, mask, gamma=0.9, lam=0.9), reward_to_go(x, mask)])
 
 
-X, M, V = torch.zeros(3, 4), torch.ones(3, 4), torch.zeros(3)
+def test_a_wide_bootstrap_widens_the_result(backend):
+    x, end = torch.zeros(1, 1, device=backend.device), torch.tensor([1 / 3], dtype=torch.float64, device=backend.device)
+    assert gae(x, x, x == 0, gamma=1.0, lam=1.0, bootstrap=end)[0].item() == end.item()
+
+
+X, M, V, NAN = torch.zeros(3, 4), torch.ones(3, 4), torch.zeros(3), float("nan")
 ERRORS = [
     (lambda: gae(V, V, V, gamma=1.0, lam=1.0), r"gae: rewards must have shape \(B, T\), got \(3,\)"),
     (lambda: gae(X, X[:2], M, gamma=1.0, lam=1.0), r"values must have shape \(3, 4\), got \(2, 4\)"),
     (lambda: gae(X, X, M[:2], gamma=1.0, lam=1.0), r"mask must have shape \(3, 4\), got \(2, 4\)"),
     (lambda: gae(X.long(), X, M, gamma=1.0, lam=1.0), r"rewards must be a floating tensor, got torch.int64"),
     (lambda: gae(X, X, M, gamma=1.0, lam=1.0, bootstrap=V[:2]), r"bootstrap must have shape \(3,\), got \(2,\)"),
+    (lambda: gae(X, X, M, gamma=1.0, lam=1.5), r"lam must be in \[0, 1\], got 1.5"),
+    (lambda: gae(X, X, M, gamma=NAN, lam=1.0), r"gamma must be in \[0, 1\], got nan"),
+    (lambda: reward_to_go(X, M, 1.01), r"gamma must be in \[0, 1\], got 1.01"),
     (lambda: reward_to_go(V, V), r"reward_to_go: rewards must have shape \(B, T\)"),
 ]  # fmt: skip
 

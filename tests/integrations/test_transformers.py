@@ -77,6 +77,49 @@ def test_a_processor_is_used_again():
     assert generate(model, other, processor) == [by_hand(model, p, SCHEDULE, 20) for p in other]
 
 
+def test_the_next_turn_of_a_chat():
+    """A prompt that begins with all that was generated before, the last token included: as ids it goes on from there,
+    yet it is another request, whose tokens count from 0."""
+    model, wave = llama().eval(), SCHEDULE.replace(amplitude=4.0, period=16, phase="any")
+    processor = ReflectionLogitsProcessor(wave, record=True)
+    for more in ([], [8, 9, 10], [8]):
+        prompt = PROMPTS[0]
+        for _ in range(3):
+            out = generate(model, [prompt], processor, max_new_tokens=5, eos_token_id=None)[0]
+            assert torch.cat(processor.deltas).tolist() == pytest.approx([0, 1, 2, 3, 4])
+            prompt = [*prompt, *out, *more]
+
+
+@pytest.mark.parametrize("speculation", ["assistant", "prompt lookup"])
+def test_drafts(speculation):
+    """An assistant runs the same processor, in a `generate` of its own inside of ours; drafts are rejected."""
+    model, wave = llama().eval(), SCHEDULE.replace(phase="any")
+    torch.manual_seed(3)
+    assistant = llama().eval()
+    with torch.no_grad():
+        for p in assistant.parameters():
+            p.add_(0.03 * torch.randn_like(p))
+    options = {"assistant_model": assistant} if speculation == "assistant" else {"prompt_lookup_num_tokens": 3}
+    processor = ReflectionLogitsProcessor(wave)
+    for prompt in (PROMPTS[0], PROMPTS[2], [8, 9, 8, 9, 8]):
+        assert generate(model, [prompt], processor, **options) == generate(model, [prompt], Stateless(wave))
+
+
+def test_a_loop_of_ones_own():
+    """There the ids are all that is known, so what does not go on by a token asks for `reset`."""
+    processor = ReflectionLogitsProcessor(SCHEDULE)
+    scores = torch.zeros(1, len(TOKENIZER))
+    for ids in ([8, 4], [8, 4, 9]):
+        processor(torch.tensor([ids]), scores)
+    with pytest.raises(ValueError, match=r"ids of shape \(1, 5\) do not go on from \(1, 3\) .*: call reset\(\)"):
+        processor(torch.tensor([[8, 4, 9, 9, 9]]), scores)
+    processor.reset()
+    processor(torch.tensor([[8, 4, 9, 9, 9]]), scores)
+    assert processor.delta.item() == 0
+    processor(torch.tensor([[8, 4, 9, 9, 9, 9]]), scores)
+    assert processor.delta.item() == pytest.approx(SCHEDULE.delta(1))
+
+
 def test_a_schedule_a_row():
     model = llama().eval()
     mine = [SCHEDULE, SCHEDULE.replace(amplitude=-30.0), SCHEDULE.replace(start_offset=2)]
@@ -160,6 +203,9 @@ def test_continuous_batching_protocol():
     assert deltas(a, b) == pytest.approx([SCHEDULE.delta(2), own.delta(3)])
     a.state.generated_tokens += [5]
     assert deltas(a) == [0.0]
+    again = request("b", [4])  # the name and the prompt's length of one before
+    again.state.generated_tokens += [7]
+    assert deltas(again) == pytest.approx([SCHEDULE.delta(1)])
 
     out = processor(scores, torch.tensor([1.5, 0.0, -2.0]).view(torch.int32))
     assert out[:, list(TOKENS.ids)].tolist() == [[1.5] * 2, [0.0] * 2, [-2.0] * 2]

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import warpup
 from tests.policy.test_policy_loss import packed, problem
+from warpup.policy.reference import reference_policy_loss
 
 NAN = math.nan
 
@@ -116,6 +117,43 @@ def test_clip_cov_tokens():
     assert not none.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_sums_over_long_sequences(dtype):
+    """2,000 tokens that differ by 2^-9 each, which every type holds: the weight is e^(2000 / 512) = 49.71, the drift as
+    large, and there are 2,000 tokens; padded and packed. Added in bfloat16 one by one, both stall at 256 of them."""
+    old, mask = torch.zeros(2, 2000, dtype=dtype), torch.ones(2, 2000, dtype=torch.bool)
+    rollout = old - 2.0**-9
+    offsets = torch.tensor([0, 2000, 4000])
+    of_packed = [x.flatten() for x in (old, rollout, mask)]
+    for arguments, given in (((old, rollout, mask), {}), (of_packed, {"cu_seqlens": offsets})):
+        weights = warpup.rollout_weights(*arguments, mode="truncate", cap=100.0, **given)
+        assert weights.tolist() == pytest.approx([math.exp(2000 / 512)] * 2, rel=1e-6)
+        assert warpup.rollout_weights(*arguments, cap=3.0, **given).tolist() == [0, 0]
+        tokens = warpup.rollout_weights(*arguments, level="token", **given)
+        assert tokens.unique().tolist() == pytest.approx([math.exp(2.0**-9)], rel=1e-7)
+        near = [
+            warpup.sequence_mask(arguments[1], arguments[0], -torch.ones(2), arguments[2], delta=delta, **given)
+            for delta in (0.00195, 0.00196)
+        ]
+        assert [n.tolist() for n in near] == [[False, False], [True, True]]
+        loss, metrics = reference_policy_loss(
+            arguments[0], arguments[1], torch.ones(2), arguments[2], kind="gspo", clip=(1.0, 1.0), **given
+        )
+        assert metrics["tokens"] == 4000
+        assert loss.item() == pytest.approx(-math.exp(2.0**-9), rel=1e-6)
+
+
+def test_quantiles_and_covariances_in_bfloat16():
+    """The types' own steps would round the quantile onto a token, and the means away."""
+    entropy, mask = torch.tensor([[1.0, 1 + 2.0**-7]], dtype=torch.bfloat16), torch.ones(1, 2, dtype=torch.bool)
+    assert warpup.top_entropy_mask(entropy, mask, 0.1).tolist() == [[False, True]]
+    x = {k: v.bfloat16() if v.is_floating_point() else v for k, v in problem(20, 100).items()}
+    wide = {k: v.double() if v.is_floating_point() else v for k, v in x.items()}
+    for y in (x, wide):
+        y["picked"] = warpup.kl_cov_tokens(y["logp"], y["advantages"], y["mask"], share=0.1)
+    assert torch.equal(x["picked"], wide["picked"])
+
+
 def test_nothing_waits_for_the_device(x):
     """A tensor without data refuses whatever the host would have to know."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -139,6 +177,12 @@ def test_nothing_waits_for_the_device(x):
         (lambda t: warpup.rollout_weights(t, t, t, level="word"), "level must be 'token' or 'sequence', got 'word'"),
         (lambda t: warpup.rollout_weights(t, t, t, mode="clip"), "mode must be 'truncate' or 'mask', got 'clip'"),
         (lambda t: warpup.rollout_weights(t, t, t, cap=0.0), "cap must be above 0, got 0.0"),
+        (lambda t: warpup.rollout_weights(t, t, t, cap=2.0, floor=3.0), "floor must be in .*got floor 3.0 and cap 2.0"),
+        (lambda t: warpup.rollout_weights(t, t, t, floor=NAN), "floor must be in .*got floor nan"),
+        (lambda t: warpup.sequence_mask(t, t, t, t, delta=-0.1), "delta must be at least 0, got -0.1"),
+        (lambda t: warpup.clip_cov_tokens(t, t, t, t, bounds=(5.0, 1.0)), r"bounds must be .*, got \(5.0, 1.0\)"),
+        (lambda t: warpup.clip_cov_tokens(t, t, t, t, share=0.0), "share must be above 0 and at most 1, got 0.0"),
+        (lambda t: warpup.kl_cov_tokens(t, t, t, share=2), "share must be above 0 and at most 1, got 2"),
         (lambda t: warpup.top_entropy_mask(t, t, 1.5), r"quantile must be in \[0, 1\], got 1.5"),
     ],
 )

@@ -234,6 +234,28 @@ def test_kl_by_hand(backend, kl, value, slope):
     assert gradient.item() == pytest.approx(2 * slope)
 
 
+@pytest.mark.parametrize("form", ["ref_logp", "ref_kl"])
+@pytest.mark.parametrize("kind", ["grpo", "gspo", "gspo_token", "gpg", "gmpo"])
+def test_the_gradient_of_a_corrected_kl(backend, kind, form):
+    """q k3 has the slope q (1 - e^d) + q (e^d - d - 1) = -q d, closed before any digit is lost: float32 has 8, e^18 is
+    7e7. The caller's own KL is multiplied by the ratio all the same; where the row's mean is held, that has no slope.
+    """
+    q = torch.tensor([[0.5], [2.0], [1.0]], device=backend.device)
+    for d in (-3.0, 1e-3, 4.0, 18.0, 40.0):
+        logp = 0 * q
+        x = {"logp": logp, "old_logp": logp - q.log(), "advantages": 0 * logp, "mask": torch.ones_like(q) != 0}
+        given = {"ref_logp": logp + d} if form == "ref_logp" else {"ref_kl": 0 * logp + d, "kl": "full"}
+        got = loss_and_gradient(x, kind=kind, kl_coef=1.0, kl_corrected=True, normalizer=1.0, **given)[1]
+        if kind == "gspo" and form == "ref_logp":  # the row's slope is a mean over its tokens, here of one
+            continue
+        torch.testing.assert_close(got, -q * d if form == "ref_logp" else q * d, rtol=2e-6, atol=3e-7)
+    held = {"logp": logp, "old_logp": logp - 11.0, "advantages": 0 * logp, "mask": torch.ones_like(q) != 0}
+    if kind == "gspo_token":
+        want = math.exp(10) * (1 - math.e)
+        got = loss_and_gradient(held, kind=kind, kl_coef=1.0, kl_corrected=True, normalizer=1.0, ref_logp=logp + 1)[1]
+        assert got[0, 0].item() == pytest.approx(want, rel=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["grpo", "gspo", "gmpo"])
 @pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("kl", ["k3", "full"])

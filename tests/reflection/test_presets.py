@@ -56,6 +56,9 @@ def test_thought_switch_penalty(backend):
 def test_wrong_calls():
     with pytest.raises(ValueError, match="times: expected at least 1, got 0"):
         presets.BudgetForcing(ReflectionBatch(1, tokens=SIMPLE), wait=1, times=0)
+    for wrong in ({"budget": 0}, {"alpha": 0.0}, {"start": 1.5}, {"alpha": float("nan")}):
+        with pytest.raises(ValueError, match="expected budget and alpha above 0 and start, a probability"):
+            presets.AlphaOne(ReflectionBatch(1, tokens=SIMPLE), 1, [7], **{"budget": 10, **wrong})
     for method in (lambda b: presets.BudgetForcing(b, wait=1), lambda b: presets.AlphaOne(b, 1, [7], 10)):
         with pytest.raises(ValueError, match="an end of thinking of one token, this tokenizer has 3"):
             method(ReflectionBatch(1, tokens=TOKENS))

@@ -321,17 +321,22 @@ def test_no_rows_and_rows_of_nobody(backend):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1.0}, "temperature: expected a number of 0 or more"),
+        ({"temperature": -1.0}, r"temperature: expected 0 or a number from 1.08e-19 to 9.22e\+18"),
+        ({"temperature": 1e-39}, r"temperature: expected 0 or a number from .*, got 1e-39"),  # NaN and token 0 it gave
         ({"temperature": {"think": 1.0}}, "temperature: expected"),
         ({"temperature": NAN}, "temperature: expected"),
-        ({"top_k": -1}, r"top_k: expected 0 \(off\) or more, got -1"),
+        ({"top_k": -1}, r"top_k: expected 0 \(off\) or a whole number above, got -1"),
+        ({"top_k": 0.5}, r"top_k: expected 0 \(off\) or a whole number above, got 0.5"),
         ({"top_p": 1.5}, r"top_p: expected 0 to 1 \(off\), got 1.5"),
         ({"min_p": -0.1}, "min_p: expected"),
-        ({"repetition": 0.0}, "repetition: expected above 0"),
-        ({"presence": INF}, "presence: expected finite"),
+        ({"repetition": 0.0}, "repetition: expected a number from"),
+        ({"repetition": 1e-46}, "repetition: expected a number from .*, got 1e-46"),
+        ({"presence": INF}, "presence: expected a finite float32"),
+        ({"presence": 1e39}, r"presence: expected a finite float32, got 1e\+39"),
         ({"seed": 2**53}, "seed: expected an integer from 0"),
         ({"seed": 0.5}, "seed: expected an integer from 0"),
-        ({"beta": NAN}, "beta: expected finite"),
+        ({"beta": NAN}, "beta: expected a finite float32"),
+        ({"beta": 1e39}, "beta: expected a finite float32"),
         ({"temperature": 0.0, "top_k": 3}, "temperature 0 takes the likeliest token, so they have no effect"),
         ({"temperature": 0.0, "top_p": 0.5}, "temperature 0 takes the likeliest token"),
         ({"temperature": 0.0, "min_p": 0.5}, "temperature 0 takes the likeliest token"),
@@ -361,6 +366,14 @@ def test_wrong_calls():
         batch_of(2, "cpu", beta=0.5).sample(logits)
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         warpup.continuous_tokens(logits, batch.tables, torch.arange(2), torch.zeros(9, 3), 0)
-    batch.tables.sampling[1, 0] = -1
-    with pytest.raises(ValueError, match="sampling of slot 1 has a temperature"):
-        batch.sample(logits)
+    for column, value, message in (
+        (0, -1, "temperature must be above 0, got -1, which is not 0, in slot 1"),
+        (2, 1e-39, r"temperature must be in \[1.0842e-19, .* got 1e-39, which is not 0, in slot 1"),
+        (6, 0, "repetition must be above 0, got 0 in slot 1"),
+        (7, 1e39, r"presence must be a finite float32, got 1e\+39"),
+        (4, -0.5, "top_p must be at least 0, got -0.5 in slot 1"),
+    ):
+        wrong = batch_of(2, "cpu")
+        wrong.tables.sampling[1, column] = value
+        with pytest.raises(ValueError, match=message):
+            wrong.sample(logits)

@@ -18,11 +18,11 @@ def check_shape(op: str, name: str, x: Tensor, shape: tuple) -> None:
         fail(op, f"{name} must have shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
-def widened(op: str, name: str, x: Tensor, other: Tensor | None = None) -> Tensor:
-    """`x` in the type that is computed in: float64 where it or the other is float64, else float32."""
+def widened(op: str, name: str, x: Tensor, *others: Tensor | None) -> Tensor:
+    """`x` in the type that is computed in: float64 where it or another is float64, else float32."""
     if not x.is_floating_point():
         fail(op, f"{name} must be a floating tensor, got {x.dtype}")
-    wide = x.dtype == torch.float64 or (other is not None and other.dtype == torch.float64)
+    wide = any(t is not None and t.dtype == torch.float64 for t in (x, *others))
     x = x.detach() if x.requires_grad else x
     return x.to(torch.float64 if wide else torch.float32)
 

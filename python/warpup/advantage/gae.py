@@ -59,8 +59,8 @@ def gae(
         values: (B, T), any floating dtype, the critic's value before each token.
         mask: (B, T) bool or number, nonzero where the policy chose the token. Nothing is read outside of it, NaN
             included.
-        gamma: discount.
-        lam: GAE's lambda.
+        gamma: discount, in [0, 1].
+        lam: GAE's lambda, in [0, 1].
         bootstrap: (B,) value after the last token, of responses that were cut off; None: 0, the responses have ended.
 
     Returns:
@@ -68,7 +68,7 @@ def gae(
         Not whitened; see `masked_whiten`.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape or dtype does not fit, gamma or lam outside [0, 1].
 
     Source: Schulman et al. 2016 (arXiv 1506.02438); masked as in verl's compute_gae_advantage_return.
     """
@@ -77,7 +77,9 @@ def gae(
         fail(op, f"rewards must have shape (B, T), got {tuple(rewards.shape)}")
     check_shape(op, "values", values, rewards.shape)
     mask = mask_like(op, mask, rewards)
-    r, v = widened(op, "rewards", rewards, values), widened(op, "values", values, rewards)
+    if not 0 <= lam <= 1:
+        fail(op, f"lam must be in [0, 1], got {lam}")
+    r, v = widened(op, "rewards", rewards, values, bootstrap), widened(op, "values", values, rewards, bootstrap)
     if bootstrap is not None:
         check_shape(op, "bootstrap", bootstrap, rewards.shape[:1])
         bootstrap = bootstrap.detach().to(r.dtype).contiguous()
@@ -90,7 +92,7 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0, *, carry: bo
     Args:
         rewards: (B, T), any floating dtype.
         mask: (B, T) bool or number, nonzero where the policy chose the token. Other tokens' rewards do not count.
-        gamma: discount.
+        gamma: discount, in [0, 1].
         carry: tokens outside the mask neither add nor decay, so R is carried through observation tokens. False: such a
             token sets R to 0, as verl's REINFORCE++ does; the same where a response has no hole.
 
@@ -98,7 +100,7 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0, *, carry: bo
         (B, T) in float32 (float64 for float64), 0 outside the mask.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape or dtype does not fit, gamma outside [0, 1].
     """
     op = "reward_to_go"
     if rewards.dim() != 2:

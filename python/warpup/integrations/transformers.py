@@ -6,11 +6,14 @@ model.generate(..., logits_processor=LogitsProcessorList([processor]))
 
 from __future__ import annotations
 
+import sys
+import weakref
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from warpup.integrations._requests import Requests, schedule_from
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
@@ -27,9 +30,10 @@ class ReflectionLogitsProcessor(LogitsProcessor):
     """A schedule on every row of a batch; prompts may be padded on the left. transformers divides by its temperature
     afterwards, as the schedule expects.
 
-    A row has no name here, so each call is held against the one before: the same rows and one token more go on; other
-    rows behind the same prompts (beams that were reordered, drafts that were rejected) are followed anew, O(B L) of
-    work; anything else is a new generation, whose prompts are the ids of its first call. Beam search works that way.
+    Each `generate` is a generation, whose prompts are the ids of its first call: ids alone would not tell the next turn
+    of a chat from the next token. Within it each call is held against the one before: the same rows and one token more
+    go on; other rows (beams that were reordered, drafts that were rejected) are followed anew, O(B L) of work. In a
+    decoding loop of your own, `reset()` comes before each generation.
 
     schedule: for all rows, or one a row. temperature: what `generate` will divide by, where the unit is "nat".
     inplace: change the scores that came, which saves a copy of (B, V) a step; `output_logits=True` then shows the
@@ -48,12 +52,18 @@ class ReflectionLogitsProcessor(LogitsProcessor):
     ):
         self.schedule, self.temperature, self.inplace, self.record = schedule, temperature, inplace, record
         self.batch: ReflectionBatch | None = None
+        self.callers: list[weakref.ref[LogitsProcessorList]] = []  # of this generation: generate's, and its assistant's
         self.seen: Tensor | None = None  # the ids of the last call
         self.prompt = 0
         self.delta: Tensor | None = None
         self.deltas: list[Tensor] = []
 
+    def reset(self) -> None:
+        """The next call begins a generation."""
+        self.seen, self.callers = None, []
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._begin_with(_caller())
         batch = self._follow(input_ids)
         scores = scores if self.inplace else scores.clone()
         self.delta = batch.apply_(scores, temperature=self.temperature)
@@ -61,15 +71,31 @@ class ReflectionLogitsProcessor(LogitsProcessor):
             self.deltas.append(self.delta)
         return scores
 
+    def _begin_with(self, caller: LogitsProcessorList | None) -> None:
+        """A caller that is new begins a generation, but for an assistant's, whose `generate` runs inside of ours."""
+        if caller is None:  # a loop of one's own
+            if self.callers:
+                self.reset()
+            return
+        if any(caller is known() for known in self.callers):
+            return
+        if not any(_is_running(known()) for known in self.callers):
+            self.reset()
+        self.callers = [known for known in self.callers if known() is not None] + [weakref.ref(caller)]
+
     def _follow(self, ids: Tensor) -> ReflectionBatch:
         rows, length = ids.shape
         seen, self.seen, batch = self.seen, ids, self.batch
-        if seen is not None and (len(seen) != rows or length <= self.prompt):
-            seen = None
-        if batch is not None and seen is not None and torch.equal(ids[:, :-1], seen):
-            batch.update(ids[:, -1])
-            return batch
-        if batch is None or seen is None or not torch.equal(ids[:, : self.prompt], seen[:, : self.prompt]):
+        if batch is not None and seen is not None:
+            if torch.equal(ids[:, :-1], seen):
+                batch.update(ids[:, -1])
+                return batch
+            if len(seen) != rows or not self.prompt <= length <= seen.shape[1] + 1:
+                raise ValueError(
+                    f"ids of shape {tuple(ids.shape)} do not go on from {tuple(seen.shape)} behind prompts of "
+                    f"{self.prompt}: call reset() before another generation"
+                )
+        else:
             self.prompt, self.deltas = length, []
             batch = self._batch_of(rows, ids.device)
         none = torch.zeros(rows, dtype=torch.int64, device=ids.device)
@@ -86,6 +112,25 @@ class ReflectionLogitsProcessor(LogitsProcessor):
                 if schedule is not given[0]:
                     self.batch.set_schedule([row], schedule)
         return self.batch
+
+
+def _caller() -> LogitsProcessorList | None:
+    """The list that runs the processor. `generate` makes one for itself at each call and keeps it to the end, so it is
+    what a generation can be known by; it does not pass it on, but stands on the stack."""
+    frame, code = sys._getframe(2), LogitsProcessorList.__call__.__code__
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame and frame.f_locals["self"]
+
+
+def _is_running(caller: LogitsProcessorList | None) -> bool:
+    """Whether a function further up the stack holds that list: the `generate` that made it has not returned."""
+    frame = sys._getframe(1) if caller is not None else None
+    while frame is not None:
+        if any(value is caller for value in frame.f_locals.values()):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):  # pyright: ignore[reportGeneralTypeIssues]
@@ -106,6 +151,7 @@ class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):  # pyrig
 
     def __init__(self, schedule: ReflectionSchedule, *, slots: int = 1024):
         self.schedule, self.requests = schedule, Requests(slots, schedule)
+        self.states: dict[str, Any] = {}  # the engine's state of each request; one that is new has another
         self.ids: Tensor | None = None
 
     def fill_defaults(self, int32_tensor: Tensor) -> None:
@@ -117,7 +163,7 @@ class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):  # pyrig
             state = future.state
             keys.append(state.request_id)
             prompt, output = _split(state)
-            if state.request_id in requests.known and len(requests.known[state.request_id][1]) == len(prompt):
+            if self.states.get(state.request_id) is state:
                 slot, _, _, seen = requests.known[state.request_id]
                 requests.known[state.request_id] = (slot, prompt, output, seen)
             else:
@@ -127,6 +173,7 @@ class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):  # pyrig
                 if schedule.tokens != self.schedule.tokens:
                     raise ValueError("under continuous batching all schedules act on the same tokens")
                 requests.start(state.request_id, prompt, output, schedule)
+                self.states[state.request_id] = state
         if not keys:
             return torch.empty(0, dtype=torch.int32)
         requests.catch_up()
@@ -135,13 +182,14 @@ class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):  # pyrig
     def _make_room(self, keys) -> None:
         if not self.requests.free:
             for key in [k for k in self.requests.known if k not in keys]:  # finished, or preempted and rebuilt later
-                self.requests.stop(key)
+                self.requests.stop(key), self.states.pop(key)
 
     def __call__(self, scores: Tensor, tensor_arg: Tensor) -> Tensor:
         if self.ids is None or self.ids.device != scores.device:
             self.ids = torch.tensor(ReflectionTokens.of(self.schedule.tokens).ids, device=scores.device)
-        delta = tensor_arg[: scores.shape[0]].view(torch.float32)
-        return scores.index_add(1, self.ids, delta.to(scores.dtype).unsqueeze(1).expand(-1, len(self.ids)))
+        delta = tensor_arg[: scores.shape[0]].view(torch.float32).unsqueeze(1)
+        wide = torch.promote_types(scores.dtype, torch.float32)  # one rounding, as `apply_schedule_` has
+        return scores.index_copy(1, self.ids, (scores.index_select(1, self.ids).to(wide) + delta).to(scores.dtype))
 
 
 def _split(state) -> tuple[list[int], list[int]]:

@@ -1,12 +1,15 @@
 """What goes into `policy_loss` as weights or masks, in plain torch and without host synchronisation.
 
-Padded tensors are (B, T); packed ones (N,) with `cu_seqlens` (S + 1,).
+Padded tensors are (B, T); packed ones (N,) with `cu_seqlens` (S + 1,). Whatever their type, all is computed in float32,
+or in float64 where an input is: a bfloat16 log-prob is a rounded number, and sums of such must not be rounded again.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from warpup._op import accumulator
 
 
 def per_token(values: Tensor, like: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -20,11 +23,20 @@ def per_token(values: Tensor, like: Tensor, cu_seqlens: Tensor | None = None) ->
 
 
 def row_sums(x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
-    """The sum over each row."""
+    """The sum over each row. Floats are added in float64, and the sum is float32 (or float64), so that packed and
+    padded rows agree: `index_add` adds one after the other, and in bfloat16 stalls at 256 ones."""
+    dtype = accumulator(x) if x.is_floating_point() else x.dtype
+    x = x.double() if x.is_floating_point() else x
     if cu_seqlens is None:
-        return x.sum(-1)
+        return x.sum(-1).to(dtype)
     rows = torch.arange(cu_seqlens.shape[0] - 1, device=x.device)
-    return x.new_zeros(rows.shape).index_add(0, per_token(rows, x, cu_seqlens), x)
+    return x.new_zeros(rows.shape).index_add(0, per_token(rows, x, cu_seqlens), x).to(dtype)
+
+
+def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Floats of any types in the one that is computed in."""
+    wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    return tuple(t.to(wide) for t in tensors)
 
 
 @torch.no_grad()
@@ -53,7 +65,10 @@ def rollout_weights(
         cu_seqlens: (S + 1,), of packed sequences.
 
     Returns:
-        (B,) or (S,), or one a token. No gradient.
+        (B,) or (S,), or one a token, float32 (float64 if an input is). No gradient.
+
+    Raises:
+        ValueError: an unknown name, `cap` not above 0, `floor` outside [0, cap].
     """
     if level not in ("token", "sequence"):
         raise ValueError(f"rollout_weights: level must be 'token' or 'sequence', got {level!r}")
@@ -61,6 +76,9 @@ def rollout_weights(
         raise ValueError(f"rollout_weights: mode must be 'truncate' or 'mask', got {mode!r}")
     if not cap > 0:
         raise ValueError(f"rollout_weights: cap must be above 0, got {cap}")
+    if floor is not None and not 0 <= floor <= cap:
+        raise ValueError(f"rollout_weights: floor must be in [0, cap], got floor {floor} and cap {cap}")
+    old_logp, rollout_logp = widened(old_logp, rollout_logp)
     difference = (old_logp - rollout_logp).masked_fill(mask == 0, 0.0).nan_to_num(nan=0.0)
     ratio = (row_sums(difference, cu_seqlens) if level == "sequence" else difference).exp()
     if mode == "truncate":
@@ -86,7 +104,10 @@ def sequence_mask(
         Bool, of the shape of `advantages`. Dropped sequences stay in the denominator: give it as `weights`, or multiply
         it into them, as TRL does.
     """
+    if not delta >= 0:
+        raise ValueError(f"sequence_mask: delta must be at least 0, got {delta}")
     on = mask != 0
+    logp, rollout_logp = widened(logp, rollout_logp)
     drift = row_sums((rollout_logp - logp).masked_fill(~on, 0.0).nan_to_num(nan=0.0), cu_seqlens)
     near = drift <= delta * row_sums(on.to(drift.dtype), cu_seqlens).clamp_min(1)
     return (advantages >= 0) | (near if advantages.shape == near.shape else per_token(near, logp, cu_seqlens))
@@ -101,14 +122,17 @@ def top_entropy_mask(entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
     on = mask != 0
     if entropy.numel() == 0:
         return on
+    [entropy] = widened(entropy)
     ordered = entropy.masked_fill(~on, torch.inf).flatten().sort().values
     place = (on.sum() - 1).clamp_min(0).double() * quantile
     below, above = (ordered.gather(0, p.long().reshape(1)) for p in (place.floor(), place.ceil()))
     return on & (entropy >= below.lerp(above, (place - place.floor()).to(entropy.dtype)))
 
 
-def _first(score: Tensor, share: float, on: Tensor, candidates: Tensor) -> Tensor:
+def _first(op: str, score: Tensor, share: float, on: Tensor, candidates: Tensor) -> Tensor:
     """The candidates of the lowest score, a `share` of the tokens `on` of them, but one at least."""
+    if not 0 < share <= 1:
+        raise ValueError(f"{op}: share must be above 0 and at most 1, got {share}")
     most = min(max(int(on.numel() * share), 1), on.numel())  # the host knows no more of the count without waiting
     lowest = score.masked_fill(~candidates, torch.inf).flatten().topk(most, largest=False, sorted=True).indices
     count = (on.sum().double() * share).long().clamp_min(1)
@@ -139,13 +163,15 @@ def clip_cov_tokens(
     """The tokens that Clip-Cov drops: a random `share` of all (at least one), out of those that the clip of the ratio
     does not hold and whose covariance of advantage and log-prob is inside `bounds` (verl's constants). Bool."""
     on = mask != 0
-    advantages = per_token(advantages, logp, cu_seqlens).to(logp.dtype)
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"clip_cov_tokens: bounds must be (low, high) with low < high, got {bounds}")
+    logp, old_logp, advantages = widened(logp, old_logp, per_token(advantages, logp, cu_seqlens))
     covariance = _covariance(logp, advantages, on)
     ratio = (logp - old_logp).masked_fill(~on, 0.0).exp()
     held = ((ratio > 1 + clip[1]) & (advantages > 0)) | ((ratio < 1 - clip[0]) & (advantages < 0))
     candidates = on & ~held & (covariance > bounds[0]) & (covariance < bounds[1])
     draw = torch.rand(logp.shape, generator=generator, device=logp.device)
-    return _first(draw, share, on, candidates)
+    return _first("clip_cov_tokens", draw, share, on, candidates)
 
 
 @torch.no_grad()
@@ -155,5 +181,5 @@ def kl_cov_tokens(
     """The tokens that KL-Cov holds back: the `share` of all (at least one) with the largest covariance of advantage
     and log-prob. Bool."""
     on = mask != 0
-    covariance = _covariance(logp, per_token(advantages, logp, cu_seqlens).to(logp.dtype), on)
-    return _first(-covariance, share, on, on)
+    covariance = _covariance(*widened(logp, per_token(advantages, logp, cu_seqlens)), on)
+    return _first("kl_cov_tokens", -covariance, share, on, on)

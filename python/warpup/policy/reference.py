@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from warpup._op import accumulator
 from warpup.policy.kinds import METRICS, PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, row_sums
 
@@ -27,10 +28,12 @@ def reference_policy_loss(
     cu_seqlens: Tensor | None = None,
     **options,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The arguments of `warpup.policy_loss`, `options` those of `PolicyOptions`; any dtype."""
+    """The arguments of `warpup.policy_loss`, `options` those of `PolicyOptions`; any dtype, computed and returned in
+    float32 (float64 for float64)."""
     o = PolicyOptions(**options)
     kind, delta, dual_clip = o.kind, o.delta, o.dual_clip
     on = mask != 0
+    logp, old_logp = logp.to(accumulator(logp)), old_logp.to(accumulator(logp))
     m = on.to(logp.dtype)
 
     def masked(x: Tensor) -> Tensor:
@@ -109,7 +112,7 @@ def reference_policy_loss(
     if o.kl == "full" and ref_kl is not None:
         added = masked(ref_kl)
     elif ref_logp is not None:
-        added = estimate(o.kl, masked(ref_logp - logp))
+        added = estimate(o.kl, masked(ref_logp.to(logp.dtype) - logp))
     if o.kl_corrected:
         added = added * (ratio if kind in ("gspo", "luspo", "gspo_token") else r)
     loss = loss * w

@@ -84,6 +84,10 @@ class AlphaOne:
         end = batch.markers[1]
         if len(end) != 1:
             raise ValueError(f"AlphaOne writes an end of thinking of one token, this tokenizer has {len(end)}")
+        if not (budget > 0 and 0 < alpha < math.inf and 0 <= start <= 1):
+            raise ValueError(
+                f"expected budget and alpha above 0 and start, a probability, in [0, 1], got {budget}, {alpha}, {start}"
+            )
         self.batch, self.end, self.budget, self.alpha, self.start = batch, end[0], budget, alpha, start
         ids = wait.ids if isinstance(wait, ReflectionTokens) else (wait,)
         self.wait = torch.tensor(ids, device=batch.device)

@@ -20,6 +20,8 @@ from warpup.reflection.apply_schedule import ReflectionTables, delta_of, progres
 
 SAMPLING = ("think", "answer", "code", "top_k", "top_p", "min_p", "repetition", "presence", "seed", "beta", *"123456")
 IN_PROMPT, GENERATED = 1, 2  # bits of `seen`
+DIVISORS = (2.0**-63, 2.0**63)  # what float32 logits may be divided by: csrc/core/option_check.h
+LARGEST = torch.finfo(torch.float32).max  # of what is added to them
 
 
 class SampledStep(NamedTuple):
@@ -53,18 +55,20 @@ def sampling_row(
     emulated fine-tuning. Raises ValueError on a value out of range, and on a filter where every temperature is 0.
     """
     phases = temperature if isinstance(temperature, Mapping) else dict.fromkeys(SAMPLING[:3], temperature)
-    if set(phases) != set(SAMPLING[:3]) or not all(0 <= t < math.inf for t in phases.values()):
+    least, most = DIVISORS
+    if set(phases) != set(SAMPLING[:3]) or not all(t == 0 or least <= t <= most for t in phases.values()):
         raise ValueError(
-            f"temperature: expected a number of 0 or more, or one each of {SAMPLING[:3]}, got {temperature}"
+            f"temperature: expected 0 or a number from {least:.3g} to {most:.3g}, or one each of {SAMPLING[:3]}, got "
+            f"{temperature}"
         )
     for name, value, ok, expected in (
-        ("top_k", top_k, top_k >= 0, "0 (off) or more"),
+        ("top_k", top_k, top_k >= 0 and float(top_k).is_integer(), "0 (off) or a whole number above"),
         ("top_p", top_p, 0 <= top_p <= 1, "0 to 1 (off)"),
         ("min_p", min_p, 0 <= min_p <= 1, "0 (off) to 1"),
-        ("repetition", repetition, 0 < repetition < math.inf, "above 0"),
-        ("presence", presence, math.isfinite(presence), "finite"),
+        ("repetition", repetition, least <= repetition <= most, f"a number from {least:.3g} to {most:.3g}"),
+        ("presence", presence, abs(presence) <= LARGEST, "a finite float32"),
         ("seed", seed, 0 <= seed < 2**53 and seed == int(seed), "an integer from 0 to 2^53 - 1"),
-        ("beta", beta, math.isfinite(beta), "finite"),
+        ("beta", beta, abs(beta) <= LARGEST, "a finite float32"),
     ):
         if not ok:
             raise ValueError(f"{name}: expected {expected}, got {value!r}")

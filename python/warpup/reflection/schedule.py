@@ -20,6 +20,8 @@ ACTS_IN = {  # the waves that a field has an effect on
     "period": ("triangle", "cosine"),
     "shift": ("triangle", "cosine", "table"),
 }
+LARGEST = 3.4028234663852886e38  # what is added to a logit is a float32
+LEAST_PERIOD = 2.0**-22  # a shorter wave has no phase left after 2^31 tokens, in float64
 PAPER_TOKENS = ("wait", "Wait", "but", "But", "Alternatively")
 
 
@@ -61,13 +63,23 @@ class ReflectionSchedule:
         phases = (self.phase,) if isinstance(self.phase, str) else tuple(self.phase)
         if not phases or not set(phases) <= {*PHASES, "any"}:
             raise ValueError(f"phase: expected some of {(*PHASES, 'any')}, got {self.phase!r}")
-        if not (self.period > 0 and math.isfinite(self.period)):
-            raise ValueError(f"period: expected tokens, more than 0, got {self.period!r}")
-        if math.isnan(self.amplitude) or (math.isinf(self.amplitude) and self.wave in ("triangle", "cosine")):
-            raise ValueError(f"amplitude: expected a finite number, got {self.amplitude!r}")
+        if not LEAST_PERIOD <= self.period < math.inf:
+            raise ValueError(f"period: expected tokens, at least {LEAST_PERIOD:.2g}, got {self.period!r}")
+        banned = self.amplitude == -math.inf and self.wave == "constant" and self.unit == "logit"  # never drawn
+        if not (abs(self.amplitude) <= LARGEST or banned):
+            raise ValueError(
+                "amplitude: expected a finite float32, or -inf with wave 'constant' and unit 'logit' (never drawn), "
+                f"got {self.amplitude!r}"
+            )
         table = tuple((float(t), float(v)) for t, v in self.table)
-        if (self.wave == "table") != bool(table) or any(a[0] >= b[0] for a, b in pairwise(table)):
+        rising = all(a[0] < b[0] for a, b in pairwise(table))
+        if (self.wave == "table") != bool(table) or not rising:
             raise ValueError(f"table: expected (t, delta) knots by rising t with wave 'table' only, got {table}")
+        if not all(math.isfinite(t) and abs(v) <= LARGEST for t, v in table):
+            raise ValueError(f"table: expected knots of finite float32 numbers, got {table}")
+        for name in ("shift", "start_offset"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}: expected a finite number, got {getattr(self, name)!r}")
         defaults = {f.name: f.default for f in fields(self)}
         for name, waves in ACTS_IN.items():
             acts = self.wave in (*waves, "off") or (name == "period" and self.wave == "table" and self.shift != 0)
@@ -78,8 +90,8 @@ class ReflectionSchedule:
                 )
         window = None if self.window is None else tuple(self.window)
         end = math.inf if window is None or len(window) != 2 or window[1] is None else window[1]
-        if window is not None and (len(window) != 2 or window[0] > end):
-            raise ValueError(f"window: expected (begin, end) with begin <= end, got {self.window!r}")
+        if window is not None and not (len(window) == 2 and window[0] < end):
+            raise ValueError(f"window: expected (begin, end) with begin < end, got {self.window!r}")
         tokens = ReflectionTokens.of(self.tokens)
         if not tokens.ids and self.wave != "off":
             raise ValueError("tokens: expected at least one id")
