@@ -168,16 +168,20 @@ class StageRun:
             self.log.write({"stage": self.name, "step": self.at + 1, "event": event, "message": message})
 
     def optimizer_step(self, optimizer: torch.optim.Optimizer, loss: float, lr: float, clip: float) -> float:
-        """Clip the gradients to norm `clip` (0: do not), step at rate `lr`, clear the gradients; returns their norm.
+        """Clip the gradients to norm `clip` (0: do not), step at rate `lr`, clear the gradients; returns their norm. Of
+        several groups of parameters each is clipped by itself and has `lr` times its `lr_scale`; the norm is the first
+        one's, which are the model's.
 
         Where the loss or the norm is not finite the step is counted and left out: one bad batch does not end a run,
         PATIENCE of them in a row raise TrainError.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf))
-        if math.isfinite(norm) and math.isfinite(loss):
+        norms = [
+            float(torch.nn.utils.clip_grad_norm_(group["params"], clip or math.inf)) for group in optimizer.param_groups
+        ]
+        norm = norms[0]
+        if all(map(math.isfinite, (*norms, loss))):
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             optimizer.step()
             self.stepped, self.bad_steps = True, 0
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +19,7 @@ from .rollouts import Rollouts, joined
 @dataclass(frozen=True)
 class Sampled:
     """Groups of completions, or of episodes, of some prompts: tokens, scores, advantages (N,) or (N, L), one of them to
-    be shown, seconds of sampling."""
+    be shown, seconds of sampling. tensors: what else a loss needs of them, (N, L) by the names of `Experience`."""
 
     pairs: Sequence[TokenPair]
     rolls: Rollouts
@@ -27,17 +27,20 @@ class Sampled:
     advantages: Tensor
     shown: dict[str, Any]
     seconds: float
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Groups:
     """Groups of `samples` completions each, that grow as more are sampled for the step.
 
     pairs: prompt and completion tokens of each of the N completions; rolls: the same with their log-probs; scores;
-    advantages (N,), or (N, L); used (N / samples,) bool, the groups in which some advantage is not 0.
+    advantages (N,), or (N, L); tensors, as those of `Sampled`; used (N / samples,) bool, the groups in which some
+    advantage is not 0.
     """
 
     rolls: Rollouts
     advantages: Tensor
+    tensors: dict[str, Tensor]
 
     def __init__(self, samples: int):
         self.samples, self.scores, self.seconds = samples, Scores(), 0.0
@@ -48,17 +51,23 @@ class Groups:
     def add(self, more: Sampled, pad: int) -> None:
         """More groups, behind those that are there."""
         if not self.pairs:
-            self.rolls, self.advantages, self.shown = more.rolls, more.advantages, more.shown
+            self.rolls, self.shown = more.rolls, more.shown
+            self.advantages, self.tensors = more.advantages, more.tensors
         else:
             self.rolls = joined([self.rolls, more.rolls], pad)
-            width, both = self.rolls.tokens.shape[1], (self.advantages, more.advantages)
-            if more.advantages.dim() == 2:
-                both = tuple(torch.nn.functional.pad(a, (0, width - a.shape[1])) for a in both)
-            self.advantages = torch.cat(both)
+            self.advantages = self._together(self.advantages, more.advantages)
+            self.tensors = {name: self._together(t, more.tensors[name]) for name, t in self.tensors.items()}
         self.pairs += more.pairs
         self.scores.extend(more.scores)
         self.seconds += more.seconds
         self.used = (self.advantages.reshape(len(self.pairs) // self.samples, -1) != 0).any(1)
+
+    def _together(self, values: Tensor, more: Tensor) -> Tensor:
+        """(N,) or (N, L) of all rows, as wide as their tokens."""
+        if values.dim() == 1:
+            return torch.cat([values, more])
+        width = self.rolls.tokens.shape[1]
+        return torch.cat([torch.nn.functional.pad(v, (0, width - v.shape[1])) for v in (values, more)])
 
     def numbers(self) -> dict[str, Any]:
         """What the log has of a step's sampling."""

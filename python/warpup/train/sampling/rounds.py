@@ -60,6 +60,8 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
         )  # fmt: skip
     seconds, total = time.perf_counter() - began, played.rewards.nansum(1)
     scores = Scores(rewards=total.tolist(), correct=played.correct, format_ok=[float("nan")] * len(total))
+    if settings.advantage == "gae":
+        scores.token_rewards = at_turn_ends(played.rewards, played.rolls.turn)
     if settings.credit == "turn":
         advantages = turn_advantages(
             played.rewards,
@@ -79,6 +81,8 @@ def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Te
     (N,), or (N, L) of an estimator that gives each token its own. learned (N, L) bool: the tokens that the model has
     drawn."""
     rewards, groups = torch.tensor(scores.rewards), settings.samples
+    if settings.advantage == "gae":  # comes from values, once there are tokens to take them of: `Critic.credit`
+        return torch.zeros_like(rewards)
     if settings.advantage is None:
         return group_advantage(rewards, groups, baseline=settings.baseline, scale=settings.scale)
     if settings.advantage == "gdpo":  # normalizes each reward apart, and weights them itself
@@ -89,8 +93,21 @@ def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Te
             rewards = torch.zeros(learned.shape)
             for row, given in zip(rewards, scores.token_rewards, strict=True):
                 row[: len(given or ())] = torch.tensor(given or [])
-        return reinforce_pp(rewards, mask=learned)
+        return reinforce_pp(rewards, mask=learned, gamma=settings.gamma)
     estimator = ESTIMATORS[settings.advantage]
     asks = inspect.signature(estimator).parameters
     given = {"lengths": learned.sum(1), "mask": learned}
     return estimator(rewards, groups, **{name: value for name, value in given.items() if name in asks})
+
+
+def at_turn_ends(rewards: Tensor, turn: Tensor) -> list[list[float] | None]:
+    """Rewards (N, turns), NaN where there was no turn, each at the last token of its turn; turn (N, L), -1 where the
+    environment spoke."""
+    found: list[list[float] | None] = []
+    for given, where in zip(rewards.tolist(), turn.tolist(), strict=True):
+        row = [0.0] * len(where)
+        for number, reward in enumerate(given):
+            if number in where:
+                row[len(where) - 1 - where[::-1].index(number)] = reward
+        found.append(row)
+    return found

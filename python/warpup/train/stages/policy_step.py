@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from ..model.tokens import TokenPair
 from ..run import StageRun
 from ..sampling.rollouts import Rollouts
 
+if TYPE_CHECKING:
+    from .critic import Critic
+
 
 @dataclass(frozen=True)
 class Experience:
@@ -29,7 +32,8 @@ class Experience:
 
     pairs: prompt and completion of each. advantages (N,), or (N, L). temperature: that they were sampled at. ref_logp
     (N, L): log-probs under the reference, or None. own_logp (N, L): where the sampler's log-probs are corrected for,
-    those of the model at the start of the step; weights (N,), or (N, L): of the policy's part of the loss.
+    those of the model at the start of the step; weights (N,), or (N, L): of the policy's part of the loss. values,
+    returns (N, L): what a critic expected at the start of the step, and what it learns; or None.
     """
 
     pairs: Sequence[TokenPair]
@@ -39,6 +43,8 @@ class Experience:
     ref_logp: Tensor | None = None
     own_logp: Tensor | None = None
     weights: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
 
     @property
     def old_logp(self) -> Tensor:
@@ -68,7 +74,8 @@ class Update:
 
     clip: norm of the gradient; constant: what a loss with the normalizer "constant" is divided by; entropy_quantile,
     cov_share, cov_bounds, off_policy: which tokens are treated apart; full_kl: the reference, where the KL to it is
-    taken over the whole vocabulary; balance: weight of the routers' balance loss.
+    taken over the whole vocabulary; critic: whose value head learns beside the policy; balance: weight of the routers'
+    balance loss.
     """
 
     loss: PolicyOptions
@@ -80,7 +87,19 @@ class Update:
     cov_bounds: tuple[float, float] = (1.0, 5.0)
     off_policy: float | None = None
     full_kl: Snapshot | None = None
+    critic: Critic | None = None
     balance: float | None = None
+
+
+def token_batches(run: StageRun, experience: Experience, rows: Sequence[int], max_tokens: int) -> Iterator[Batch]:
+    """The given rows of the N in pieces of at most `max_tokens` padded tokens."""
+    return micro_batches(experience.pairs, rows, run.tokenizer.pad_token_id, max_tokens, run.model.device)
+
+
+def spread(packed: Tensor, experience: Experience, batch: Batch, into: Tensor) -> None:
+    """Write one value a token of the batch to the places of its tokens in (N, L)."""
+    for n, row in zip(batch.rows, packed.split(batch.mask.sum(1).tolist()), strict=True):
+        into[n, experience.learned[n]] = row
 
 
 @torch.no_grad()
@@ -89,16 +108,14 @@ def score_tokens(
 ) -> list[Tensor]:
     """Log-probs (N, L) under the model as it is, and entropies if asked for; 0 in rows that are not asked for."""
     found = [torch.zeros_like(experience.rolls.logp) for _ in range(1 + entropy)]
-    for batch in micro_batches(experience.pairs, rows, run.tokenizer.pad_token_id, max_tokens, run.model.device):
+    for batch in token_batches(run, experience, rows, max_tokens):
         with run.computing():
             hidden = head.hidden(batch)
             values = head.logprob(
                 hidden, batch.completion, experience.temperature, entropy=entropy, **experience.replay(batch)
             )
-        lengths = batch.mask.sum(1).tolist()
         for into, packed in zip(found, values if entropy else (values,), strict=True):
-            for n, row in zip(batch.rows, packed.split(lengths), strict=True):
-                into[n, experience.learned[n]] = row
+            spread(packed, experience, batch, into)
     return found
 
 
@@ -171,8 +188,7 @@ def policy_step(
     total: dict[str, float] = {}
     if (weights := apart.get("weights")) is not None:
         total["weight"] = float(per_token(weights, experience.rolls.logp)[in_rows(experience, rows)].mean())
-    pad, device = run.tokenizer.pad_token_id, run.model.device
-    batches = list(micro_batches(experience.pairs, rows, pad, update.max_tokens, device))
+    batches = list(token_batches(run, experience, rows, update.max_tokens))
     routers, attended = Routers(run.model, update.balance), sum(int(batch.attention.sum()) for batch in batches)
     with run.computing():
         routers.survey(batches, head.hidden)
@@ -194,7 +210,13 @@ def policy_step(
                 replay=experience.replay(batch),
                 **tensors,
             )
-        (loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
+            value_loss = 0.0
+            if update.critic:
+                old, returns = (experience.packed(v, batch) for v in (experience.values, experience.returns))
+                value_loss, more = update.critic.loss(hidden, old, returns, tokens)
+                total["value_loss"] = total.get("value_loss", 0.0) + float(value_loss.detach())
+                metrics |= more
+        (loss + value_loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
         share = int(batch.mask.sum()) / tokens
         # Metrics are means over this piece's tokens, weighted by its share of the step's; a maximum stays one.
         total["loss"] = total.get("loss", 0.0) + float(loss.detach())

@@ -4,6 +4,7 @@ Group-relative policy gradient (GRPO, arXiv 2402.03300) in the variant of "Warm 
 advantage r - mean without division by the deviation, mean over tokens, no KL term unless asked for.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from ..sampling.episodes import first_prompts, load_environment
 from ..sampling.groups import Groups, mean, parts
 from ..sampling.prompts import Prompts, make_sampler
 from ..sampling.rounds import complete, play_some
+from .critic import Critic
 from .policy_step import Experience, Update, policy_step, score_tokens
 from .rlvr_checks import check_rlvr
 from .rlvr_settings import RLVRSettings
@@ -41,6 +43,8 @@ class RLVR(RLVRSettings):
     def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Prompts:
         """Prompts as tokens, and the schedule of their sampling."""
         check_balance(model, self.balance, "rlvr")
+        if self.advantage == "gae" and Head(model).form == "opaque":
+            raise TrainError("rlvr.advantage: gae needs hidden states, and this model's output layer hides them")
         if self.kl == "full" and not Head(model).is_plain:
             raise TrainError("rlvr.kl: full needs a model whose output layer is a linear one; choose another estimator")
         opened = [example["prompt"] for example in examples]
@@ -66,14 +70,22 @@ class RLVR(RLVRSettings):
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
         # The KL term holds the model to what it was before this stage, so its weights are kept if it is asked for.
         reference = Snapshot(model) if self.kl_coef else None
-        kept = reference.values if reference and self.reference_sync else []  # what a checkpoint has to hold as well
+        kept = list(reference.values) if reference and self.reference_sync else []  # what a checkpoint holds as well
+        critic = Critic(head, self, reference) if self.advantage == "gae" else None
+        if critic:
+            parameters = list(critic.value.parameters())
+            optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr_scale": self.value_lr / self.lr})
+            kept += [parameter.data for parameter in parameters]
         empty = 0  # steps in a row that had nothing to learn from
 
         for i in run.steps(self.steps, self.save_every, optimizer, sampler, kept):
+            if reference and self.reference_sync and i and i % self.reference_sync == 0:
+                reference.take()
+
             # Sample: a group of completions for each prompt, with the log-probs they were drawn at, and score each by a
             # function that checks it. A group whose rewards are all alike teaches nothing; with `refill`, others are
             # sampled in its place.
-            groups = self.sample(run, prompts, sampler, rewards)
+            groups = self.sample(run, prompts, sampler, rewards, critic)
             used = groups.used.tolist()
             empty = 0 if any(used) else empty + 1
             if empty == self.patience:
@@ -85,10 +97,10 @@ class RLVR(RLVRSettings):
             # The reference's log-probs of the same tokens, once a step.
             rows = [g * self.samples + n for g, use in enumerate(used) if use for n in range(self.samples)]
             rows = [n for n in rows if groups.rolls.finished[n] or not self.mask_truncated]
-            experience = Experience(groups.pairs, groups.rolls, groups.advantages, self.temperature)
-            if reference and self.reference_sync and i and i % self.reference_sync == 0:
-                reference.take()
-            if reference and self.kl != "full" and rows:
+            if critic:  # what has no reward has no return
+                rows = [n for n in rows if not math.isnan(groups.scores.rewards[n])]
+            experience = Experience(groups.pairs, groups.rolls, groups.advantages, self.temperature, **groups.tensors)
+            if reference and self.kl != "full" and not self.kl_in_reward and rows:
                 with reference.restored():
                     (ref_logp,) = score_tokens(run, head, experience, rows, self.max_tokens)
                 experience = replace(experience, ref_logp=ref_logp)
@@ -103,15 +115,19 @@ class RLVR(RLVRSettings):
             # if asked for; then the clipped ratio of new to old probabilities keeps the policy from running away from
             # the one that was sampled.
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
-            update = self.update(len(groups.pairs), reference)
+            update = self.update(len(groups.pairs), reference, critic)
             for _ in range(self.inner_epochs):
                 for part in parts(rows, self.minibatches, self.samples):
                     numbers |= policy_step(run, head, optimizer, experience, part, update, lr)
+            if critic:
+                numbers |= critic.numbers(groups)
             if not rows:
                 run.count("skipped")
             run.record(numbers | groups.numbers())
 
-    def sample(self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet | None) -> Groups:
+    def sample(
+        self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet | None, critic: Critic | None
+    ) -> Groups:
         """Groups of completions of the next prompts, scored, with their advantages."""
         groups = Groups(self.samples)
         for _ in range(1 + self.refill):
@@ -122,6 +138,8 @@ class RLVR(RLVRSettings):
                 run.count("reward_errors", message=error)
             if sampled.scores.abstained:
                 run.count("abstained", sampled.scores.abstained)
+            if critic:
+                sampled = critic.credit(run, sampled)
             groups.add(sampled, run.tokenizer.pad_token_id)
             # A curriculum prefers prompts whose rewards differ.
             by_group = sampled.advantages.reshape(len(picked), self.samples, -1).mean(-1)
@@ -131,13 +149,13 @@ class RLVR(RLVRSettings):
                 break
         return groups
 
-    def update(self, completions: int, reference: Snapshot | None) -> Update:
+    def update(self, completions: int, reference: Snapshot | None, critic: Critic | None) -> Update:
         """How the policy learns from so many completions."""
         cov = {"cov_share": self.cov_share, "cov_bounds": self.cov_bounds}
         return Update(
             self.policy_options(), clip=self.clip, max_tokens=self.max_tokens,
             constant=completions * self.max_new_tokens / self.minibatches, entropy_quantile=self.entropy_quantile,
             off_policy=self.off_policy_mask_threshold, full_kl=reference if self.kl == "full" else None,
-            balance=self.balance,
+            critic=critic, balance=self.balance,
             **{name: value for name, value in cov.items() if value is not None},
         )  # fmt: skip

@@ -15,6 +15,7 @@ from ..sampling.rounds import advantages_of
 from .rlvr_settings import RLVRSettings
 
 PLACE = "rlvr"
+ADVANTAGES = (*ESTIMATORS, "gae")
 
 
 def check_rlvr(settings: RLVRSettings) -> None:
@@ -23,11 +24,11 @@ def check_rlvr(settings: RLVRSettings) -> None:
     check_positive(settings, *names, "rows", "save_every", "patience", place=PLACE)
     check_not_negative(settings, "lr_warmup", "clip", "kl_coef", "balance", "refill", "entropy_coef", place=PLACE)
     check_columns(settings, "prompt", "answer", place=PLACE)
-    for name, known in (("sampler", SAMPLERS), ("loss", POLICY_KINDS), ("advantage", ESTIMATORS)):
+    for name, known in (("sampler", SAMPLERS), ("loss", POLICY_KINDS), ("advantage", ADVANTAGES)):
         value = getattr(settings, name)
         if value not in known and value is not None:
             raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
-    if settings.samples < 2:
+    if settings.samples < (1 if settings.advantage == "gae" else 2):
         raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {settings.samples}")
     if settings.minibatches > settings.prompts:
         raise TrainError(f"rlvr.minibatches: expected at most prompts, {settings.prompts}, got {settings.minibatches}")
@@ -68,6 +69,20 @@ def check_advantages(settings: RLVRSettings) -> None:
         check_unused(settings, "baseline", "scale", place=PLACE, why=why)
         if settings.credit == "turn":
             raise TrainError(f"rlvr.credit: turns have baseline and scale, not advantage {settings.advantage!r}")
+    if settings.advantage == "gae":
+        check_positive(settings, "value_lr", place=PLACE)
+        check_not_negative(settings, "value_coef", place=PLACE)
+        if settings.value_clip is not None:
+            check_positive(settings, "value_clip", place=PLACE)
+        check_unused(settings, "refill", place=PLACE, why="gae learns from groups whose rewards are all alike too")
+    else:
+        names = ("lam", "value_lr", "value_coef", "value_clip", "kl_in_reward")
+        check_unused(settings, *names, place=PLACE, why="there is no value head; set advantage to gae")
+    if settings.advantage not in ("gae", "reinforce_pp"):
+        check_unused(settings, "gamma", place=PLACE, why="only advantages gae and reinforce_pp discount")
+    for name in ("gamma", "lam"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise TrainError(f"rlvr.{name}: expected 0 to 1, got {getattr(settings, name)}")
     try:  # the operators themselves say what they refuse
         some = [float(n) for n in range(settings.samples)]
         advantages_of(settings, Scores(rewards=some, columns={"one": some}), torch.ones(len(some), 1).bool())
@@ -92,7 +107,9 @@ def check_loss(settings: RLVRSettings) -> None:
     check_not_negative(settings, "correction_min", "off_policy_mask_threshold", place=PLACE)
     if settings.kl_coef == 0:
         why = "kl_coef is 0 and there is no reference; set kl_coef"
-        check_unused(settings, "kl", "kl_corrected", "reference_sync", place=PLACE, why=why)
+        check_unused(settings, "kl", "kl_corrected", "kl_in_reward", "reference_sync", place=PLACE, why=why)
+    if settings.kl_in_reward:
+        check_unused(settings, "kl", "kl_corrected", place=PLACE, why="the KL in the reward is k1; leave it out")
     if settings.kl == "full" and settings.schedule != "plain":
         raise TrainError("rlvr.kl: full takes no schedule into account; choose another estimator")
     if settings.clip_ratio is not None and POLICY_KINDS[settings.loss].clip is None:

@@ -67,7 +67,20 @@ class RLVRSettings:
     scale: str = "none"
     """What the rest is divided by: scale of `group_advantage`."""
     advantage: str | None = None
-    """An estimator of `warpup.advantage` by name, such as rloo or opo, in place of baseline and scale."""
+    """An estimator of `warpup.advantage` by name, such as rloo or opo, in place of baseline and scale; gae: against the
+    values that a value head learns to expect (PPO)."""
+    gamma: float = 1.0
+    """Discount of later rewards, a token, of advantage gae or reinforce_pp."""
+    lam: float = 0.95
+    """Lambda of gae: 1 for the whole of what came, 0 for the next value alone."""
+    value_lr: float = 1e-3
+    """Highest learning rate of gae's value head."""
+    value_coef: float = 0.0
+    """How much of the value loss the model's own weights learn from; 0: the value head alone does."""
+    value_clip: float | None = 0.2
+    """How far a value may move on one batch before it is held there; none: as far as it likes."""
+    kl_in_reward: bool = False
+    """Take the KL from each token's reward, with weight kl_coef, in place of a term of the loss."""
     loss: str = "grpo"
     """Kind of `policy_loss`."""
     loss_constants: NamedNumbers = None
@@ -149,8 +162,8 @@ class RLVRSettings:
         """Those of the loss, without the number that its sum is divided by; ValueError on what they refuse."""
         return PolicyOptions(
             kind=self.loss, clip=self.clip_ratio, delta=self.delta, dual_clip=self.dual_clip,
-            constants=self.constants(), kl_coef=self.kl_coef, kl=self.kl, kl_corrected=self.kl_corrected,
-            entropy_coef=self.entropy_coef, normalizer=self.normalizer,
+            constants=self.constants(), kl_coef=0.0 if self.kl_in_reward else self.kl_coef, kl=self.kl,
+            kl_corrected=self.kl_corrected, entropy_coef=self.entropy_coef, normalizer=self.normalizer,
         )  # fmt: skip
 
     def importance(self) -> Correction | None:
