@@ -1,5 +1,5 @@
-"""policy_loss and its helpers against other implementations: TRL's trainer and Liger's loss by calling them, verl's by
-formula. float32; a disagreement is a convention, named in the case."""
+"""policy_loss and its helpers against other implementations, by calling them: TRL's trainer and Liger's loss (verl:
+test_verl.py). float32; a disagreement is a convention, named in the case."""
 
 import math
 from collections import defaultdict
@@ -160,53 +160,3 @@ def test_liger(x, theirs, mine, corrected):
     )  # fmt: skip
     want = loss.detach(), torch.autograd.grad(loss, logp)[0]
     same(ours(x, **mine, kl_coef=beta, ref_logp=ref_logp, kl_corrected=corrected), want)
-
-
-# ---- verl, by its formulas ------------------------------------------------------------------------------------------
-
-
-def gradient_of(loss_of, x):
-    logp = x["logp"].detach().requires_grad_()
-    loss = loss_of(logp)
-    return loss.detach(), torch.autograd.grad(loss, logp)[0]
-
-
-def test_verl_dual_clip(x):
-    x = {**x, "advantages": x["advantages"] - 1, "old_logp": x["old_logp"] - 0.5}
-
-    def loss(logp):
-        a, r = x["advantages"][:, None], (logp - x["old_logp"]).exp()
-        clipped = torch.maximum(-a * r, -a * r.clamp(0.8, 1.2))
-        token = torch.where(a < 0, torch.min(-a * 3.0, clipped), clipped)
-        return (token * x["mask"]).sum() / x["mask"].sum()
-
-    same(ours(x, kind="ppo", dual_clip=3.0), gradient_of(loss, x))
-
-
-def test_verl_gspo_is_our_gspo_token(x):
-    def loss(logp):
-        m = x["mask"].float()
-        mean = ((logp - x["old_logp"]) * m).sum(-1) / m.sum(-1)
-        r = (logp - logp.detach() + mean.detach()[:, None]).clamp(max=10.0).exp()
-        token = torch.maximum(-x["advantages"][:, None] * r, -x["advantages"][:, None] * r.clamp(0.95, 1.1))
-        return ((token * m).sum(-1) / m.sum(-1)).mean()
-
-    same(ours(x, kind="gspo_token", clip=(0.05, 0.1)), gradient_of(loss, x))
-
-
-def test_verl_gmpo(x):
-    def loss(logp):
-        m, sign = x["mask"].float(), x["advantages"].sign()[:, None]
-        log_ratio = logp - x["old_logp"]
-        held = sign * torch.minimum(sign * log_ratio, sign * log_ratio.clamp(-0.1, 0.2))
-        return -(x["advantages"] * ((held * m).sum(-1) / (m.sum(-1) + 1e-8)).exp()).mean()
-
-    same(ours(x, kind="gmpo", clip=(0.1, 0.2)), gradient_of(loss, x))
-
-
-def test_verl_cispo(x):
-    def loss(logp):
-        r = (logp - x["old_logp"]).exp().clamp(0.8, 1.2).detach()
-        return (-x["advantages"][:, None] * r * logp * x["mask"]).sum() / x["mask"].sum()
-
-    same(ours(x, kind="cispo_verl"), gradient_of(loss, x))

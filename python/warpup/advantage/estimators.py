@@ -25,16 +25,16 @@ def grpo(rewards: Tensor, groups: Groups, *, scale: str = "std", eps: float | No
     """`(r - mean) / (std + 1e-4)`, Bessel's std, a singleton gives 0. `scale`: the std of the group (`std`), of the
     whole batch (`batch_std`), or `none`. `eps` in the place of 1e-4, where there is a scale.
 
-    Source: TRL GRPOTrainer (`scale_rewards`); DeepSeekMath (arXiv 2402.03300).
+    Source: TRL 1.16 GRPOTrainer (`scale_rewards`); DeepSeekMath (arXiv 2402.03300).
     """
     return group_advantage(rewards, groups, scale=scale, eps=eps)
 
 
 def grpo_verl(rewards: Tensor, groups: Groups, *, eps: float = 1e-6) -> Tensor:
     """`(r - mean) / (std + 1e-6)`, Bessel's std, a singleton gives its raw reward (verl has mean 0 and std 1 for it,
-    and so divides by 1 + 1e-6).
+    and so divides by 1 + 1e-6). Equal rewards give 0, where rounding in verl's mean can leave +-1.
 
-    Source: verl compute_grpo_outcome_advantage.
+    Source: verl 0.9.1 compute_grpo_outcome_advantage.
     """
     return group_advantage(rewards, groups, eps=eps, singleton="raw")
 
@@ -48,7 +48,7 @@ def dr_grpo(rewards: Tensor, groups: Groups) -> Tensor:
 
 
 def rloo(rewards: Tensor, groups: Groups, *, singleton: str = "zero") -> Tensor:
-    """`r - mean of the others`. A singleton gives 0 as in TRL and verl's vectorised form; verl's loop has it `raw`.
+    """`r - mean of the others`. A singleton gives 0 as in TRL 1.16 and verl 0.9.1's vectorised form; its loop has it `raw`.
 
     Source: RLOO (arXiv 2402.14740).
     """
@@ -59,7 +59,7 @@ def opo(rewards: Tensor, groups: Groups, *, lengths: Tensor, singleton: str = "r
     """`r - sum(len r) / sum(len)`, the baseline of least variance if gradients grow with length (N,). A singleton gives
     its raw reward, as in verl.
 
-    Source: OPO (arXiv 2505.23585); verl compute_opo_outcome_advantage.
+    Source: OPO (arXiv 2505.23585); verl 0.9.1 compute_opo_outcome_advantage.
     """
     return group_advantage(
         rewards, groups, baseline="length_weighted", scale="none", lengths=lengths, singleton=singleton
@@ -70,7 +70,7 @@ def pass_at_k(rewards: Tensor, groups: Groups, *, eps: float = 1e-6) -> Tensor:
     """`(best - second best) / (std + 1e-6)` for a group's best row, the first of equals; 0 for all others, and for
     groups of one (verl raises there).
 
-    Source: verl compute_grpo_passk_outcome_advantage (arXiv 2503.19595).
+    Source: verl 0.9.1 compute_grpo_passk_outcome_advantage (arXiv 2503.19595).
     """
     return group_advantage(rewards, groups, baseline="runner_up", eps=eps)
 
@@ -80,7 +80,7 @@ def gdpo(rewards: Tensor, groups: Groups, *, weights: Tensor | None = None, eps:
     `weights` (C,) (None: 1), and the sum is normalized over the batch. A NaN entry adds nothing; a row of NaN gives 0
     and counts for nothing.
 
-    Source: GDPO (arXiv 2601.05242); TRL GRPOTrainer (`normalize_then_sum`).
+    Source: GDPO (arXiv 2601.05242); TRL 1.16 GRPOTrainer (`normalize_then_sum`). verl 0.9.1 whitens over tokens at last.
     """
     if rewards.dim() != 2:
         fail("gdpo", f"rewards must have shape (N, C), got {tuple(rewards.shape)}")
@@ -99,15 +99,15 @@ def gdpo(rewards: Tensor, groups: Groups, *, weights: Tensor | None = None, eps:
 
 
 def reinforce_pp(
-    rewards: Tensor, groups: Groups | None = None, *, mask: Tensor, gamma: float = 1.0, carry: bool = False
+    rewards: Tensor, groups: Groups | None = None, *, mask: Tensor, gamma: float = 1.0, carry: bool = True
 ) -> Tensor:
     """Discounted reward-to-go of each token, whitened over the batch's tokens: (B, T), 0 outside `mask` (B, T).
 
     `rewards` (B,) are given to each row's last token inside the mask, or are (B, T) already. `groups` is there for the
-    common signature and must be None: the batch as a whole is the baseline. A token outside the mask ends the sum, as
-    in verl; `carry=True` carries it through observation tokens.
+    common signature and must be None: the batch as a whole is the baseline. The sum is carried through observation
+    tokens, outside the mask; `carry=False` ends it there, as verl did up to 0.7.
 
-    Source: REINFORCE++ (arXiv 2501.03262); verl compute_reinforce_plus_plus_outcome_advantage.
+    Source: REINFORCE++ (arXiv 2501.03262); verl 0.9.1 compute_reinforce_plus_plus_outcome_advantage.
     """
     if groups is not None:
         fail(
@@ -127,7 +127,7 @@ def reinforce_pp_baseline(rewards: Tensor, groups: Groups, *, mask: Tensor, sing
     """`r - mean of the group`, given to each token and whitened over the batch's tokens: (N, T), 0 outside `mask` (N,
     T). A singleton keeps its raw reward, as in verl; rows without a reward (NaN) count for nothing.
 
-    Source: verl compute_reinforce_plus_plus_baseline_outcome_advantage.
+    Source: verl 0.9.1 compute_reinforce_plus_plus_baseline_outcome_advantage.
     """
     advantages = group_advantage(rewards, groups, scale="none", singleton=singleton)
     if mask.dim() != 2 or mask.shape[0] != rewards.shape[0]:

@@ -70,7 +70,7 @@ def gae(
     Raises:
         ValueError: a shape or dtype does not fit, gamma or lam outside [0, 1].
 
-    Source: Schulman et al. 2016 (arXiv 1506.02438); masked as in verl's compute_gae_advantage_return.
+    Source: Schulman et al. 2016 (arXiv 1506.02438); masked as in verl 0.9.1's compute_gae_advantage_return.
     """
     op = "gae"
     if rewards.dim() != 2:
@@ -94,7 +94,7 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0, *, carry: bo
         mask: (B, T) bool or number, nonzero where the policy chose the token. Other tokens' rewards do not count.
         gamma: discount, in [0, 1].
         carry: tokens outside the mask neither add nor decay, so R is carried through observation tokens. False: such a
-            token sets R to 0, as verl's REINFORCE++ does; the same where a response has no hole.
+            token sets R to 0, as verl's REINFORCE++ did up to 0.7; the same where a response has no hole.
 
     Returns:
         (B, T) in float32 (float64 for float64), 0 outside the mask.

@@ -31,22 +31,22 @@ VESPO = {"k_positive": 2.0, "lambda_positive": 3.0, "k_negative": 3.0, "lambda_n
 
 POLICY_KINDS = {
     "ppo": PolicyKind("clip", "token", (0.2, 0.2), "token"),  # Schulman 2017
-    "grpo": PolicyKind("clip", "token", (0.2, 0.2), "token"),  # verl, TRL's "bnpo"; the paper: normalizer="sequence"
+    "grpo": PolicyKind("clip", "token", (0.2, 0.2), "token"),  # TRL 1.16's "bnpo"; the paper: normalizer="sequence"
     "dapo": PolicyKind("clip", "token", (0.2, 0.28), "token"),  # clip-higher, Yu 2025 (arXiv 2503.14476)
     "dr_grpo": PolicyKind("clip", "token", (0.2, 0.2), "constant"),  # Liu 2025 (arXiv 2503.20783)
     "gspo": PolicyKind("clip", "sequence", (3e-4, 4e-4), "sequence"),  # Zheng 2025 (arXiv 2507.18071)
-    "gspo_token": PolicyKind("clip", "sequence_token", (3e-4, 4e-4), "sequence"),  # its section 4.3, as verl
-    "luspo": PolicyKind("clip", "sequence", (3e-4, 4e-4), "sequence_sum"),  # mean(loss * length), as TRL
-    "cispo": PolicyKind("weighted", "token", (math.inf, 5.0), "token", bounds="above"),  # as TRL, Liger
-    "cispo_verl": PolicyKind("weighted", "token", (0.2, 0.2), "token"),  # both bounds, around 1: verl, NeMo-RL
+    "gspo_token": PolicyKind("clip", "sequence_token", (3e-4, 4e-4), "sequence"),  # its section 4.3
+    "luspo": PolicyKind("clip", "sequence", (3e-4, 4e-4), "sequence_sum"),  # mean(loss * length)
+    "cispo": PolicyKind("weighted", "token", (math.inf, 5.0), "token", bounds="above"),  # TRL 1.16, Liger 0.8.5
+    "cispo_verl": PolicyKind("weighted", "token", (0.2, 0.2), "token"),  # both, around 1: verl 0.9.1
     "sapo": PolicyKind("sapo", "token", None, "sequence", SAPO),  # arXiv 2511.20347
-    "vespo": PolicyKind("weighted", "gamma", None, "token", VESPO),  # TRL
+    "vespo": PolicyKind("weighted", "gamma", None, "token", VESPO),  # TRL 1.16
     "gpg": PolicyKind("weighted", "one", None, "token"),  # Chu 2025 (arXiv 2504.02546)
     "gmpo": PolicyKind("geometric", "geometric", (0.4, 0.4), "sequence", bounds="log"),  # Zhao 2025 (arXiv 2507.20673)
     "a_lol": PolicyKind("weighted", "product", (0.9, 0.9), "sequence_sum"),  # Baheti 2023 (arXiv 2305.14718)
     "a_lol_seq": PolicyKind("weighted", "token", (0.9, 0.9), "sequence_sum"),  # its variant with each token's ratio
     "a_lol_ref_free": PolicyKind("weighted", "one", None, "sequence_sum"),  # its variant with ratio 1
-    "clip_cov": PolicyKind("clip", "token", (0.2, 0.2), "token"),  # Cui 2025 (arXiv 2505.22617), as verl
+    "clip_cov": PolicyKind("clip", "token", (0.2, 0.2), "token"),  # Cui 2025 (arXiv 2505.22617)
     "kl_cov": PolicyKind("clip", "token", None, "token", {"penalty": 1.0}),  # the same; the weight of |log ratio|
 }
 # k1, k2, k3: Schulman, "Approximating KL divergence", 2020; "+": with the gradient of k2; full: the caller's own KL.

@@ -56,12 +56,12 @@ def rollout_weights(
 
     Args:
         old_logp, rollout_logp: (B, T) or (N,), of the trainer and of the engine. A token that the engine has no
-            log-prob of (NaN) counts as ratio 1, as in TRL.
+            log-prob of (NaN) counts as ratio 1, as in TRL 1.16.
         mask: the tokens that count; others get weight 1.
         level: `"sequence"`: one weight, of the product of a sequence's ratios; `"token"`.
         mode: `"mask"`: a weight outside [floor, cap] becomes 0; `"truncate"`: it is held there.
-        cap, floor: TRL's defaults are sequence, mask, cap 3; verl's truncated importance sampling (TIS) is token,
-            truncate, cap 2.
+        cap, floor: TRL 1.16's defaults are sequence, mask, cap 3; verl 0.9.1's truncated importance sampling (TIS) is
+            token, truncate, cap 2.
         cu_seqlens: (S + 1,), of packed sequences.
 
     Returns:
@@ -102,7 +102,7 @@ def sequence_mask(
 
     Returns:
         Bool, of the shape of `advantages`. Dropped sequences stay in the denominator: give it as `weights`, or multiply
-        it into them, as TRL does.
+        it into them, as TRL 1.16 does.
     """
     if not delta >= 0:
         raise ValueError(f"sequence_mask: delta must be at least 0, got {delta}")
@@ -161,7 +161,7 @@ def clip_cov_tokens(
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """The tokens that Clip-Cov drops: a random `share` of all (at least one), out of those that the clip of the ratio
-    does not hold and whose covariance of advantage and log-prob is inside `bounds` (verl's constants). Bool."""
+    does not hold and whose covariance of advantage and log-prob is inside `bounds` (the paper's constants, and verl 0.9.1's). Bool."""
     on = mask != 0
     if not bounds[0] < bounds[1]:
         raise ValueError(f"clip_cov_tokens: bounds must be (low, high) with low < high, got {bounds}")

@@ -122,18 +122,18 @@ def policy_loss(
     | kind | term | source |
     |---|---|---|
     | `ppo`, `grpo`, `dapo`, `dr_grpo` | -min(r A, clamp(r, 1-l, 1+h) A) | arXiv 1707.06347, 2402.03300, 2503.14476 |
-    | `gspo` | the same with s = exp(mean x of the sequence), gradient through the mean | arXiv 2507.18071; TRL |
-    | `gspo_token` | the same with sg(s) pi / sg(pi), log s at most 10 | its section 4.3; verl |
-    | `luspo` | `gspo`, divided as mean(loss * length) | TRL, with importance_sampling_level "sequence" |
-    | `cispo` | -sg(min(r, h)) A logp: h bounds r itself, l is infinite | arXiv 2506.13585; TRL, Liger |
-    | `cispo_verl` | -sg(clamp(r, 1-l, 1+h)) A logp | verl, NeMo-RL |
+    | `gspo` | the same with s = exp(mean x of the sequence), gradient through the mean | arXiv 2507.18071; TRL 1.16 |
+    | `gspo_token` | the same with sg(s) pi / sg(pi), log s at most 10 | its section 4.3; verl 0.9.1's "gspo" |
+    | `luspo` | `gspo`, divided as mean(loss * length) | TRL 1.16, with importance_sampling_level "sequence" |
+    | `cispo` | -sg(min(r, h)) A logp: h bounds r itself, l is infinite | arXiv 2506.13585; TRL 1.16, Liger 0.8.5 |
+    | `cispo_verl` | -sg(clamp(r, 1-l, 1+h)) A logp | verl 0.9.1 |
     | `sapo` | -(4 / tau) sigmoid(tau (r - 1)) A | arXiv 2511.20347 |
-    | `vespo` | -sg(phi) A logp, phi = exp(lam + k log w - lam w), log w = sum clamp(x, +-20) in [ln 1e-8, 20] | TRL |
+    | `vespo` | -sg(phi) A logp, phi = exp(lam + k log w - lam w), log w = sum clamp(x, +-20) in [ln 1e-8, 20] | TRL 1.16 |
     | `gpg` | -A logp | arXiv 2504.02546 |
-    | `gmpo` | -A exp(mean of x, held at h where A > 0, at -l where A < 0) | arXiv 2507.20673; verl |
+    | `gmpo` | -A exp(mean of x, held at h where A > 0, at -l where A < 0) | arXiv 2507.20673 |
     | `a_lol` | -sg(clamp(exp(sum x), 1-l, 1+h)) A logp, old_logp the reference policy's | arXiv 2305.14718 |
     | `a_lol_seq`, `a_lol_ref_free` | the same with r; with ratio 1 | its variants |
-    | `clip_cov` | `ppo` without the tokens of `selected` | arXiv 2505.22617; verl |
+    | `clip_cov` | `ppo` without the tokens of `selected` | arXiv 2505.22617; verl 0.9.1 |
     | `kl_cov` | -r A, and constant * abs(x) for the tokens of `selected` | the same |
 
     Args:
@@ -145,11 +145,13 @@ def policy_loss(
         kind: of the table. Sets the defaults of `clip`, `constants` and `normalizer` (see `POLICY_KINDS`).
         clip: (l, h); None takes the kind's.
         delta: two-sided clip (INTELLECT-2, arXiv 2505.07291; TRL): r is at most delta in the unclipped branch.
-        dual_clip: c of dual clip (arXiv 1912.09729; verl's is 3): where A < 0 the term is at most -c A.
+        dual_clip: c of dual clip (arXiv 1912.09729): where A < 0 the term is at most -c A. verl 0.9.1's "vanilla" always
+            has one, of 3.
         constants: `sapo`: tau for A > 0 and for the others; `vespo`: k, lam for A >= 0, k, lam for A < 0; `kl_cov`:
-            the weight of abs(x). None takes the kind's.
+            the weight of abs(x), 1 in the paper (verl 0.9.1's config has .1). None takes the kind's.
         weights: (B,) or like `logp`, multiplies the policy term alone (see `rollout_weights`, `sequence_mask`); in
-            `vespo` they are factors of w instead, their logs in [ln 1e-8, 20], as in TRL.
+            `vespo` they are factors of w instead, their logs in [ln 1e-8, 20], as in TRL 1.16. In `gmpo` verl 0.9.1 takes
+            the geometric mean of a row's weights: give that, (B,), for its loss.
         selected: like `logp`, bool: the tokens that `clip_cov` drops or `kl_cov` holds back. None selects by the
             published constants from this call's tokens; for accumulation select once (`clip_cov_tokens`,
             `kl_cov_tokens`) and split.
@@ -158,17 +160,18 @@ def policy_loss(
         ref_kl: like `logp`, for kl="full" only: a KL a token from the caller, who gets its gradient.
         kl_coef: weight of the KL to the reference. With 0 the KL of a reference that is given is only measured.
         kl: with d = ref_logp - logp: `k1` = -d, `k2` = d^2 / 2, `k3` = e^d - d - 1 (Schulman, "Approximating KL
-            divergence", 2020); `k1+`, `k3+`: that value with k2's gradient (verl); `k3_verl`: d held in +-20 and k3 at
-            10 (verl's low_var_kl); `full`: `ref_kl`.
-        kl_corrected: multiplies the KL by the ratio, its gradient included (DeepSeek-V3.2; TRL's
+            divergence", 2020); `k1+`, `k3+`: that value with k2's gradient (verl 0.9.1, which holds the value of k3+ as
+            follows); `k3_verl`: d held in +-20 and k3 at 10 (its k3, low_var_kl); `full`: `ref_kl`.
+        kl_corrected: multiplies the KL by the ratio, its gradient included (DeepSeek-V3.2; TRL 1.16's
             use_bias_correction_kl): s for `gspo`, `gspo_token` and `luspo`, else r.
         entropy: like `logp`, gets a gradient. Weighed by `entropy_coef`, with 0 only measured. The bonus is divided
-            like the loss (verl); TRL's is a mean over tokens whatever the loss is divided by.
+            like the loss (verl 0.9.1); TRL 1.16's is a mean over tokens whatever the loss is divided by.
         normalizer: what the sum over tokens is divided by. `"token"`: the number of tokens in `mask`. `"sequence"`: the
-            mean over non-empty sequences of their token means (TRL counts empty ones too: `("sequence", B)`).
-            `"sequence_sum"`: the number of non-empty sequences. `"constant"`: B * T (Dr. GRPO). A number or a
-            one-element tensor: divides the sum over tokens; a pair `(name, number)` gives the denominator of the named
-            form. With an explicit denominator, gradient accumulation over micro-batches or ranks equals the big batch.
+            mean over non-empty sequences of their token means (empty ones count too in TRL 1.16, and for `gmpo` in verl
+            0.9.1: `("sequence", B)`). `"sequence_sum"`: the number of non-empty sequences. `"constant"`: B * T (Dr.
+            GRPO). A number or a one-element tensor: divides the sum over tokens; a pair `(name, number)` gives the
+            denominator of the named form. With an explicit denominator, gradient accumulation over micro-batches or
+            ranks equals the big batch.
         cu_seqlens: (S + 1,) int32 or int64, packed sequences: sequence i is tokens [cu_seqlens[i], cu_seqlens[i + 1]),
             from 0 to N without descent (checked on the CPU only: on a GPU a look would wait for it). `advantages` and
             `weights` are then (S,) or (N,), the former where both fit.
