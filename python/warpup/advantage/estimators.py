@@ -48,9 +48,9 @@ def dr_grpo(rewards: Tensor, groups: Groups) -> Tensor:
 
 
 def rloo(rewards: Tensor, groups: Groups, *, singleton: str = "zero") -> Tensor:
-    """`r - mean of the others`. A singleton gives 0 as in TRL 1.16 and verl 0.9.1's vectorised form; its loop has it `raw`.
+    """`r - mean of the others`. A singleton gives 0 as in TRL 1.16 and verl's vector form; verl's loop has it `raw`.
 
-    Source: RLOO (arXiv 2402.14740).
+    Source: RLOO (arXiv 2402.14740); verl 0.9.1 compute_rloo_outcome_advantage.
     """
     return group_advantage(rewards, groups, baseline="leave_one_out", scale="none", singleton=singleton)
 
@@ -80,7 +80,7 @@ def gdpo(rewards: Tensor, groups: Groups, *, weights: Tensor | None = None, eps:
     `weights` (C,) (None: 1), and the sum is normalized over the batch. A NaN entry adds nothing; a row of NaN gives 0
     and counts for nothing.
 
-    Source: GDPO (arXiv 2601.05242); TRL 1.16 GRPOTrainer (`normalize_then_sum`). verl 0.9.1 whitens over tokens at last.
+    Source: GDPO (arXiv 2601.05242); TRL 1.16 GRPOTrainer (`normalize_then_sum`). verl 0.9.1 whitens over tokens.
     """
     if rewards.dim() != 2:
         fail("gdpo", f"rewards must have shape (N, C), got {tuple(rewards.shape)}")

@@ -128,7 +128,7 @@ def group_advantage(
 ) -> Tensor | tuple[Tensor, GroupStats]:
     """Advantage of each reward over the rewards of its group: `(r - baseline) / (scale + eps)`.
 
-    The defaults are GRPO as in TRL 1.16; `warpup.advantage` names what other trainers compute. Statistics take two passes; a
+    The defaults are GRPO as in TRL 1.16; `warpup.advantage` names what others compute. Statistics take two passes; a
     group of equal rewards (max == min) gets exactly 0 at any magnitude, where rounding noise over `eps` would not be.
     Deterministic, no wait for the GPU, one kernel launch (two more for `batch_std`).
 
@@ -157,8 +157,8 @@ def group_advantage(
             (`lengths` with another baseline, `eps` or `correction` where nothing is divided), (CPU only) offsets that
             descend or do not span the rewards. On CUDA, where checking would synchronize, such offsets are clamped.
 
-    Source: TRL 1.16 GRPOTrainer, verl 0.9.1 core_algos, RLOO (arXiv 2402.14740), OPO (arXiv 2505.23585), Dr. GRPO (arXiv
-    2503.20783).
+    Source: TRL 1.16 GRPOTrainer, verl 0.9.1 core_algos, RLOO (arXiv 2402.14740), OPO (arXiv 2505.23585), Dr. GRPO
+    (arXiv 2503.20783).
     """
     op = "group_advantage"
     if rewards.dim() != 1:

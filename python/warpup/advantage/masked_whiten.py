@@ -55,7 +55,7 @@ def masked_whiten(
         eps: added to the variance.
 
     Returns:
-        The shape of x, float32 (float64 for float64), 0 outside the mask (TRL 1.16 and verl 0.9.1 leave other values there).
+        The shape of x, float32 (float64 for float64), 0 outside the mask (TRL 1.16 and verl 0.9.1 leave others there).
 
     Raises:
         ValueError: a shape or dtype does not fit, correction is not 0 or 1.

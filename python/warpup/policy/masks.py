@@ -161,7 +161,8 @@ def clip_cov_tokens(
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """The tokens that Clip-Cov drops: a random `share` of all (at least one), out of those that the clip of the ratio
-    does not hold and whose covariance of advantage and log-prob is inside `bounds` (the paper's constants, and verl 0.9.1's). Bool."""
+    does not hold and whose covariance of advantage and log-prob is inside `bounds`. The constants are the paper's and
+    verl 0.9.1's. Bool."""
     on = mask != 0
     if not bounds[0] < bounds[1]:
         raise ValueError(f"clip_cov_tokens: bounds must be (low, high) with low < high, got {bounds}")

@@ -128,7 +128,7 @@ def policy_loss(
     | `cispo` | -sg(min(r, h)) A logp: h bounds r itself, l is infinite | arXiv 2506.13585; TRL 1.16, Liger 0.8.5 |
     | `cispo_verl` | -sg(clamp(r, 1-l, 1+h)) A logp | verl 0.9.1 |
     | `sapo` | -(4 / tau) sigmoid(tau (r - 1)) A | arXiv 2511.20347 |
-    | `vespo` | -sg(phi) A logp, phi = exp(lam + k log w - lam w), log w = sum clamp(x, +-20) in [ln 1e-8, 20] | TRL 1.16 |
+    | `vespo` | -sg(phi) A logp, phi = exp(lam + k log w - lam w), log w = sum clamp(x, +-20) in [ln 1e-8, 20] | TRL |
     | `gpg` | -A logp | arXiv 2504.02546 |
     | `gmpo` | -A exp(mean of x, held at h where A > 0, at -l where A < 0) | arXiv 2507.20673 |
     | `a_lol` | -sg(clamp(exp(sum x), 1-l, 1+h)) A logp, old_logp the reference policy's | arXiv 2305.14718 |
@@ -145,13 +145,13 @@ def policy_loss(
         kind: of the table. Sets the defaults of `clip`, `constants` and `normalizer` (see `POLICY_KINDS`).
         clip: (l, h); None takes the kind's.
         delta: two-sided clip (INTELLECT-2, arXiv 2505.07291; TRL): r is at most delta in the unclipped branch.
-        dual_clip: c of dual clip (arXiv 1912.09729): where A < 0 the term is at most -c A. verl 0.9.1's "vanilla" always
-            has one, of 3.
+        dual_clip: c of dual clip (arXiv 1912.09729): where A < 0 the term is at most -c A. verl 0.9.1's "vanilla" has
+            always one, of 3.
         constants: `sapo`: tau for A > 0 and for the others; `vespo`: k, lam for A >= 0, k, lam for A < 0; `kl_cov`:
             the weight of abs(x), 1 in the paper (verl 0.9.1's config has .1). None takes the kind's.
         weights: (B,) or like `logp`, multiplies the policy term alone (see `rollout_weights`, `sequence_mask`); in
-            `vespo` they are factors of w instead, their logs in [ln 1e-8, 20], as in TRL 1.16. In `gmpo` verl 0.9.1 takes
-            the geometric mean of a row's weights: give that, (B,), for its loss.
+            `vespo` they are factors of w instead, their logs in [ln 1e-8, 20] (all as in TRL 1.16). In `gmpo` verl
+            0.9.1 takes the geometric mean of a row's weights: give that, (B,), for its loss.
         selected: like `logp`, bool: the tokens that `clip_cov` drops or `kl_cov` holds back. None selects by the
             published constants from this call's tokens; for accumulation select once (`clip_cov_tokens`,
             `kl_cov_tokens`) and split.
