@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,17 +16,29 @@ IGNORE = -100  # target of a position that carries no loss
 class Batch:
     """Right-padded rows, shifted by one: `inputs[i, t]` predicts `targets[i, t]`.
 
-    inputs, attention (B, T) int64; targets (B, T) int64, IGNORE outside the completion. rows: where the B rows came
-    from, in the caller's numbering.
+    inputs, attention (B, T) int64, attention 1 on tokens and 0 on padding; targets (B, T) int64, IGNORE outside the
+    completion. rows: where the S sequences came from, in the caller's numbering. Without `positions` each row is one
+    sequence; with them (B, T) int64 a row has several, one behind the other, and the positions begin at 0 in each (see
+    packing.py). learned: (S,) int64, of packed sequences their numbers of tokens that carry loss.
 
-    What the loss reads has no padding: the N completion tokens of the batch, one row after the other. `mask` picks
-    them out of (B, T), and row i has those from cu_seqlens[i] to cu_seqlens[i + 1].
+    What the loss reads has no padding: the N completion tokens of the batch, one sequence after the other. `mask` picks
+    them out of (B, T), and sequence i has those from cu_seqlens[i] to cu_seqlens[i + 1].
     """
 
     inputs: torch.Tensor
     attention: torch.Tensor
     targets: torch.Tensor
     rows: list[int]
+    positions: torch.Tensor | None = None
+    learned: torch.Tensor | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the model is called with."""
+        if self.positions is None:
+            return {"input_ids": self.inputs, "attention_mask": self.attention, "use_cache": False}
+        # Without mask and cache, transformers keeps sequences apart where positions begin anew.
+        return {"input_ids": self.inputs, "position_ids": self.positions, "use_cache": False}
 
     @property
     def mask(self) -> torch.Tensor:
@@ -39,11 +52,12 @@ class Batch:
 
     @property
     def cu_seqlens(self) -> torch.Tensor:
-        """(B + 1,) int64, from 0 to N."""
-        return torch.nn.functional.pad(self.mask.sum(1).cumsum(0), (1, 0))
+        """(S + 1,) int64, from 0 to N."""
+        learned = self.mask.sum(1) if self.learned is None else self.learned
+        return torch.nn.functional.pad(learned.cumsum(0), (1, 0))
 
 
-def collate(pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, device="cpu") -> Batch:
+def collate(pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, device: Any = "cpu") -> Batch:
     """Batch of `pairs[row]` for each of `rows`. A pair may have a third part, which of the completion's tokens carry
     loss; without it all do."""
     picked = [pairs[row] for row in rows]
@@ -62,7 +76,7 @@ def collate(pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, device="c
 
 
 def micro_batches(
-    pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, max_tokens: int, device="cpu", together: int = 1
+    pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, max_tokens: int, device: Any = "cpu", together: int = 1
 ) -> Iterator[Batch]:
     """Cut `rows` into batches of similar length, each of at most `max_tokens` padded tokens (and at least one row).
     Each `together` rows in a row stay in one batch, in their order."""
@@ -84,7 +98,8 @@ class LengthBuckets:
 
     Rows of one length side by side waste no padding, but a batch sorted over all data would always hold the same
     rows. So each epoch shuffles the rows, sorts stretches of `window` batches by length, cuts them into batches and
-    shuffles those. Rows that do not fill a batch wait for another epoch.
+    shuffles those; with a window of 1 batches are rows of any length. Rows that do not fill a batch wait for another
+    epoch.
     """
 
     def __init__(self, pairs: Sequence[TokenPair], size: int, seed: int, window: int = 32):

@@ -91,7 +91,7 @@ class Head:
 
     def hidden(self, batch: Batch) -> Tensor:
         """(N, H): the hidden states that predict the batch's completion tokens; of an opaque head logits (N, V)."""
-        inputs = {"input_ids": batch.inputs, "attention_mask": batch.attention, "use_cache": False}
+        inputs = batch.arguments
         if self.form != "opaque":
             return self.body(**inputs).last_hidden_state[batch.mask]
         first = int(batch.mask.any(dim=0).to(torch.int8).argmax())  # no logits of columns that are prompts only

@@ -13,6 +13,7 @@ import torch
 from ..model.batch import LengthBuckets, micro_batches
 from ..model.heads import Head
 from ..model.optim import adamw, learning_rate
+from ..model.packing import check_packing, packed_batches
 from ..model.precision import without_dropout
 from ..model.reference import Snapshot
 from ..model.routers import Routers, check_balance
@@ -30,6 +31,8 @@ class Warmup(WarmupSettings):
         """Text becomes tokens once, before the first step: what cannot be read, or is longer than the model has
         positions for, ends the run here."""
         check_balance(model, self.balance, "warmup")
+        if self.packing:
+            check_packing(model, "warmup")
         return supervised(self, model, tokenizer, examples, "warmup")
 
     def train(self, run: StageRun, examples: Supervised) -> None:
@@ -38,19 +41,21 @@ class Warmup(WarmupSettings):
         # An objective that compares with the model before the stage needs the same function at both times: no dropout.
         reference = Snapshot(run.model) if self.objective == "a_lol" else None
         model, head = without_dropout(run.model) if reference else run.model.train(), Head(run.model)
-        batches = LengthBuckets(pairs, self.batch_size, run.seed)
+        batches = LengthBuckets(pairs, self.batch_size, run.seed, window=1 if self.packing else 32)
+        cut = packed_batches if self.packing else micro_batches
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
 
         for i in run.steps(self.steps, self.save_every, optimizer):
             began = time.perf_counter()
 
-            # Batch: rows of similar length, so that little of it is padding. It goes through the model in pieces that
-            # fit into memory; each divides by the tokens (or completions) of the whole, so that their gradients add up
-            # to that of the batch, however it is cut.
+            # Batch: rows of similar length, or packed ones, so that little of it is padding. It goes through the model
+            # in pieces that fit into memory; each divides by the tokens (or completions) of the whole, so that their
+            # gradients add up to that of the batch, however it is cut.
             rows = batches[i]
-            pieces = list(micro_batches(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, model.device))
+            pieces = list(cut(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, model.device))
             tokens = sum(len(batch.completion) for batch in pieces)
             attended = sum(int(batch.attention.sum()) for batch in pieces)
+            padding = 1 - attended / sum(batch.inputs.numel() for batch in pieces)
             total, routers = 0.0, Routers(model, self.balance)
             with run.computing():
                 routers.survey(pieces, head.hidden)
@@ -73,4 +78,4 @@ class Warmup(WarmupSettings):
             norm = run.optimizer_step(optimizer, total, lr, self.clip)
             seconds = time.perf_counter() - began
             numbers = {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": tokens / seconds}
-            run.record(numbers | routers.numbers())
+            run.record(numbers | {"padding": padding} | routers.numbers())

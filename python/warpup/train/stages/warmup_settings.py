@@ -62,6 +62,9 @@ class WarmupSettings:
     """AdamW's weight decay."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
+    packing: bool = False
+    """Put several examples into a row, each by itself, so that there is next to no padding; batches are then drawn
+    whatever the examples' lengths are."""
     balance: float | None = None
     """Weight of the balance loss of a model with routed experts; none takes its config's, as transformers means it."""
     max_tokens: int = 16384
