@@ -92,6 +92,22 @@ def test_a_lol_holds_the_ratio_to_the_model_before_the_stage(tmp_path):
     assert max(ratios) > 1.5
 
 
+@pytest.mark.parametrize("packing", [False, True])
+def test_spans_by_hand(tmp_path, packing):
+    """The first word and the end of each completion; the loss is the mean over these, of batches in pieces."""
+    data = [r | {"where": [[0, 1], [len(r["completion"]) - 1, len(r["completion"])]]} for r in ROWS]
+    Recipe([warmup(data=data, spans="where", steps=1, batch_size=12, max_tokens=30, packing=packing)]).run(
+        llama(), TOKENIZER, tmp_path
+    )
+    total, count = 0.0, 0
+    for row in ROWS:
+        logp = logp_of(llama(), row)
+        kept = [0, *range(max(1, len(logp) - 2), len(logp))]  # first and last word, and the end token
+        total, count = total - logp[kept].sum().item(), count + len(kept)
+    assert steps_of(tmp_path, "loss") == [(1, pytest.approx(total / count, rel=1e-5))]
+    assert steps_of(tmp_path, "tokens") == [(1, count)]
+
+
 def test_equal_scores_are_plain_fine_tuning(tmp_path):
     plain, weighted = llama(), llama()
     Recipe([warmup(data=ROWS)]).run(plain, TOKENIZER, tmp_path / "plain")

@@ -103,7 +103,7 @@ class LengthBuckets:
     """
 
     def __init__(self, pairs: Sequence[TokenPair], size: int, seed: int, window: int = 32):
-        self.lengths = [len(prompt) + len(completion) for prompt, completion in pairs]
+        self.lengths = [len(pair[0]) + len(pair[1]) for pair in pairs]
         self.size, self.seed, self.window = min(size, len(pairs)), seed, window
         self.per_epoch = len(pairs) // self.size
         self.epoch = self.batches = None
