@@ -161,6 +161,17 @@ def test_options_are_trls(compare, loss_type, options):
     compare(**options)
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+def test_advantages_of_tokens_at_sequence_level(compare, loss_type):
+    """A sequence's ratio is clipped for some of its tokens, by the sign of their advantages: TRL counts tokens then."""
+    level = {"importance_sampling_level": "sequence", "epsilon_low": 0.001, "epsilon_high": 0.001}
+    metrics = compare(
+        {"loss_type": loss_type, **level},
+        extra=lambda batch: {"advantages": batch["advantages"][:, None] * torch.linspace(-1, 1, 12)},
+    )
+    assert 0 < max(metrics["clip_ratio/region_mean"]) < 1
+
+
 @pytest.mark.parametrize("loss_type", ["sapo", "vespo", "luspo"])
 def test_log_probs_alone_leave_any_loss_to_trl(compare, loss_type):
     compare({"loss_type": loss_type, "_entropy_bonus_enabled": True, "entropy_coef": 0.01}, ours=2)

@@ -126,8 +126,9 @@ class GRPOLossMixin(LogprobMixin):
         )
         old_logp = inputs.get("old_per_token_logps")
         old_logp = logp.detach() if old_logp is None else old_logp
-        advantages = inputs["advantages"]
-        advantages = (advantages.unsqueeze(1) if advantages.dim() == 1 else advantages).expand_as(logp)
+        given = inputs["advantages"]
+        given = given.unsqueeze(1) if given.dim() == 1 else given  # (B, 1), or one a token
+        advantages = given.expand_as(logp)
         ref_logp = inputs["ref_per_token_logps"] if self.beta else None
 
         training = self.model.training
@@ -146,7 +147,7 @@ class GRPOLossMixin(LogprobMixin):
             loss = loss + self.router_aux_loss_coef * aux_loss / steps
             log["aux_loss"].append(self.accelerator.gather_for_metrics(aux_loss).mean().item())
         with torch.no_grad():
-            self._log_loss(log, logp.detach(), entropy.detach(), old_logp, ref_logp, advantages, mask)
+            self._log_loss(log, logp.detach(), entropy.detach(), old_logp, ref_logp, given, mask)
         return loss
 
     # What TRL divides each loss by, the accumulation's steps included.
@@ -183,12 +184,11 @@ class GRPOLossMixin(LogprobMixin):
         return weights
 
     def _log_loss(self, log, logp, entropy, old_logp, ref_logp, advantages, mask) -> None:
-        """TRL's metrics of the loss, under its names."""
+        """TRL's metrics of the loss, under its names. Where ratios and advantages are both a sequence's, (B, 1), its means
+        and extremes are over sequences, else over tokens."""
         log_ratio = logp - old_logp
-        of_sequence = self.importance_sampling_level == "sequence"
-        if of_sequence:
+        if self.importance_sampling_level == "sequence":
             log_ratio = (log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-            advantages = advantages[:, :1]
         ratio = log_ratio.exp()
 
         def mean(values):
@@ -198,7 +198,7 @@ class GRPOLossMixin(LogprobMixin):
 
         def each(values):
             values = values.float()
-            rows = values.squeeze(1) if of_sequence else (values * mask).sum(-1) / mask.sum(-1)
+            rows = values.squeeze(1) if values.shape[1] == 1 else (values * mask).sum(-1) / mask.sum(-1)
             return self.accelerator.gather(rows)
 
         if ref_logp is not None:
