@@ -1,5 +1,7 @@
 """transformers' mixture models on experts_implementation="warpup": the outputs and gradients of their eager path."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -68,6 +70,31 @@ def test_another_implementation_than_eager_really_runs(monkeypatch):
     model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="warpup")
     model(input_ids=torch.randint(3, 31, (1, 5)))
     assert len(called) == 2
+
+
+def test_experts_outside_of_the_interface_are_said_once(monkeypatch):
+    """There the name is taken and nothing asks for it: Llama4's experts run their own code."""
+    monkeypatch.setattr(transformers_moe, "_said", set())
+
+    def llama4(**options):
+        config = transformers.Llama4TextConfig(
+            **COMMON, num_local_experts=4, intermediate_size=12, intermediate_size_mlp=12, head_dim=8
+        )
+        return transformers.Llama4ForCausalLM._from_config(config, **options)
+
+    with pytest.warns(UserWarning, match="no effect on Llama4.*Llama4TextExperts, .*own code runs"):
+        llama4(experts_implementation="warpup")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        llama4(experts_implementation="warpup")
+        for name in ("qwen3_moe", "gpt_oss"):
+            mixture_of(name).set_experts_implementation("warpup")
+        dense = transformers.LlamaConfig(**COMMON, intermediate_size=12)
+        transformers.LlamaForCausalLM._from_config(dense, experts_implementation="warpup")
+        monkeypatch.setattr(transformers_moe, "_said", set())
+        model = llama4()
+    with pytest.warns(UserWarning, match="no effect on Llama4"):
+        model.set_experts_implementation("warpup")
 
 
 def test_experts_of_other_ranks_are_dropped():

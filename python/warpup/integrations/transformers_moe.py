@@ -2,13 +2,22 @@
 
 import warpup.integrations.transformers_moe
 model = AutoModelForCausalLM.from_pretrained(name, experts_implementation="warpup")
+
+transformers takes that name for any model, but only experts that use its interface ask for it: for others (Llama4,
+DBRX, Switch) a warning says so, once a model family.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
+import sys
+import warnings
+
 import torch
 from torch import Tensor
-from transformers import activations
+from transformers import PreTrainedModel, activations
 from transformers.integrations import moe
 
 from warpup.moe.grouped_mm import expert_of, grouped_mm
@@ -68,4 +77,39 @@ def kind_of(experts: torch.nn.Module) -> str | None:
     return "swiglu_oai" if gpt_oss and (experts.alpha, experts.limit) == (1.702, 7.0) else None
 
 
+@functools.cache
+def outside_of_the_interface(module: str) -> tuple[str, ...]:
+    """The classes of experts in a model's module, where none of them uses the interface."""
+    try:
+        code = inspect.getsource(sys.modules[module])
+    except (KeyError, OSError, TypeError):
+        return ()
+    experts = re.findall(r"^class (\w*Experts\w*|\w+MoE)\(nn\.Module\)", code, re.MULTILINE)
+    return () if "@use_experts_implementation" in code else tuple(experts)
+
+
+_said: set[str] = set()
+
+
+def _say_where_it_does_nothing(choose):
+    """`choose` is what every model of transformers asks for its implementation, made or changed."""
+
+    @functools.wraps(choose)
+    def choose_aloud(self, requested_experts):
+        chosen, module = choose(self, requested_experts), type(self).__module__
+        if chosen == "warpup" and module not in _said and (experts := outside_of_the_interface(module)):
+            _said.add(module)
+            warnings.warn(
+                f'experts_implementation="warpup" has no effect on {type(self).__name__}: transformers has '
+                f"{', '.join(experts)} outside of its experts interface, so their own code runs",
+                stacklevel=2,
+            )
+        return chosen
+
+    return choose_aloud
+
+
 moe.ExpertsInterface.register("warpup", experts_forward)
+PreTrainedModel.get_correct_experts_implementation = _say_where_it_does_nothing(
+    PreTrainedModel.get_correct_experts_implementation
+)

@@ -184,8 +184,8 @@ class GRPOLossMixin(LogprobMixin):
         return weights
 
     def _log_loss(self, log, logp, entropy, old_logp, ref_logp, advantages, mask) -> None:
-        """TRL's metrics of the loss, under its names. Where ratios and advantages are both a sequence's, (B, 1), its means
-        and extremes are over sequences, else over tokens."""
+        """TRL's metrics of the loss, under its names: means and extremes over sequences where both the ratios and the
+        advantages are a sequence's, (B, 1), else over tokens."""
         log_ratio = logp - old_logp
         if self.importance_sampling_level == "sequence":
             log_ratio = (log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
