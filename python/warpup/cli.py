@@ -62,7 +62,3 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(["usage: warpup COMMAND ...", "", *lines, "", "`warpup COMMAND --help` tells its options."])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

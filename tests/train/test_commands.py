@@ -132,7 +132,7 @@ def test_another_runs_folder_and_a_broken_reward_end_in_one_line(project, capsys
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_ctrl_c_saves_and_the_same_command_resumes(project):
-    command = [sys.executable, "-m", "warpup.cli", "train", "run.toml", "--warmup.steps", "400", "--held-out.data", ""]
+    command = [sys.executable, "-m", "warpup", "train", "run.toml", "--warmup.steps", "400", "--held-out.data", ""]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = project / "run" / "metrics.jsonl"
     while run.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):

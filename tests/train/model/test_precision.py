@@ -50,7 +50,9 @@ def test_layer_norm_s_sums_do_not_stall():
 
 @pytest.mark.parametrize("stage", [warmup, rlvr])
 @pytest.mark.parametrize("make", [llama, gpt2])
-def test_checkpointed_layers_change_no_result(tmp_path, make, stage):
+def test_checkpointed_layers_change_no_result(tmp_path, make, stage, monkeypatch):
+    # Checkpointed layers share no prompts, which alone changes rounding.
+    monkeypatch.setattr("warpup.train.model.heads.can_share", lambda *_: False)
     results = {}
     for on in (False, True):
         model, ran = make(), []

@@ -1,7 +1,7 @@
 """Token pairs in padded batches, cut to what fits into memory; which of them are a step's."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,17 @@ IGNORE = -100  # target of a position that carries no loss
 
 
 @dataclass(frozen=True)
+class SharedPrompts:
+    """The W distinct prompts of a batch's B rows, each run through the model once: ids, attention (W, P) int64, padded
+    on the right; lengths (W,); owner (B,) int64, the prompt of each row."""
+
+    ids: torch.Tensor
+    attention: torch.Tensor
+    lengths: torch.Tensor
+    owner: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """Right-padded rows, shifted by one: `inputs[i, t]` predicts `targets[i, t]`.
 
@@ -20,6 +31,9 @@ class Batch:
     completion. rows: where the S sequences came from, in the caller's numbering. Without `positions` each row is one
     sequence; with them (B, T) int64 a row has several, one behind the other, and the positions begin at 0 in each (see
     packing.py). learned: (S,) int64, of packed sequences their numbers of tokens that carry loss.
+
+    With `prompts` the rows are completions alone, (B, L - 1), and targets (B, L): the first one is predicted by the
+    last token of the row's prompt.
 
     What the loss reads has no padding: the N completion tokens of the batch, one sequence after the other. `mask` picks
     them out of (B, T), and sequence i has those from cu_seqlens[i] to cu_seqlens[i + 1].
@@ -31,6 +45,7 @@ class Batch:
     rows: list[int]
     positions: torch.Tensor | None = None
     learned: torch.Tensor | None = None
+    prompts: SharedPrompts | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -42,7 +57,7 @@ class Batch:
 
     @property
     def mask(self) -> torch.Tensor:
-        """(B, T) bool, True on completion tokens."""
+        """Of the targets' shape, bool: True on completion tokens."""
         return self.targets != IGNORE
 
     @property
@@ -57,40 +72,78 @@ class Batch:
         return torch.nn.functional.pad(learned.cumsum(0), (1, 0))
 
 
-def collate(pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, device: Any = "cpu") -> Batch:
+def collate(
+    pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, device: Any = "cpu", *, share: bool = False
+) -> Batch:
     """Batch of `pairs[row]` for each of `rows`. A pair may have a third part, which of the completion's tokens carry
-    loss; without it all do."""
+    loss; without it all do. share: equal prompts stand in the batch once."""
     picked = [pairs[row] for row in rows]
-    width = max(len(pair[0]) + len(pair[1]) for pair in picked) - 1
-    inputs = torch.full((len(picked), width), pad, dtype=torch.long)
-    targets = torch.full_like(inputs, IGNORE)
+    prompts = shared_prompts(picked, pad, device) if share else None
+    starts = [0 if prompts else len(prompt) - 1 for prompt, *_ in picked]  # where the completions' targets begin
+    ends = [start + len(pair[1]) for start, pair in zip(starts, picked, strict=True)]
+    targets = torch.full((len(picked), max(ends)), IGNORE, dtype=torch.long)
+    inputs = torch.full((len(picked), max(ends) - bool(prompts)), pad, dtype=torch.long)
     attention = torch.zeros_like(inputs)
     for i, (prompt, completion, *learned) in enumerate(picked):
-        ids, start = torch.tensor(prompt + completion), len(prompt) - 1
-        length = len(ids) - 1
-        inputs[i, :length], attention[i, :length] = ids[:-1], 1
-        targets[i, start:length] = ids[start + 1 :]
+        ids = torch.tensor(completion if prompts else prompt + completion)
+        inputs[i, : len(ids) - 1], attention[i, : len(ids) - 1] = ids[:-1], 1
+        targets[i, starts[i] : ends[i]] = torch.tensor(completion)
         if learned:
-            targets[i, start:length].masked_fill_(~torch.tensor(learned[0]), IGNORE)
-    return Batch(inputs.to(device), attention.to(device), targets.to(device), list(rows))
+            targets[i, starts[i] : ends[i]].masked_fill_(~torch.tensor(learned[0]), IGNORE)
+    return Batch(inputs.to(device), attention.to(device), targets.to(device), list(rows), prompts=prompts)
+
+
+def shared_prompts(picked: Sequence[TokenPair], pad: int, device) -> SharedPrompts:
+    """The distinct prompts of these pairs."""
+    place: dict[tuple[int, ...], int] = {}
+    owner = [place.setdefault(tuple(prompt), len(place)) for prompt, *_ in picked]
+    lengths = torch.tensor([len(prompt) for prompt in place])
+    ids = torch.full((len(place), int(lengths.max())), pad, dtype=torch.long)
+    for row, prompt in zip(ids, place, strict=True):
+        row[: len(prompt)] = torch.tensor(prompt)
+    attention = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    return SharedPrompts(*(x.to(device) for x in (ids, attention, lengths, torch.tensor(owner))))
 
 
 def micro_batches(
-    pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, max_tokens: int, device: Any = "cpu", together: int = 1
-) -> Iterator[Batch]:
+    pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, max_tokens: int, device: Any = "cpu", together: int = 1,
+    share: bool = False,
+) -> Iterator[Batch]:  # fmt: skip
     """Cut `rows` into batches of similar length, each of at most `max_tokens` padded tokens (and at least one row).
-    Each `together` rows in a row stay in one batch, in their order."""
+    Each `together` rows in a row stay in one batch, in their order. share: a prompt of several rows of a batch runs
+    through the model once, where that leaves fewer tokens in all."""
 
-    def length(group: Sequence[int]) -> int:
-        return max(len(pairs[row][0]) + len(pairs[row][1]) for row in group)
+    place: dict[tuple[int, ...], int] = {}
+    prompt_of = {row: place.setdefault(tuple(pairs[row][0]), len(place)) for row in rows}
 
+    def plain(some: Sequence[int]) -> int:
+        """Padded tokens of a batch of these rows."""
+        return len(some) * max(len(pairs[row][0]) + len(pairs[row][1]) for row in some)
+
+    def shared(some: Sequence[int]) -> int:
+        """The same with each prompt once."""
+        prompts = {prompt_of[row]: len(pairs[row][0]) for row in some}
+        return len(prompts) * max(prompts.values()) + len(some) * max(len(pairs[row][1]) for row in some)
+
+    def size(some: Sequence[int]) -> int:
+        return min(plain(some), shared(some)) if share else plain(some)
+
+    def cut(order: Iterable[Sequence[int]]) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for group in order:
+            if batches and size([*batches[-1], *group]) <= max_tokens:
+                batches[-1].extend(group)
+            else:
+                batches.append(list(group))
+        return batches
+
+    # Rows of one length side by side waste no padding; rows of one prompt side by side can share it.
     groups = [rows[i : i + together] for i in range(0, len(rows), together)]
-    longest = sorted(groups, key=lambda group: -length(group))
-    begin = 0
-    while begin < len(longest):
-        end = begin + max(1, max_tokens // (length(longest[begin]) * together))
-        yield collate(pairs, [row for group in longest[begin:end] for row in group], pad, device)
-        begin = end
+    ways = [cut(sorted(groups, key=lambda group: -plain(group)))]
+    if share:
+        ways.append(cut(sorted(groups, key=lambda group: (prompt_of[group[0]], -plain(group)))))
+    for some in min(ways, key=lambda way: sum(map(size, way))):
+        yield collate(pairs, some, pad, device, share=share and shared(some) < plain(some))
 
 
 class LengthBuckets:

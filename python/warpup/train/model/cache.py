@@ -14,6 +14,11 @@ from ..errors import TrainError
 NAMES = ("cache", "past_key_values", "cache_params")  # of the cache in a model's forward, the newest first
 
 
+def cache_argument(module: type[torch.nn.Module]) -> str | None:
+    """What a module's forward calls its cache; None where it takes none."""
+    return next((name for name in NAMES if name in inspect.signature(module.forward).parameters), None)
+
+
 class CachedModel:
     """A causal language model and the cache of the rows at work, at most `capacity` tokens each."""
 
@@ -21,7 +26,7 @@ class CachedModel:
         self.model = model
         forward = model.get_base_model() if hasattr(model, "get_base_model") else model
         arguments = inspect.signature(type(forward).forward).parameters
-        name = next((n for n in NAMES if n in arguments), None)
+        name = cache_argument(type(forward))
         if name is None:
             raise TrainError(
                 f"{type(forward).__name__}: its forward takes none of {', '.join(NAMES)}, so there is no cache to "

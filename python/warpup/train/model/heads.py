@@ -22,6 +22,7 @@ from warpup.policy.linear_policy_loss import linear_policy_loss_of
 from warpup.policy.policy_loss import policy_loss_of
 
 from .batch import Batch
+from .shared_prompts import can_share, hidden_of_shared
 
 ROWS = 256  # of a capped head: rows of logits alive at once
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # what configs call a soft cap
@@ -38,6 +39,8 @@ class Head:
                  backward
         opaque   anything else, such as an adapter on the output layer: the model's own logits, as a whole, with a
                  warning
+
+    `shares` says whether a batch's completions of one prompt may share its run through the body (`shared_prompts.py`).
     """
 
     def __init__(self, model: nn.Module):
@@ -47,7 +50,7 @@ class Head:
         self.layer = causal.get_output_embeddings()
         config = model.config.get_text_config()
         self.cap = float(next((c for c in (getattr(config, name, None) for name in CAPS) if c), 0.0))
-        self.scale, self.form = 1.0, "opaque"
+        self.scale, self.form, self.shares = 1.0, "opaque", False
         if self.body is not None and self.body is not causal and type(self.layer) is nn.Linear:
             self._compare()
         if self.form == "opaque":
@@ -75,6 +78,7 @@ class Head:
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
             logits = self.model(**inputs).logits.float()
             hidden = self.body(**inputs).last_hidden_state
+            shares = can_share(self.model, self.body)
         finally:
             hook.remove()
             for module in was_training:
@@ -87,10 +91,12 @@ class Head:
         made = self.cap * torch.tanh(scale * ramp / self.cap) if self.cap else scale * ramp
         if scale > 0 and torch.allclose(made, logits, 1e-4, 1e-3):
             self.scale = 1.0 if abs(scale - 1) < 1e-4 else scale
-            self.form = "capped" if self.cap else "linear"
+            self.form, self.shares = "capped" if self.cap else "linear", shares
 
     def hidden(self, batch: Batch) -> Tensor:
         """(N, H): the hidden states that predict the batch's completion tokens; of an opaque head logits (N, V)."""
+        if batch.prompts is not None:
+            return hidden_of_shared(self.body, self.model.config, batch)[batch.mask]
         inputs = batch.arguments
         if self.form != "opaque":
             return self.body(**inputs).last_hidden_state[batch.mask]

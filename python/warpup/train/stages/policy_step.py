@@ -91,9 +91,12 @@ class Update:
     balance: float | None = None
 
 
-def token_batches(run: StageRun, experience: Experience, rows: Sequence[int], max_tokens: int) -> Iterator[Batch]:
+def token_batches(
+    run: StageRun, head: Head, experience: Experience, rows: Sequence[int], max_tokens: int
+) -> Iterator[Batch]:
     """The given rows of the N in pieces of at most `max_tokens` padded tokens."""
-    return micro_batches(experience.pairs, rows, run.tokenizer.pad_token_id, max_tokens, run.model.device)
+    pad, device = run.tokenizer.pad_token_id, run.model.device
+    return micro_batches(experience.pairs, rows, pad, max_tokens, device, share=head.shares)
 
 
 def spread(packed: Tensor, experience: Experience, batch: Batch, into: Tensor) -> None:
@@ -108,7 +111,7 @@ def score_tokens(
 ) -> list[Tensor]:
     """Log-probs (N, L) under the model as it is, and entropies if asked for; 0 in rows that are not asked for."""
     found = [torch.zeros_like(experience.rolls.logp) for _ in range(1 + entropy)]
-    for batch in token_batches(run, experience, rows, max_tokens):
+    for batch in token_batches(run, head, experience, rows, max_tokens):
         with run.computing():
             hidden = head.hidden(batch)
             values = head.logprob(
@@ -188,7 +191,7 @@ def policy_step(
     total: dict[str, float] = {}
     if (weights := apart.get("weights")) is not None:
         total["weight"] = float(per_token(weights, experience.rolls.logp)[in_rows(experience, rows)].mean())
-    batches = list(token_batches(run, experience, rows, update.max_tokens))
+    batches = list(token_batches(run, head, experience, rows, update.max_tokens))
     routers, attended = Routers(run.model, update.balance), sum(int(batch.attention.sum()) for batch in batches)
     with run.computing():
         routers.survey(batches, head.hidden)

@@ -133,7 +133,7 @@ class Preference:
             chosen = sum(len(pairs[2 * k][1]) for k in rows)
             total: dict[str, float] = {"loss": 0.0}
             for batch in micro_batches(
-                pairs, both, run.tokenizer.pad_token_id, self.max_tokens, model.device, together=2
+                pairs, both, run.tokenizer.pad_token_id, self.max_tokens, model.device, together=2, share=head.shares
             ):
                 # Log-probs of both sides, under the reference and under the model now.
                 held = None
