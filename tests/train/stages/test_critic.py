@@ -146,7 +146,8 @@ def test_how_a_step_is_cut_changes_nothing(tmp_path):
         results[limit] = weights(model), [n["value_loss"] for n in log_of(tmp_path / str(limit)) if "value_loss" in n]
     assert results[40][1] == pytest.approx(results[16384][1], rel=1e-3)
     for name, value in results[16384][0].items():
-        torch.testing.assert_close(results[40][0][name], value, rtol=1e-3, atol=2e-5)
+        # Eight steps of 1e-3: AdamW makes much of the rounding where a gradient is nearly 0.
+        torch.testing.assert_close(results[40][0][name], value, rtol=1e-3, atol=2e-4)
 
 
 def test_the_kl_is_a_cost_of_each_token(tmp_path, monkeypatch):

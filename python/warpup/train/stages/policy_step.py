@@ -192,7 +192,8 @@ def policy_step(
     if (weights := apart.get("weights")) is not None:
         total["weight"] = float(per_token(weights, experience.rolls.logp)[in_rows(experience, rows)].mean())
     batches = list(token_batches(run, head, experience, rows, update.max_tokens))
-    routers, attended = Routers(run.model, update.balance), sum(int(batch.attention.sum()) for batch in batches)
+    routers = Routers(run.model, update.balance)
+    attended = sum(int(batch.attention.sum()) for batch in batches) or 1  # 0: one token each behind shared prompts
     with run.computing():
         routers.survey(batches, head.hidden)
     for batch in batches:
