@@ -5,14 +5,15 @@ reward = ["warpup.rewards:math_verify", "warpup.rewards:overlong(max_length=256,
 
 `number`, `exact`, `math_verify`: the final answer against the column "answer". `code_execution`: a program against
 the column "tests". `reasoning_gym`: the tasks of that package. `cosine_length`, `overlong`: shaped by length.
-`think_answer`, `pattern`: format alone. The verifiers of `warpup.data` (`verify`, `verify_exact`, `verify_math`) ask
-for format and answer at once.
+`reward_model`: a model that the stage `step_reward` has trained. `think_answer`, `pattern`: format alone. The verifiers
+of `warpup.data` (`verify`, `verify_exact`, `verify_math`) ask for format and answer at once.
 """
 
 from .answers import Grade, exact, final_answer, number
 from .code import code_execution
 from .gym import reasoning_gym
 from .mathematics import math_verify
+from .model import reward_model
 from .shape import cosine_length, overlong, pattern, think_answer
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "overlong",
     "pattern",
     "reasoning_gym",
+    "reward_model",
     "think_answer",
 ]

@@ -10,6 +10,7 @@ from .sampling.rollouts import Rollouts, rollout
 from .stages.distill import Distill
 from .stages.preference import Preference
 from .stages.rlvr import RLVR
+from .stages.step_reward import StepReward
 from .stages.warmup import Warmup
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Recipe",
     "Rollouts",
     "Stage",
+    "StepReward",
     "TrainError",
     "Turn",
     "UsageError",

@@ -21,10 +21,17 @@ from .rewards.reward_set import VERIFIER, RewardSet
 from .stages.distill import Distill
 from .stages.preference import Preference
 from .stages.rlvr import RLVR
+from .stages.step_reward import StepReward
 from .stages.warmup import Warmup
 from .trackers import Kind
 
-STAGES = {"warmup": Warmup, "rlvr": RLVR, "preference": Preference, "distill": Distill}  # by their `kind`
+STAGES = {  # by their `kind`
+    "warmup": Warmup,
+    "rlvr": RLVR,
+    "preference": Preference,
+    "distill": Distill,
+    "step_reward": StepReward,
+}
 
 
 @dataclass

@@ -62,7 +62,10 @@ def examples_of(stage) -> list[dict[str, Any]]:
     return examples
 
 
-PLACES = {"HeldOutConfig": "held_out"}  # what a config calls a part that is not named like its class
+PLACES = {
+    "HeldOutConfig": "held_out",
+    "StepReward": "step_reward",
+}  # what a config calls a part that is not named like its class
 
 
 def is_loaded(data: Any) -> bool:

@@ -24,7 +24,8 @@ def load_reward(reward: str | Callable) -> Callable:
 
     Options stand in brackets, `file.py:function(bonus=2)`. A module is looked for in the working folder first, a file
     may import its neighbours, as with `python file.py`. A file is run once in a process, again only if it has changed.
-    See `reward_calls.py` for what the function may take and return.
+    See `calls.py` for what the function may take and return; one that has a `check_options(**options)` raises there
+    what it would raise of its options when it is called.
     """
     function = reward if callable(reward) else _named(reward)
     if isinstance(function, type):
@@ -91,6 +92,11 @@ def _named(reward: str) -> Callable:
         ) from error
     except TypeError as error:
         raise TrainError(f"reward {reward}: {error}; it is {name}{inspect.signature(function)}") from error
+    if checked := getattr(function, "check_options", None):
+        try:
+            checked(**options)
+        except ValueError as error:
+            raise TrainError(f"reward {reward}: {error}") from error
     return functools.partial(function, **options)
 
 

@@ -1,0 +1,201 @@
+"""A stage that makes the model a judge: of each step of a solution (process reward model), or of whole completions.
+
+Steps: each has a label, and the logit that a value head reads behind it learns to tell it, by cross-entropy ("Let's
+Verify Step by Step", arXiv 2305.20050). Completions: of a pair the preferred one shall score higher (Bradley-Terry, as
+in arXiv 2203.02155). What comes of it is a folder that `warpup.rewards:reward_model` reads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from warpup.policy.preference_loss import preference_loss
+
+from ..checks import check_not_negative, check_positive, check_unused
+from ..errors import TrainError
+from ..examples import Data, TemplateArguments, check_columns
+from ..model.batch import Batch, LengthBuckets, micro_batches
+from ..model.heads import Head
+from ..model.optim import RateSchedule, adamw, learning_rate
+from ..model.precision import without_dropout
+from ..model.reward_model import RewardModel, split_steps
+from ..model.tokens import TokenPair, check_length
+from ..model.value_head import ValueHead
+from ..run import StageRun
+
+FOLDER = "reward"  # of the reward model, in the stage's folder
+OF_PAIRS = ("chosen", "rejected", "margin", "label_smoothing", "center_coef")
+OF_STEPS = ("completions", "labels", "separator", "last_only")
+
+
+@dataclass
+class StepReward:
+    """Settings of the reward model's stage."""
+
+    FREE: ClassVar = ("max_tokens", "save_every")
+
+    data: Data = ""
+    """Examples with "prompt", and steps with labels or pairs of completions: a path or `hub:name`, or a list."""
+    loss: Literal["bce", "bradley_terry"] = "bce"
+    """bce: of steps, each right or wrong; bradley_terry: of pairs of completions, one preferred to the other."""
+    separator: str = "\n"
+    """What stands between steps. It is read behind each of them."""
+    last_only: bool = False
+    """Learn from the label of the last step alone."""
+    margin: float = 0.0
+    """How far apart the scores of a pair should be."""
+    label_smoothing: float = 0.0
+    """Share of the pairs taken to be the wrong way round."""
+    center_coef: float = 0.0
+    """Weight of the square of a pair's summed scores, which holds scores around 0 (.01 in arXiv 2312.09244)."""
+    steps: int = 100
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Examples a step."""
+    lr: float = 1e-5
+    """Highest learning rate."""
+    value_lr: float = 1e-3
+    """Highest learning rate of the value head."""
+    lr_warmup: int = 10
+    """Steps over which the rate rises from 0."""
+    lr_schedule: RateSchedule = "linear"
+    """What the rate does after the rise."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    max_tokens: int = 16384
+    """Padded tokens that go through the model at once: less memory, same result."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    limit: int | None = None
+    """Use the first so many examples only."""
+    prompt: str = "prompt"
+    """Column of the prompts."""
+    chat_template_kwargs: TemplateArguments = None
+    """Arguments of the tokenizer's chat template, such as {"enable_thinking": false}; an example's own win."""
+    completions: str = "completions"
+    """Column of the steps: a list of texts, or one text with separators."""
+    labels: str = "labels"
+    """Column of their labels: a list of true and false, or of numbers from 0 to 1."""
+    chosen: str = "chosen"
+    """Column of the preferred completions."""
+    rejected: str = "rejected"
+    """Column of the others."""
+
+    def check(self) -> None:
+        """Raise TrainError on settings that no run can have."""
+        place = "step_reward"
+        check_positive(self, "steps", "batch_size", "lr", "value_lr", "max_tokens", "save_every", place=place)
+        check_not_negative(self, "lr_warmup", "clip", "center_coef", place=place)
+        check_columns(self, "prompt", place=place)
+        if self.loss not in ("bce", "bradley_terry"):
+            raise TrainError(f"step_reward.loss: expected bce or bradley_terry, got {self.loss!r}")
+        unread = OF_PAIRS if self.loss == "bce" else OF_STEPS
+        check_unused(self, *unread, place=place, why=f"loss {self.loss!r} does not read it; leave it out")
+        if not self.separator:
+            raise TrainError("step_reward.separator: expected a text, got an empty one")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise TrainError(f"step_reward.label_smoothing: expected 0 to below .5, got {self.label_smoothing}")
+
+    def judge(self, model, tokenizer) -> RewardModel:
+        """The model with a value head that knows nothing yet."""
+        weight = model.get_output_embeddings().weight
+        value = ValueHead(weight.shape[1], weight.device)
+        scores = "steps" if self.loss == "bce" else "completions"
+        return RewardModel(model, tokenizer, value, scores, self.separator)
+
+    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> tuple[list[TokenPair], list[list[float]]]:
+        """Tokens with the places that scores are read at, and of steps their labels; of pairs the chosen completion of
+        example i is at 2 i, the rejected one behind it."""
+        judge = self.judge(model, tokenizer)
+        if Head(model).form == "opaque":
+            raise TrainError("step_reward: a value head needs hidden states, and this model's output layer hides them")
+        pairs, labels = [], []
+        for number, example in enumerate(examples):
+            where = f"step_reward example {number}"
+            wanted = (self.completions, self.labels) if self.loss == "bce" else (self.chosen, self.rejected)
+            if any(not example.get(name) for name in ("prompt", *wanted)):
+                raise TrainError(f"{where} needs a prompt, {' and '.join(wanted)}, it has {sorted(example)}")
+            if self.loss == "bradley_terry":
+                pairs += [judge.whole(example, example[side]) for side in wanted]
+                continue
+            steps, given = example[self.completions], [float(label) for label in example[self.labels]]
+            steps = split_steps(steps, self.separator) if isinstance(steps, str) else list(steps)
+            if len(steps) != len(given) or not all(0 <= label <= 1 for label in given):
+                raise TrainError(f"{where}: {len(steps)} steps need as many labels from 0 to 1, got {given}")
+            prompt, ids, marks = judge.steps(example, steps)
+            if sum(marks) != len(steps):
+                raise TrainError(f"{where}: a step has no tokens: {steps!r}")
+            if self.last_only:
+                marks, given = [False] * (len(marks) - 1) + [True], given[-1:]
+            pairs.append((prompt, ids, marks))
+            labels.append(given)
+        check_length(model, max(len(pair[0]) + len(pair[1]) for pair in pairs), "the longest example")
+        return pairs, labels
+
+    def train(self, run: StageRun, prepared: tuple[list[TokenPair], list[list[float]]]) -> None:
+        """Train `run.model` and its value head, and write them to the folder `reward`."""
+        (pairs, labels), model = prepared, without_dropout(run.model)
+        judge, together = self.judge(model, run.tokenizer), 2 if self.loss == "bradley_terry" else 1
+        longest = [
+            max(pairs[i : i + together], key=lambda pair: len(pair[0]) + len(pair[1]))
+            for i in range(0, len(pairs), together)
+        ]
+        batches = LengthBuckets([pair[:2] for pair in longest], self.batch_size, run.seed)
+        optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
+        parameters = list(judge.value.parameters())
+        optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr_scale": self.value_lr / self.lr})
+
+        i = -1
+        for i in run.steps(self.steps, self.save_every, optimizer, tensors=[p.data for p in parameters]):
+            began, picked = time.perf_counter(), batches[i]
+            rows = [together * row + n for row in picked for n in range(together)]
+            # What the loss is divided by: labels, or pairs, of the whole step.
+            count = sum(len(labels[row]) for row in rows) if self.loss == "bce" else len(picked)
+            total: dict[str, float] = {}
+            for batch in micro_batches(
+                pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, model.device, together=together
+            ):
+                with run.computing():
+                    scores = judge.read(batch)
+                loss, metrics = (self.of_steps if self.loss == "bce" else self.of_pairs)(scores, batch, labels, count)
+                loss.backward()
+                for name, value in {"loss": loss.detach(), **metrics}.items():
+                    total[name] = total.get(name, 0.0) + float(value)
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            norm = run.optimizer_step(optimizer, total["loss"], lr, self.clip)
+            speed = sum(len(pairs[row][1]) for row in rows) / (time.perf_counter() - began)
+            run.record(total | {"lr": lr, "grad_norm": norm, "tokens_per_s": speed})
+            if i + 1 == self.steps:  # before the last checkpoint: with that the stage is done
+                judge.save(run.folder / FOLDER)
+        if i + 1 < self.steps:  # stopped early by the held-out score
+            judge.save(run.folder / FOLDER)
+
+    def of_steps(
+        self, scores: Tensor, batch: Batch, labels: Sequence[Sequence[float]], count: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the logits (N,) of the batch's steps; metrics are sums over them by `count`."""
+        wanted = torch.tensor([label for row in batch.rows for label in labels[row]], device=scores.device)
+        loss = binary_cross_entropy_with_logits(scores, wanted, reduction="sum") / count
+        return loss, {"accuracy": ((scores > 0) == (wanted > 0.5)).sum() / count}
+
+    def of_pairs(self, scores: Tensor, batch: Batch, labels: object, count: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Bradley-Terry of scores (2 B,), the chosen first of each pair."""
+        chosen, rejected = scores[::2], scores[1::2]
+        loss, metrics = preference_loss(
+            chosen, rejected, kind="bradley_terry", margin=self.margin, label_smoothing=self.label_smoothing,
+            normalizer=count,
+        )  # fmt: skip
+        if self.center_coef:
+            loss = loss + self.center_coef * (chosen + rejected).square().sum() / count
+        return loss, {name: value * len(chosen) / count for name, value in metrics.items()}
