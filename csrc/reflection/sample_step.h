@@ -8,6 +8,7 @@
 //   token = argmax over kept of e^x / E      E exponential by (seed, position, stream, token): a draw of softmax
 //   logp_raw = log softmax(z0)[token]        logp = x - log(S of kept)
 //   kept = S of kept / S                     p_r = sum over R of softmax(z0 / T)
+//   least = the least z that was kept: what a filter left is { j : z[j] >= least }
 //
 // Why      torch ops sort the vocabulary of each row and read its logits some ten times, and what they draw depends on
 //          the rest of the batch. Here a draw is a function of the request alone, and the row is read from memory once.
@@ -20,6 +21,7 @@
 // Numerics exp and products in float32 (float64 for float64), sums of masses in double on the CPU and the GPU alike.
 //          -inf is never kept; a row without a finite logit gives token 0 and zeros; NaN gives token 0 and NaN.
 //          T = 0: the lowest index of equals, logp = 0, kept = 1, p_r whether the token is in R: a point mass.
+//          least is -inf where no filter is on, the largest z where T = 0.
 // Bytes    rows * vocab * sizeof(T) read once; the row stays in cache (CPU: its own copy; GPU: scratch) for two more
 //          passes, and some 15 to find a threshold, on the GPU over those alone that a first bound leaves.
 #pragma once
@@ -53,7 +55,7 @@ struct SampleStepArgs {
   int64_t stream;
   Acc* scratch;  // null on the CPU
   int64_t* token;
-  Acc *logp_raw, *logp, *kept, *p_r;
+  Acc *logp_raw, *logp, *kept, *p_r, *least;
   float *delta, *temperature;
 };
 

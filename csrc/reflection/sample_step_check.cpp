@@ -72,6 +72,7 @@ void sample_step(const View& logits, const OptionalView& tuned, const OptionalVi
     output("logp_raw", out.logp_raw, &args.logp_raw), output("logp", out.logp, &args.logp);
     output("kept", out.kept, &args.kept), output("p_r", out.p_r, &args.p_r);
     output("delta", out.delta, &args.delta), output("temperature", out.temperature, &args.temperature);
+    output("least", out.least, &args.least);
     WARPUP_RUN(sample_step, T, device, args);
   });
 }

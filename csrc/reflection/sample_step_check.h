@@ -9,6 +9,7 @@ struct SampledViews {
   View token;                      // int64
   View logp_raw, logp, kept, p_r;  // float32 (float64 for float64)
   View delta, temperature;         // float32
+  View least;                      // float32 (float64 for float64)
 };
 
 // All of `out` [rows] is written; scratch [rows, vocab] is needed on a GPU only. See reflection/sample_step.h.

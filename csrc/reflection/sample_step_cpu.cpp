@@ -208,7 +208,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   }
   if (plan.greedy) {
     const int64_t token = std::find(z, z + v, max) - z;
-    return finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, Acc(0), 1, 1, 0);
+    return finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, Acc(0), 1, 1, 0, max);
   }
 
   // The filters: each leaves a list of candidates, which the next one goes through.
@@ -243,8 +243,9 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
 
   // The draw: the candidate that is fastest in a race of exponentials.
   const int64_t token = fastest(left, max, plan.inv_t, plan.key);
+  least = left.ids ? *std::min_element(left.z, left.z + left.n) : -kInf<Acc>;
   finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, (z[token] - max) * plan.inv_t, all, some,
-                in_set / cold);
+                in_set / cold, least);
 }
 
 }  // namespace

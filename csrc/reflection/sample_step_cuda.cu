@@ -192,20 +192,28 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
 
   // The draw: the fastest in a race of exponentials; at temperature 0 the first of the largest.
   Best<Acc> best{-1, 0x7fffffff};
+  Acc lowest = max;  // of those that are kept
   const auto better = [](Best<Acc> a, Best<Acc> b) {
     return b.speed > a.speed || (b.speed == a.speed && b.token < a.token) ? b : a;
   };
   for (int64_t j = threadIdx.x; j < n; j += kThreads) {
     if (left[j] < least) continue;
+    lowest = left[j] < lowest ? left[j] : lowest;
     const int32_t token = in_list ? ids[j] : int32_t(j);
     const Acc greedy = left[j] == max ? Acc(1) : Acc(0);
     const Acc speed = plan.greedy ? greedy : race((left[j] - max) * plan.inv_t, plan.key, uint32_t(token));
     best = better(best, {speed, token});
   }
   best = block_reduce<kThreads>(best, better);
+  if (plan.filtered()) {
+    lowest = block_reduce<kThreads>(lowest, [](Acc a, Acc b) { return b < a ? b : a; });
+  } else {
+    lowest = plan.greedy ? max : -kInf<Acc>;
+  }
   if (threadIdx.x == 0) {
     const int64_t token = best.token == 0x7fffffff ? 0 : best.token;
-    finish_sample(args, r, plan, token, raw_of(token), raw_max, raw_sum, (z[token] - max) * plan.inv_t, all, some, p_r);
+    finish_sample(args, r, plan, token, raw_of(token), raw_max, raw_sum, (z[token] - max) * plan.inv_t, all, some, p_r,
+                  lowest);
   }
 }
 

@@ -22,6 +22,7 @@ struct RowPlan {
   Acc min_x;      // -inf: off
   RandomKey key;
 
+  WARPUP_HD bool filtered() const { return !greedy && (top_k || top_p < 1 || min_x > -kInf<Acc>); }
   WARPUP_HD bool penalized() const { return seen && (repetition != 1 || presence != 0); }
   WARPUP_HD Acc penalize(Acc z, uint8_t seen_as) const {
     if (seen_as) z = z > 0 ? z / repetition : z * repetition;
@@ -107,9 +108,9 @@ WARPUP_HD Acc race(Acc x, RandomKey key, uint32_t token) {
 template <class T>
 WARPUP_HD void finish_sample(const SampleStepArgs<T>& args, int64_t r, const RowPlan<acc_t<T>>& plan, int64_t token,
                              acc_t<T> z0, acc_t<T> raw_max, double raw_sum, acc_t<T> x, double sum, double kept_sum,
-                             double p_r) {
+                             double p_r, acc_t<T> least) {
   using Acc = acc_t<T>;
-  args.token[r] = token;
+  args.token[r] = token, args.least[r] = least;
   args.delta[r] = plan.delta, args.temperature[r] = float(plan.temperature);
   args.logp_raw[r] = Acc(double(z0) - double(raw_max) - log(raw_sum));
   if (plan.greedy) {
@@ -129,13 +130,14 @@ WARPUP_HD void finish_without_draw(const SampleStepArgs<T>& args, int64_t r, con
   using Acc = acc_t<T>;
   args.token[r] = 0;
   args.delta[r] = plan.delta, args.temperature[r] = float(plan.temperature);
-  args.logp_raw[r] = args.logp[r] = args.kept[r] = args.p_r[r] = poison ? kInf<Acc> - kInf<Acc> : Acc(0);
+  const Acc all = poison ? kInf<Acc> - kInf<Acc> : Acc(0);
+  args.logp_raw[r] = args.logp[r] = args.kept[r] = args.p_r[r] = args.least[r] = all;
 }
 
 template <class T>
 WARPUP_HD void finish_nothing(const SampleStepArgs<T>& args, int64_t r) {
   args.token[r] = -1;
-  args.logp_raw[r] = args.logp[r] = args.kept[r] = args.p_r[r] = 0;
+  args.logp_raw[r] = args.logp[r] = args.kept[r] = args.p_r[r] = args.least[r] = 0;
   args.delta[r] = args.temperature[r] = 0;
 }
 

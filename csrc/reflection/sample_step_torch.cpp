@@ -6,7 +6,7 @@
 namespace warpup {
 namespace {
 
-using SampleResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using SampleResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 SampleResult sample_step_op(const Tensor& logits, const OptionalTensor& tuned, const OptionalTensor& base,
                             const Tensor& state, const Tensor& schedules, const Tensor& sets, const Tensor& knots,
@@ -17,13 +17,14 @@ SampleResult sample_step_op(const Tensor& logits, const OptionalTensor& tuned, c
   const DType acc = accumulator_of(logits);
   const auto row = [&](DType dtype) { return empty({z.sizes[0]}, dtype, logits); };
   Tensor token = row(DType::i64), logp_raw = row(acc), logp = row(acc), kept = row(acc), p_r = row(acc);
-  Tensor delta = row(DType::f32), temperature = row(DType::f32);
+  Tensor delta = row(DType::f32), temperature = row(DType::f32), least = row(acc);
   const OptionalTensor scratch =
       runs_cuda(z.device) ? OptionalTensor(empty({z.sizes[0], z.sizes[1]}, acc, logits)) : std::nullopt;
   sample_step(z, view(tuned), view(base), {view(state), view(schedules), view(sets), view(knots)}, view(sampling),
               view(slots), view(back), view(seen), stream, view(scratch),
-              {view(token), view(logp_raw), view(logp), view(kept), view(p_r), view(delta), view(temperature)});
-  return {token, logp_raw, logp, kept, p_r, delta, temperature};
+              {view(token), view(logp_raw), view(logp), view(kept), view(p_r), view(delta), view(temperature),
+               view(least)});
+  return {token, logp_raw, logp, kept, p_r, delta, temperature, least};
 }
 
 void implement(torch::stable::detail::StableLibrary& m) { m.impl("sample_step", TORCH_BOX(&sample_step_op)); }
@@ -35,7 +36,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
   m.def(
       "sample_step(Tensor logits, Tensor? tuned, Tensor? base, Tensor state, Tensor schedules, Tensor sets, "
       "Tensor knots, Tensor sampling, Tensor slots, Tensor? back, Tensor? seen, int stream) -> (Tensor token, "
-      "Tensor logp_raw, Tensor logp, Tensor kept, Tensor p_r, Tensor delta, Tensor temperature)");
+      "Tensor logp_raw, Tensor logp, Tensor kept, Tensor p_r, Tensor delta, Tensor temperature, Tensor least)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CPU, m) { warpup::implement(m); }

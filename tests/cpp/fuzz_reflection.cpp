@@ -230,11 +230,11 @@ FUZZ(sample_step) {
   using Optional = warpup::OptionalView;
   const auto given = [](bool wanted, const Array& a) { return wanted ? Optional(a.view()) : std::nullopt; };
   Array token(DType::i64, {rows}), raw(acc, {rows}), logp(acc, {rows}), kept(acc, {rows}), p_r(acc, {rows});
-  Array delta(DType::f32, {rows}), temperature(DType::f32, {rows});
+  Array delta(DType::f32, {rows}), temperature(DType::f32, {rows}), cut(acc, {rows});
   const auto call = [&] {
     warpup::sample_step(z, given(combined, tuned), given(combined, base), w.views(), sampling, slots,
                         Optional(back.view()), given(penalized, seen), below(3), std::nullopt,
-                        {token, raw, logp, kept, p_r, delta, temperature});
+                        {token, raw, logp, kept, p_r, delta, temperature, cut});
   };
   if (!penalized && slots[0] >= 0 && chance(0.1)) {
     const int64_t repetition = int64_t(slots[0]) * warpup::kSampling + 6;
@@ -309,7 +309,12 @@ FUZZ(sample_step) {
       for (double v : x) close = close || std::fabs(v - relative) < 1e-4;
       least = std::max(least, relative);
     }
+    const bool filtered = (s(3) > 0 && s(3) < vocab) || s(4) < 1 || s(5) > 0;
+    expect(filtered ? cut[r] <= x[y] + tolerance : cut[r] == -kInf, "sample_step: least and the token");
     if (close && s(5) < 1) continue;
+    double smallest = kInf;
+    for (double v : x) smallest = v >= least && v > -kInf ? std::min(smallest, v) : smallest;
+    expect(!filtered || std::fabs(cut[r] - smallest) <= tolerance, "sample_step: least");
     const double mass = mass_from(least);
     expect(x[y] >= least - tolerance, "sample_step: the token was cut");
     expect(std::fabs(kept[r] - mass / all) <= 16 * tolerance, "sample_step: kept");

@@ -66,7 +66,7 @@ def sample_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
 def sample_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
     rows, dtype = tuple(x["slots"].shape), name_of(x["logits"].dtype)
     acc = "float64" if dtype == "float64" else "float32"
-    dtypes = ("int64", acc, acc, acc, acc, "float32", "float32")
+    dtypes = ("int64", acc, acc, acc, acc, "float32", "float32", acc)
     names = SampledStep._fields
     outputs = {name: new(rows, kind) for name, kind in zip(names, dtypes, strict=True)}
     given = {name: x[name] for name in ("state", "sets", "knots", "slots", "stream", *ALONGSIDE)}

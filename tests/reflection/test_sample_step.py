@@ -154,6 +154,33 @@ def test_same_distribution_as_transformers(by, filters):
     assert chi_squared_tail(((table - expected) ** 2 / expected).sum(), 4) > 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "filters", [{"top_k": 9}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 30, "top_p": 0.9, "min_p": 0.02}, {}], ids=str
+)
+def test_the_kept_tokens_by_the_least_logit(backend, dtype, filters):
+    """From `least` alone: the set has the mass that was kept, the token is in it, and its renormalised log-prob is the
+    one that was drawn at. In bfloat16 many logits are equal: they are kept together."""
+    rows, vocab, ids = 50, 700, list(TOKENS.ids)
+    schedule = ReflectionSchedule("constant", 1.7, tokens=TOKENS)
+    logits = (2 * normal(rows, vocab)).to(backend.device, dtype)
+    step = batch_of(rows, backend.device, schedule, temperature=0.9, **filters).sample(logits)
+    moved = logits.float()
+    moved[:, ids] += step.delta.unsqueeze(1)
+    kept = moved >= step.least.unsqueeze(1)
+    assert kept.gather(1, step.token.unsqueeze(1)).all()
+    torch.testing.assert_close(torch.softmax(moved / 0.9, -1).where(kept, 0.0).sum(1), step.kept)
+    logp = torch.log_softmax((moved / 0.9).masked_fill(~kept, -INF), -1).gather(1, step.token.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(logp, step.logp, rtol=1e-5, atol=1e-5)
+    if filters:  # a logit that was kept
+        assert (moved == step.least.unsqueeze(1)).any(1).all()
+    else:
+        assert (step.least == -INF).all()
+    if filters == {"top_k": 9}:
+        smallest = moved.topk(9).values[:, -1:]
+        assert torch.equal(kept, moved >= smallest)
+
+
 def test_rare_tokens_in_a_large_vocabulary():
     """151,936 equal logits: each share of the vocabulary is drawn as often as any other."""
     draws, vocab = 800, 151936
@@ -313,7 +340,7 @@ def test_no_rows_and_rows_of_nobody(backend):
     batch = batch_of(2, backend.device)
     assert batch.sample(torch.zeros(0, 9, device=backend.device)).token.shape == (0,)
     step = batch.sample(torch.zeros(2, 9, device=backend.device), torch.tensor([-1, 0], device=backend.device))
-    assert [column[0].item() for column in step] == [-1, 0, 0, 0, 0, 0, 0]
+    assert [column[0].item() for column in step] == [-1, 0, 0, 0, 0, 0, 0, 0]
     assert step.token[1] == batch.sample(torch.zeros(1, 9, device=backend.device)).token[0]
     assert step.logp[1].item() == pytest.approx(-math.log(9), abs=1e-6)
 

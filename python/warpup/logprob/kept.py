@@ -38,7 +38,16 @@ class KeptTokens(NamedTuple):
     def from_mask(cls, mask: Tensor) -> KeptTokens:
         """Of a mask (..., V), bool; its leading dimensions become one."""
         mask = mask.reshape(-1, mask.shape[-1])
-        return cls(mask.nonzero()[:, 1].int(), pad(mask.sum(-1).cumsum(0), (1, 0)))
+        return cls.from_counts(mask.nonzero()[:, 1].int(), mask.sum(-1))
+
+    @classmethod
+    def from_counts(cls, token_ids: Tensor, counts: Tensor) -> KeptTokens:
+        """Of all ids and how many of them each row has."""
+        return cls(token_ids, pad(counts.reshape(-1).cumsum(0), (1, 0)))
+
+    def counts(self) -> Tensor:
+        """(N,) int64: how many tokens each row has."""
+        return self.offsets.diff()
 
     def to_mask(self, vocab: int) -> Tensor:
         """(N, vocab) bool."""
@@ -49,14 +58,14 @@ class KeptTokens(NamedTuple):
     def rows(self) -> Tensor:
         """(K,) int64: the row of each kept token."""
         each = torch.arange(len(self.offsets) - 1, device=self.offsets.device)
-        return torch.repeat_interleave(each, self.offsets.diff(), output_size=len(self.token_ids))
+        return torch.repeat_interleave(each, self.counts(), output_size=len(self.token_ids))
 
     def select(self, rows: Tensor) -> KeptTokens:
         """The sets of these rows (M,) int64, in this order."""
-        begin = self.offsets[rows]
-        offsets = pad((self.offsets[rows + 1] - begin).cumsum(0), (1, 0))
-        shift = torch.repeat_interleave(begin - offsets[:-1], offsets.diff())
-        return KeptTokens(self.token_ids[torch.arange(len(shift), device=shift.device) + shift], offsets)
+        counts = self.counts()[rows]
+        shift = torch.repeat_interleave(self.offsets[rows] - (counts.cumsum(0) - counts), counts)
+        at = torch.arange(len(shift), device=shift.device) + shift
+        return KeptTokens.from_counts(self.token_ids[at], counts)
 
 
 def check_kept(op: str, kept: tuple[Tensor, Tensor], rows: int, vocab: int, device: torch.device) -> KeptTokens:

@@ -34,6 +34,7 @@ class SampledStep(NamedTuple):
     p_r: Tensor  # mass of the schedule's tokens at T before delta: what a closed-form replay needs
     delta: Tensor  # float32, added to the schedule's tokens
     temperature: Tensor  # float32, of the row's phase
+    least: Tensor  # what the filters left: tokens of at least this logit, scheduled and penalized; -inf: all
 
 
 def sampling_row(
@@ -108,7 +109,7 @@ def reference_sample_step(
     acc, vocab, rows = accumulator(logits), logits.shape[1], []
     for r, slot in enumerate(slots.tolist()):
         if slot < 0:
-            rows.append((-1, *[0.0] * 6))
+            rows.append((-1, *[0.0] * 7))
             continue
         s = dict(zip(SAMPLING, tables.sampling[slot].tolist(), strict=True))
         lag = 0 if back is None else int(back[r])
@@ -121,7 +122,7 @@ def reference_sample_step(
             z = z + s["beta"] * (tuned[r].to(acc) - base[r].to(acc))
         if not (z > -torch.inf).any() or z.isnan().any() or (z == torch.inf).any():
             poison = torch.nan if (z != -torch.inf).any() else 0.0
-            rows.append((0, *[poison] * 4, delta, rounded_t))
+            rows.append((0, *[poison] * 4, delta, rounded_t, poison))
             continue
         ids = [i for i in set_of(tables, schedule_of(tables, slot)) if i < vocab]
         raw, p_r = torch.log_softmax(z, -1), torch.softmax(z / (t or 1.0), -1)[ids].sum()
@@ -131,11 +132,11 @@ def reference_sample_step(
             z = torch.where(seen[slot] > 0, torch.where(z > 0, z / s["repetition"], z * s["repetition"]), z)
             z = z - s["presence"] * (seen[slot] & GENERATED > 0).to(z)
         if not (z > -torch.inf).any():
-            rows.append((0, *[0.0] * 4, delta, rounded_t))
+            rows.append((0, *[0.0] * 4, delta, rounded_t, 0.0))
             continue
         if t == 0:
             token = int((z == z.max()).nonzero()[0])
-            rows.append((token, raw[token], 0.0, 1.0, float(token in ids), delta, rounded_t))
+            rows.append((token, raw[token], 0.0, 1.0, float(token in ids), delta, rounded_t, z.max()))
             continue
         x = (z - z.max()) / t
         least, p = -torch.inf, torch.softmax(x, -1)
@@ -150,13 +151,15 @@ def reference_sample_step(
         if s["min_p"] > 0:
             least = max(least, z.max() + t * math.log(s["min_p"]))
         kept = (z >= least) & (z > -torch.inf)
+        filtered = 0 < s["top_k"] < vocab or s["top_p"] < 1 or s["min_p"] > 0
+        least = z[kept].min() if filtered else -torch.inf
         bits = _random_bits(int(s["seed"]), generated, stream, np.arange(vocab))
         exponentials = torch.from_numpy(-np.log1p(-(bits.astype(np.float64) + 0.5) * 2.0**-32)).to(z)
         token = int((x.exp() / exponentials).where(kept, -1.0).argmax())
         mass = x.exp().where(kept, 0.0).sum()
-        rows.append((token, raw[token], x[token] - mass.log(), mass / x.exp().sum(), p_r, delta, rounded_t))
-    columns = list(zip(*rows, strict=True)) or [()] * 7
-    dtypes = (torch.int64, *[acc] * 6)
+        rows.append((token, raw[token], x[token] - mass.log(), mass / x.exp().sum(), p_r, delta, rounded_t, least))
+    columns = list(zip(*rows, strict=True)) or [()] * 8
+    dtypes = (torch.int64, *[acc] * 7)
     return SampledStep(
         *(torch.tensor([float(x) for x in c], dtype=torch.float64).to(logits.device, d)
           for c, d in zip(columns, dtypes, strict=True))
@@ -169,7 +172,7 @@ def reference_sample_step(
 @_op.fake("sample_step")
 def _(logits, *rest):
     rows, acc = logits.shape[0], accumulator(logits)
-    dtypes = (torch.int64, acc, acc, acc, acc, torch.float32, torch.float32)
+    dtypes = (torch.int64, acc, acc, acc, acc, torch.float32, torch.float32, acc)
     return tuple(logits.new_empty(rows, dtype=dtype) for dtype in dtypes)
 
 

@@ -127,7 +127,7 @@ def test_finished_rows_leave_the_batch():
     assert sum(sizes[1:]) < 0.7 * 64 * rolls.lengths.max().item()
 
 
-def test_filters_keep_to_the_nucleus_and_leave_the_log_prob_as_it_was():
+def test_filters_keep_to_the_nucleus_and_the_log_prob_is_that_of_what_is_left():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().repeat(2000, 1)
     seeds, rows = torch.arange(2000), torch.arange(2000)
 
@@ -141,7 +141,8 @@ def test_filters_keep_to_the_nucleus_and_leave_the_log_prob_as_it_was():
     share = (drawn(temperature=0.5).token == 0).float().mean().item()
     assert share == pytest.approx(0.25 / (0.25 + 0.09 + 0.0225 + 0.0025), abs=0.04)
     step = drawn(top_p=0.75)
-    torch.testing.assert_close(step.logp, logits[0][step.token])
+    torch.testing.assert_close(step.logp, torch.tensor([0.5 / 0.8, 0.3 / 0.8]).log()[step.token])
+    torch.testing.assert_close(step.kept, torch.full((2000,), 0.8))
 
 
 def test_rows_bound_the_batch_and_change_nothing():

@@ -48,6 +48,7 @@ def test_rlvr_raises_a_bandit_reward(tmp_path):
         ({"loss": "dr_grpo"}, "constant"),
         ({"normalizer": "sequence"}, "sequence"),
         ({"loss": "dr_grpo", "normalizer": "token"}, "token"),
+        ({"top_k": 6, "temperature": 0.8}, "token"),
     ],
 )
 def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch, options, divisor):
@@ -75,6 +76,8 @@ def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch, option
         for j in range(4):
             completion = rolls.completion(4 * group + j)
             logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+            if "top_k" in options:
+                logits = logits.masked_fill(logits < logits.topk(6).values[:, -1:], -math.inf) / 0.8
             logp = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion)[:, None]).sum()
             tokens += len(completion)
             part = logp / {"token": 1, "sequence": 8 * len(completion), "constant": 12 * 8}[divisor]

@@ -17,6 +17,9 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from warpup import linear_logprob, replay_logprob, token_logprob
+from warpup._op import autocast
+from warpup.logprob.kept import check_kept, kept_logits
+from warpup.logprob.token_logprob import IGNORE_INDEX, kept_logprob, sampled_tokens
 from warpup.policy.kinds import PolicyOptions
 from warpup.policy.linear_policy_loss import linear_policy_loss_of
 from warpup.policy.policy_loss import policy_loss_of
@@ -116,14 +119,18 @@ class Head:
         """(N, V) logits as the model makes them, as a whole."""
         if self.form == "opaque":
             return hidden
-        z = self.scale * linear(hidden, self.layer.weight, self.layer.bias)
+        return self._finished(linear(hidden, self.layer.weight, self.layer.bias))
+
+    def _finished(self, products: Tensor) -> Tensor:
+        """Logits from the products of hidden states and weight."""
+        z = self.scale * products
         return self.cap * torch.tanh(z / self.cap) if self.form == "capped" else z
 
     def logprob(
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy: bool = False, **replay: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Log-probs (N,) of the targets (N,) from `hidden`, and their entropies if asked for. replay: `delta` (N,) and
-        `token_set` of a schedule."""
+        `token_set` of a schedule, `kept` of filters: with it no logits but those of the kept tokens are made."""
         if self.form == "linear":
             return linear_logprob(
                 hidden, self.layer.weight, targets, bias=self.layer.bias, temperature=temperature / self.scale,
@@ -132,6 +139,9 @@ class Head:
         score = replay_logprob if replay else token_logprob
         if self.form == "opaque":
             return score(hidden, targets, temperature=temperature, entropy=entropy, **replay)
+
+        if "kept" in replay:
+            return self._kept_logprob(hidden, targets, temperature, entropy, **replay)
 
         def of_rows(h: Tensor, t: Tensor, *delta: Tensor):
             more = replay | {"delta": delta[0]} if replay else {}
@@ -143,6 +153,15 @@ class Head:
             for part in zip(*(c.split(ROWS) for c in columns), strict=True)
         ]
         return tuple(map(torch.cat, zip(*parts, strict=True))) if entropy else torch.cat(parts)
+
+    def _kept_logprob(self, hidden, targets, temperature, entropy, kept, delta=0.0, token_set=None):
+        """`logprob` of a capped head under filters."""
+        where, vocab = "Head.logprob", self.layer.weight.shape[0]
+        hidden, weight, bias = autocast(hidden, self.layer.weight, self.layer.bias)
+        kept = check_kept(where, kept, len(targets), vocab, hidden.device)
+        logits = self._finished(kept_logits(hidden, weight, bias, *kept))
+        tokens = sampled_tokens(where, vocab, targets, temperature, IGNORE_INDEX, delta, token_set)
+        return kept_logprob(where, logits, kept, tokens, vocab, entropy, False, False)
 
     def policy_loss(
         self,
@@ -164,7 +183,7 @@ class Head:
             return linear_policy_loss_of(
                 options, hidden, self.layer.weight, targets, old_logp, advantages, mask, bias=self.layer.bias,
                 temperature=temperature / self.scale, cu_seqlens=cu_seqlens, logit_delta=replay.get("delta", 0.0),
-                token_set=replay.get("token_set"), **tensors,
+                token_set=replay.get("token_set"), kept=replay.get("kept"), **tensors,
             )  # fmt: skip
         wants = options.entropy_coef != 0
         found = self.logprob(hidden, targets, temperature, entropy=wants, **replay)
@@ -187,4 +206,4 @@ class Head:
 
 def scaled(replay: dict[str, Any], scale: float) -> dict[str, Any]:
     """A schedule adds its delta behind the scale; beneath the temperature that holds the scale it is delta / scale."""
-    return replay if scale == 1.0 or not replay else replay | {"delta": replay["delta"] / scale}
+    return replay if scale == 1.0 or "delta" not in replay else replay | {"delta": replay["delta"] / scale}

@@ -107,13 +107,21 @@ class Filters:
         except ValueError as error:
             raise TrainError(str(error)) from error
 
+    @property
+    def cut(self) -> bool:
+        """Whether anything is cut off."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
 
 class Step(NamedTuple):
-    """Of each row: the token, its log-prob at the temperature and under the schedule, what the schedule added."""
+    """Of each row: the token, its log-prob in the distribution that it was drawn from, what the schedule added, the
+    probability that the filters left and the logit from which on they left a token."""
 
     token: Tensor  # int64
     logp: Tensor  # float32
     delta: Tensor  # float32
+    kept: Tensor  # float32
+    least: Tensor  # float32
 
 
 class DecodingState:
@@ -136,9 +144,8 @@ class DecodingState:
     def sample(self, logits: Tensor, rows: Tensor) -> Step:
         """Draws the next token of these rows from their logits (R, V), which stay as they are."""
         drawn, greedy = self.batch.sample(logits, rows), self.filters.temperature == 0
-        # A greedy token is certain, so what is kept of it is its log-prob among the others. A draw's is that before
-        # the filters, which is what a loss can make again.
-        token, logp = drawn.token, drawn.logp_raw if greedy else drawn.logp + drawn.kept.log()
+        # A greedy token is certain, so what is kept of it is its log-prob among the others.
+        token, logp = drawn.token, drawn.logp_raw if greedy else drawn.logp
         if self.forcing:
             token = self.forcing(token, rows)
             forced = token != drawn.token
@@ -147,7 +154,16 @@ class DecodingState:
                     forced, token_logprob(logits, token, temperature=self.filters.temperature or 1), logp
                 )
         self.batch.update(token, rows)
-        return Step(token, logp, drawn.delta)
+        return Step(token, logp, drawn.delta, drawn.kept, drawn.least)
+
+    def left(self, logits: Tensor, step: Step) -> Tensor:
+        """(R, V) bool: the tokens that the filters left in a step on these logits, as `sample_step` compared them."""
+        least = step.least.unsqueeze(1)
+        mask = logits >= least
+        if self.scheduled:
+            ids = torch.tensor(self.batch.default.tokens.ids, device=logits.device)
+            mask[:, ids] = logits[:, ids].to(least.dtype) + step.delta.unsqueeze(1) >= least
+        return mask
 
     def token_set(self, vocab: int) -> Tensor:
         """(V,) bool: the tokens of the schedule, as `replay_logprob` takes them."""

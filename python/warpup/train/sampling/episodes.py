@@ -22,6 +22,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from warpup import KeptTokens
+
 from ..errors import TrainError
 from ..model.tokens import TokenPair, Tokens, encode_prompt, turn_end
 from ..rewards.loading import load_named
@@ -88,6 +90,7 @@ def play(
     sampled: list[list[bool]] = [[] for _ in prompts]
     turn_of: list[list[int]] = [[] for _ in prompts]
     logp: list[list[float]] = [[] for _ in prompts]
+    filtered = FilteredTurns(count)
     texts: list[list[str]] = [[] for _ in prompts]
     rewards, correct, finished = torch.full((count, turns), math.nan), [math.nan] * count, [True] * count
     going = list(range(count))
@@ -100,6 +103,7 @@ def play(
         still = []
         for row, n in enumerate(going):
             ids = rolls.completion(row)
+            filtered.add(n, len(said[n]), rolls, row)
             extend(n, ids, rolls.logp[row, : len(ids)].tolist(), turn, said, sampled, turn_of, logp)
             text = tokenizer.decode(ids, skip_special_tokens=True)
             texts[n].append(text)
@@ -128,9 +132,37 @@ def play(
     whole = Rollouts(
         padded(said, pad), lengths.to(model.device), padded(logp, 0.0),
         torch.tensor(finished, device=model.device), sampled=padded(sampled, False), turn=padded(turn_of, -1),
+        **filtered.joined(width),
     )  # fmt: skip
     pairs: list[TokenPair] = [(prompt, ids, own) for prompt, ids, own in zip(prompts, said, sampled, strict=True)]
     return Episodes(pairs, whole, rewards, correct, texts)
+
+
+class FilteredTurns:
+    """What filters left at the tokens of `count` episodes, a turn at a time; nothing where none was recorded."""
+
+    def __init__(self, count: int):
+        self.turns: list[list[tuple[int, KeptTokens, Tensor]]] = [[] for _ in range(count)]
+
+    def add(self, n: int, begin: int, rolls: Rollouts, row: int) -> None:
+        """Row `row` of a turn's rollouts, the tokens of episode n from place `begin` on."""
+        if rolls.kept is not None:
+            width, length = rolls.tokens.shape[1], int(rolls.lengths[row])
+            places = torch.arange(row * width, row * width + length, device=rolls.tokens.device)
+            self.turns[n].append((begin, rolls.kept.select(places), rolls.kept_mass[row, :length]))
+
+    def joined(self, width: int) -> dict[str, Any]:
+        """`kept` and `kept_mass` of all episodes as `Rollouts` of this width have them."""
+        if not any(self.turns):
+            return {}
+        mass = next(turns[0][2] for turns in self.turns if turns).new_zeros(len(self.turns), width)
+        counts, ids = torch.zeros_like(mass, dtype=torch.int64), []
+        for n, turns in enumerate(self.turns):
+            for begin, sets, share in turns:
+                at = slice(begin, begin + len(share))
+                counts[n, at], mass[n, at] = sets.counts(), share
+                ids.append(sets.token_ids)
+        return {"kept": KeptTokens.from_counts(torch.cat(ids), counts), "kept_mass": mass}
 
 
 def first_prompts(make: Callable[[], Environment], examples: Sequence[Mapping[str, Any]]) -> list[Any]:

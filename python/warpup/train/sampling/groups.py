@@ -71,7 +71,8 @@ class Groups:
 
     def numbers(self) -> dict[str, Any]:
         """What the log has of a step's sampling."""
-        generated, columns = int(self.rolls.learned().sum()), self.scores.columns
+        learned, columns = self.rolls.learned(), self.scores.columns
+        generated, mass = int(learned.sum()), self.rolls.kept_mass
         return {
             "reward": mean(self.scores.rewards),
             **({f"reward/{name}": mean(column) for name, column in columns.items()} if len(columns) > 1 else {}),
@@ -80,6 +81,7 @@ class Groups:
             "length": generated / len(self.pairs),
             "unfinished": 1 - mean(self.rolls.finished.tolist()),
             "groups": int(self.used.sum()),
+            **({} if mass is None else {"kept": float(mass[learned].mean())}),
             "advantage": float(self.advantages.abs().mean()),
             "tokens_per_s": generated / self.seconds,
             "sampling_seconds": self.seconds,

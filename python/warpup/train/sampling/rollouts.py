@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from warpup import KeptTokens
 
 from ..errors import TrainError
 from ..model.cache import CachedModel
@@ -18,10 +21,12 @@ class Rollouts:
     """N completions, row i of prompt i // copies.
 
     tokens (N, L) int64, padded on the right; lengths (N,) int64, the end token counted; logp (N, L) float32, log-probs
-    of the tokens at the sampling temperature and under the schedule, before top-k, top-p and min-p cut anything off, 0
-    in the padding; finished (N,) bool, False where the length limit cut a row off; delta (N, L) float32, what the
-    schedule added to the logits of its tokens, token_set (V,) bool; both None without one. Of episodes sampled (N, L)
-    bool, False where the environment spoke, and turn (N, L) int64, -1 there; else None.
+    of the tokens in the distributions that they were drawn from: at the temperature, under the schedule, over what
+    top-k, top-p and min-p left; 0 in the padding; finished (N,) bool, False where the length limit cut a row off.
+    delta (N, L) float32, what the schedule added to the logits of its tokens, token_set (V,) bool; both None without
+    one. kept: the tokens that the filters left, a set for each of the N * L places, empty in the padding, and
+    kept_mass (N, L), the share of the probability that they have; both None where no filter is on or it was not asked
+    for. Of episodes sampled (N, L) bool, False where the environment spoke, and turn (N, L) int64, -1 there; else None.
     """
 
     tokens: Tensor
@@ -32,6 +37,8 @@ class Rollouts:
     token_set: Tensor | None = None
     sampled: Tensor | None = None
     turn: Tensor | None = None
+    kept: KeptTokens | None = None
+    kept_mass: Tensor | None = None
 
     def learned(self) -> Tensor:
         """(N, L) bool: the tokens that the model has drawn."""
@@ -59,6 +66,7 @@ def rollout(
     decoding: DecodingStrategy | None = None,
     rows: int | None = None,
     generator: torch.Generator | None = None,
+    record: bool = False,
 ) -> Rollouts:
     """Sample `copies` completions of each prompt (token ids); temperature 0 takes the likeliest token.
 
@@ -67,6 +75,7 @@ def rollout(
     decoding: what stands between logits and tokens, such as a reflection schedule.
     rows: completions sampled at once, all if None: a bound for the cache's memory. Each completion draws from a stream
         of its own, so what is drawn does not depend on it.
+    record: with a filter, record which tokens it left (`kept`), which a loss needs to replay it: 4 bytes each.
 
     The caller sets the model's mode (eval, no dropout). Raises TrainError if the model's logits are NaN.
     """
@@ -82,13 +91,14 @@ def rollout(
         owner = torch.arange(begin, end, device=model.device) // copies - first
         mine = prompts[first : last + 1]
         state = DecodingState(decoding or DecodingStrategy(), [mine[k] for k in owner], seeds[begin:end], filters)
-        parts.append(_rollout(model, mine, owner, state, ends, pad, max_new_tokens))
+        parts.append(_rollout(model, mine, owner, state, ends, pad, max_new_tokens, record and filters.cut))
     return parts[0] if len(parts) == 1 else joined(parts, pad)
 
 
 def _rollout(
-    model, prompts: Sequence[Sequence[int]], owner: Tensor, state: DecodingState, ends: Tensor, pad: int, limit: int
-) -> Rollouts:
+    model, prompts: Sequence[Sequence[int]], owner: Tensor, state: DecodingState, ends: Tensor, pad: int, limit: int,
+    record: bool,
+) -> Rollouts:  # fmt: skip
     """One completion of prompts[owner[i]] for each i."""
     device, count = model.device, len(owner)
 
@@ -109,6 +119,7 @@ def _rollout(
     tokens = torch.full((count, limit), pad, device=device)
     logp = torch.zeros(count, limit, device=device)
     deltas = torch.zeros(count, limit, device=device) if state.scheduled else None
+    sets = KeptSets(count, limit, device) if record else None
     lengths = torch.full((count,), limit, device=device)
     alive = torch.arange(count, device=device)  # the result row of each row that is still in the batch
     done = torch.zeros(count, dtype=torch.bool, device=device)
@@ -128,6 +139,8 @@ def _rollout(
         logp[alive, t] = torch.where(done, 0.0, step.logp)
         if deltas is not None:
             deltas[alive, t] = torch.where(done, 0.0, step.delta)
+        if sets is not None:
+            sets.add(t, alive[~done], state.left(logits, step)[~done], step.kept[~done])
         ended = ~done & torch.isin(step.token, ends)
         lengths[alive[ended]] = t + 1
         done |= ended
@@ -149,8 +162,34 @@ def _rollout(
     finished = torch.ones(count, dtype=torch.bool, device=device)
     finished[alive[~done]] = False
     longest = int(lengths.max())
-    replay = () if deltas is None else (deltas[:, :longest], state.token_set(logits.shape[1]))
-    return Rollouts(tokens[:, :longest], lengths, logp[:, :longest], finished, *replay)
+    replay: dict[str, Any] = {}
+    if deltas is not None:
+        replay |= {"delta": deltas[:, :longest], "token_set": state.token_set(logits.shape[1])}
+    if sets is not None:
+        replay |= {"kept": sets.by_row(longest), "kept_mass": sets.mass[:, :longest]}
+    return Rollouts(tokens[:, :longest], lengths, logp[:, :longest], finished, **replay)
+
+
+class KeptSets:
+    """The tokens that filters left, as they come: of some rows of `count` at each of `limit` steps."""
+
+    def __init__(self, count: int, limit: int, device: torch.device):
+        self.ids: list[Tensor] = []
+        self.counts = torch.zeros(limit, count, dtype=torch.int64, device=device)
+        self.mass = torch.zeros(count, limit, device=device)
+
+    def add(self, t: int, rows: Tensor, left: Tensor, mass: Tensor) -> None:
+        """What is left (R, V) of these rows (R,), which rise, at step t, and its share of the probability (R,)."""
+        sets = KeptTokens.from_mask(left)
+        self.ids.append(sets.token_ids)
+        self.counts[t, rows] = sets.counts()
+        self.mass[rows, t] = mass.to(self.mass.dtype)
+
+    def by_row(self, length: int) -> KeptTokens:
+        """The sets of count * length places, one row after the other."""
+        steps, count = self.counts.shape
+        place = torch.arange(steps * count, device=self.counts.device).view(steps, count)
+        return KeptTokens.from_counts(torch.cat(self.ids), self.counts).select(place[:length].T.flatten())
 
 
 def joined(parts: Sequence[Rollouts], pad: int) -> Rollouts:
@@ -164,6 +203,8 @@ def joined(parts: Sequence[Rollouts], pad: int) -> Rollouts:
         values = [getattr(part, name) for part in parts]
         return None if values[0] is None else torch.cat([wide(x, fill) for x in values])
 
+    kept = [part.kept for part in parts if part.kept is not None]
+    counts = [wide(k.counts().view(p.tokens.shape)) for k, p in zip(kept, parts, strict=False)]
     return Rollouts(
         torch.cat([wide(p.tokens, pad) for p in parts]),
         torch.cat([p.lengths for p in parts]),
@@ -173,4 +214,6 @@ def joined(parts: Sequence[Rollouts], pad: int) -> Rollouts:
         parts[0].token_set,
         all_of("sampled", False),
         all_of("turn", -1),
+        KeptTokens.from_counts(torch.cat([k.token_ids for k in kept]), torch.cat(counts)) if kept else None,
+        all_of("kept_mass", 0),
     )

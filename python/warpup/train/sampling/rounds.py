@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ def complete(
         rolls = rollout(
             run.model, [prompts.ids[k] for k in picked], eos=prompts.ends, pad=run.tokenizer.pad_token_id,
             max_new_tokens=settings.max_new_tokens, copies=settings.samples, temperature=settings.temperature,
-            decoding=prompts.decoding, rows=settings.rows, generator=run.generator,
+            decoding=prompts.decoding, rows=settings.rows, generator=run.generator, **filters_of(settings),
         )  # fmt: skip
     seconds = time.perf_counter() - began
 
@@ -56,7 +56,7 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
             run.model, run.tokenizer, load_environment(settings.environment), [prompts.examples[k] for k in picked],
             turns=settings.turns, ends=prompts.ends, copies=settings.samples, limit=prompts.limit,
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, rows=settings.rows,
-            generator=run.generator,
+            generator=run.generator, **filters_of(settings),
         )  # fmt: skip
     seconds, total = time.perf_counter() - began, played.rewards.nansum(1)
     scores = Scores(rewards=total.tolist(), correct=played.correct, format_ok=[float("nan")] * len(total))
@@ -73,6 +73,11 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
     example = prompts.examples[picked[0]]
     shown = {"prompt": example["prompt"], "completion": "\n...\n".join(played.texts[0]), "reward": scores.rewards[0]}
     return Sampled(played.pairs, played.rolls, scores, advantages.to(played.rolls.logp), shown, seconds)
+
+
+def filters_of(settings: RLVRSettings) -> dict[str, Any]:
+    """What `rollout` cuts off before it draws, and records for the loss."""
+    return {"top_p": settings.top_p, "top_k": settings.top_k, "min_p": settings.min_p, "record": True}
 
 
 def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Tensor:

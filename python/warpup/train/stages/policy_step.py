@@ -62,10 +62,15 @@ class Experience:
         return self.rolls.learned()
 
     def replay(self, batch: Batch) -> dict[str, Any]:
-        """What a schedule did to the logits, so that the loss does it again and a fresh sample's ratio is 1."""
-        if self.rolls.delta is None:
-            return {}
-        return {"delta": self.packed(self.rolls.delta, batch), "token_set": self.rolls.token_set}
+        """What a schedule did to the logits and which of them the filters left, so that the loss does it again and a
+        fresh sample's ratio is 1."""
+        rolls, found = self.rolls, {}
+        if rolls.delta is not None:
+            found |= {"delta": self.packed(rolls.delta, batch), "token_set": rolls.token_set}
+        if rolls.kept is not None:
+            places = torch.arange(rolls.tokens.numel(), device=rolls.tokens.device).view_as(rolls.tokens)
+            found["kept"] = rolls.kept.select(self.packed(places, batch))
+        return found
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from ..checks import check_not_negative, check_positive, check_unused
 from ..errors import TrainError
 from ..examples import check_columns
 from ..rewards.reward_set import Scores
+from ..sampling.decoding import Filters
 from ..sampling.episodes import load_environment
 from ..sampling.prompts import SAMPLERS
 from ..sampling.rounds import advantages_of
@@ -57,6 +58,15 @@ def check_sampling(settings: RLVRSettings) -> None:
     if settings.schedule == "plain" or settings.schedule.endswith(".json"):
         why = "no schedule acts on words" if settings.schedule == "plain" else "a schedule's file has its own words"
         check_unused(settings, "words", place=PLACE, why=f"with schedule {settings.schedule!r} {why}; leave it out")
+    try:
+        filters = Filters(settings.temperature, settings.top_p, settings.top_k, settings.min_p)
+    except TrainError as error:
+        raise TrainError(f"rlvr.{error}") from error
+    for name, alone in (("top_p", 0), ("top_k", 1), ("min_p", 1)):
+        if getattr(settings, name) == alone:
+            raise TrainError(f"rlvr.{name}: {alone} leaves the likeliest token alone, which teaches nothing")
+    if filters.cut and settings.kl == "full":
+        raise TrainError("rlvr.kl: full takes no top_p, top_k or min_p into account; choose another estimator")
     if settings.sampler == "uniform":
         why = "the uniform sampler reads no category; leave it out or choose sampler sec or dump"
         check_unused(settings, "category", place=PLACE, why=why)

@@ -45,6 +45,14 @@ class RLVRSettings:
     """Completions are cut off at this many tokens."""
     temperature: float = 1.0
     """Sampling temperature."""
+    top_p: float = 1.0
+    """Sample from the likeliest tokens that together have this much of the probability; 1: from all. The loss replays
+    it."""
+    top_k: int = 0
+    """Sample from so many of the likeliest tokens; 0: from all. The loss replays it."""
+    min_p: float = 0.0
+    """Sample from tokens of at least this share of the likeliest one's probability; 0: from all. The loss replays
+    it."""
     schedule: str = "plain"
     """What the sampler adds to the logits of reflection tokens, as `warpup eval --schedule` names it; the loss replays
     it."""
