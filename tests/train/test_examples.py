@@ -75,7 +75,9 @@ def test_data_in_a_config(tmp_path):
     assert [e["prompt"] for e in mixed] == ["p"] * 6 + [""] * 2 + [chat]
     assert mixed[-2]["completion"] == "once"
     assert mixed[-1]["chat_template_kwargs"] == {"enable_thinking": False}
-    assert examples_of(config.rlvr) == examples_of(config.held_out) == [{"prompt": "p", "completion": "c"}] * 3
+    assert (
+        list(examples_of(config.rlvr)) == list(examples_of(config.held_out)) == [{"prompt": "p", "completion": "c"}] * 3
+    )
     with pytest.raises(TrainError, match=r"held_out.data: .*no column 'question'"):
         examples_of(HeldOutConfig(data=f"{tmp_path}/a.jsonl", prompt="question"))
 

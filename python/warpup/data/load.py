@@ -1,12 +1,14 @@
 """Examples from files of one's own, from a `datasets` source, or from a mixture of several."""
 
 import random
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .sources import read_rows
+from .spool import Spool
 
 CHAT, TEXT = "messages", "text"  # columns that are read where the named ones are missing
 
@@ -62,7 +64,7 @@ def load_examples(
         a directory of `*.jsonl`, `*.parquet` or `*.csv` files, read in the order of their names;
         a directory written by `datasets.Dataset.save_to_disk`;
         `hub:name[@config][:split]`, read by `datasets.load_dataset`; the split is `train` by default, and the name may
-        be a local directory. It is read as a whole: a stream cannot be resumed at the row where it was stopped;
+        be a local directory;
         `reasoning-gym:name[:size=500,start=0,...]`, a generated task, see `warpup.data.reasoning_gym`;
         a list of `Source`, or of dicts with its fields: a mixture.
     prompt, completion, answer: the columns to read them from. None: there is no such column and no such key in the
@@ -77,31 +79,47 @@ def load_examples(
     on bad JSON, a missing column, a prompt or completion that is neither text nor messages, or a source without rows;
     ImportError naming the installation if the source needs a package that is missing.
     """
+    return list(spool_examples(source, prompt=prompt, completion=completion, answer=answer, limit=limit))
+
+
+def spool_examples(
+    source: str | Path | Sequence[Source | Mapping[str, Any]],
+    *,
+    prompt: str = "prompt",
+    completion: str | None = "completion",
+    answer: str | None = "answer",
+    limit: int | None = None,
+) -> Spool:
+    """`load_examples`, for data larger than memory: what is many goes to a temporary file as it is read."""
     _check_limit("limit", limit)
     if not isinstance(prompt, str):
         raise ValueError(f"prompt: expected the name of a column, got {prompt!r}")
     columns = {"prompt": prompt, "completion": completion, "answer": answer}
+    examples = Spool()
     if isinstance(source, str | Path):
-        return _load(source, columns, limit)
+        _load(examples, source, columns, limit)
+        return examples
     parts = [Source.of(part) for part in source]
     if not parts:
         raise ValueError("source: a mixture of nothing")
-    examples = []
+    order = array("q")  # numbers of rows, one that counts twice stands there twice
     for part in parts:
         _check_limit(f"mixture: limit of {part.path}", part.limit)
-        examples += _weighted(_load(part.path, columns | dict(part.columns), part.limit), part.weight)
-    return examples[:limit]
+        order.extend(_weighted(_load(examples, part.path, columns | dict(part.columns), part.limit), part.weight))
+    examples.reorder(order[:limit])
+    return examples
 
 
-def _load(source: str | Path, columns: Mapping[str, str | None], limit: int | None) -> list[dict[str, Any]]:
-    examples = []
+def _load(examples: Spool, source: str | Path, columns: Mapping[str, str | None], limit: int | None) -> range:
+    """Appends the rows of a source; their numbers."""
+    begin = len(examples)
     for place, row in read_rows(source):
-        if limit is not None and len(examples) == limit:
+        if limit is not None and len(examples) - begin == limit:
             break
         examples.append(as_example(place, row, columns))
-    if not examples:
+    if len(examples) == begin:
         raise ValueError(f"source: {source} has no rows")
-    return examples
+    return range(begin, len(examples))
 
 
 def is_mixture(data: Any) -> bool:
@@ -113,10 +131,12 @@ def is_mixture(data: Any) -> bool:
     )
 
 
-def _weighted(examples: list[dict[str, Any]], weight: float) -> list[dict[str, Any]]:
-    whole, rest = divmod(weight * len(examples), len(examples))
-    drawn = random.Random(0).sample(range(len(examples)), round(rest))
-    return examples * int(whole) + [examples[i] for i in sorted(drawn)]
+def _weighted(rows: range, weight: float) -> Iterator[int]:
+    whole, rest = divmod(weight * len(rows), len(rows))
+    drawn = random.Random(0).sample(rows, round(rest))
+    for _ in range(int(whole)):
+        yield from rows
+    yield from sorted(drawn)
 
 
 def as_example(place: str, row: Mapping[str, Any], columns: Mapping[str, str | None]) -> dict[str, Any]:

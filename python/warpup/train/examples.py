@@ -33,17 +33,18 @@ TemplateArguments = Annotated[dict[str, Any] | None, _one_value("JSON", json.loa
 NamedNumbers = Annotated[dict[str, float] | None, _one_value("JSON", json.loads, json.dumps)]
 
 
-def examples_of(stage) -> list[dict[str, Any]]:
+def examples_of(stage) -> Sequence[dict[str, Any]]:
     """A stage's examples, from its `data` and column names, at most `limit` of them; TrainError if there are none. What
-    the limit leaves out is said."""
-    from warpup.data.load import as_example, load_examples
+    the limit leaves out is said. Those of files are a `Spool`, which may be larger than memory."""
+    from warpup.data.load import as_example, spool_examples
+    from warpup.data.spool import Spool
 
     place = PLACES.get(type(stage).__name__, type(stage).__name__.lower())
     columns = {"completion": getattr(stage, "completion", None), "answer": getattr(stage, "answer", None)}
     try:
         if is_loaded(stage.data):
             limit = None if stage.limit is None else stage.limit + 1  # one more shows whether there are more
-            examples = load_examples(stage.data, prompt=stage.prompt, limit=limit, **columns)
+            examples: Sequence[dict[str, Any]] = spool_examples(stage.data, prompt=stage.prompt, limit=limit, **columns)
         else:  # as they are, but for conversations
             keys = {"prompt": "prompt", "completion": columns["completion"] and "completion"}
             examples = [e if "prompt" in e else as_example(f"example {i}", e, keys) for i, e in enumerate(stage.data)]
@@ -58,7 +59,8 @@ def examples_of(stage) -> list[dict[str, Any]]:
     if given and all(isinstance(example["prompt"], str) for example in examples):
         raise TrainError(f"{place}.chat_template_kwargs: no prompt is chat messages, so nothing reads it; leave it out")
     if given:  # an example's own win
-        examples = [e | {"chat_template_kwargs": given | (e.get("chat_template_kwargs") or {})} for e in examples]
+        merged = (e | {"chat_template_kwargs": given | (e.get("chat_template_kwargs") or {})} for e in examples)
+        return Spool(merged) if isinstance(examples, Spool) else list(merged)
     return examples
 
 
@@ -74,8 +76,8 @@ def is_loaded(data: Any) -> bool:
 
     if not isinstance(data, Sized):
         raise TrainError(
-            f"data: got a {type(data).__name__}; a stream cannot be resumed at the row where it was stopped: give it "
-            "as a list, or save a part of it to a file"
+            f"data: got a {type(data).__name__}; a stream cannot be resumed at the row where it was stopped: save it "
+            "to a file, which may be larger than memory, or give it as a list"
         )
     return isinstance(data, str) or (len(data) > 0 and is_mixture(data))
 

@@ -104,7 +104,7 @@ def test_examples_that_are_too_long(capsys):
     assert cut[1] == (ids("knight and"), ids("not not not"))
     assert "warmup: of the examples 1 cut" in capsys.readouterr().err
     text = [{"prompt": "", "completion": "says not knave and not knight or"}]
-    pieces = prepared(text, max_length=4, too_long="split").pairs
+    pieces = list(prepared(text, max_length=4, too_long="split").pairs)
     assert pieces == [
         ([TOKENIZER.bos_token_id], ids("says not knave")),
         (ids("knave"), ids("and not knight")),

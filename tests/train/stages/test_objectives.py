@@ -150,7 +150,7 @@ def test_label_smoothing_and_soft_labels_by_hand(tmp_path, make):
     )
     Recipe([stage]).run(make(), TOKENIZER, tmp_path)
     [(_, loss)], [(_, norm)] = steps_of(tmp_path, "loss"), steps_of(tmp_path, "grad_norm")
-    assert loss == pytest.approx(float(wanted) / tokens, rel=1e-5)
+    assert loss == pytest.approx(wanted.item() / tokens, rel=1e-5)
     assert norm == pytest.approx(grad_norm(before), rel=1e-4)
 
 

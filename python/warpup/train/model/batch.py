@@ -1,7 +1,8 @@
 """Token pairs in padded batches, cut to what fits into memory; which of them are a step's."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,12 @@ class Batch:
 
 
 def collate(
-    pairs: Sequence[TokenPair], rows: Sequence[int], pad: int, device: Any = "cpu", *, share: bool = False
+    pairs: Sequence[TokenPair] | Mapping[int, TokenPair],
+    rows: Sequence[int],
+    pad: int,
+    device: Any = "cpu",
+    *,
+    share: bool = False,
 ) -> Batch:
     """Batch of `pairs[row]` for each of `rows`. A pair may have a third part, which of the completion's tokens carry
     loss; without it all do. share: equal prompts stand in the batch once."""
@@ -112,18 +118,18 @@ def micro_batches(
     """Cut `rows` into batches of similar length, each of at most `max_tokens` padded tokens (and at least one row).
     Each `together` rows in a row stay in one batch, in their order. share: a prompt of several rows of a batch runs
     through the model once, where that leaves fewer tokens in all."""
-
+    taken = {row: pairs[row] for row in rows}  # read once: they may be on disk
     place: dict[tuple[int, ...], int] = {}
-    prompt_of = {row: place.setdefault(tuple(pairs[row][0]), len(place)) for row in rows}
+    prompt_of = {row: place.setdefault(tuple(taken[row][0]), len(place)) for row in rows}
 
     def plain(some: Sequence[int]) -> int:
         """Padded tokens of a batch of these rows."""
-        return len(some) * max(len(pairs[row][0]) + len(pairs[row][1]) for row in some)
+        return len(some) * max(len(taken[row][0]) + len(taken[row][1]) for row in some)
 
     def shared(some: Sequence[int]) -> int:
         """The same with each prompt once."""
-        prompts = {prompt_of[row]: len(pairs[row][0]) for row in some}
-        return len(prompts) * max(prompts.values()) + len(some) * max(len(pairs[row][1]) for row in some)
+        prompts = {prompt_of[row]: len(taken[row][0]) for row in some}
+        return len(prompts) * max(prompts.values()) + len(some) * max(len(taken[row][1]) for row in some)
 
     def size(some: Sequence[int]) -> int:
         return min(plain(some), shared(some)) if share else plain(some)
@@ -143,7 +149,7 @@ def micro_batches(
     if share:
         ways.append(cut(sorted(groups, key=lambda group: (prompt_of[group[0]], -plain(group)))))
     for some in min(ways, key=lambda way: sum(map(size, way))):
-        yield collate(pairs, some, pad, device, share=share and shared(some) < plain(some))
+        yield collate(taken, some, pad, device, share=share and shared(some) < plain(some))
 
 
 class LengthBuckets:
@@ -152,13 +158,14 @@ class LengthBuckets:
     Rows of one length side by side waste no padding, but a batch sorted over all data would always hold the same
     rows. So each epoch shuffles the rows, sorts stretches of `window` batches by length, cuts them into batches and
     shuffles those; with a window of 1 batches are rows of any length. Rows that do not fill a batch wait for another
-    epoch.
+    epoch. Each `together` pairs in a row are one row, as long as the longest of them.
     """
 
-    def __init__(self, pairs: Sequence[TokenPair], size: int, seed: int, window: int = 32):
-        self.lengths = [len(pair[0]) + len(pair[1]) for pair in pairs]
-        self.size, self.seed, self.window = min(size, len(pairs)), seed, window
-        self.per_epoch = len(pairs) // self.size
+    def __init__(self, pairs: Sequence[TokenPair], size: int, seed: int, window: int = 32, together: int = 1):
+        lengths = array("l", (len(pair[0]) + len(pair[1]) for pair in pairs))
+        self.lengths = array("l", (max(lengths[i : i + together]) for i in range(0, len(lengths), together)))
+        self.size, self.seed, self.window = min(size, len(self.lengths)), seed, window
+        self.per_epoch = len(self.lengths) // self.size
         self.epoch = self.batches = None
 
     def __getitem__(self, step: int) -> list[int]:

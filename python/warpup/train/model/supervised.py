@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import math
 import sys
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from warpup.data.spool import Spool
 
 from ..errors import TrainError
 from .batch import Batch
@@ -23,11 +27,11 @@ SoftLabels = tuple[Tensor, Tensor]  # (T, K) int64 ids and (T, K) float32 probab
 @dataclass(frozen=True)
 class Supervised:
     """Examples as tokens. scores: (n,) float32, what each counts, where the objective weighs them; soft: of each the
-    distributions that its completion's tokens are learned from, where there are some."""
+    distributions that its completion's tokens are learned from, where there are some, as arrays of NumPy."""
 
-    pairs: list[TokenPair]
+    pairs: Sequence[TokenPair]
     scores: Tensor | None = None
-    soft: list[SoftLabels] | None = None
+    soft: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
 
     def score(self, batch: Batch) -> Tensor:
         """(S,): what each sequence of the batch counts."""
@@ -48,7 +52,8 @@ class Supervised:
 
     def _learned(self, row: int) -> SoftLabels:
         assert self.soft is not None
-        (ids, probs), (_, _, *learned) = self.soft[row], self.pairs[row]
+        ids, probs = map(torch.from_numpy, self.soft[row])
+        _, _, *learned = self.pairs[row]
         return (ids[learned[0]], probs[learned[0]]) if learned else (ids, probs)
 
 
@@ -56,9 +61,8 @@ def supervised(settings, model, tokenizer, examples: Sequence[Mapping[str, Any]]
     """The examples of a stage with the settings of `Warmup`. What is left out or cut is said on stderr; TrainError,
     naming the example, on what cannot be learned from."""
     ends, limit, counts = end_tokens(model, tokenizer), settings.max_length, Counts()
-    pairs: list[TokenPair] = []
-    scores: list[float] = []
-    soft: list[SoftLabels] = []
+    pairs, soft, scores = Spool(), Spool(), array("f")
+    several, longest = False, 0
     for number, example in enumerate(examples):
         what = f"{place} example {number}"
         if not example.get("completion") or "prompt" not in example:
@@ -75,17 +79,21 @@ def supervised(settings, model, tokenizer, examples: Sequence[Mapping[str, Any]]
             continue
         for begin, end, piece in pieces:
             pairs.append(piece)
+            several |= len(piece) == 3
+            longest = max(longest, len(piece[0]) + len(piece[1]))
             scores.append(score)
             if labels:
-                soft.append((labels[0][begin:end], labels[1][begin:end]))
+                soft.append(tuple(each[begin:end].numpy() for each in labels))
     counts.tell(place)
     if not pairs:
         raise TrainError(f"{place}: no example is left to learn from")
-    if settings.turns == "all" and not any(len(pair) == 3 for pair in pairs):
+    if settings.turns == "all" and not several:
         raise TrainError(f'{place}.turns: got "all", but no prompt is chat messages; leave it out')
-    check_length(model, max(len(pair[0]) + len(pair[1]) for pair in pairs), "the longest example")
+    check_length(model, longest, "the longest example")
     weighs = settings.score is not None
-    return Supervised(pairs, torch.tensor(scores) if weighs else None, soft if settings.soft_labels else None)
+    return Supervised(
+        pairs, torch.tensor(scores, dtype=torch.float32) if weighs else None, soft if settings.soft_labels else None
+    )
 
 
 def column(example: Mapping[str, Any], name: str) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from warpup import divergence, linear_divergence
+from warpup.data.spool import Spool
 
 from ..checks import check_not_negative, check_positive
 from ..errors import TrainError
@@ -95,7 +96,7 @@ class Distill:
         except ValueError as error:
             raise TrainError(f"distill: {error}") from error
 
-    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> tuple[list[TokenPair], list[int], Any]:
+    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> tuple[Sequence[TokenPair], list[int], Any]:
         """Prompt and completion tokens, the ids that end a completion, and the teacher."""
         teacher = self.teacher
         if isinstance(teacher, str):
@@ -103,22 +104,21 @@ class Distill:
         sizes = [m.get_output_embeddings().weight.shape[0] for m in (model, teacher)]
         if sizes[0] != sizes[1]:
             raise TrainError(f"distill.teacher: its vocabulary has {sizes[1]} tokens, the student's {sizes[0]}")
-        ends, pairs = end_tokens(model, tokenizer), []
+        ends, pairs, longest = end_tokens(model, tokenizer), Spool(), 0
         for number, example in enumerate(examples):
             if self.online < 1 and not example.get("completion"):
                 raise TrainError(
                     f"distill example {number} needs a completion, unless distill.online is 1; it has {sorted(example)}"
                 )
             whole = encode_pair(tokenizer, example, ends) if self.online < 1 else None
-            pairs.append(whole or (encode_prompt(tokenizer, example["prompt"], example), []))
-        longest = max(
-            len(prompt) + max(len(completion), self.max_new_tokens * (self.online > 0)) for prompt, completion in pairs
-        )
+            prompt, completion = whole or (encode_prompt(tokenizer, example["prompt"], example), [])
+            pairs.append((prompt, completion))
+            longest = max(longest, len(prompt) + max(len(completion), self.max_new_tokens * (self.online > 0)))
         for each in (model, teacher):
             check_length(each, longest, "the longest example")
         return pairs, ends, teacher.requires_grad_(False).eval()
 
-    def train(self, run: StageRun, prepared: tuple[list[TokenPair], list[int], Any]) -> None:
+    def train(self, run: StageRun, prepared: tuple[Sequence[TokenPair], list[int], Any]) -> None:
         """Train `run.model` towards the teacher."""
         pairs, ends, teacher = prepared
         model, pad = without_dropout(run.model), run.tokenizer.pad_token_id

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from warpup.data.spool import Spool
 from warpup.policy.masks import row_sums
 from warpup.policy.preference_loss import PREFERENCE_KINDS, preference_loss
 
@@ -104,17 +105,19 @@ class Preference:
             "label_smoothing": self.label_smoothing,
         }
 
-    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> list[TokenPair]:
+    def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Sequence[TokenPair]:
         """Prompt and completion tokens: of example i the chosen at 2 i, the rejected behind it."""
-        ends, pairs = end_tokens(model, tokenizer), []
+        ends, pairs, longest = end_tokens(model, tokenizer), Spool(), 0
         for number, example in enumerate(examples):
             for side in (self.chosen, self.rejected):
                 if not example.get(side) or "prompt" not in example:
                     raise TrainError(
                         f"preference example {number} needs a prompt and a {side}, it has {sorted(example)}"
                     )
-                pairs.append(encode_pair(tokenizer, example | {"completion": example[side]}, ends))
-        check_length(model, max(len(prompt) + len(completion) for prompt, completion in pairs), "the longest example")
+                prompt, completion = encode_pair(tokenizer, example | {"completion": example[side]}, ends)
+                pairs.append((prompt, completion))
+                longest = max(longest, len(prompt) + len(completion))
+        check_length(model, longest, "the longest example")
         return pairs
 
     def train(self, run: StageRun, pairs: Sequence[TokenPair]) -> None:
@@ -122,8 +125,7 @@ class Preference:
         # Dropout stays off: the two sides and the reference are compared, so all have to be of one function.
         model = without_dropout(run.model)
         head = Head(model)
-        longer = [max(pairs[2 * i : 2 * i + 2], key=lambda p: len(p[0]) + len(p[1])) for i in range(len(pairs) // 2)]
-        batches = LengthBuckets(longer, self.batch_size, run.seed)
+        batches = LengthBuckets(pairs, self.batch_size, run.seed, together=2)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
         reference = Snapshot(model) if self.compares else None
 
