@@ -82,7 +82,7 @@ def test_experts_outside_of_the_interface_are_said_once(monkeypatch):
         )
         return transformers.Llama4ForCausalLM._from_config(config, **options)
 
-    with pytest.warns(UserWarning, match="no effect on Llama4.*Llama4TextExperts, .*own code runs"):
+    with pytest.warns(UserWarning, match="no effect on Llama4.*Llama4TextExperts outside .*own code runs"):
         llama4(experts_implementation="warpup")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
