@@ -42,7 +42,7 @@ def train(arguments: list[str]) -> None:
     if held.data:
         held_out = HeldOut(
             examples_of(held), held.reward_set(), held.points, held.samples, held.max_new_tokens,
-            keep_best=held.keep_best, stop_after=held.stop_after,
+            keep_best=held.keep_best, stop_after=held.stop_after, stop=held.stop,
         )  # fmt: skip
     quiet_transformers()
     model, tokenizer = start_model(config)
@@ -147,6 +147,7 @@ def eval(arguments: list[str]) -> None:
         "temperature": temperature,
         "top_p": top_p,
         "max_new_tokens": given.max_new_tokens,
+        "stop": held.stop,
     }
     if given.schedule:
         from warpup.apps.compare import compare, show

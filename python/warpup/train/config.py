@@ -18,6 +18,7 @@ from .examples import RewardName, TemplateArguments
 from .model.lora import LoRA
 from .model.precision import Precision
 from .rewards.reward_set import VERIFIER, RewardSet
+from .sampling.stopping import check_stop
 from .stages.distill import Distill
 from .stages.preference import Preference
 from .stages.rlvr import RLVR
@@ -53,6 +54,8 @@ class HeldOutConfig:
     """Sampled completions of each example beside the greedy one."""
     max_new_tokens: int = 256
     """Completions are cut off at this many tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, as in RLVR."""
     keep_best: bool = False
     """Keep the weights of the best measurement of a stage, in the folder `best` beside its checkpoints."""
     stop_after: int | None = None
@@ -70,6 +73,7 @@ class HeldOutConfig:
         """Raise TrainError on settings that cannot be."""
         check_positive(self, "points", "max_new_tokens", place="held_out")
         check_not_negative(self, "samples", place="held_out")
+        check_stop(self.stop, "held_out.stop")
         if self.stop_after is not None and self.stop_after < 1:
             raise TrainError(f"held_out.stop_after: expected at least 1, or none for never, got {self.stop_after}")
         self.reward_set()

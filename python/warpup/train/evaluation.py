@@ -12,6 +12,7 @@ from .rewards.reward_set import Reward, RewardSet, Scores
 from .sampling.decoding import DecodingStrategy
 from .sampling.groups import mean
 from .sampling.rollouts import rollout
+from .sampling.stopping import stop_strings
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def evaluate(
     decoding: DecodingStrategy | None = None,
     greedy: bool = True,
     max_new_tokens: int = 256,
+    stop: Sequence[str] = (),
     reflection_words: Sequence[str] = (),
     seed: int = 0,
     rows: int = 256,
@@ -57,15 +59,17 @@ def evaluate(
 ) -> Evaluation:
     """Score `samples` sampled completions of each example and, if asked, its greedy one (else NaN).
 
-    rows: completions sampled at once. traces: keep the first so many examples' greedy (else first sampled) completions.
-    The means of reward, format, length and reflections are over the samples, or over the greedy ones if samples is 0.
-    The run's own random state is not touched. Raises TrainError as `rollout` and `RewardSet` do.
+    stop: texts that end a completion. rows: completions sampled at once. traces: keep the first so many examples'
+    greedy (else first sampled) completions. The means of reward, format, length and reflections are over the samples,
+    or over the greedy ones if samples is 0. The run's own random state is not touched. Raises TrainError as `rollout`
+    and `RewardSet` do.
     """
     rewards = reward if isinstance(reward, RewardSet) else RewardSet(reward)
     training = model.training
     generator = torch.Generator(model.device).manual_seed(seed)
     model.eval()
     options = {"max_new_tokens": max_new_tokens, "generator": generator, "rows": rows, "decoding": decoding}
+    options["stop"] = stop_strings(tokenizer, stop)
     try:
         sampled = _run(model, tokenizer, examples, rewards, samples, temperature, top_p, **options)
         likeliest = _run(model, tokenizer, examples, rewards, int(greedy), 0.0, 1.0, **options)

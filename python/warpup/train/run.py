@@ -38,7 +38,7 @@ class HeldOut:
     samples: also so many sampled completions of each. Nothing is learned from them and no random state is touched.
     keep_best: write the weights of the best measurement of a stage to its folder `best`. stop_after: end a stage after
     so many measurements in a row that were no better. Better is a higher accuracy (sampled if there are samples), or a
-    higher reward where the reward does not tell what is right.
+    higher reward where the reward does not tell what is right. stop: texts that end a completion.
     """
 
     data: Sequence[Mapping]
@@ -49,6 +49,7 @@ class HeldOut:
     reflection_words: Sequence[str] = ()
     keep_best: bool = False
     stop_after: int | None = None
+    stop: Sequence[str] = ()
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to measure after `step` of `steps` steps; the last step always is."""
@@ -64,6 +65,7 @@ class HeldOut:
             samples=self.samples,
             max_new_tokens=self.max_new_tokens,
             reflection_words=self.reflection_words,
+            stop=self.stop,
             traces=0,
         ).numbers()
         names = ("avg", "greedy", "reward", "length", "reflections", "format_ok")

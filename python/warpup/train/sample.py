@@ -29,6 +29,8 @@ class SampleArguments:
     """Sampling temperature; 0 takes the likeliest token."""
     max_new_tokens: int = 256
     """Completions are cut off at this many tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
     seed: int | None = None
     """Seed of the sampling; default: 0."""
 
@@ -42,6 +44,10 @@ class SampleArguments:
             raise UsageError("--raw: it is about --prompt, which is not given; leave it out")
         if self.n is not None and self.chat:
             raise UsageError("--n: a chat has one answer at a time; leave it out")
+        if self.chat and self.stop:
+            raise UsageError("--stop: the turns of a chat end by themselves; leave it out")
+        if "" in self.stop:
+            raise UsageError("--stop: an empty text is in every completion; leave it out")
         greedy = self.temperature == 0
         if greedy and self.seed is not None:
             raise UsageError("--seed: nothing is drawn at temperature 0; leave one of the two out")
@@ -80,6 +86,7 @@ def complete(model, tokenizer, given: SampleArguments) -> None:
     from .model.tokens import decode, encode_prompt, end_tokens
     from .report import spoken
     from .sampling.rollouts import rollout
+    from .sampling.stopping import stop_strings
 
     examples, copies = [{"prompt": given.prompt}], given.n or (1 if given.temperature == 0 else 4)
     if given.data:
@@ -97,6 +104,7 @@ def complete(model, tokenizer, given: SampleArguments) -> None:
         copies=copies,
         max_new_tokens=given.max_new_tokens,
         temperature=given.temperature,
+        stop=stop_strings(tokenizer, given.stop),
         generator=torch.Generator(model.device).manual_seed(given.seed or 0),
     )
     for row, text in enumerate(decode(tokenizer, rolls)):

@@ -113,7 +113,7 @@ def play(
             if answer.done or turn + 1 == turns:
                 finished[n] = answer.done or bool(rolls.finished[row])
                 continue
-            between = bridge(tokenizer, opened[n], answer.observation, closed=bool(rolls.finished[row]))
+            between = bridge(tokenizer, opened[n], answer.observation, closed=ids[-1] in ends)
             if len(prompts[n]) + len(said[n]) + len(between) + options["max_new_tokens"] > limit:
                 finished[n] = False
                 continue

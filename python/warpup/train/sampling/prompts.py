@@ -11,18 +11,20 @@ from warpup.data import DUMPSampler, Sampler, SECSampler, UniformSampler
 from ..errors import TrainError
 from ..model.tokens import Tokens
 from .decoding import DecodingStrategy
+from .stopping import StopStrings
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A stage's examples, their prompts' token ids, the ids that end a completion, what stands between logits and
-    tokens, how many tokens the model takes."""
+    """A stage's examples, their prompts' token ids, the ids and the texts that end a completion, what stands between
+    logits and tokens, how many tokens the model takes."""
 
     examples: Sequence[dict[str, Any]]
     ids: Sequence[Tokens]
     ends: Sequence[int]
     decoding: DecodingStrategy | None
     limit: int
+    stop: StopStrings | None = None
 
 
 SAMPLERS = {"uniform": UniformSampler, "sec": SECSampler, "dump": DUMPSampler}

@@ -14,6 +14,7 @@ from warpup import KeptTokens
 from ..errors import TrainError
 from ..model.cache import CachedModel
 from .decoding import DecodingState, DecodingStrategy, Filters
+from .stopping import StopStrings
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def rollout(
     decoding: DecodingStrategy | None = None,
     rows: int | None = None,
     generator: torch.Generator | None = None,
+    stop: StopStrings | None = None,
     record: bool = False,
 ) -> Rollouts:
     """Sample `copies` completions of each prompt (token ids); temperature 0 takes the likeliest token.
@@ -75,6 +77,7 @@ def rollout(
     decoding: what stands between logits and tokens, such as a reflection schedule.
     rows: completions sampled at once, all if None: a bound for the cache's memory. Each completion draws from a stream
         of its own, so what is drawn does not depend on it.
+    stop: texts that end a completion as well (`warpup.train.sampling.stopping.StopStrings`).
     record: with a filter, record which tokens it left (`kept`), which a loss needs to replay it: 4 bytes each.
 
     The caller sets the model's mode (eval, no dropout). Raises TrainError if the model's logits are NaN.
@@ -91,13 +94,13 @@ def rollout(
         owner = torch.arange(begin, end, device=model.device) // copies - first
         mine = prompts[first : last + 1]
         state = DecodingState(decoding or DecodingStrategy(), [mine[k] for k in owner], seeds[begin:end], filters)
-        parts.append(_rollout(model, mine, owner, state, ends, pad, max_new_tokens, record and filters.cut))
+        parts.append(_rollout(model, mine, owner, state, ends, stop, pad, max_new_tokens, record and filters.cut))
     return parts[0] if len(parts) == 1 else joined(parts, pad)
 
 
 def _rollout(
-    model, prompts: Sequence[Sequence[int]], owner: Tensor, state: DecodingState, ends: Tensor, pad: int, limit: int,
-    record: bool,
+    model, prompts: Sequence[Sequence[int]], owner: Tensor, state: DecodingState, ends: Tensor,
+    stop: StopStrings | None, pad: int, limit: int, record: bool,
 ) -> Rollouts:  # fmt: skip
     """One completion of prompts[owner[i]] for each i."""
     device, count = model.device, len(owner)
@@ -142,6 +145,8 @@ def _rollout(
         if sets is not None:
             sets.add(t, alive[~done], state.left(logits, step)[~done], step.kept[~done])
         ended = ~done & torch.isin(step.token, ends)
+        if stop is not None:
+            ended |= stop.completed(tokens[alive, : t + 1], ~done & ~ended)
         lengths[alive[ended]] = t + 1
         done |= ended
 

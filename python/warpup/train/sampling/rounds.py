@@ -34,7 +34,7 @@ def complete(
         rolls = rollout(
             run.model, [prompts.ids[k] for k in picked], eos=prompts.ends, pad=run.tokenizer.pad_token_id,
             max_new_tokens=settings.max_new_tokens, copies=settings.samples, temperature=settings.temperature,
-            decoding=prompts.decoding, rows=settings.rows, generator=run.generator, **filters_of(settings),
+            decoding=prompts.decoding, rows=settings.rows, generator=run.generator, **how_to_draw(settings, prompts),
         )  # fmt: skip
     seconds = time.perf_counter() - began
 
@@ -56,7 +56,7 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
             run.model, run.tokenizer, load_environment(settings.environment), [prompts.examples[k] for k in picked],
             turns=settings.turns, ends=prompts.ends, copies=settings.samples, limit=prompts.limit,
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, rows=settings.rows,
-            generator=run.generator, **filters_of(settings),
+            generator=run.generator, **how_to_draw(settings, prompts),
         )  # fmt: skip
     seconds, total = time.perf_counter() - began, played.rewards.nansum(1)
     scores = Scores(rewards=total.tolist(), correct=played.correct, format_ok=[float("nan")] * len(total))
@@ -75,9 +75,10 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
     return Sampled(played.pairs, played.rolls, scores, advantages.to(played.rolls.logp), shown, seconds)
 
 
-def filters_of(settings: RLVRSettings) -> dict[str, Any]:
-    """What `rollout` cuts off before it draws, and records for the loss."""
-    return {"top_p": settings.top_p, "top_k": settings.top_k, "min_p": settings.min_p, "record": True}
+def how_to_draw(settings: RLVRSettings, prompts: Prompts) -> dict[str, Any]:
+    """What `rollout` cuts off before it draws, and records for the loss; the texts at which it stops."""
+    filters = {name: getattr(settings, name) for name in ("top_p", "top_k", "min_p")}
+    return {**filters, "record": True, "stop": prompts.stop}
 
 
 def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from ..sampling.episodes import first_prompts, load_environment
 from ..sampling.groups import Groups, mean, parts
 from ..sampling.prompts import Prompts, make_sampler
 from ..sampling.rounds import complete, play_some
+from ..sampling.stopping import stop_strings
 from .critic import Critic
 from .policy_step import Experience, Update, policy_step, score_tokens
 from .rlvr_checks import check_rlvr
@@ -58,7 +59,8 @@ class RLVR(RLVRSettings):
         make_sampler(self.sampler, examples, self.category, 0)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         used = decoding if decoding.schedule else None
-        return Prompts(examples, ids, end_tokens(model, tokenizer), used, limit)
+        ends, stop = end_tokens(model, tokenizer), stop_strings(tokenizer, self.stop)
+        return Prompts(examples, ids, ends, used, limit, stop)
 
     def train(self, run: StageRun, prompts: Prompts) -> None:
         """Reinforce `run.model` on these prompts."""

@@ -13,6 +13,7 @@ from ..sampling.decoding import Filters
 from ..sampling.episodes import load_environment
 from ..sampling.prompts import SAMPLERS
 from ..sampling.rounds import advantages_of
+from ..sampling.stopping import check_stop
 from .rlvr_settings import RLVRSettings
 
 PLACE = "rlvr"
@@ -58,6 +59,7 @@ def check_sampling(settings: RLVRSettings) -> None:
     if settings.schedule == "plain" or settings.schedule.endswith(".json"):
         why = "no schedule acts on words" if settings.schedule == "plain" else "a schedule's file has its own words"
         check_unused(settings, "words", place=PLACE, why=f"with schedule {settings.schedule!r} {why}; leave it out")
+    check_stop(settings.stop, "rlvr.stop")
     try:
         filters = Filters(settings.temperature, settings.top_p, settings.top_k, settings.min_p)
     except TrainError as error:

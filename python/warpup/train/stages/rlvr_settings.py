@@ -43,6 +43,8 @@ class RLVRSettings:
     """Completions of each prompt: the group of the advantage."""
     max_new_tokens: int = 256
     """Completions are cut off at this many tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, such as "</answer>"; the token that completes one is its last."""
     temperature: float = 1.0
     """Sampling temperature."""
     top_p: float = 1.0
