@@ -32,7 +32,8 @@ from .rollouts import Rollouts, rollout
 
 class Turn(NamedTuple):
     """What an environment answers: a text that goes on behind the completion (in a chat, the user's next message), the
-    reward of this turn, whether the episode is over, and if it can tell, whether it was solved (1.0 or 0.0)."""
+    reward of this turn (NaN: it could not be told, the episode is left out), whether the episode is over, and if it can
+    tell, whether it was solved (1.0 or 0.0)."""
 
     observation: str = ""
     reward: float = 0.0
@@ -41,7 +42,7 @@ class Turn(NamedTuple):
 
 
 class Environment(Protocol):
-    """One episode. An instance is made for each of them."""
+    """One episode. An instance is made for each of them; if it has a method `close`, that is called at its end."""
 
     def reset(self, example: Mapping[str, Any]) -> str | Sequence[Mapping[str, Any]]:
         """The prompt of an example, for the first turn."""
@@ -52,7 +53,8 @@ class Environment(Protocol):
 
 class Episodes(NamedTuple):
     """N episodes. pairs: first prompt, and all that follows it; rolls: the same as (N, L), with `sampled` and `turn`;
-    rewards (N, turns), NaN where an episode was over before; correct (N,); texts: what the model said in each turn."""
+    rewards (N, turns), NaN where an episode was over before, and throughout where a turn's reward is NaN; correct (N,);
+    texts: what the model said in each turn."""
 
     pairs: list[TokenPair]
     rolls: Rollouts
@@ -82,6 +84,16 @@ def play(
     together; one that has no room for another turn is cut off. options: those of `rollout` (max_new_tokens among them).
     """
     environments = [make() for _ in examples for _ in range(copies)]
+    try:
+        return _play(model, tokenizer, environments, examples, turns, ends, copies, limit, options)
+    finally:
+        close(environments)
+
+
+def _play(
+    model, tokenizer, environments: Sequence[Environment], examples: Sequence[Mapping[str, Any]], turns: int,
+    ends: Sequence[int], copies: int, limit: int, options: dict[str, Any],
+) -> Episodes:  # fmt: skip
     asked = [example for example in examples for _ in range(copies)]
     opened = [call(environment, "reset", example) for environment, example in zip(environments, asked, strict=True)]
     prompts = [encode_prompt(tokenizer, prompt, example) for prompt, example in zip(opened, asked, strict=True)]
@@ -110,6 +122,9 @@ def play(
             answer = Turn(*call(environments[n], "step", text))
             rewards[n, turn] = float(answer.reward)
             correct[n] = float(answer.correct)
+            if math.isnan(answer.reward):
+                rewards[n] = math.nan  # whoever judges it failed, so nothing is known of the whole
+                continue
             if answer.done or turn + 1 == turns:
                 finished[n] = answer.done or bool(rolls.finished[row])
                 continue
@@ -167,7 +182,20 @@ class FilteredTurns:
 
 def first_prompts(make: Callable[[], Environment], examples: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What an episode of each example begins with."""
-    return [call(make(), "reset", example) for example in examples]
+    environments = [make() for _ in examples]
+    try:
+        return [
+            call(environment, "reset", example) for environment, example in zip(environments, examples, strict=True)
+        ]
+    finally:
+        close(environments)
+
+
+def close(environments: Sequence[Environment]) -> None:
+    """Those that have something to be closed, such as a connection, close it."""
+    for environment in environments:
+        if hasattr(environment, "close"):
+            environment.close()
 
 
 def call(environment: Environment, method: str, argument: Any) -> Any:

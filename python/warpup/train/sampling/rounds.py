@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,10 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, rows=settings.rows,
             generator=run.generator, **how_to_draw(settings, prompts),
         )  # fmt: skip
-    seconds, total = time.perf_counter() - began, played.rewards.nansum(1)
-    scores = Scores(rewards=total.tolist(), correct=played.correct, format_ok=[float("nan")] * len(total))
+    seconds, failed = time.perf_counter() - began, played.rewards.isnan().all(1)
+    total = played.rewards.nansum(1).masked_fill(failed, math.nan)
+    scores = Scores(rewards=total.tolist(), correct=played.correct, format_ok=[math.nan] * len(total))
+    scores.errors += ["the environment could not tell a reward (NaN)"] * int(failed.sum())
     if settings.advantage == "gae":
         scores.token_rewards = at_turn_ends(played.rewards, played.rolls.turn)
     if settings.credit == "turn":
