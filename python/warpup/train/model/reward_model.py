@@ -30,6 +30,7 @@ from .tokens import TokenPair, Tokens, encode_pair, encode_prompt, end_tokens
 from .value_head import ValueHead
 
 WEIGHTS, ABOUT = "score.safetensors", "score.json"
+Marked = tuple[Tokens, Tokens, list[bool]]  # a token pair, and the tokens in front of which a score is read
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class RewardModel:
         """The model's output layer taken apart: here only its hidden states are wanted."""
         return Head(self.model)
 
-    def steps(self, example: Mapping[str, Any], steps: Sequence[str]) -> TokenPair:
+    def steps(self, example: Mapping[str, Any], steps: Sequence[str]) -> Marked:
         """An example's prompt and steps as tokens, to be read behind each step and its separator."""
         ids: Tokens = []
         ends = []
@@ -58,14 +59,14 @@ class RewardModel:
             ends.append(len(ids))
         return self._read_at(encode_prompt(self.tokenizer, example["prompt"], example), ids, ends)
 
-    def whole(self, example: Mapping[str, Any], completion: Any, finished: bool = True) -> TokenPair:
+    def whole(self, example: Mapping[str, Any], completion: Any, finished: bool = True) -> Marked:
         """An example's prompt and a completion, to be read behind its end token, or where the limit cut it off."""
         ends = end_tokens(self.model, self.tokenizer)
         prompt, ids = encode_pair(self.tokenizer, {**example, "completion": completion}, ends)
         ids = ids if finished else ids[:-1]
         return self._read_at(prompt, ids, [len(ids)])
 
-    def _read_at(self, prompt: Tokens, ids: Tokens, ends: Sequence[int]) -> TokenPair:
+    def _read_at(self, prompt: Tokens, ids: Tokens, ends: Sequence[int]) -> Marked:
         """A batch holds the hidden state in front of each marked token, which has read all before it; one token more
         makes a place behind the last."""
         return prompt, [*ids, self.tokenizer.pad_token_id], [n in set(ends) for n in range(len(ids) + 1)]

@@ -33,16 +33,18 @@ from .rollouts import Rollouts, rollout
 class Turn(NamedTuple):
     """What an environment answers: a text that goes on behind the completion (in a chat, the user's next message), the
     reward of this turn (NaN: it could not be told, the episode is left out), whether the episode is over, and if it can
-    tell, whether it was solved (1.0 or 0.0)."""
+    tell, whether it was solved (1.0 or 0.0). Where the model plays several roles a reward may be one for each of them,
+    {0: 1.0, 1: -1.0}."""
 
     observation: str = ""
-    reward: float = 0.0
+    reward: float | Mapping[int, float] = 0.0
     done: bool = False
     correct: float = math.nan
 
 
 class Environment(Protocol):
-    """One episode. An instance is made for each of them; if it has a method `close`, that is called at its end."""
+    """One episode. An instance is made for each of them; if it has a method `close`, that is called at its end. Where the
+    model plays several roles, an attribute `role` says for which of them it speaks next, from 0 on."""
 
     def reset(self, example: Mapping[str, Any]) -> str | Sequence[Mapping[str, Any]]:
         """The prompt of an example, for the first turn."""
@@ -54,13 +56,15 @@ class Environment(Protocol):
 class Episodes(NamedTuple):
     """N episodes. pairs: first prompt, and all that follows it; rolls: the same as (N, L), with `sampled` and `turn`;
     rewards (N, turns), NaN where an episode was over before, and throughout where a turn's reward is NaN; correct (N,);
-    texts: what the model said in each turn."""
+    texts: what the model said in each turn; speakers: in which role; shares: what each role was given."""
 
     pairs: list[TokenPair]
     rolls: Rollouts
     rewards: Tensor
     correct: list[float]
     texts: list[list[str]]
+    speakers: list[list[int]]
+    shares: list[dict[int, float]]
 
 
 def load_environment(name: str | Callable[[], Environment]) -> Callable[[], Environment]:
@@ -104,6 +108,8 @@ def _play(
     logp: list[list[float]] = [[] for _ in prompts]
     filtered = FilteredTurns(count)
     texts: list[list[str]] = [[] for _ in prompts]
+    speakers: list[list[int]] = [[] for _ in prompts]
+    shares: list[dict[int, float]] = [{} for _ in prompts]
     rewards, correct, finished = torch.full((count, turns), math.nan), [math.nan] * count, [True] * count
     going = list(range(count))
 
@@ -119,10 +125,14 @@ def _play(
             extend(n, ids, rolls.logp[row, : len(ids)].tolist(), turn, said, sampled, turn_of, logp)
             text = tokenizer.decode(ids, skip_special_tokens=True)
             texts[n].append(text)
+            speakers[n].append(int(getattr(environments[n], "role", 0)))
             answer = Turn(*call(environments[n], "step", text))
-            rewards[n, turn] = float(answer.reward)
+            given = answer.reward if isinstance(answer.reward, Mapping) else {speakers[n][-1]: answer.reward}
+            for role, reward in given.items():
+                shares[n][role] = shares[n].get(role, 0.0) + float(reward)
+            rewards[n, turn] = sum(map(float, given.values()))
             correct[n] = float(answer.correct)
-            if math.isnan(answer.reward):
+            if rewards[n, turn].isnan():
                 rewards[n] = math.nan  # whoever judges it failed, so nothing is known of the whole
                 continue
             if answer.done or turn + 1 == turns:
@@ -150,7 +160,7 @@ def _play(
         **filtered.joined(width),
     )  # fmt: skip
     pairs: list[TokenPair] = [(prompt, ids, own) for prompt, ids, own in zip(prompts, said, sampled, strict=True)]
-    return Episodes(pairs, whole, rewards, correct, texts)
+    return Episodes(pairs, whole, rewards, correct, texts, speakers, shares)
 
 
 class FilteredTurns:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,11 +15,15 @@ from ..model.tokens import TokenPair
 from ..rewards.reward_set import Scores
 from .rollouts import Rollouts, joined
 
+if TYPE_CHECKING:
+    from .roles import Roles
+
 
 @dataclass(frozen=True)
 class Sampled:
     """Groups of completions, or of episodes, of some prompts: tokens, scores, advantages (N,) or (N, L), one of them to
-    be shown, seconds of sampling. tensors: what else a loss needs of them, (N, L) by the names of `Experience`."""
+    be shown, seconds of sampling. tensors: what else a loss needs of them, (N, L) by the names of `Experience`.
+    roles: of episodes whose credit goes by role."""
 
     pairs: Sequence[TokenPair]
     rolls: Rollouts
@@ -28,6 +32,7 @@ class Sampled:
     shown: dict[str, Any]
     seconds: float
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    roles: Roles | None = None
 
 
 class Groups:

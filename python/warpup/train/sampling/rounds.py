@@ -20,6 +20,7 @@ from ..run import StageRun
 from .episodes import load_environment, play, turn_advantages
 from .groups import Sampled
 from .prompts import Prompts
+from .roles import Roles
 from .rollouts import rollout
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
     total = played.rewards.nansum(1).masked_fill(failed, math.nan)
     scores = Scores(rewards=total.tolist(), correct=played.correct, format_ok=[math.nan] * len(total))
     scores.errors += ["the environment could not tell a reward (NaN)"] * int(failed.sum())
+    roles = None
     if settings.advantage == "gae":
         scores.token_rewards = at_turn_ends(played.rewards, played.rolls.turn)
     if settings.credit == "turn":
@@ -71,11 +73,15 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
             played.rolls.turn.cpu(),
             lambda r: group_advantage(r, settings.samples, baseline=settings.baseline, scale=settings.scale),
         )
+    elif settings.credit == "role":
+        roles = Roles.of(played.speakers, played.shares, played.rolls.turn, settings.roles)
+        scores.columns = {f"role {k}": column.tolist() for k, column in enumerate(roles.earned.T)}
+        advantages = torch.zeros(len(total))  # come of the baselines: `RoleBaselines.credit`
     else:
         advantages = advantages_of(settings, scores, played.rolls.learned().cpu())
     example = prompts.examples[picked[0]]
     shown = {"prompt": example["prompt"], "completion": "\n...\n".join(played.texts[0]), "reward": scores.rewards[0]}
-    return Sampled(played.pairs, played.rolls, scores, advantages.to(played.rolls.logp), shown, seconds)
+    return Sampled(played.pairs, played.rolls, scores, advantages.to(played.rolls.logp), shown, seconds, roles=roles)
 
 
 def how_to_draw(settings: RLVRSettings, prompts: Prompts) -> dict[str, Any]:

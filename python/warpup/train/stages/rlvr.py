@@ -25,6 +25,7 @@ from ..sampling.decoding import DecodingStrategy, split_words
 from ..sampling.episodes import first_prompts, load_environment
 from ..sampling.groups import Groups, mean, parts
 from ..sampling.prompts import Prompts, make_sampler
+from ..sampling.roles import RoleBaselines
 from ..sampling.rounds import complete, play_some
 from ..sampling.stopping import stop_strings
 from .critic import Critic
@@ -78,6 +79,8 @@ class RLVR(RLVRSettings):
             parameters = list(critic.value.parameters())
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr_scale": self.value_lr / self.lr})
             kept += [parameter.data for parameter in parameters]
+        roles = RoleBaselines(self.roles, self.role_decay) if self.credit == "role" else None
+        kept += [roles.state] if roles else []
         empty = 0  # steps in a row that had nothing to learn from
 
         for i in run.steps(self.steps, self.save_every, optimizer, sampler, kept):
@@ -87,7 +90,7 @@ class RLVR(RLVRSettings):
             # Sample: a group of completions for each prompt, with the log-probs they were drawn at, and score each by a
             # function that checks it. A group whose rewards are all alike teaches nothing; with `refill`, others are
             # sampled in its place.
-            groups = self.sample(run, prompts, sampler, rewards, critic)
+            groups = self.sample(run, prompts, sampler, rewards, critic, roles)
             used = groups.used.tolist()
             empty = 0 if any(used) else empty + 1
             if empty == self.patience:
@@ -123,13 +126,16 @@ class RLVR(RLVRSettings):
                     numbers |= policy_step(run, head, optimizer, experience, part, update, lr)
             if critic:
                 numbers |= critic.numbers(groups)
+            if roles:
+                roles.finish_step()
             if not rows:
                 run.count("skipped")
             run.record(numbers | groups.numbers())
 
     def sample(
-        self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet | None, critic: Critic | None
-    ) -> Groups:
+        self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet | None, critic: Critic | None,
+        roles: RoleBaselines | None,
+    ) -> Groups:  # fmt: skip
         """Groups of completions of the next prompts, scored, with their advantages."""
         groups = Groups(self.samples)
         for _ in range(1 + self.refill):
@@ -142,6 +148,8 @@ class RLVR(RLVRSettings):
                 run.count("abstained", sampled.scores.abstained)
             if critic:
                 sampled = critic.credit(run, sampled)
+            if roles:
+                sampled = roles.credit(sampled)
             groups.add(sampled, run.tokenizer.pad_token_id)
             # A curriculum prefers prompts whose rewards differ.
             by_group = sampled.advantages.reshape(len(picked), self.samples, -1).mean(-1)

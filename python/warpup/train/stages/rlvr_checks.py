@@ -30,7 +30,7 @@ def check_rlvr(settings: RLVRSettings) -> None:
         value = getattr(settings, name)
         if value not in known and value is not None:
             raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
-    if settings.samples < (1 if settings.advantage == "gae" else 2):
+    if settings.samples < (1 if settings.advantage == "gae" or settings.credit == "role" else 2):
         raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {settings.samples}")
     if settings.minibatches > settings.prompts:
         raise TrainError(f"rlvr.minibatches: expected at most prompts, {settings.prompts}, got {settings.minibatches}")
@@ -76,6 +76,15 @@ def check_sampling(settings: RLVRSettings) -> None:
 
 def check_advantages(settings: RLVRSettings) -> None:
     """What a token is credited with."""
+    if settings.credit == "role":
+        why = "roles have running means as their baselines"
+        check_unused(settings, "advantage", "baseline", "scale", "refill", place=PLACE, why=why)
+        check_positive(settings, "roles", place=PLACE)
+        if not 0 <= settings.role_decay <= 1:
+            raise TrainError(f"rlvr.role_decay: expected 0 to 1, got {settings.role_decay}")
+    else:
+        why = "credit does not go by role; set credit to role"
+        check_unused(settings, "roles", "role_decay", place=PLACE, why=why)
     if settings.advantage is not None:
         why = f"advantage {settings.advantage!r} has its own"
         check_unused(settings, "baseline", "scale", place=PLACE, why=why)

@@ -33,8 +33,13 @@ class RLVRSettings:
     """In place of a reward: `module:Class` or `file.py:Class` of an `Environment`, which answers after each turn."""
     turns: int = 2
     """Most turns of an episode."""
-    credit: Literal["episode", "turn"] = "episode"
-    """What a token of an episode is rewarded for: the whole, or what came from its turn on."""
+    credit: Literal["episode", "turn", "role"] = "episode"
+    """What a token of an episode is rewarded for: the whole, what came from its turn on, or what the role earned in
+    which it was said, over a running mean of what that role earns (self-play)."""
+    roles: int = 2
+    """How many roles the environment has."""
+    role_decay: float = 0.95
+    """How much of a role's running mean stays at each episode."""
     steps: int = 100
     """Batches of rollouts."""
     prompts: int = 8
@@ -192,4 +197,4 @@ class RLVRSettings:
             raise ValueError(
                 f"loss_constants: loss {self.loss!r} has {', '.join(published) or 'none'}, got {', '.join(unknown)}"
             )
-        return tuple((published | self.loss_constants).values())
+        return tuple({**published, **self.loss_constants}.values())
