@@ -43,8 +43,8 @@ class Turn(NamedTuple):
 
 
 class Environment(Protocol):
-    """One episode. An instance is made for each of them; if it has a method `close`, that is called at its end. Where the
-    model plays several roles, an attribute `role` says for which of them it speaks next, from 0 on."""
+    """One episode. An instance is made for each of them; if it has a method `close`, that is called at its end. Where
+    the model plays several roles, an attribute `role` says for which of them it speaks next, from 0 on."""
 
     def reset(self, example: Mapping[str, Any]) -> str | Sequence[Mapping[str, Any]]:
         """The prompt of an example, for the first turn."""
