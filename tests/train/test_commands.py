@@ -8,9 +8,10 @@ import sys
 import time
 
 import pytest
+import torch
 
 from tests.support.command import CONFIG, call, error
-from warpup.train import load_model
+from warpup.train import evaluate, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +43,23 @@ def test_train_sample_eval(project, capsys):
     code, out, _ = call(capsys, "eval", "start", "--data", "test.jsonl", "--samples", 1, "--max-new-tokens", 8)
     assert "reward" in out
     assert "-2" in out  # the verifier's: an untrained model has no format
+
+
+def test_eval_in_another_precision_and_on_another_device(project, capsys, monkeypatch):
+    seen = []
+
+    def watched(model, tokenizer, *arguments, **options):
+        seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return evaluate(model, tokenizer, *arguments, **options)
+
+    monkeypatch.setattr("warpup.train.evaluation.evaluate", watched)
+    flags = ["--data", "test.jsonl", "--samples", 0, "--max-new-tokens", 4]
+    for dtype in ("float32", "bfloat16"):
+        assert call(capsys, "eval", "start", *flags, "--dtype", dtype)[0] == 0
+    assert [on for on, _ in seen] == [False, True]
+    assert seen[1][1] == torch.bfloat16
+    assert "dtype: expected auto, float32 or bfloat16" in error(capsys, "eval", "start", *flags, "--dtype", "int8")
+    assert "cannot load" in error(capsys, "eval", "start", *flags, "--device", "cpu:x")
 
 
 def test_eval_compares_decodings(project, capsys):

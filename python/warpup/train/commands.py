@@ -97,6 +97,11 @@ class EvalArguments:
     """With --schedule: sample with so many seeds, for the spread; default: 3."""
     seed: int | None = None
     """Seed of the sampling, or the first of them; default: 0."""
+    device: str = "auto"
+    """Where the model is: cpu, cuda, cuda:1; auto is cuda if there is one."""
+    dtype: str = "auto"
+    """What products are made in: float32, bfloat16; auto as in `warpup train`. The weights of a model saved in 16 bits
+    are read as float32."""
     json: bool = False
     """Print JSON in place of a table."""
 
@@ -126,7 +131,8 @@ def eval(arguments: list[str]) -> None:
     from .evaluation import evaluate
     from .examples import examples_of
     from .log import ProgressBar, quiet_transformers
-    from .model.load_model import load_model, newest_model
+    from .model.load_model import device_of, load_model, newest_model
+    from .model.precision import autocast_dtype, computing
     from .rewards.reward_set import VERIFIER
     from .sampling.decoding import split_words
 
@@ -139,7 +145,8 @@ def eval(arguments: list[str]) -> None:
         raise UsageError("nothing to measure on: give --data (the run has no held-out data of its own)")
     quiet_transformers()
     folder = newest_model(given.run)
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_model(folder, device=device_of(given.device))
+    products = autocast_dtype(given.dtype, model)
     examples, rewards = examples_of(held), held.reward_set()
     words = split_words(given.words or ",".join(REFLECTION_WORDS if held.reward == VERIFIER else WORDS))
     options = {
@@ -153,7 +160,7 @@ def eval(arguments: list[str]) -> None:
         from warpup.apps.compare import compare, show
 
         all_seeds = range(seed, seed + seeds)
-        with ProgressBar() as bar:
+        with ProgressBar() as bar, computing(model, products):
             rows = compare(
                 model, tokenizer, examples, rewards, given.schedule, words, all_seeds, bar, **options
             )  # fmt: skip
@@ -162,7 +169,8 @@ def eval(arguments: list[str]) -> None:
         else:
             show(rows, Path(given.run))
         return
-    found = evaluate(model, tokenizer, examples, rewards, seed=seed, reflection_words=words, **options)
+    with computing(model, products):
+        found = evaluate(model, tokenizer, examples, rewards, seed=seed, reflection_words=words, **options)
     numbers = found.numbers()
     if given.json:
         print(json.dumps(numbers))

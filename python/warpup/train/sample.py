@@ -64,11 +64,11 @@ def sample(arguments: list[str]) -> None:
 
     from .chat import answering, chat
     from .log import quiet_transformers
-    from .model.load_model import load_model, newest_model
+    from .model.load_model import device_of, load_model, newest_model
 
     quiet_transformers()
     folder = newest_model(given.run)
-    model, tokenizer = load_model(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_model(folder, device=device_of("auto"))
     model.eval()
     if given.chat:
         if not tokenizer.chat_template:

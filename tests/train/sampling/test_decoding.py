@@ -97,7 +97,7 @@ def test_budget_forcing_puts_off_the_end_of_thinking():
     [
         ("cyclical", "expected plain, cyclic, tip, nowait, s1 or a .json file"),
         ("cyclic:amplitud=3", "cyclic has no amplitud"),
-        ("cyclic:period=0", "period: expected tokens, more than 0"),
+        ("cyclic:period=0", "period: expected tokens, at least"),
         ("s1:beta=3", "s1 has no beta"),
         ("s1:times=0", "times: expected at least 1"),
         ("tip:anchor=think", "tip has no anchor"),

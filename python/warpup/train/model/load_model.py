@@ -73,10 +73,14 @@ def load_model(
     return model, tokenizer
 
 
+def device_of(name: str) -> str:
+    """The device that a setting names; "auto" is a GPU if there is one."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def start_model(config):
     """(model, tokenizer) that a `TrainConfig` begins with: on its device, with its adapters if it asks for some."""
-    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    model, tokenizer = load_model(config.model, device=device, attention=config.attention)
+    model, tokenizer = load_model(config.model, device=device_of(config.device), attention=config.attention)
     if config.lora.r:
         if is_adapted(model):
             raise TrainError(f"lora: {config.model} has adapters already, which are trained on; leave lora out")
