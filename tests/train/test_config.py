@@ -4,6 +4,7 @@ import pytest
 
 from warpup.train import TrainError
 from warpup.train.config import HeldOutConfig, TrainConfig, check_config_of_run, convert, fill, load_config
+from warpup.train.model.lora import LoRA
 from warpup.train.stages.rlvr import RLVR
 from warpup.train.stages.warmup import Warmup
 
@@ -61,6 +62,16 @@ def test_a_part_without_data_has_no_settings_unless_a_flag_emptied_it():
         check_config_of_run(
             TrainConfig(model="m", out="o", warmup=Warmup(data="x.jsonl"), rlvr=RLVR(steps=3)), TrainConfig()
         )
+
+
+def test_weights_in_bfloat16_go_with_no_other_precision():
+    for more, message in (
+        ({"dtype": "float32"}, r"dtype: got 'float32', but products are made in bfloat16"),
+        ({"lora": LoRA(r=2)}, r"weights: got 'bfloat16', but only adapters are trained"),
+    ):
+        config = TrainConfig(model="m", out="o", warmup=Warmup(data="x.jsonl"), weights="bfloat16", **more)
+        with pytest.raises(TrainError, match=message):
+            check_config_of_run(config, TrainConfig())
 
 
 def test_rewards_with_weights_in_a_config(tmp_path):

@@ -83,7 +83,8 @@ class Recipe:
         # Everything that can be wrong is looked at first, so that no run ends after hours over a name in its settings.
         data, prepared = self.check(model, tokenizer)
         dtype = autocast_dtype(self.dtype, model)
-        config = {"seed": seed, "dtype": str(dtype or "float32").removeprefix("torch."), "model": describe_model(model)}
+        held = next((p.dtype for p in model.parameters() if p.requires_grad), torch.float32)
+        config = {"seed": seed, "dtype": str(dtype or held).removeprefix("torch."), "model": describe_model(model)}
         settings = [describe_stage(s, d) for s, d in zip(self.stages, data, strict=True)]
         if self.gradient_checkpointing:
             checkpoint_layers(model)

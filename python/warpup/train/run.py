@@ -25,7 +25,7 @@ from .errors import Interrupted, TrainError
 from .evaluation import evaluate
 from .files import write_folder
 from .log import MetricsLog, Report, quiet
-from .model.precision import computing
+from .model.precision import computing, exact_sums
 from .rewards.reward_set import Reward, RewardSet
 
 PATIENCE = 5  # steps in a row without a finite loss before a run gives up
@@ -104,9 +104,10 @@ class StageRun:
         self.bad_steps = 0
         self.best, self.stale = -math.inf, 0  # the best measurement, and how many have followed it
         self.before: tuple | None = None  # while a step is at work: the state and random states that it began with
-        self.open = contextlib.ExitStack()  # what ends with the run: the signals' handlers
+        self.open = contextlib.ExitStack()  # what ends with the run: signals' handlers, exact sums
 
     def __enter__(self):
+        self.open.enter_context(exact_sums(self.model))
         return self
 
     def __exit__(self, kind, error, traceback) -> None:

@@ -1,16 +1,20 @@
 """Saved models: found, loaded, and named where they are missing."""
 
 import pytest
+import torch
 
 from tests.support.tiny import (
     TOKENIZER,
     gpt2,
+    llama,
     rlvr,
     same,
     warmup,
     weights,
 )
 from warpup.train import Recipe, TrainError, load_model, newest_model
+from warpup.train.config import TrainConfig
+from warpup.train.model.load_model import start_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,3 +41,11 @@ def test_missing_models_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(TrainError, match="cannot load the model"):
         load_model(tmp_path)
+
+
+def test_weights_in_bfloat16_and_buffers_as_they_are(tmp_path):
+    llama().save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    model, _ = start_model(TrainConfig(model=str(tmp_path), device="cpu", weights="bfloat16"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in model.buffers()} == {torch.float32}

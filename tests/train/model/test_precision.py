@@ -3,11 +3,24 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import OPTConfig, OPTForCausalLM
 
-from tests.support.tiny import TOKENIZER, gpt2, llama, log_of, rlvr, steps_of, warmup, weights
+from tests.support.tiny import (
+    TOKENIZER,
+    Killed,
+    gpt2,
+    killer,
+    llama,
+    log_of,
+    rlvr,
+    same,
+    steps_of,
+    warmup,
+    weights,
+)
 from warpup.train import Recipe, TrainError
-from warpup.train.model.precision import autocast_dtype, computing, without_dropout
+from warpup.train.model.precision import autocast_dtype, computing, exact_sums, in_bfloat16, without_dropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,12 +53,57 @@ def test_auto_takes_float32_for_small_models_and_asks_the_device_for_large_ones(
 def test_layer_norm_s_sums_do_not_stall():
     """4096 rows of ones: torch's own gradient of the bias under autocast stops at 256 a thread."""
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
-    with computing(model, torch.bfloat16):
-        out = model(torch.randn(4096, 8))
-    assert out.dtype == torch.float32
-    out.sum().backward()
-    assert model[1].bias.grad.tolist() == [4096.0] * 8
-    assert not model[1]._forward_pre_hooks
+    for checkpointed in (False, True):
+        model.zero_grad()
+        with exact_sums(model):
+            with computing(model, torch.bfloat16):
+                rows = torch.randn(4096, 8)
+                out = checkpoint(model, rows, use_reentrant=False) if checkpointed else model(rows)
+            assert out.dtype == torch.float32
+            out.sum().backward()
+        assert model[1].bias.grad.tolist() == [4096.0] * 8
+        assert type(model[1]) is nn.LayerNorm
+
+
+class Scaled(nn.Embedding):
+    """As Gemma's."""
+
+    def forward(self, ids):
+        return super().forward(ids) * 2
+
+
+def test_weights_in_bfloat16_get_whole_gradients():
+    """4096 times one token, of which an embedding's gradient in bfloat16 has 256; likewise LayerNorm's bias."""
+    for kind in (nn.Embedding, Scaled):
+        model = in_bfloat16(nn.Sequential(kind(5, 8, padding_idx=3), nn.LayerNorm(8)))
+        with exact_sums(model):
+            ids = torch.tensor([0, 3]).repeat_interleave(4096)
+            embedded = model[0](ids)
+            (embedded.sum() + model[1](embedded.detach()).sum()).backward()
+        assert embedded.dtype == torch.bfloat16
+        assert model[0].weight.grad[[0, 3]].tolist() == [[4096.0 * (1 + (kind is Scaled))] * 8, [0.0] * 8]
+        assert model[1].bias.grad.tolist() == [8192.0] * 8
+        assert type(model[0]) is kind
+    odd = in_bfloat16(nn.Sequential(nn.Embedding(5, 8, max_norm=1.0)))
+    with pytest.raises(TrainError, match="an embedding with max_norm"), exact_sums(odd):
+        pass
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_a_run_in_bfloat16_weights(tmp_path, make):
+    """It learns as one in float32 does, and is resumed bit for bit."""
+    stages = [warmup(lr=3e-3), rlvr(steps=3, lr=1e-3)]
+    whole = weights(Recipe(stages, dtype="auto").run(in_bfloat16(make()), TOKENIZER, tmp_path / "whole"))
+    assert {value.dtype for value in whole.values() if value.is_floating_point()} == {torch.bfloat16}
+    with pytest.raises(Killed):
+        Recipe(stages, dtype="auto").run(in_bfloat16(make()), TOKENIZER, tmp_path / "killed", report=killer(5))
+    again = Recipe(stages, dtype="auto").run(in_bfloat16(make()), TOKENIZER, tmp_path / "killed")
+    assert same(weights(again), whole)
+    Recipe(stages).run(make(), TOKENIZER, tmp_path / "exact")
+    got, want = ([loss for _, loss in steps_of(tmp_path / name, "loss")][:8] for name in ("whole", "exact"))
+    if make is llama:  # GPT-2 drops out, and the rounding draws from the same generator
+        assert got == pytest.approx(want, rel=0.05)
+    assert got[-1] < got[0]
 
 
 @pytest.mark.parametrize("stage", [warmup, rlvr])

@@ -9,7 +9,7 @@ from .. import checkpoint
 from ..errors import TrainError
 from ..run_config import seed_everything
 from .lora import add_adapters, is_adapted, peft
-from .precision import autocast_dtype
+from .precision import autocast_dtype, in_bfloat16
 from .tokens import check_tokenizer
 
 
@@ -87,10 +87,13 @@ def start_model(config):
         # What they begin with is drawn by the run's seed. Frozen weights never change, so under bfloat16 they are held
         # in it: half the memory, and nothing to cast at every step.
         seed_everything(config.seed)
-        dtype = autocast_dtype(config.dtype, model)
-        for parameter in model.parameters() if dtype else ():  # not buffers: rotary frequencies must keep their digits
-            parameter.data = parameter.data.to(dtype)
+        if autocast_dtype(config.dtype, model):
+            in_bfloat16(model)
         model = add_adapters(model, config.lora)
+    elif config.weights == "bfloat16":
+        if is_adapted(model):
+            raise TrainError(f"weights: {config.model} has adapters, which stay float32; leave it out")
+        in_bfloat16(model)
     return model, tokenizer
 
 

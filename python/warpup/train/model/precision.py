@@ -1,7 +1,8 @@
 """In which precision a run computes, and what of a model's layers must not be computed in it.
 
-Weights, gradients and moments are float32 always. Under "bfloat16" the products inside the model are made in it
-(torch's autocast), for which GPUs, and CPUs with AMX or AVX512-BF16, have instructions of their own.
+Weights, gradients and moments are float32. Under dtype "bfloat16" the products inside the model are made in it (torch's
+autocast), for which GPUs, and CPUs with AMX or AVX512-BF16, have instructions of their own. With weights "bfloat16" the
+weights themselves are, and the moments; gradients are summed in float32 (see optim.py).
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import TrainError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+Weights = Literal["float32", "bfloat16"]
 WORTH_IT = 20_000_000  # parameters; of smaller models the casts of weights may cost more than products gain (a guess)
 
 
@@ -33,6 +36,8 @@ def autocast_dtype(precision: Precision, model: nn.Module) -> torch.dtype | None
     the device is made for it and the model large enough to gain from it."""
     if precision not in ("auto", "float32", "bfloat16"):
         raise TrainError(f"dtype: expected auto, float32 or bfloat16, got {precision!r}")
+    if precision == "auto" and any(p.dtype == torch.bfloat16 for p in model.parameters() if p.requires_grad):
+        return None  # they are made in the weights' own
     if precision == "auto":
         device = next(model.parameters()).device
         large = sum(p.numel() for p in model.parameters()) >= WORTH_IT
@@ -42,31 +47,70 @@ def autocast_dtype(precision: Precision, model: nn.Module) -> torch.dtype | None
 
 @contextlib.contextmanager
 def computing(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Computes in `dtype` while open.
-
-    LayerNorm stays in float32 on a CPU: there torch adds the gradients of its weight and bias up in 16 bits, where a
-    sum of ones stops at 256 (GPT-2, OPT, Phi; RMSNorm, as in Llama or Qwen, is right).
-    """
-    if dtype is None:
+    """Computes in `dtype` while open."""
+    with contextlib.nullcontext() if dtype is None else torch.autocast(next(model.parameters()).device.type, dtype):
         yield
-        return
-    device = next(model.parameters()).device.type
-    hooks = []
-    if device == "cpu":
-        norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
-        hooks = [m.register_forward_pre_hook(in_float32) for m in norms]
+
+
+def in_bfloat16(model: nn.Module) -> nn.Module:
+    """The model with its weights in bfloat16. Not its buffers: rotary frequencies must keep their digits."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+# ---- Sums that torch makes in 16 bits -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def exact_sums(model: nn.Module) -> Iterator[None]:
+    """While open, gradients that torch would sum in 16 bits on a CPU, where a sum of ones stops at 256, are summed in
+    float32: those of LayerNorm (GPT-2, OPT, Phi; RMSNorm, as in Llama or Qwen, is right) under bfloat16 products, and
+    of an embedding whose weights are bfloat16.
+
+    Not in `computing`: with checkpointed layers, part of the forward pass comes again in the backward pass.
+    """
+    changed = []
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or not weight.requires_grad or weight.device.type != "cpu":
+            continue
+        if isinstance(module, nn.LayerNorm):
+            changed.append((module, type(module), _Norm))
+        elif isinstance(module, nn.Embedding) and weight.dtype == torch.bfloat16:
+            if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+                raise TrainError(
+                    "weights in bfloat16: an embedding with max_norm, scale_grad_by_freq or sparse gradients cannot be "
+                    "summed exactly on a CPU; train in float32"
+                )
+            changed.append((module, type(module), _Embedding))
+    for module, kind, exact in changed:
+        # What a model's own kind adds, such as a scale, stays: its `super()` is the exact one then.
+        module.__class__ = exact if issubclass(exact, kind) else type(kind.__name__, (kind, exact), {})
     try:
-        with torch.autocast(device, dtype=dtype):
-            yield
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for module, kind, _ in changed:
+            module.__class__ = kind
 
 
-def in_float32(module: nn.LayerNorm, arguments: tuple) -> tuple:
-    """A hook before LayerNorm; one whose weights are 16 bits and frozen stays as it is."""
-    weight = module.weight
-    return arguments if weight is None or weight.dtype != torch.float32 else (arguments[0].float(), *arguments[1:])
+class _Norm(nn.LayerNorm):
+    """In float32, and so is what it returns, unless its weights are 16 bits."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight, bias = (None if p is None else p.float() for p in (self.weight, self.bias))
+        out = layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
+        return out if self.weight.dtype == torch.float32 else out.to(self.weight.dtype)
+
+
+class _Embedding(nn.Embedding):
+    """By `index_select`, whose gradient is rounded once."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        out = self.weight.index_select(0, input.reshape(-1)).view(*input.shape, -1)
+        if self.padding_idx is not None:  # that row gets no gradient
+            out = torch.where((input == self.padding_idx).unsqueeze(-1), out.detach(), out)
+        return out
 
 
 def checkpoint_layers(model: nn.Module) -> None:
