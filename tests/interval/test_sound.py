@@ -1,12 +1,14 @@
 """Sound boxes hold in exact arithmetic where plain ones do not: against float64 and fractions, on sums that cancel."""
 
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
 import torch
 
 from warpup import interval_batch_norm, interval_conv2d, interval_linear, interval_relu
-from warpup.interval import margins
+from warpup.interval import bound, margins
 
 
 def cancelling(generator, rows, width, columns, dtype, spread=8.0):
@@ -241,6 +243,52 @@ def test_needs_products_of_full_precision(owner, precision, named):
             torch.set_float32_matmul_precision("highest")
         for each in (backends, backends.mkldnn, backends.mkldnn.matmul, backends.cuda.matmul):
             each.fp32_precision = "none"
+
+
+def sound_calls():
+    x, module = torch.full((2, 3), -1.3e-38), torch.nn.Linear(3, 4)
+    square, radius, label = x[None, None], torch.full((2, 3), 2e-38), torch.tensor([0, 1])
+    yield lambda: interval_relu(x, radius, sound=True)
+    yield lambda: interval_batch_norm(x, radius, x[0], -x[0], sound=True)
+    yield lambda: interval_linear(x, radius, x, sound=True)
+    yield lambda: interval_conv2d(square, radius[None, None], square, sound=True)
+    yield lambda: bound(torch.nn.Hardtanh(), x, radius, sound=True)  # no operator with a sound mode of its own
+    yield lambda: margins(module, x, radius, label, sound=True)
+
+
+def test_flushed_denormals_are_refused():
+    x, radius = torch.tensor([-1.3e-38]), torch.tensor([2e-38])
+    c, r = interval_relu(x, radius, sound=True)
+    assert Fraction(c.item()) + Fraction(r.item()) >= Fraction(x.item()) + Fraction(radius.item()) > 6.9e-39
+    for call in sound_calls():
+        call()
+    assert torch.set_flush_denormal(True)
+    try:
+        for call in sound_calls():
+            with pytest.raises(ValueError, match=r"call torch\.set_flush_denormal\(False\)"):
+                call()
+        interval_relu(x, radius)  # plain bounds are what they were
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_threads_that_started_under_the_flag_are_found():
+    """They keep it when it is off again; in a process of its own, whose threads start there."""
+    program = """
+import torch, warpup
+torch.set_num_threads(2)
+torch.set_flush_denormal(True)
+torch.ones(1 << 20).mul(0.5)
+torch.set_flush_denormal(False)
+assert int((torch.full((1 << 20,), 1.2e-38) * 0.5 == 0).sum()) == 1 << 19
+try:
+    warpup.interval_relu(torch.zeros(2), torch.ones(2), sound=True)
+except ValueError as error:
+    assert "threads that torch started under the flag keep it" in str(error)
+else:
+    raise SystemExit("was not refused")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_gradient_is_the_plain_one():

@@ -1,11 +1,12 @@
 from .interval_batch_norm import BoxSums
-from .network.bound import Walk, bound, margin_loss, margins
+from .network.bound import bound, margin_loss, margins
 from .network.cnn7 import cnn7
 from .network.crown import crown_ibp_loss, crown_margins
-from .network.graph import UnsupportedLayer
 from .network.ibp_warmup import epsilon_schedule, ibp_init_, kappa_schedule, relu_balance_loss, tightness_loss
 from .network.layers import Box, Refusal, rule
+from .network.nodes import UnsupportedLayer
 from .network.sabr import pgd, sabr_box
+from .network.walk import Walk
 
 __all__ = [
     "Box",

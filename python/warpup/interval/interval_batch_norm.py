@@ -14,6 +14,7 @@ from torch import Tensor
 
 from warpup import _op
 from warpup._op import accumulator, once_differentiable
+from warpup.interval.sound import check_subnormals
 
 SOURCES = {"clean": 2, "midpoint": 0, "frozen": -1}  # whose statistics a batch is normalised by
 STEEP = 16  # |bias| over |weight| up to which a division by the weight costs no digits that count
@@ -149,6 +150,8 @@ def _box_sums(totals: Tensor, center: Tensor) -> BoxSums:
 
 def _run(op: str, center, radius, clean, mean, var, weight, bias, source, eps, relu, sums, sound, update=None):
     """Checks what both functions share, brings the operands to [outer, channels, inner], and back."""
+    if sound:
+        check_subnormals()
     for name, t in (("radius", radius), ("clean", clean)):
         if t is not None and (t.shape, t.dtype, t.device) != (center.shape, center.dtype, center.device):
             raise ValueError(

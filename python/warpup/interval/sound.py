@@ -21,12 +21,14 @@ with g_n = n u / (1 - n u) (Higham 2002, chapter 3).
    least normal number, is rounded to nearest, which loses at most eps16 / 2.
 Where C is not finite, or P is not, R is infinite: the bounds are NaN or infinite, never wrong.
 
-It needs products as such: no TF32, no bfloat16 inside of float32 products (`check_precision` looks), no flushed
-denormals (`torch.set_flush_denormal`), no fast matrix multiplication (Strassen), which no BLAS in use has; and no
+It needs products as such: no TF32, no bfloat16 inside of float32 products (`check_arithmetic` looks), no flushed
+denormals (`check_subnormals`), no fast matrix multiplication (Strassen), which no BLAS in use has; and no
 autocast, which is turned off here.
 """
 
 from __future__ import annotations
+
+import sys
 
 import torch
 from torch import Tensor
@@ -34,9 +36,30 @@ from torch.nn import functional as F
 
 from warpup._op import accumulator
 
+GRAIN = 32768  # elements that torch gives a thread at least
 
-def check_precision() -> None:
-    """ValueError if float32 products may be of less than full precision, by either of torch's ways to ask for it."""
+
+def check_subnormals() -> None:
+    """ValueError if this thread, or one of torch's, rounds numbers below the least normal one to 0.
+
+    `torch.set_flush_denormal` sets a mode of the thread that calls it. Torch's threads have that of the thread that
+    first needed them, and keep it when the caller's is switched back.
+    """
+    if torch.compiler.is_compiling():
+        return
+    count = GRAIN * torch.get_num_threads()  # so many that each thread gets some
+    if sys.float_info.min / 2 == 0 or bool((torch.full((count,), torch.finfo(torch.float32).tiny) / 2 == 0).any()):
+        raise ValueError(
+            "sound bounds need numbers below the least normal one, which torch.set_flush_denormal(True) makes 0 of: "
+            "call torch.set_flush_denormal(False); threads that torch started under the flag keep it, so if this goes "
+            "on, never set it in this process"
+        )
+
+
+def check_arithmetic() -> None:
+    """ValueError if the arithmetic is not as the proof needs it: subnormal numbers, and float32 products of full
+    precision, by either of torch's ways to ask for less."""
+    check_subnormals()
     for backend in ("cuda", "mkldnn"):  # each tells what holds for it, whatever was set: for all, for it, the old way
         found = getattr(getattr(getattr(torch.backends, backend, None), "matmul", None), "fp32_precision", "none")
         if found not in ("none", "ieee"):
@@ -68,7 +91,7 @@ def sound_product(
     center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None, weight_radius: Tensor | None, wide: bool
 ) -> tuple[Tensor, Tensor]:
     """center and radius of a box around W x + b; `wide`: not rounded to 16 bits. See the module's proof."""
-    check_precision()
+    check_arithmetic()
     dtype, acc = center.dtype, accumulator(center)
     terms = center.shape[-1] * (1 if weight_radius is None else 2)
     eps, tiny, g = torch.finfo(acc).eps, torch.finfo(acc).tiny, growth(terms, acc)

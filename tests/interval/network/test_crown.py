@@ -146,9 +146,14 @@ def test_crown_trains_a_residual_net():
 REFUSED = [
     (lambda self, x: self.last(F.sigmoid(x)), "sigmoid in .*: CROWN-IBP has no rule for it; use IBP's `margins`"),
     (lambda self, x: self.last(self.smooth(x)), r"layer 'smooth' \(Tanh\): CROWN-IBP has no rule"),
-    (lambda self, x: self.last(x @ (x - 1)), "matmul in .*: CROWN-IBP takes several operands in sums and cat alone"),
-    (lambda self, x: self.last(x + x[:1]), "add in .*: CROWN-IBP has no rule for an operand that is broadcast"),
-    (lambda self, x: self.last(torch.cat([x, x])), "cat in .*: CROWN-IBP has no rule for cat along the batch"),
+    (lambda self, x: self.last(x @ (x - 1)), "matmul in .*: CROWN-IBP has no rule for it"),
+    (lambda self, x: self.last(x + x[:1]), "getitem in .*: CROWN-IBP has no rule for what joins or splits the batch"),
+    (lambda self, x: self.last(x * self.last(x)), "mul in .*: CROWN-IBP has no rule for a product of two boxes"),
+    (lambda self, x: self.last(x.flip(0)), "margins at radius 0 are not the module's own, as when one sample's output"),
+    (
+        lambda self, x: self.last(torch.cat([x, x])),
+        "cat in .*: CROWN-IBP has no rule for what joins or splits the batch",
+    ),
 ]
 
 

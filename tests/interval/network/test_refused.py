@@ -58,7 +58,6 @@ REFUSED = [
     (lambda: nn.BatchNorm1d(3), r"layer '0' \(BatchNorm1d\): .* pass clean=, or statistics='midpoint'"),
     (lambda: nn.Bilinear(3, 3, 3), "Bilinear"),
     (lambda: nn.Conv1d(4, 1, 2, padding="same"), r"padding='same' of an even kernel \(2,\)"),
-    (lambda: nn.Conv1d(4, 1, 3, padding=1, padding_mode="circular"), "padding_mode 'circular'"),
 ]  # fmt: skip
 
 
@@ -72,16 +71,26 @@ def test_refused_layers_are_named(make, message):
 OPTIONS = [
     (lambda x: torch.div(x, 2, rounding_mode="floor"), "div in .*unexpected keyword argument 'rounding_mode'.*leave"),
     (lambda x: torch.exp(x, out=None), "exp in .*unexpected keyword argument 'out'"),
-    (lambda x: x.add(x, x), "add in .*: a product of two boxes"),
+    (lambda x: 1 / (1 + x.abs()), "truediv in .*: a division by a box has no rule"),
+    (lambda x: torch.max(x, 1)[0], "max in .*: only the larger or smaller of two tensors has a rule; .* take amax"),
+    (lambda x: F.interpolate(x[None, None], size=5, mode="bicubic"), "interpolate in .*: mode 'bicubic' has no rule"),
+    (lambda x: x.to(torch.int64) + x, "to in .*: it makes torch.int64 of a box, and bounds need floating point"),
+    (lambda x: F.linear(x, x), "linear in .*: its weight must not come from the input"),
     (lambda x: F.scaled_dot_product_attention(x, x, x, None, 0.3), "attention in .*: dropout_p is 0.3, .*: pass 0"),
-    (lambda x: F.scaled_dot_product_attention(x, x, x, enable_gqa=True), "option enable_gqa has no rule: repeat"),
-    (lambda x: F.scaled_dot_product_attention(x, x, x, x), "attn_mask must not come from the input"),
+    (
+        lambda x: F.scaled_dot_product_attention(*[x[None, None]] * 3, enable_gqa=True),
+        "option enable_gqa has no rule: repeat",
+    ),
+    (
+        lambda x: F.scaled_dot_product_attention(x, x, x, x @ x.transpose(0, 1)),
+        "attn_mask must not come from the input",
+    ),
     (lambda x: F.scaled_dot_product_attention(x, x, torch.ones(4, 3)), "every operand must come from the input"),
     (lambda x: torch.softmax(x, -1, torch.float64), "softmax in .*: option dtype has no rule: leave it out"),
     (lambda x: F.softmax(x), "softmax in .*: its dim is not given"),
     (lambda x: F.softplus(x, 1, 5), "softplus in .*: threshold must be at least 20.*got 5"),
     (lambda x: F.softplus(x, beta=-1), "softplus in .*: beta must be above 0, got -1"),
-    (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "avg_pool2d in .*: divisor_override has no rule"),
+    (lambda x: F.avg_pool2d(x[None], 2, divisor_override=3), "avg_pool2d in .*: divisor_override has no rule"),
     (nn.Sequential(nn.Softplus(2.0, 3.0)), r"layer '0' \(Softplus\): threshold must be at least 20"),
     (nn.Sequential(nn.CELU(-1.0)), r"layer '0' \(CELU\): alpha must be above 0"),
     (nn.Sequential(nn.MaxPool1d(2, return_indices=True)), r"layer '0' \(MaxPool1d\): return_indices has no rule"),

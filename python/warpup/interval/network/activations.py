@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import operator
 from collections.abc import Callable
 
@@ -14,14 +15,10 @@ from warpup.interval.interval_attention import interval_attention, interval_matm
 from warpup.interval.interval_layer_norm import interval_layer_norm, interval_rms_norm
 from warpup.interval.interval_softmax import interval_softmax
 
-from .layers import Box, Refusal, add, divide, like_function, negative, rule
+from .layers import Box, Refusal, add, batch_norm, divide, from_ends, like_function, negative, refuse_sound, rule
 from .shapes import relu6
 
-
-def refuse_sound(walk) -> None:
-    if walk.sound:
-        raise Refusal("it has no sound bounds: leave sound=True out, or put a ReLU in its place")
-
+MISH = -1.1924312, -0.30884341301726  # where it is least, and no more than it is there
 
 # ---- activations
 
@@ -36,11 +33,11 @@ def without_options(op: Callable, *targets) -> None:
     rule(*targets)(lambda walk, x, inplace=False: through(walk, op, x))
 
 
-without_options(ops.interval_sigmoid, F.sigmoid, torch.sigmoid, "sigmoid")
-without_options(ops.interval_tanh, F.tanh, torch.tanh, "tanh")
+without_options(ops.interval_sigmoid, F.sigmoid, torch.sigmoid, "sigmoid", "sigmoid_")
+without_options(ops.interval_tanh, F.tanh, torch.tanh, "tanh", "tanh_")
 without_options(ops.interval_silu, F.silu)
 without_options(ops.interval_hardswish, F.hardswish)
-without_options(ops.interval_exp, torch.exp, "exp")
+without_options(ops.interval_exp, torch.exp, "exp", "exp_")
 
 
 @rule(F.gelu)
@@ -89,6 +86,33 @@ def _(walk, x, inplace=False):
     return divide(walk, relu6(walk, add(walk, x, 3.0)), 6.0)
 
 
+@rule(torch.abs, operator.abs, builtins.abs, "abs", "abs_")
+def _(walk, x):
+    low, high = (x.center.abs() - x.radius).clamp_min(0), x.center.abs() + x.radius
+    return walk.rounded(from_ends(low, high, None if x.clean is None else x.clean.abs()))
+
+
+@rule(F.prelu, torch.prelu)
+def prelu(walk, x, weight):
+    """A slope below 0 makes it fall before 0; where 0 is inside, 0 may be the least then."""
+    (low, high), at = x.ends(), [F.prelu(end, weight) for end in x.ends()]
+    least = torch.minimum(*at)
+    least = torch.where((low < 0) & (high > 0), least.clamp_max(0), least)
+    out = from_ends(least, torch.maximum(*at), None if x.clean is None else F.prelu(x.clean, weight))
+    if not walk.sound:
+        return out
+    return walk.wider(out, 8, (x.center.abs() + x.radius) * (1 + weight.abs().amax()))
+
+
+@rule(F.mish)
+def _(walk, x, inplace=False):
+    """Falls to its minimum, -.3088 at -1.1924, then rises."""
+    refuse_sound(walk)
+    (low, high), at = x.ends(), [F.mish(end) for end in x.ends()]
+    least = torch.where((low < MISH[0]) & (high > MISH[0]), MISH[1], torch.minimum(*at))
+    return from_ends(least, torch.maximum(*at), None if x.clean is None else F.mish(x.clean))
+
+
 @rule(F.softmax, torch.softmax, "softmax")
 def _(walk, x, dim=None, _stacklevel=3, dtype=None):
     refuse_sound(walk)
@@ -115,6 +139,36 @@ def _(walk, x, normalized_shape, weight=None, eps=None):
 def normalised(walk, x: Box, op: Callable, function: Callable, *options) -> Box:
     refuse_sound(walk)
     return Box(*op(x.center, x.radius, *options), None if x.clean is None else function(x.clean, *options))
+
+
+@rule(F.group_norm)
+def group_norm(walk, x, num_groups, weight=None, bias=None, eps=1e-5):
+    """Layer normalisation of each group of channels, then a scale and shift of each channel."""
+    refuse_sound(walk)
+    grouped = x.each(lambda t: t.reshape(t.shape[0], num_groups, -1))
+    center, radius = interval_layer_norm(grouped.center, grouped.radius, grouped.center.shape[-1], None, None, eps)
+    shape = (1, -1, *(1,) * (x.center.dim() - 2))
+    center, radius = center.view(x.center.shape), radius.view(x.center.shape)
+    if weight is not None:
+        center, radius = center * weight.view(shape), radius * weight.view(shape).abs()
+    center = center if bias is None else center + bias.view(shape)
+    return Box(center, radius, None if x.clean is None else F.group_norm(x.clean, num_groups, weight, bias, eps))
+
+
+@rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+def _(walk, layer, x):
+    """Each channel by its own statistics; in eval mode with running ones it is batch normalisation."""
+    if layer.track_running_stats and layer.training and walk.statistics != "frozen":
+        raise Refusal(
+            "in training mode it moves its running statistics: call eval() on it, or pass statistics='frozen'"
+        )
+    alone = x.center.dim() == layer._get_no_batch_dim()
+    x = x.each(torch.unsqueeze, 0) if alone else x
+    if layer.track_running_stats:
+        out = batch_norm(walk, layer, x)
+    else:
+        out = group_norm(walk, x, x.center.shape[1], layer.weight, layer.bias, layer.eps)
+    return out.each(torch.squeeze, 0) if alone else out
 
 
 # ---- products
@@ -165,5 +219,8 @@ like_function(nn.Softplus, F.softplus, "beta", "threshold")
 like_function(nn.LogSigmoid, F.logsigmoid)
 like_function(nn.Hardsigmoid, F.hardsigmoid)
 like_function(nn.Softmax, F.softmax, "dim")
+like_function(nn.Mish, F.mish)
+like_function(nn.PReLU, F.prelu, "weight")
+like_function(nn.GroupNorm, F.group_norm, "num_groups", "weight", "bias", "eps")
 like_function(nn.LayerNorm, F.layer_norm, "normalized_shape", "weight", "bias", "eps")
 like_function(nn.RMSNorm, F.rms_norm, "normalized_shape", "weight", "eps")

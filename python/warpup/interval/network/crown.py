@@ -1,6 +1,7 @@
 """CROWN-IBP: linear bounds of the margins, backward through the net, over IBP's boxes in front of the ReLUs.
 
-Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", 2019 (arXiv 1906.06316).
+Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", 2019 (arXiv 1906.06316);
+max-pooling as in Singh et al., "An Abstract Domain for Certifying Neural Networks", 2019 (DeepPoly).
 """
 
 from __future__ import annotations
@@ -14,27 +15,26 @@ from torch.nn import functional as F
 
 from warpup.interval.margin_bounds import margin_bounds, others
 
-from .bound import Statistics, Walk, check_box
-from .graph import Plan, named_modules, plan_of, unsupported
+from .graph import Plan, named_modules
 from .layers import (
     RULES,
     Box,
-    add,
-    divide,
-    negative,
+    batch_norm,
+    boxes_in,
+    conv_layer,
+    linear,
     padding_of,
+    relu,
     scale,
     scale_and_shift,
-    sub,
     uses_batch,
-)  # fmt: skip
-from .shapes import LINEAR, dropout
+)
+from .nodes import UnsupportedLayer, call, unsupported
+from .plans import held, plan_of, probe, undisturbed
+from .shapes import MAX_POOLS
+from .walk import Statistics, Walk, check_box
 
 INSTEAD = "use IBP's `margins` or `margin_loss`"
-LINEAR_LAYERS = (
-    nn.Flatten, nn.Unflatten, nn.ZeroPad1d, nn.ZeroPad2d,
-    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-)  # fmt: skip
 
 
 class Net(NamedTuple):
@@ -42,18 +42,8 @@ class Net(NamedTuple):
 
     plan: Plan
     modules: dict[str, nn.Module]
-    boxes: dict[fx.Node, Any]  # what every node gave: boxes, sizes, constants
+    boxes: dict[fx.Node, Any]  # what every node gave: boxes, tuples of them, sizes, constants
     statistics: Statistics
-
-    def linear(self, node: fx.Node, center: Tensor) -> Tensor:
-        """What the node's rule, which does the same to center and radius, makes of its one box's center."""
-
-        def value(used: fx.Node):
-            return Box(center, center) if isinstance(self.boxes[used], Box) else self.boxes[used]
-
-        args, kwargs = fx.map_arg((node.args, node.kwargs), value)
-        layer = (self.modules[node.target],) if node.op == "call_module" else ()
-        return self.plan.rules[node](Walk(), *layer, *args, **kwargs).center
 
 
 def crown_margins(
@@ -66,29 +56,57 @@ def crown_margins(
     linear layers as they are, through a ReLU on [l, u] by relu(z) <= u (z - l) / (u - l) and relu(z) >= z if u > -l
     else 0, where l < 0 < u. One backward pass, in which l and u are IBP's.
 
-    module: a graph of Linear, Conv1d, Conv2d, BatchNorm, ReLU, Identity, Dropout in eval mode, average pooling, zero
-    padding, reshapes, `cat`, and sums, differences and multiples of tensors of one shape, that ends in Linear; else
-    UnsupportedLayer. Memory and work are K - 1 times those of a backward pass. The other arguments are `bound`'s.
+    module: a graph of ReLU, max-pooling and what is linear but for a constant (Linear, convolutions, BatchNorm, average
+    pooling, padding, upsampling, reshapes, sums, `cat`, `chunk`, multiples, ...) that ends in Linear and keeps samples
+    apart; else UnsupportedLayer. Memory and work are K - 1 times those of a backward pass. The other arguments are
+    `bound`'s.
     """
-    box, boxes = check_box(center, radius, clean), {}
-    walk = Walk(statistics=statistics, kept=boxes)
-    last, weight, bias = walk.run(module, box, head=True)
-    plan, modules = plan_of(module, RULES), named_modules(module)
+    box = check_box(center, radius, clean)
+    plan = plan_of(module, RULES, center, Walk)
+    if "crown" not in plan.held:
+        with undisturbed(module):
+            _check_margins(plan, module, probe(center), labels)
+        plan.held.add("crown")
+    return _margins(plan, module, box, labels, statistics)
+
+
+def _check_margins(plan: Plan, module: nn.Module, x: Tensor, labels: Tensor) -> None:
+    def found(plan: Plan, module: nn.Module, x: Tensor):
+        crown, _ = _margins(plan, module, Box(x, torch.zeros_like(x), x), labels, "clean")
+        logits = module(x.clone())
+        margins = logits.gather(1, labels.unsqueeze(1)) - logits.gather(1, others(labels, logits.shape[1]))
+        return crown, torch.zeros_like(crown), margins
+
+    if not held(found, plan, module, x):
+        raise UnsupportedLayer(
+            f"{type(module).__name__}: CROWN-IBP's margins at radius 0 are not the module's own, as when one sample's "
+            f"output depends on another sample; {INSTEAD}"
+        )
+
+
+def _margins(plan: Plan, module: nn.Module, box: Box, labels: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+    net = Net(plan, named_modules(module), {}, statistics)
+    last, weight, bias = Walk(statistics=statistics, kept=net.boxes).follow(plan, module, box, head=True)
     rest = others(labels, weight.shape[0])
     a = weight[labels].unsqueeze(1) - weight[rest]
     d = a.new_zeros(a.shape[:2]) if bias is None else bias[labels].unsqueeze(1) - bias[rest]
-    net, coefficients = Net(plan, modules, boxes, statistics), {plan.head.all_input_nodes[0]: a}
+    # Of each node, the margins' coefficients (B, M, ...) of its value; of a tuple of pieces, those of each piece.
+    coefficients: dict[fx.Node, Any] = {plan.head.all_input_nodes[0]: a}
     for node in reversed(plan.nodes):
-        if node not in coefficients:
+        if node not in coefficients or node is plan.input:
             continue
-        a = coefficients.pop(node)
-        if node.op == "placeholder":
-            break
-        d, operands = _back(net, node, a, d)
+        if any(b.center.dim() == 0 or len(b.center) != len(labels) for b in boxes_in(net.boxes[node])):
+            raise unsupported(node, net.modules, f"CROWN-IBP has no rule for what joins or splits the batch; {INSTEAD}")
+        d, operands = _back(net, node, coefficients.pop(node), d)
         for used, more in operands:
-            coefficients[used] = coefficients[used] + more if used in coefficients else more
-    a = a.flatten(2)
-    crown = d + _dot(a, center) - _dot(a.abs(), radius)
+            known = coefficients.get(used)
+            if known is not None and isinstance(more, list):
+                coefficients[used] = [x + y for x, y in zip(known, more, strict=True)]
+            else:
+                coefficients[used] = more if known is None else known + more
+    crown = d
+    if (a := coefficients.get(plan.input)) is not None:
+        crown = d + _dot(a, box.center) - _dot(a.abs(), box.radius)
     return crown, margin_bounds(last.center, last.radius, weight, bias, labels)
 
 
@@ -104,79 +122,63 @@ def crown_ibp_loss(
 
 
 def _dot(a: Tensor, x: Tensor) -> Tensor:
-    """(B, M, n) with (B, ...) -> (B, M)."""
-    return torch.bmm(a, x.flatten(1).unsqueeze(2)).squeeze(2)
+    """(B, M, ...) with (B, ...) -> (B, M)."""
+    return torch.bmm(a.reshape(*a.shape[:2], -1), x.reshape(len(x), -1, 1)).squeeze(2)
 
 
-def _back(net: Net, node: fx.Node, a: Tensor, d: Tensor) -> tuple[Tensor, list[tuple[fx.Node, Tensor]]]:
+def _back(net: Net, node: fx.Node, a: Any, d: Tensor) -> tuple[Tensor, list[tuple[fx.Node, Any]]]:
     """(constants, [(operand, its coefficients)]) where node's output has coefficients a and the constants were d."""
-    found = net.plan.rules[node]
-    if found in (add, sub):
-        return _sum(net, node, a, d, 1 if found is add else -1)
-    if node.target in (torch.cat, torch.concat):
-        return d, _parts(net, node, a)
-    source, *others = [used for used in node.all_input_nodes if isinstance(net.boxes[used], Box)]
-    if others:
-        raise unsupported(node, net.modules, f"CROWN-IBP takes several operands in sums and cat alone; {INSTEAD}")
-    x, layer = net.boxes[source], net.modules[node.target] if node.op == "call_module" else None
-    if node in net.plan.relus:
+    kind, layer = net.plan.kinds[node], net.modules[node.target] if node.op == "call_module" else None
+    sources = [used for used in node.all_input_nodes if boxes_in(net.boxes[used])]
+    x = net.boxes[sources[0]]
+    if kind is relu:
         a, d = _relu(a, d, x)
-    elif isinstance(layer, nn.Linear):
-        a, d = a @ layer.weight, d if layer.bias is None else d + a @ layer.bias
-    elif isinstance(layer, nn.Conv1d | nn.Conv2d):
-        a, d = _conv(a, d, layer, x)
-    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    elif kind in MAX_POOLS:
+        a, d = _max_pool(net, node, layer, a, d, x)
+    elif kind is linear and layer is not None:
+        d = d if layer.bias is None else d + (a @ layer.bias).reshape(*d.shape, -1).sum(2)
+        a = a @ layer.weight
+    elif kind is batch_norm:
         a, d = _batch_norm(a, d, layer, x, net.statistics)
-    elif found is negative:
-        a = -a
-    elif found in (scale, divide):
-        a = _multiple(net, node, a, x, found is divide)
-    elif isinstance(layer, LINEAR_LAYERS) or (layer is None and node.target in LINEAR):
-        _, pull = torch.func.vjp(lambda center: net.linear(node, center), x.center)
-        a = torch.vmap(lambda row: pull(row)[0], 1, 1)(a)
-    elif not isinstance(layer, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d) and found is not dropout:
+    elif isinstance(layer, nn.Conv1d | nn.Conv2d) and kind is conv_layer and layer.padding_mode == "zeros":
+        a, d = _conv(a, d, layer, x)
+    elif kind is scale and all(used in sources for used in (*node.args, *node.kwargs.values())):  # x * x too
+        raise unsupported(node, net.modules, f"CROWN-IBP has no rule for a product of two boxes; {INSTEAD}")
+    elif getattr(kind, "affine", False):
+        return _affine(net, node, sources, a, d)
+    else:
         raise unsupported(node, net.modules, f"CROWN-IBP has no rule for it; {INSTEAD}")
-    return d, [(source, a)]
+    return d, [(sources[0], a)]
 
 
-def _same(net: Net, node: fx.Node, x: Box) -> None:
-    if x.center.shape != net.boxes[node].center.shape:
-        raise unsupported(node, net.modules, f"CROWN-IBP has no rule for an operand that is broadcast; {INSTEAD}")
+def _affine(net: Net, node: fx.Node, sources: list[fx.Node], a: Any, d: Tensor):
+    """Back through a linear map and a constant: the map's transpose is its derivative, the constant its value at 0."""
+
+    def of_centers(*given):
+        """What the node computes of these; pieces come and go as lists."""
+        known = dict(zip(sources, _each(_contiguous, given), strict=True))
+        args = fx.map_arg((node.args, node.kwargs), lambda used: known[used] if used in known else net.boxes[used])
+        out = call(node, net.modules, *args)
+        return list(out) if isinstance(out, tuple | list) else out
+
+    values = [net.boxes[used] for used in sources]
+    at = [value.center if isinstance(value, Box) else [box.center for box in value] for value in values]
+    constant = of_centers(*_each(torch.zeros_like, at))
+    pairs = zip(a, constant, strict=True) if isinstance(a, list) else [(a, constant)]
+    d = d + sum(_dot(part, value.to(part.dtype)) for part, value in pairs).to(d.dtype)
+    _, pull = torch.func.vjp(of_centers, *at)
+    back = _each(lambda t: t.movedim(0, 1), torch.vmap(pull, 1)(a))
+    return d, list(zip(sources, back, strict=True))
 
 
-def _sum(net: Net, node: fx.Node, a: Tensor, d: Tensor, sign: int):
-    """Back through x + sign alpha y, of which one may be a constant."""
-    given = inspect.signature(add).bind(None, *node.args, **node.kwargs).arguments
-    operands = []
-    for value, factor in ((given["x"], 1), (given["other"], sign * given.get("alpha", 1))):
-        known = net.boxes[value] if isinstance(value, fx.Node) else value
-        part = a if factor == 1 else a * factor
-        if isinstance(known, Box):
-            _same(net, node, known)
-            operands.append((value, part))
-        else:
-            d = d + (part * torch.as_tensor(known, dtype=a.dtype, device=a.device)).flatten(2).sum(2)
-    return d, operands
+def _each(function, value: Any) -> Any:
+    """The function of a tensor, or of each in a list of lists."""
+    return [_each(function, v) for v in value] if isinstance(value, list | tuple) else function(value)
 
 
-def _multiple(net: Net, node: fx.Node, a: Tensor, x: Box, divided: bool) -> Tensor:
-    """Back through x k or x / k."""
-    _same(net, node, x)
-    given = inspect.signature(scale).bind(None, *node.args, **node.kwargs).arguments
-    values = [net.boxes[v] if isinstance(v, fx.Node) else v for v in (given["x"], given["other"])]
-    [k] = [v for v in values if not isinstance(v, Box)]
-    k = torch.as_tensor(k, dtype=a.dtype, device=a.device).expand(x.center.shape).unsqueeze(1)
-    return a / k if divided else a * k
-
-
-def _parts(net: Net, node: fx.Node, a: Tensor) -> list[tuple[fx.Node, Tensor]]:
-    """Back through cat."""
-    given = inspect.signature(net.plan.rules[node]).bind(None, *node.args, **node.kwargs).arguments
-    dim = given.get("dim", 0) % (a.dim() - 1)
-    if dim == 0:
-        raise unsupported(node, net.modules, f"CROWN-IBP has no rule for cat along the batch; {INSTEAD}")
-    sizes = [net.boxes[used].center.shape[dim] for used in given["tensors"]]
-    return list(zip(given["tensors"], a.split(sizes, dim + 1), strict=True))
+def _contiguous(t: Tensor) -> Tensor:
+    """A copy that takes any view, and may be changed in place."""
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 def _relu(a: Tensor, d: Tensor, x: Box) -> tuple[Tensor, Tensor]:
@@ -187,6 +189,44 @@ def _relu(a: Tensor, d: Tensor, x: Box) -> tuple[Tensor, Tensor]:
     offset = torch.where(crossing, -slope * low, 0)
     up, down = a.clamp(min=0), a.clamp(max=0)
     return up * lower + down * slope, d + (down * offset).flatten(2).sum(2)
+
+
+def _max_pool(net: Net, node: fx.Node, layer, a: Tensor, d: Tensor, x: Box) -> tuple[Tensor, Tensor]:
+    """Where one element's lower bound is above all others' upper ones, the largest is that one; elsewhere the largest
+    is at least the element with the largest lower bound, and at most the largest upper bound."""
+    given = inspect.signature(net.plan.kinds[node]).bind(None, *node.args, **node.kwargs) if layer is None else None
+    names = ("kernel_size", "stride", "padding", "dilation")
+    found = [getattr(layer, n) if given is None else given.arguments.get(n) for n in names]
+    low, high = x.center - x.radius, x.center + x.radius
+    cells = torch.arange(low[0, 0].numel(), device=low.device).view(low.shape[2:]).expand_as(low)
+    size = net.boxes[node].center.shape[2:]
+    lows, highs, cells = (_windows(t, size, *found) for t in (low, high, cells))
+    best = lows.argmax(-1, keepdim=True)
+    least, most = lows.gather(-1, best).squeeze(-1), highs.amax(-1)
+    sure = least >= highs.scatter(-1, best, -torch.inf).amax(-1)
+    up, down = a.clamp(min=0), a.clamp(max=0)
+    d = d + _dot(down, torch.where(sure, 0, most))
+    a = up + down * sure.unsqueeze(1)
+    index = cells.gather(-1, best).unsqueeze(1).expand(*a.shape, 1).flatten(3)
+    into = a.new_zeros(*a.shape[:3], low[0, 0].numel())
+    return into.scatter_add(3, index, a.flatten(3)).unflatten(3, low.shape[2:]), d
+
+
+def _windows(t: Tensor, size: torch.Size, kernel, stride, padding, dilation) -> Tensor:
+    """(B, C, *places) -> (B, C, *size, elements of a window); the padding is less than everything."""
+    dims = len(size)
+    kernel, stride, padding, dilation = (
+        (v,) * dims if isinstance(v, int) else tuple(v) for v in (kernel, stride or kernel, padding or 0, dilation or 1)
+    )
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    least = -torch.inf if t.is_floating_point() else -1
+    for i in range(dims):
+        more = max(0, (size[i] - 1) * stride[i] + spans[i] - t.shape[2 + i] - padding[i])  # as in ceil_mode
+        pads = [0, 0] * (dims - 1 - i) + [padding[i], more]
+        t = F.pad(t, pads, value=least)
+    for i in range(dims):
+        t = t.unfold(2 + i, spans[i], stride[i]).narrow(2 + i, 0, size[i])[..., :: dilation[i]]
+    return t.flatten(2 + dims)
 
 
 def _conv(a: Tensor, d: Tensor, layer: nn.Conv1d | nn.Conv2d, x: Box) -> tuple[Tensor, Tensor]:

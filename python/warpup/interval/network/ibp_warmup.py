@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from warpup.interval.interval_batch_norm import BoxSums
 
-from .graph import named_modules, plan_of
-from .layers import RULES, add
+from .graph import Plan, named_modules
+from .layers import RULES, add, relu
 
 WEIGHTED = nn.Linear | nn.Conv1d | nn.Conv2d
 
@@ -28,11 +28,11 @@ def ibp_init_(module: nn.Module, generator: torch.Generator | None = None) -> nn
     E|w| = 2 / fan_in then, and half of the ReLUs cut a box. The last weighted layer, biases and normalisations stay as
     they are; weights that read a ReLU of a sum are halved, since the sum's radius is that of both its operands.
     """
-    plan, modules = plan_of(module, RULES), named_modules(module)
+    plan, modules = Plan(module, RULES), named_modules(module)
     called = [node for node in plan.nodes if node.op == "call_module"]
     for node in [node for node in called if isinstance(modules[node.target], WEIGHTED)][:-1]:
         weight, source = modules[node.target].weight, node.args[0]
-        halved = source in plan.relus and plan.rules.get(source.args[0]) is add
+        halved = plan.kinds.get(source) is relu and plan.kinds.get(source.args[0]) is add
         std = math.sqrt(2 * math.pi) / weight[0].numel()
         weight.normal_(0, std / 2 if halved else std, generator=generator)
     return module

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -31,25 +32,36 @@ class Box(NamedTuple):
         """A linear function without negative weights, so that it does the same to center and radius."""
         return Box(*(None if t is None else function(t, *rest, **options) for t in self))
 
+    def ends(self) -> tuple[Tensor, Tensor]:
+        return self.center - self.radius, self.center + self.radius
+
 
 class Refusal(Exception):
     """Raised by a rule; `bound` adds the layer's name."""
 
 
 class Rules:
-    """Layer type or function -> rule."""
+    """Layer type or function -> rule. version: how often one was added."""
 
     def __init__(self):
         self.layers: dict[type, Callable] = {}
         self.functions: dict[Callable | str, Callable] = {}
+        self.version = 0
 
-    def __call__(self, *targets):
-        """Decorator: the function is the rule of these layer types, functions and names of tensor methods."""
+    def __call__(self, *targets, affine: bool = False):
+        """Decorator: the function is the rule of these layer types, functions and names of tensor methods.
+
+        affine: what they compute is a linear map and a constant, whatever the weights, so that CROWN-IBP can go back
+        through them too.
+        """
 
         def add(function):
+            self.version += 1
             for target in targets:
                 table = self.layers if isinstance(target, type) and issubclass(target, nn.Module) else self.functions
                 table[target] = function
+            if affine:
+                function.affine = True
             return function
 
         return add
@@ -65,27 +77,63 @@ rule = RULES = Rules()
 
 def like_function(layer: type[nn.Module], function: Callable, *attributes: str) -> None:
     """Make a layer's rule that of its function, which takes these attributes of the layer as options."""
+    own = RULES.functions[function]
 
     @rule(layer)
-    def _(walk, layer, x):
-        return RULES.functions[function](walk, x, **{name: getattr(layer, name) for name in attributes})
+    def of_layer(walk, layer, x):
+        return own(walk, x, **{name: getattr(layer, name) for name in attributes})
+
+    of_layer.stands_for = own
+
+
+def meaning(found: Callable | None) -> Callable | None:
+    """The function's rule that a layer's rule stands for; any other rule itself."""
+    return getattr(found, "stands_for", found)
+
+
+def boxes_in(value) -> list[Box]:
+    """The boxes of a value: one, those of the tuple that a split gives, or none."""
+    if isinstance(value, Box):
+        return [value]
+    return [box for v in value for box in boxes_in(v)] if isinstance(value, tuple | list) else []
+
+
+def refuse_sound(walk) -> None:
+    if walk.sound:
+        raise Refusal("it has no sound bounds: leave sound=True out, or put a ReLU in its place")
 
 
 # ---- linear maps
 
 
-@rule(F.linear)
+@rule(F.linear, affine=True)
 def linear(walk, x, weight, bias=None):
+    if isinstance(weight, Box) or not isinstance(x, Box):
+        raise Refusal("its weight must not come from the input, which bounds know as center and radius alone")
     return Box(*interval_linear(x.center, x.radius, weight, bias, clean=x.clean, sound=walk.sound))
 
 
 like_function(nn.Linear, F.linear, "weight", "bias")
 
 
-def conv(op, walk, x, weight, bias, stride, padding, dilation, groups):
+def product(walk, x: Box, function: Callable, weight: Tensor, bias: Tensor | None, *options) -> Box:
+    """A map of the library's that is linear in x and in its weight."""
+    refuse_sound(walk)
+    clean = None if x.clean is None else function(x.clean, weight, bias, *options)
+    center, radius = function(x.center, weight, bias, *options), function(x.radius, weight.abs(), None, *options)
+    return Box(center, radius, clean)
+
+
+def conv(walk, x: Box, weight, bias, stride, padding, dilation, groups) -> Box:
+    op = {3: interval_conv1d, 4: interval_conv2d}.get(weight.dim())
     padding = padding_of(padding, weight, dilation)
+    if op is None:
+        return product(walk, x, F.conv3d, weight, bias, stride, padding, dilation, groups)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return Box(*op(x.center, x.radius, weight, bias, **options, clean=x.clean, sound=walk.sound))
+    alone = x.center.dim() == weight.dim() - 1  # one input without a batch
+    x = x.each(torch.unsqueeze, 0) if alone else x
+    out = Box(*op(x.center, x.radius, weight, bias, **options, clean=x.clean, sound=walk.sound))
+    return out.each(torch.squeeze, 0) if alone else out
 
 
 def padding_of(padding, weight: Tensor, dilation):
@@ -102,22 +150,31 @@ def padding_of(padding, weight: Tensor, dilation):
     return tuple(t // 2 for t in total)
 
 
-@rule(F.conv1d)
-def _(walk, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    return conv(interval_conv1d, walk, x, weight, bias, stride, padding, dilation, groups)
+@rule(F.conv1d, F.conv2d, F.conv3d, affine=True)
+def convolution(walk, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    return conv(walk, x, weight, bias, stride, padding, dilation, groups)
 
 
-@rule(F.conv2d)
-def _(walk, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    return conv(interval_conv2d, walk, x, weight, bias, stride, padding, dilation, groups)
-
-
-@rule(nn.Conv1d, nn.Conv2d)
-def _(walk, layer, x):
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, affine=True)
+def conv_layer(walk, layer, x):
+    places = (layer.stride, layer.padding, layer.dilation, layer.groups)
     if layer.padding_mode != "zeros":
-        raise Refusal(f"padding_mode {layer.padding_mode!r}, only 'zeros' has bounds")
-    op = interval_conv1d if isinstance(layer, nn.Conv1d) else interval_conv2d
-    return conv(op, walk, x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        x = x.each(F.pad, layer._reversed_padding_repeated_twice, layer.padding_mode)
+        places = (layer.stride, "valid", *places[2:])
+    return conv(walk, x, layer.weight, layer.bias, *places)
+
+
+def _conv_transpose(function: Callable, kind: type[nn.Module]) -> None:
+    @rule(function, affine=True)
+    def _(walk, x, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+        return product(walk, x, function, weight, bias, stride, padding, output_padding, groups, dilation)
+
+    like_function(kind, function, "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+
+_conv_transpose(F.conv_transpose1d, nn.ConvTranspose1d)
+_conv_transpose(F.conv_transpose2d, nn.ConvTranspose2d)
+_conv_transpose(F.conv_transpose3d, nn.ConvTranspose3d)
 
 
 # ---- normalisation and activations
@@ -128,7 +185,7 @@ def uses_batch(layer, statistics: str) -> bool:
     return statistics != "frozen" and (layer.training or layer.running_mean is None)
 
 
-@rule(nn.BatchNorm1d, nn.BatchNorm2d)
+@rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def batch_norm(walk, layer, x, relu=False):
     training = uses_batch(layer, walk.statistics)
     statistics = walk.statistics if training else "frozen"
@@ -170,45 +227,85 @@ like_function(nn.ReLU, F.relu)
 # ---- arithmetic
 
 
-def _point(value, like: Box) -> Box:
-    """A number or tensor as a box without extent."""
-    point = torch.as_tensor(value, dtype=like.center.dtype, device=like.center.device)
-    return Box(point, torch.zeros_like(point), None if like.clean is None else point)
+def point(value, like: Box, sound: bool = False) -> Box:
+    """A number or tensor as a box without extent, but, if sound, for what it loses in the dtype that torch takes."""
+    dtype, device = torch.result_type(like.center, value), like.center.device
+    point = torch.as_tensor(value, device=device, dtype=dtype)
+    radius = torch.zeros_like(point)
+    if sound:
+        lost = torch.as_tensor(value, device=device, dtype=torch.float64) - point.double()
+        radius = lost.abs().to(dtype) * (1 + 2 * torch.finfo(dtype).eps)
+    return Box(point, radius, None if like.clean is None else point)
+
+
+def both(walk, x, y) -> tuple[Box, Box]:
+    """Two operands as boxes; one is a box already."""
+    box = x if isinstance(x, Box) else y
+    x, y = (v if isinstance(v, Box) else point(v, box, walk.sound) for v in (x, y))
+    return x, y
 
 
 def _sum(walk, op, function, x, y, alpha) -> Box:
     """x + alpha y or x - alpha y, by op on boxes and function on clean points."""
-    x, y = (v if isinstance(v, Box) else _point(v, y if isinstance(y, Box) else x) for v in (x, y))
+    x, y = both(walk, x, y)
     y = y if alpha == 1 else scale(walk, y, alpha)
     return walk.rounded(Box(*op(x[:2], y[:2]), None if x.clean is None else function(x.clean, y.clean)))
 
 
-@rule(operator.add, operator.iadd, torch.add, "add", "add_")
+@rule(operator.add, operator.iadd, torch.add, "add", "add_", affine=True)
 def add(walk, x, other, alpha=1):
     return _sum(walk, interval_add, torch.add, x, other, alpha)
 
 
-@rule(operator.sub, operator.isub, torch.sub, "sub", "sub_")
+@rule(operator.sub, operator.isub, torch.sub, "sub", "sub_", affine=True)
 def sub(walk, x, other, alpha=1):
     return _sum(walk, interval_sub, torch.sub, x, other, alpha)
 
 
-@rule(operator.neg, torch.neg, "neg")
+@rule(operator.neg, torch.neg, "neg", "neg_", affine=True)
 def negative(walk, x):
     return Box(-x.center, x.radius, None if x.clean is None else -x.clean)
 
 
-@rule(operator.mul, operator.imul, torch.mul, "mul", "mul_")
+@rule(operator.mul, operator.imul, torch.mul, "mul", "mul_", affine=True)
 def scale(walk, x, other):
     if isinstance(x, Box) and isinstance(other, Box):
-        raise Refusal("a product of two boxes element by element has no rule")
+        return box_product(walk, x, other)
     x, k = (x, other) if isinstance(x, Box) else (other, x)
     clean = None if x.clean is None else x.clean * k
     return walk.rounded(Box(x.center * k, x.radius * abs(k), clean))
 
 
-@rule(operator.truediv, operator.itruediv, torch.div, "div", "div_")
+@rule(operator.truediv, operator.itruediv, torch.div, "div", "div_", affine=True)
 def divide(walk, x, other):
     if isinstance(other, Box):
         raise Refusal("a division by a box has no rule")
     return walk.rounded(Box(x.center / other, x.radius / abs(other), None if x.clean is None else x.clean / other))
+
+
+def from_ends(low: Tensor, high: Tensor, clean: Tensor | None) -> Box:
+    return Box((low + high) / 2, (high - low) / 2, clean)
+
+
+def box_product(walk, x: Box, y: Box) -> Box:
+    """The hull of x y, element by element: one of the four products of ends is the least, one the greatest."""
+    corners = [p * q for p in x.ends() for q in y.ends()]
+    clean = None if x.clean is None else x.clean * y.clean
+    out = from_ends(reduce(torch.minimum, corners), reduce(torch.maximum, corners), clean)
+    return walk.wider(out, 8, (x.center.abs() + x.radius) * (y.center.abs() + y.radius)) if walk.sound else out
+
+
+def _extreme(function: Callable, *targets) -> None:
+    """The larger or smaller of two: rises in both."""
+
+    @rule(*targets)
+    def _(walk, x, other=None, **options):
+        if other is None or options or isinstance(other, int):  # max(x, dim) is another function
+            raise Refusal("only the larger or smaller of two tensors has a rule; over a dimension take amax or amin")
+        x, y = both(walk, x, other)
+        low, high = map(function, x.ends(), y.ends())
+        return walk.rounded(from_ends(low, high, None if x.clean is None else function(x.clean, y.clean)))
+
+
+_extreme(torch.maximum, torch.maximum, torch.max, "maximum", "max")
+_extreme(torch.minimum, torch.minimum, torch.min, "minimum", "min")

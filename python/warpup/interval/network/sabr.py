@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .bound import check_box
+from .walk import check_box
 
 
 def pgd(
