@@ -33,6 +33,7 @@ class Work:
     length: int = 128  # tokens of each completion
     rows: int = 8  # that go through the model at once in an update
     steps: int = 2  # after a first one that is not counted
+    shots: int = 0  # solved examples before each prompt's question
     dtype: str = "float32"  # bfloat16: weights in float32, products in bfloat16 (of rollouts alone: all in bfloat16)
     threads: int = 2
 
@@ -49,9 +50,11 @@ def load(work: Work, meter: Meter, dtype: torch.dtype = torch.float32):
     return model, tokenizer
 
 
-def questions(count: int) -> list[str]:
+def questions(count: int, shots: int = 0) -> list[str]:
     """Prompts of about the same length."""
-    return [f"Question: What is {13 + i} times {47 - i}?\nThink step by step.\nAnswer:" for i in range(count)]
+    ask = "Question: What is {} times {}?\nThink step by step.\nAnswer:"
+    before = "".join(f"{ask.format(i, i + 3)} {i} times {i + 3} is {i * (i + 3)}.\n\n" for i in range(11, 11 + shots))
+    return [before + ask.format(13 + i, 47 - i) for i in range(count)]
 
 
 def pairs(tokenizer, work: Work) -> list[dict[str, str]]:
@@ -106,7 +109,7 @@ def grpo_warpup(work: Work, meter: Meter) -> None:
     from warpup.train import RLVR
 
     model, tokenizer = load(work, meter)
-    texts = questions(work.prompts)
+    texts = questions(work.prompts, work.shots)
     longest = max(len(ids) for ids in tokenizer(texts)["input_ids"])
     stage = RLVR(
         data=[{"prompt": text, "answer": ""} for text in texts],
@@ -137,7 +140,7 @@ def rollout_warpup(work: Work, meter: Meter) -> None:
     from warpup.train import rollout
 
     model, tokenizer = load(work, meter, getattr(torch, work.dtype))
-    prompts = tokenizer(questions(work.prompts))["input_ids"]
+    prompts = tokenizer(questions(work.prompts, work.shots))["input_ids"]
     generator = torch.Generator().manual_seed(0)
     ends = {"eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
     for _ in range(work.steps + 1):
@@ -162,7 +165,7 @@ def sampled(work: Work, meter: Meter, began: float, tokens: int) -> None:
 def rollout_generate(work: Work, meter: Meter) -> None:
     model, tokenizer = load(work, meter, getattr(torch, work.dtype))
     tokenizer.padding_side = "left"
-    inputs = tokenizer(questions(work.prompts), return_tensors="pt", padding=True)
+    inputs = tokenizer(questions(work.prompts, work.shots), return_tensors="pt", padding=True)
     options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": tokenizer.pad_token_id}
     for _ in range(work.steps + 1):
         began = time.perf_counter()
@@ -228,7 +231,7 @@ def grpo_trl(work: Work, meter: Meter) -> None:
             model,
             rewards,
             config,
-            Dataset.from_list([{"prompt": text} for text in questions(work.prompts)]),
+            Dataset.from_list([{"prompt": text} for text in questions(work.prompts, work.shots)]),
             processing_class=tokenizer,
             callbacks=[Steps(meter, count * work.length)],
         )

@@ -1,6 +1,6 @@
 """warpup's trainer beside TRL's and `generate`, on pretrained models: `python -m bench.train.trainer --models FOLDER`.
 
-    grpo       a whole step of RLVR beside TRL's GRPOTrainer
+    grpo       a whole step of RLVR beside TRL's GRPOTrainer; "few-shot grpo" with prompts of 237 tokens
     sft        a step of Warmup beside TRL's SFTTrainer
     rollout    warpup.train.rollout beside model.generate, at a vocabulary of 49,152 and of 262,144
     large      a step of RLVR with a vocabulary of 262,144 alone: does it fit?
@@ -47,6 +47,7 @@ class Comparison:
 
 COMPARISONS = (
     Comparison("grpo", "smollm2", {}, ("grpo_warpup", "grpo_trl")),
+    Comparison("few-shot grpo", "smollm2", {"prompts": 4, "length": 64, "shots": 6}, ("grpo_warpup", "grpo_trl")),
     Comparison("sft", "smollm2", {"prompts": 4, "length": 256}, ("sft_warpup", "sft_trl")),
     Comparison("rollout smollm2", "smollm2", {"length": 64, "steps": 3}, ("rollout_warpup", "rollout_generate")),
     Comparison(
@@ -106,7 +107,7 @@ def measure(case: Comparison, work: Work, rounds: int) -> dict[str, Any]:
     for entry in rows:  # ratios: a candidate's over the first one's, so above 1 ours is the smaller
         for ratio, of in (("ratio", "median_us"), ("peak_ratio", "peak_bytes"), ("beyond_ratio", "beyond_bytes")):
             entry[ratio] = entry[of] / rows[0][of] if entry.get(of) and rows[0].get(of) else None
-    sizes = f"{work.prompts}x{work.samples}x{work.length}, {work.rows} rows at once, {work.dtype}"
+    sizes = f"{work.prompts}x{work.samples}x{work.length}, {work.rows} rows at once, {work.shots} shots, {work.dtype}"
     return {
         "case": f"{case.name}: {Path(work.model).name} {sizes}",
         **asdict(replace(work, model=case.model)),
