@@ -1,17 +1,20 @@
 """Adapters: trained alone, resumed bit for bit, reloaded, merged; the frozen base is the reference."""
 
+import contextlib
 import json
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, log_of, rlvr, same, warmup, weights
 from warpup.train import Recipe, TrainError, evaluate, load_model, newest_model
 from warpup.train.config import TrainConfig
 from warpup.train.model.heads import Head
 from warpup.train.model.load_model import start_model
-from warpup.train.model.lora import LoRA, add_adapters
+from warpup.train.model.lora import LoRA, add_adapters, add_before_rounding, merged
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -121,3 +124,73 @@ def test_adapters_whose_base_is_gone_say_so(tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(TrainError, match="adapters of the model gone, which is not there any more"):
         load_model(tmp_path / "run" / "model")
+
+
+def with_delta(size, bias, frozen, convolution=False):
+    """peft's model of one layer whose adapter adds `size` of the weights' size, and that product in float64."""
+    torch.manual_seed(0)
+    layer = Conv1D(256, 512) if convolution else nn.Linear(512, 256, bias=bias)
+    model = nn.Sequential(layer)
+    nn.init.normal_(layer.weight, std=512**-0.5)
+    model = model.to(frozen)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=8, target_modules=["0"]))
+    module = adapted.base_model.model[0]
+    up, down = module.lora_B["default"].weight, module.lora_A["default"].weight
+    nn.init.normal_(up, std=1.0)
+    nn.init.normal_(down, std=size / 512**0.5 / 8**0.5)
+    x = torch.randn(2, 1024, 512)
+    return adapted, module, x, x.bfloat16().double() @ down.double().T @ up.double().T
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+@pytest.mark.parametrize("frozen", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_small_delta_arrives_under_bfloat16(bias, frozen, convolution):
+    """The share of it that is in the layer's output, by projection: 6 % by peft, all of it here."""
+    adapted, module, x, delta = with_delta(1e-4, bias, frozen, convolution)
+
+    def out():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return adapted(x)
+
+    def share():
+        up, on = module.lora_B["default"].weight, out()
+        kept, up.data = up.data, torch.zeros_like(up)
+        off, up.data = out(), kept
+        assert on.dtype == torch.bfloat16
+        return float(((on.double() - off.double()) * delta).sum() / delta.square().sum())
+
+    assert share() < 0.2
+    add_before_rounding(adapted)
+    assert share() == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gradients_and_values_are_those_of_peft(dropout):
+    """Of a delta as large as the weights: in float32 the same bits, under bfloat16 to its rounding."""
+    for dtype, close in ((None, 0.0), (torch.bfloat16, 2e-2)):
+        found = []
+        for ours in (False, True):
+            adapted, module, x, _ = with_delta(1.0, True, torch.float32)
+            module.lora_dropout["default"] = nn.Dropout(dropout)
+            if ours:
+                add_before_rounding(adapted)
+            torch.manual_seed(1)
+            x.requires_grad_()
+            with torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext():
+                out = adapted(x)
+            out.float().square().mean().backward()
+            found.append([out, x.grad, *(p.grad for p in adapted.parameters() if p.requires_grad)])
+        for one, other in zip(*found, strict=True):
+            assert one.dtype == other.dtype
+            assert float((one - other).norm() / one.norm()) <= close
+
+
+def test_merged_weights_keep_a_small_delta():
+    """Frozen weights lie on bfloat16's grid; the merged ones are float32."""
+    adapted, *_ = with_delta(1e-4, True, torch.bfloat16)
+    base = adapted.get_base_model()[0].base_layer.weight.float()
+    change = merged(adapted)[0].weight - base
+    assert change.dtype == torch.float32
+    assert float(change.norm() / base.norm()) == pytest.approx(1e-4, rel=0.3)
+    assert adapted.get_base_model()[0].base_layer.weight.dtype == torch.bfloat16

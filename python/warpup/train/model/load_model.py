@@ -8,7 +8,7 @@ import torch
 from .. import checkpoint
 from ..errors import TrainError
 from ..run_config import seed_everything
-from .lora import add_adapters, is_adapted, peft
+from .lora import add_adapters, add_before_rounding, is_adapted, peft
 from .precision import autocast_dtype, in_bfloat16
 from .tokens import check_tokenizer
 
@@ -66,7 +66,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(adapters or folder)
         model = use_experts(model.to(device))
         if adapters:
-            model = peft().PeftModel.from_pretrained(model, adapters, is_trainable=True)
+            model = add_before_rounding(peft().PeftModel.from_pretrained(model, adapters, is_trainable=True))
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise TrainError(f"cannot load the model in {folder}: {str(error).strip().splitlines()[0]}") from error
     check_tokenizer(model, tokenizer)
