@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Sampled:
     """Groups of completions, or of episodes, of some prompts: tokens, scores, advantages (N,) or (N, L), one of them to
     be shown, seconds of sampling. tensors: what else a loss needs of them, (N, L) by the names of `Experience`.
-    roles: of episodes whose credit goes by role."""
+    roles: of episodes whose credit goes by role. drawn: tokens that were sampled; None: those that carry loss."""
 
     pairs: Sequence[TokenPair]
     rolls: Rollouts
@@ -33,6 +33,7 @@ class Sampled:
     seconds: float
     tensors: dict[str, Tensor] = field(default_factory=dict)
     roles: Roles | None = None
+    drawn: int | None = None
 
 
 class Groups:
@@ -48,7 +49,7 @@ class Groups:
     tensors: dict[str, Tensor]
 
     def __init__(self, samples: int):
-        self.samples, self.scores, self.seconds = samples, Scores(), 0.0
+        self.samples, self.scores, self.seconds, self.drawn = samples, Scores(), 0.0, 0
         self.pairs: list[TokenPair] = []
         self.used = torch.zeros(0, dtype=torch.bool)
         self.shown: dict[str, Any] = {}
@@ -65,6 +66,7 @@ class Groups:
         self.pairs += more.pairs
         self.scores.extend(more.scores)
         self.seconds += more.seconds
+        self.drawn += int(more.rolls.learned().sum()) if more.drawn is None else more.drawn
         self.used = (self.advantages.reshape(len(self.pairs) // self.samples, -1) != 0).any(1)
 
     def _together(self, values: Tensor, more: Tensor) -> Tensor:
@@ -77,18 +79,19 @@ class Groups:
     def numbers(self) -> dict[str, Any]:
         """What the log has of a step's sampling."""
         learned, columns = self.rolls.learned(), self.scores.columns
-        generated, mass = int(learned.sum()), self.rolls.kept_mass
+        mass = self.rolls.kept_mass
+        said = self.drawn if self.rolls.turn is not None else int(self.rolls.lengths.sum())
         return {
             "reward": mean(self.scores.rewards),
             **({f"reward/{name}": mean(column) for name, column in columns.items()} if len(columns) > 1 else {}),
             "accuracy": mean(self.scores.correct),
             "format_ok": mean(self.scores.format_ok),
-            "length": generated / len(self.pairs),
+            "length": said / len(self.pairs),
             "unfinished": 1 - mean(self.rolls.finished.tolist()),
             "groups": int(self.used.sum()),
             **({} if mass is None else {"kept": float(mass[learned].mean())}),
             "advantage": float(self.advantages.abs().mean()),
-            "tokens_per_s": generated / self.seconds,
+            "tokens_per_s": self.drawn / self.seconds,
             "sampling_seconds": self.seconds,
             "sample": self.shown,
         }

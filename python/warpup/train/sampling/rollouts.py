@@ -27,7 +27,8 @@ class Rollouts:
     delta (N, L) float32, what the schedule added to the logits of its tokens, token_set (V,) bool; both None without
     one. kept: the tokens that the filters left, a set for each of the N * L places, empty in the padding, and
     kept_mass (N, L), the share of the probability that they have; both None where no filter is on or it was not asked
-    for. Of episodes sampled (N, L) bool, False where the environment spoke, and turn (N, L) int64, -1 there; else None.
+    for. sampled (N, L) bool: False at tokens that carry no loss, because the environment said them, they were certain,
+    or another row learns them; turn (N, L) int64: that of an episode's tokens, -1 where the environment spoke; or None.
     """
 
     tokens: Tensor
@@ -42,7 +43,7 @@ class Rollouts:
     kept_mass: Tensor | None = None
 
     def learned(self) -> Tensor:
-        """(N, L) bool: the tokens that the model has drawn."""
+        """(N, L) bool: the tokens that the model has drawn, and that carry loss."""
         inside = torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
         return inside if self.sampled is None else inside & self.sampled
 

@@ -22,6 +22,8 @@ from .groups import Sampled
 from .prompts import Prompts
 from .roles import Roles
 from .rollouts import rollout
+from .segments import credit_segments
+from .trees import grow
 
 if TYPE_CHECKING:
     from ..stages.rlvr_settings import RLVRSettings
@@ -31,6 +33,8 @@ def complete(
     settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: RewardSet
 ) -> Sampled:
     """A group of completions for each of the prompts `picked`, scored by `rewards`."""
+    if settings.advantage == "tree":
+        return grow(settings, run, prompts, picked, rewards)
     began = time.perf_counter()
     with run.computing():
         rolls = rollout(
@@ -47,7 +51,12 @@ def complete(
     pairs = [(prompts.ids[picked[n // settings.samples]], rolls.completion(n)) for n in range(len(asked))]
     shown = {"prompt": asked[0]["prompt"], "completion": completions[0].text, "reward": scores.rewards[0]}
     advantages = advantages_of(settings, scores, rolls.learned().cpu()).to(rolls.logp)
-    return Sampled(pairs, rolls, scores, advantages, shown, seconds)
+    sampled = Sampled(pairs, rolls, scores, advantages, shown, seconds)
+    return (
+        credit_segments(settings, run, prompts, picked, rewards, sampled)
+        if settings.advantage == "segment"
+        else sampled
+    )
 
 
 def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: None) -> Sampled:
@@ -96,7 +105,7 @@ def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Te
     (N,), or (N, L) of an estimator that gives each token its own. learned (N, L) bool: the tokens that the model has
     drawn."""
     rewards, groups = torch.tensor(scores.rewards), settings.samples
-    if settings.advantage == "gae":  # comes from values, once there are tokens to take them of: `Critic.credit`
+    if settings.advantage in ("gae", "segment", "tree"):  # come of what is sampled or computed behind: values
         return torch.zeros_like(rewards)
     if settings.advantage is None:
         return group_advantage(rewards, groups, baseline=settings.baseline, scale=settings.scale)

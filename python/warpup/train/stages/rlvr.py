@@ -27,6 +27,7 @@ from ..sampling.groups import Groups, mean, parts
 from ..sampling.prompts import Prompts, make_sampler
 from ..sampling.roles import RoleBaselines
 from ..sampling.rounds import complete, play_some
+from ..sampling.segments import PARTS
 from ..sampling.stopping import stop_strings
 from .critic import Critic
 from .policy_step import Experience, Update, policy_step, score_tokens
@@ -53,7 +54,8 @@ class RLVR(RLVRSettings):
         if self.environment:
             opened = first_prompts(load_environment(self.environment), examples)
         ids = [encode_prompt(tokenizer, prompt, e) for prompt, e in zip(opened, examples, strict=True)]
-        check_length(model, max(map(len, ids)) + self.max_new_tokens, "the longest prompt with max_new_tokens")
+        new = self.max_new_tokens + (self.max_new_tokens // PARTS + 1 if self.advantage == "segment" else 0)
+        check_length(model, max(map(len, ids)) + new, "the longest prompt with max_new_tokens")
         decoding = DecodingStrategy.parse(self.schedule, tokenizer, split_words(self.words))
         if decoding.times:
             raise TrainError("rlvr.schedule: s1 writes tokens that no sampler drew, their log-probs cannot be replayed")
@@ -102,6 +104,8 @@ class RLVR(RLVRSettings):
             # The reference's log-probs of the same tokens, once a step.
             rows = [g * self.samples + n for g, use in enumerate(used) if use for n in range(self.samples)]
             rows = [n for n in rows if groups.rolls.finished[n] or not self.mask_truncated]
+            learned = groups.rolls.learned().any(1)
+            rows = [n for n in rows if learned[n]]
             if critic:  # what has no reward has no return
                 rows = [n for n in rows if not math.isnan(groups.scores.rewards[n])]
             experience = Experience(groups.pairs, groups.rolls, groups.advantages, self.temperature, **groups.tensors)

@@ -3,6 +3,7 @@
 import torch
 
 from warpup.advantage import ESTIMATORS
+from warpup.advantage.tree_advantage import tree_advantage
 from warpup.policy.kinds import POLICY_KINDS
 
 from ..checks import check_not_negative, check_positive, check_unused
@@ -14,10 +15,11 @@ from ..sampling.episodes import load_environment
 from ..sampling.prompts import SAMPLERS
 from ..sampling.rounds import advantages_of
 from ..sampling.stopping import check_stop
+from ..sampling.trees import depth_of
 from .rlvr_settings import RLVRSettings
 
 PLACE = "rlvr"
-ADVANTAGES = (*ESTIMATORS, "gae")
+ADVANTAGES = (*ESTIMATORS, "gae", "segment", "tree")
 
 
 def check_rlvr(settings: RLVRSettings) -> None:
@@ -30,7 +32,7 @@ def check_rlvr(settings: RLVRSettings) -> None:
         value = getattr(settings, name)
         if value not in known and value is not None:
             raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
-    if settings.samples < (1 if settings.advantage == "gae" or settings.credit == "role" else 2):
+    if settings.samples < (1 if settings.advantage in ("gae", "segment") or settings.credit == "role" else 2):
         raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {settings.samples}")
     if settings.minibatches > settings.prompts:
         raise TrainError(f"rlvr.minibatches: expected at most prompts, {settings.prompts}, got {settings.minibatches}")
@@ -85,9 +87,10 @@ def check_advantages(settings: RLVRSettings) -> None:
     else:
         why = "credit does not go by role; set credit to role"
         check_unused(settings, "roles", "role_decay", place=PLACE, why=why)
+    check_branches(settings)
     if settings.advantage is not None:
-        why = f"advantage {settings.advantage!r} has its own"
-        check_unused(settings, "baseline", "scale", place=PLACE, why=why)
+        names = ("baseline",) if settings.advantage == "tree" else ("baseline", "scale")
+        check_unused(settings, *names, place=PLACE, why=f"advantage {settings.advantage!r} has its own")
         if settings.credit == "turn":
             raise TrainError(f"rlvr.credit: turns have baseline and scale, not advantage {settings.advantage!r}")
     if settings.advantage == "gae":
@@ -109,6 +112,39 @@ def check_advantages(settings: RLVRSettings) -> None:
         advantages_of(settings, Scores(rewards=some, columns={"one": some}), torch.ones(len(some), 1).bool())
     except ValueError as error:
         raise TrainError(f"rlvr: {error}") from error
+
+
+def check_branches(settings: RLVRSettings) -> None:
+    """Continuations from within a completion."""
+    kind = settings.advantage
+    if kind not in ("segment", "tree"):
+        check_unused(settings, "branches", place=PLACE, why="only advantages segment and tree branch")
+    if kind != "segment":
+        why = "there are no segments; set advantage to segment"
+        check_unused(settings, "segment_threshold", "segment_every", place=PLACE, why=why)
+    if kind != "tree":
+        check_unused(settings, "edge_tokens", place=PLACE, why="there is no tree; set advantage to tree")
+    if kind not in ("segment", "tree"):
+        return
+    check_positive(settings, "branches", "segment_every", place=PLACE)
+    names = ("environment", "schedule", "stop", *(("top_p", "top_k", "min_p") if kind == "tree" else ()))
+    check_unused(settings, *names, place=PLACE, why=f"advantage {kind!r} does not follow it over what it has cut")
+    if not 0 < settings.segment_threshold <= 1:
+        raise TrainError(f"rlvr.segment_threshold: expected above 0, at most 1, got {settings.segment_threshold}")
+    if kind == "tree":
+        try:
+            depth = depth_of(settings.samples, settings.branches)
+            tree_advantage(torch.zeros(1), torch.tensor([-1]), scale=settings.scale)
+        except ValueError as error:
+            raise TrainError(f"rlvr.{error}") from error
+        why = "a truncated completion may be the one that learns what others begin with too"
+        check_unused(settings, "mask_truncated", place=PLACE, why=why)
+        edge = settings.edge_tokens
+        if edge is not None and not 0 < edge * (depth - 1) < settings.max_new_tokens:
+            raise TrainError(
+                f"rlvr.edge_tokens: expected {depth - 1} edges before the last to leave some of max_new_tokens, "
+                f"{settings.max_new_tokens}, got {edge}"
+            )
 
 
 def check_loss(settings: RLVRSettings) -> None:

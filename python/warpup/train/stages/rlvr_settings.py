@@ -83,7 +83,17 @@ class RLVRSettings:
     """What the rest is divided by: scale of `group_advantage`."""
     advantage: str | None = None
     """An estimator of `warpup.advantage` by name, such as rloo or opo, in place of baseline and scale; gae: against the
-    values that a value head learns to expect (PPO)."""
+    values that a value head learns to expect (PPO); segment, tree: against the mean reward of what is sampled from
+    places within a completion (SPO)."""
+    branches: int = 4
+    """What is sampled from each such place: of advantage segment continuations, of tree branches, of whose number
+    samples is a power."""
+    segment_threshold: float = 0.9
+    """Of advantage segment: a token of lower probability is a cut point, one of higher carries no loss."""
+    segment_every: int = 5
+    """Cut points of a segment."""
+    edge_tokens: int | None = None
+    """Of advantage tree: tokens from one branching to the next; none spreads them evenly."""
     gamma: float = 1.0
     """Discount of later rewards, a token, of advantage gae or reinforce_pp."""
     lam: float = 0.95
