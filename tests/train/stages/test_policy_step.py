@@ -54,6 +54,7 @@ def test_max_tokens_and_rows_change_no_result(tmp_path, kind):
         {"advantage": "reinforce_pp"},
         {"advantage": "opo", "minibatches": 2},
         {"schedule": "cyclic:amplitude=4,period=8,phase=any", "words": "wait,back"},
+        {"repetition": 1.3, "presence": 0.4, "min_p": 0.02, "kl_coef": 0.1, "entropy_coef": 0.01},
         {"top_p": 0.9, "top_k": 20, "min_p": 0.01, "kl_coef": 0.1, "entropy_coef": 0.01, "minibatches": 2, "refill": 1},
     ],
     ids=lambda options: next(iter(options)),

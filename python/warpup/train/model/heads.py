@@ -17,9 +17,9 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from warpup import linear_logprob, replay_logprob, token_logprob
-from warpup._op import autocast
+from warpup._op import accumulator, autocast
 from warpup.logprob.kept import check_kept, kept_logits
-from warpup.logprob.token_logprob import IGNORE_INDEX, kept_logprob, sampled_tokens
+from warpup.logprob.token_logprob import IGNORE_INDEX, kept_logprob, sampled_tokens, token_mask
 from warpup.policy.kinds import PolicyOptions
 from warpup.policy.linear_policy_loss import linear_policy_loss_of
 from warpup.policy.policy_loss import policy_loss_of
@@ -27,7 +27,7 @@ from warpup.policy.policy_loss import policy_loss_of
 from .batch import Batch
 from .shared_prompts import can_share, hidden_of_shared
 
-ROWS = 256  # of a capped head: rows of logits alive at once
+ROWS = 256  # of a capped head, or under penalties: rows of logits alive at once
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # what configs call a soft cap
 
 
@@ -130,7 +130,10 @@ class Head:
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy: bool = False, **replay: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Log-probs (N,) of the targets (N,) from `hidden`, and their entropies if asked for. replay: `delta` (N,) and
-        `token_set` of a schedule, `kept` of filters: with it no logits but those of the kept tokens are made."""
+        `token_set` of a schedule, `kept` of filters: with it no logits but those of the kept tokens are made;
+        `penalties` and `seen` of penalties: with them whole rows are, ROWS at a time, and again backward."""
+        if "penalties" in replay:
+            return self._penalized_logprob(hidden, targets, temperature, entropy, **replay)
         if self.form == "linear":
             return linear_logprob(
                 hidden, self.layer.weight, targets, bias=self.layer.bias, temperature=temperature / self.scale,
@@ -163,6 +166,23 @@ class Head:
         tokens = sampled_tokens(where, vocab, targets, temperature, IGNORE_INDEX, delta, token_set)
         return kept_logprob(where, logits, kept, tokens, vocab, entropy, False, False)
 
+    def _penalized_logprob(
+        self, hidden, targets, temperature, entropy, penalties, seen, kept=None, delta=None, token_set=None
+    ):
+        def of_rows(h: Tensor, begin: int):
+            end = begin + len(h)
+            logits = self.logits(h)
+            logits = logits.to(accumulator(logits))
+            if delta is not None:
+                on = token_mask("Head.logprob", logits.shape[1], token_set, logits.device)
+                logits = torch.where(on, logits + delta[begin:end, None], logits)
+            logits = penalties.apply(logits, *seen.masks(begin, end, logits.shape[1]))
+            sets = None if kept is None else kept.select(torch.arange(begin, end, device=logits.device))
+            return replay_logprob(logits, targets[begin:end], temperature=temperature, kept=sets, entropy=entropy)
+
+        parts = [checkpoint(of_rows, h, n * ROWS, use_reentrant=False) for n, h in enumerate(hidden.split(ROWS))]
+        return tuple(map(torch.cat, zip(*parts, strict=True))) if entropy else torch.cat(parts)
+
     def policy_loss(
         self,
         options: PolicyOptions,
@@ -178,7 +198,7 @@ class Head:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`warpup.policy_loss` of packed completions (N,), from the hidden states (N, H) before them."""
         replay, mask = replay or {}, torch.ones_like(targets, dtype=torch.bool)
-        if self.form == "linear":
+        if self.form == "linear" and "penalties" not in replay:
             replay = scaled(replay, self.scale)
             return linear_policy_loss_of(
                 options, hidden, self.layer.weight, targets, old_logp, advantages, mask, bias=self.layer.bias,

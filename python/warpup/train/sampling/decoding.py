@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +30,10 @@ from warpup.reflection import (
     no_wait,
     thought_switch_penalty,
 )
-from warpup.reflection.sample_step import SAMPLING, sampling_row
+from warpup.reflection.sample_step import GENERATED, IN_PROMPT, SAMPLING, SampledStep, mark_seen, sampling_row
 
 from ..errors import TrainError
+from .penalties import Penalties
 
 PRESETS = {"cyclic": cyclic_reflex, "tip": thought_switch_penalty, "nowait": no_wait}
 MORE = {"cyclic": {"shift", "anchor", "phase"}, "tip": {"phase"}, "nowait": set()}  # fields that a preset leaves open
@@ -94,16 +95,19 @@ def _number(text: str) -> float | int | str:
 
 @dataclass(frozen=True)
 class Filters:
-    """How a token is drawn: temperature, and what is cut off before the draw. TrainError on what cannot be."""
+    """How a token is drawn: penalties, temperature, and what is cut off before the draw. TrainError on what cannot
+    be."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition: float = 1.0
+    presence: float = 0.0
 
     def __post_init__(self):
         try:
-            sampling_row(self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
+            sampling_row(**asdict(self))
         except ValueError as error:
             raise TrainError(str(error)) from error
 
@@ -112,30 +116,37 @@ class Filters:
         """Whether anything is cut off."""
         return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
+    @property
+    def penalties(self) -> Penalties | None:
+        """The penalties; None without any."""
+        found = Penalties(self.repetition, self.presence)
+        return None if found == Penalties() else found
+
 
 class Step(NamedTuple):
     """Of each row: the token, its log-prob in the distribution that it was drawn from, what the schedule added, the
-    probability that the filters left and the logit from which on they left a token."""
+    probability that the filters left, and, if it is recorded, which tokens they left."""
 
     token: Tensor  # int64
     logp: Tensor  # float32
     delta: Tensor  # float32
     kept: Tensor  # float32
-    least: Tensor  # float32
+    left: Tensor | None  # (R, V) bool
 
 
 class DecodingState:
-    """A decoding at work on the rows of one rollout, which are the slots of its tables. seeds: (rows,) int64."""
+    """A decoding at work on the rows of one rollout, which are the slots of its tables. seeds: (rows,) int64; record:
+    whether a step tells which tokens the filters left."""
 
     def __init__(
-        self, decoding: DecodingStrategy, prompts: Sequence[Sequence[int]], seeds: Tensor, filters: Filters = Filters()
-    ):
-        self.filters = filters
+        self, decoding: DecodingStrategy, prompts: Sequence[Sequence[int]], seeds: Tensor, filters: Filters = Filters(),
+        record: bool = False,
+    ):  # fmt: skip
+        self.filters, self.prompts, self.record = filters, prompts, record and filters.cut
+        self.seen: Tensor | None = None  # (rows, V) uint8, what the penalties count; made when V is known
         batch = ReflectionBatch(len(prompts), decoding.schedule, tokens=decoding.tokens, ring=2, device=seeds.device)
         batch.begin(range(len(prompts)), prompts)
-        batch.set_sampling(
-            range(len(prompts)), filters.temperature, top_p=filters.top_p, top_k=filters.top_k, min_p=filters.min_p
-        )
+        batch.set_sampling(range(len(prompts)), **asdict(filters))
         batch.tables.sampling[:, SAMPLING.index("seed")] = seeds.double()
         self.batch = batch
         self.scheduled = decoding.schedule is not None
@@ -143,7 +154,12 @@ class DecodingState:
 
     def sample(self, logits: Tensor, rows: Tensor) -> Step:
         """Draws the next token of these rows from their logits (R, V), which stay as they are."""
-        drawn, greedy = self.batch.sample(logits, rows), self.filters.temperature == 0
+        if self.filters.penalties and self.seen is None:
+            self.seen = torch.zeros(len(self.prompts), logits.shape[1], dtype=torch.uint8, device=logits.device)
+            for row, prompt in enumerate(self.prompts):
+                self.seen[row, torch.tensor(prompt, device=logits.device)] = IN_PROMPT
+        drawn, greedy = self.batch.sample(logits, rows, seen=self.seen), self.filters.temperature == 0
+        left = self._left(logits, drawn, rows) if self.record else None
         # A greedy token is certain, so what is kept of it is its log-prob among the others.
         token, logp = drawn.token, drawn.logp_raw if greedy else drawn.logp
         if self.forcing:
@@ -154,16 +170,24 @@ class DecodingState:
                     forced, token_logprob(logits, token, temperature=self.filters.temperature or 1), logp
                 )
         self.batch.update(token, rows)
-        return Step(token, logp, drawn.delta, drawn.kept, drawn.least)
+        if self.seen is not None:
+            mark_seen(self.seen, rows, token)
+        return Step(token, logp, drawn.delta, drawn.kept, left)
 
-    def left(self, logits: Tensor, step: Step) -> Tensor:
-        """(R, V) bool: the tokens that the filters left in a step on these logits, as `sample_step` compared them."""
-        least = step.least.unsqueeze(1)
-        mask = logits >= least
+    def _left(self, logits: Tensor, drawn: SampledStep, rows: Tensor) -> Tensor:
+        """(R, V) bool: the tokens that the filters left, by the comparison that `sample_step` made."""
+        least, penalties = drawn.least.unsqueeze(1), self.filters.penalties
         if self.scheduled:
             ids = torch.tensor(self.batch.default.tokens.ids, device=logits.device)
-            mask[:, ids] = logits[:, ids].to(least.dtype) + step.delta.unsqueeze(1) >= least
-        return mask
+            logits = logits.to(least.dtype, copy=True)
+            logits[:, ids] += drawn.delta.unsqueeze(1)
+        if penalties is None or self.seen is None:
+            return logits >= least
+        # The operator may round a penalized logit otherwise: a few roundings below the least one is still that one.
+        seen = self.seen[rows]
+        slack = 4 * torch.finfo(least.dtype).eps * (least.abs() + abs(penalties.presence))
+        moved = penalties.apply(logits.to(least.dtype), seen & IN_PROMPT > 0, seen & GENERATED > 0)
+        return moved >= least - slack
 
     def token_set(self, vocab: int) -> Tensor:
         """(V,) bool: the tokens of the schedule, as `replay_logprob` takes them."""

@@ -14,6 +14,7 @@ from warpup import KeptTokens
 from ..errors import TrainError
 from ..model.cache import CachedModel
 from .decoding import DecodingState, DecodingStrategy, Filters
+from .penalties import Penalties
 from .stopping import StopStrings
 
 
@@ -24,6 +25,7 @@ class Rollouts:
     tokens (N, L) int64, padded on the right; lengths (N,) int64, the end token counted; logp (N, L) float32, log-probs
     of the tokens in the distributions that they were drawn from: at the temperature, under the schedule, over what
     top-k, top-p and min-p left; 0 in the padding; finished (N,) bool, False where the length limit cut a row off.
+    penalties: those of the sampler, or None.
     delta (N, L) float32, what the schedule added to the logits of its tokens, token_set (V,) bool; both None without
     one. kept: the tokens that the filters left, a set for each of the N * L places, empty in the padding, and
     kept_mass (N, L), the share of the probability that they have; both None where no filter is on or it was not asked
@@ -41,6 +43,7 @@ class Rollouts:
     turn: Tensor | None = None
     kept: KeptTokens | None = None
     kept_mass: Tensor | None = None
+    penalties: Penalties | None = None
 
     def learned(self) -> Tensor:
         """(N, L) bool: the tokens that the model has drawn, and that carry loss."""
@@ -65,6 +68,8 @@ def rollout(
     top_p: float = 1.0,
     top_k: int = 0,
     min_p: float = 0.0,
+    repetition: float = 1.0,
+    presence: float = 0.0,
     decoding: DecodingStrategy | None = None,
     rows: int | None = None,
     generator: torch.Generator | None = None,
@@ -74,7 +79,7 @@ def rollout(
     """Sample `copies` completions of each prompt (token ids); temperature 0 takes the likeliest token.
 
     eos: the ids that end a completion (`warpup.train.model.tokens.end_tokens` finds a model's).
-    top_p, top_k, min_p: as in `warpup.reflection.sampling_row`; 1, 0, 0 cut nothing off.
+    top_p, top_k, min_p, repetition, presence: as in `warpup.reflection.sampling_row`; 1, 0, 0, 1, 0 change nothing.
     decoding: what stands between logits and tokens, such as a reflection schedule.
     rows: completions sampled at once, all if None: a bound for the cache's memory. Each completion draws from a stream
         of its own, so what is drawn does not depend on it.
@@ -83,7 +88,7 @@ def rollout(
 
     The caller sets the model's mode (eval, no dropout). Raises TrainError if the model's logits are NaN.
     """
-    filters = Filters(temperature, top_p, top_k, min_p)
+    filters = Filters(temperature, top_p, top_k, min_p, repetition, presence)
     count = len(prompts) * copies
     seeds = torch.randint(2**53 - 1, (count,), generator=generator, device=model.device)
     ends = torch.tensor([eos] if isinstance(eos, int) else list(eos), device=model.device)
@@ -94,14 +99,15 @@ def rollout(
         first, last = begin // copies, (end - 1) // copies  # the prompts of these rows
         owner = torch.arange(begin, end, device=model.device) // copies - first
         mine = prompts[first : last + 1]
-        state = DecodingState(decoding or DecodingStrategy(), [mine[k] for k in owner], seeds[begin:end], filters)
-        parts.append(_rollout(model, mine, owner, state, ends, stop, pad, max_new_tokens, record and filters.cut))
+        asked = [mine[k] for k in owner]
+        state = DecodingState(decoding or DecodingStrategy(), asked, seeds[begin:end], filters, record)
+        parts.append(_rollout(model, mine, owner, state, ends, stop, pad, max_new_tokens))
     return parts[0] if len(parts) == 1 else joined(parts, pad)
 
 
 def _rollout(
     model, prompts: Sequence[Sequence[int]], owner: Tensor, state: DecodingState, ends: Tensor,
-    stop: StopStrings | None, pad: int, limit: int, record: bool,
+    stop: StopStrings | None, pad: int, limit: int,
 ) -> Rollouts:  # fmt: skip
     """One completion of prompts[owner[i]] for each i."""
     device, count = model.device, len(owner)
@@ -123,7 +129,7 @@ def _rollout(
     tokens = torch.full((count, limit), pad, device=device)
     logp = torch.zeros(count, limit, device=device)
     deltas = torch.zeros(count, limit, device=device) if state.scheduled else None
-    sets = KeptSets(count, limit, device) if record else None
+    sets = KeptSets(count, limit, device) if state.record else None
     lengths = torch.full((count,), limit, device=device)
     alive = torch.arange(count, device=device)  # the result row of each row that is still in the batch
     done = torch.zeros(count, dtype=torch.bool, device=device)
@@ -144,7 +150,7 @@ def _rollout(
         if deltas is not None:
             deltas[alive, t] = torch.where(done, 0.0, step.delta)
         if sets is not None:
-            sets.add(t, alive[~done], state.left(logits, step)[~done], step.kept[~done])
+            sets.add(t, alive[~done], step.left[~done], step.kept[~done])
         ended = ~done & torch.isin(step.token, ends)
         if stop is not None:
             ended |= stop.completed(tokens[alive, : t + 1], ~done & ~ended)
@@ -168,7 +174,7 @@ def _rollout(
     finished = torch.ones(count, dtype=torch.bool, device=device)
     finished[alive[~done]] = False
     longest = int(lengths.max())
-    replay: dict[str, Any] = {}
+    replay: dict[str, Any] = {"penalties": state.filters.penalties}
     if deltas is not None:
         replay |= {"delta": deltas[:, :longest], "token_set": state.token_set(logits.shape[1])}
     if sets is not None:
@@ -222,4 +228,5 @@ def joined(parts: Sequence[Rollouts], pad: int) -> Rollouts:
         all_of("turn", -1),
         KeptTokens.from_counts(torch.cat([k.token_ids for k in kept]), torch.cat(counts)) if kept else None,
         all_of("kept_mass", 0),
+        parts[0].penalties,
     )

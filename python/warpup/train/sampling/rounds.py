@@ -93,9 +93,12 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
     return Sampled(played.pairs, played.rolls, scores, advantages.to(played.rolls.logp), shown, seconds, roles=roles)
 
 
+FILTERS = ("top_p", "top_k", "min_p", "repetition", "presence")  # as a stage and `rollout` call them
+
+
 def how_to_draw(settings: RLVRSettings, prompts: Prompts) -> dict[str, Any]:
     """What `rollout` cuts off before it draws, and records for the loss; the texts at which it stops."""
-    filters = {name: getattr(settings, name) for name in ("top_p", "top_k", "min_p")}
+    filters = {name: getattr(settings, name) for name in FILTERS}
     return {**filters, "record": True, "stop": prompts.stop}
 
 

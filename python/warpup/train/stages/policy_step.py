@@ -20,6 +20,7 @@ from ..model.reference import Snapshot
 from ..model.routers import Routers
 from ..model.tokens import TokenPair
 from ..run import StageRun
+from ..sampling.penalties import SeenTokens
 from ..sampling.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -62,14 +63,17 @@ class Experience:
         return self.rolls.learned()
 
     def replay(self, batch: Batch) -> dict[str, Any]:
-        """What a schedule did to the logits and which of them the filters left, so that the loss does it again and a
-        fresh sample's ratio is 1."""
+        """What a schedule and penalties did to the logits and which of them the filters left, so that the loss does it
+        again and a fresh sample's ratio is 1."""
         rolls, found = self.rolls, {}
         if rolls.delta is not None:
             found |= {"delta": self.packed(rolls.delta, batch), "token_set": rolls.token_set}
         if rolls.kept is not None:
             places = torch.arange(rolls.tokens.numel(), device=rolls.tokens.device).view_as(rolls.tokens)
             found["kept"] = rolls.kept.select(self.packed(places, batch))
+        if rolls.penalties is not None:
+            seen = SeenTokens([self.pairs[n] for n in batch.rows], rolls.tokens.device)
+            found |= {"penalties": rolls.penalties, "seen": seen}
         return found
 
 

@@ -13,7 +13,7 @@ from ..rewards.reward_set import Scores
 from ..sampling.decoding import Filters
 from ..sampling.episodes import load_environment
 from ..sampling.prompts import SAMPLERS
-from ..sampling.rounds import advantages_of
+from ..sampling.rounds import FILTERS, advantages_of
 from ..sampling.stopping import check_stop
 from ..sampling.trees import depth_of
 from .rlvr_settings import RLVRSettings
@@ -49,6 +49,7 @@ def check_rewards(settings: RLVRSettings) -> None:
         names = ("reward", "reward_weights", "reward_timeout", "reward_workers")
         check_unused(settings, *names, place=PLACE, why="an environment gives the rewards")
         check_unused(settings, "schedule", place=PLACE, why="schedules are not followed over turns")
+        check_unused(settings, "repetition", "presence", place=PLACE, why="penalties are not followed over turns")
         check_positive(settings, "turns", place=PLACE)
         load_environment(settings.environment)
     else:
@@ -63,14 +64,14 @@ def check_sampling(settings: RLVRSettings) -> None:
         check_unused(settings, "words", place=PLACE, why=f"with schedule {settings.schedule!r} {why}; leave it out")
     check_stop(settings.stop, "rlvr.stop")
     try:
-        filters = Filters(settings.temperature, settings.top_p, settings.top_k, settings.min_p)
+        filters = Filters(settings.temperature, **{name: getattr(settings, name) for name in FILTERS})
     except TrainError as error:
         raise TrainError(f"rlvr.{error}") from error
     for name, alone in (("top_p", 0), ("top_k", 1), ("min_p", 1)):
         if getattr(settings, name) == alone:
             raise TrainError(f"rlvr.{name}: {alone} leaves the likeliest token alone, which teaches nothing")
-    if filters.cut and settings.kl == "full":
-        raise TrainError("rlvr.kl: full takes no top_p, top_k or min_p into account; choose another estimator")
+    if (filters.cut or filters.penalties) and settings.kl == "full":
+        raise TrainError(f"rlvr.kl: full takes none of {', '.join(FILTERS)} into account; choose another estimator")
     if settings.sampler == "uniform":
         why = "the uniform sampler reads no category; leave it out or choose sampler sec or dump"
         check_unused(settings, "category", place=PLACE, why=why)

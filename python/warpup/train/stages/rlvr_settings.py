@@ -60,6 +60,11 @@ class RLVRSettings:
     min_p: float = 0.0
     """Sample from tokens of at least this share of the likeliest one's probability; 0: from all. The loss replays
     it."""
+    repetition: float = 1.0
+    """Divides the logits above 0 of tokens that prompt or completion have already, and multiplies the others; 1: off.
+    The loss replays it."""
+    presence: float = 0.0
+    """Is taken from the logits of tokens that the completion has already; 0: off. The loss replays it."""
     schedule: str = "plain"
     """What the sampler adds to the logits of reflection tokens, as `warpup eval --schedule` names it; the loss replays
     it."""
