@@ -1,5 +1,6 @@
 """Importance correction: a sampler whose log-probs are not the trainer's own, by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -78,6 +79,27 @@ def test_a_sampler_that_computes_alike_needs_no_correction(tmp_path):
     assert "weight" not in line
     for name, value in plain.items():
         torch.testing.assert_close(corrected[name], value, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"correction": "token_truncate"},
+        {"advantage": "gae", "kl_coef": 0.1, "kl_in_reward": True, "value_coef": 0.5},
+        {"kl_coef": 0.1, "kl": "full"},
+        {"advantage": "segment", "branches": 2},
+        {"advantage": "tree", "branches": 2},
+    ],
+    ids=["correction", "gae", "full", "segment", "tree"],
+)
+def test_in_bfloat16(tmp_path, options):
+    """Here sampler and trainer do round otherwise: a little, which is measured."""
+    Recipe([rlvr(steps=2, **options)], dtype="bfloat16").run(llama(), TOKENIZER, tmp_path)
+    lines = [line for line in log_of(tmp_path) if "loss" in line]
+    assert all(math.isfinite(line["grad_norm"]) for line in lines)
+    if "correction" in options:
+        assert 1e-9 < lines[0]["sampler_kl"] < 1e-2
+        assert lines[0]["correction_ratio"] == pytest.approx(1, abs=0.05)
 
 
 def test_the_trl_defaults():

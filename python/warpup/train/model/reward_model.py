@@ -69,7 +69,8 @@ class RewardModel:
     def _read_at(self, prompt: Tokens, ids: Tokens, ends: Sequence[int]) -> Marked:
         """A batch holds the hidden state in front of each marked token, which has read all before it; one token more
         makes a place behind the last."""
-        return prompt, [*ids, self.tokenizer.pad_token_id], [n in set(ends) for n in range(len(ids) + 1)]
+        marked = set(ends)
+        return prompt, [*ids, self.tokenizer.pad_token_id], [n in marked for n in range(len(ids) + 1)]
 
     def read(self, batch: Batch) -> Tensor:
         """(N,) float32: the scores of a batch of such pairs, one row after the other."""
@@ -98,7 +99,7 @@ class RewardModel:
         write_folder(folder, fill)
 
 
-def about(folder: str | Path) -> dict[str, str]:
+def about(folder: str | Path) -> dict[str, Any]:
     """What the reward model in a folder scores and what stands between steps; TrainError if there is none."""
     if not (Path(folder) / ABOUT).is_file():
         raise TrainError(
