@@ -6,10 +6,11 @@ from .errors import TrainError
 
 
 def check_positive(settings, *names: str, place: str) -> None:
-    """Raise TrainError unless the named settings are above 0."""
+    """Raise TrainError unless the named settings are above 0 or None."""
     for name in names:
-        if not getattr(settings, name) > 0:
-            raise TrainError(f"{place}.{name}: expected more than 0, got {getattr(settings, name)!r}")
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise TrainError(f"{place}.{name}: expected more than 0, got {value!r}")
 
 
 def check_not_negative(settings, *names: str, place: str) -> None:

@@ -10,7 +10,7 @@ OUT/model                  the trained model, as `transformers` saves it; of ada
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from .examples import examples_of
 from .files import locked, write_folder, write_text
 from .log import MetricsLog, Report, quiet
 from .model.lora import is_adapted, merged
+from .model.memory import tokens_that_fit
 from .model.precision import Precision, autocast_dtype, checkpoint_layers
 from .model.tokens import check_tokenizer
 from .run import HeldOut, StageRun
@@ -104,6 +105,9 @@ class Recipe:
                     checkpoint.load_weights(model, newest[i])
                     continue
                 folders[i].mkdir(exist_ok=True)
+                stage = self.fitted(stage, folders[i], model, dtype)
+                if hasattr(stage, "max_tokens"):
+                    settings[i]["max_tokens"] = stage.max_tokens
                 write_text(folders[i] / "stage.json", json.dumps(settings[i], indent=2) + "\n")
                 # Each stage begins with fresh random states, so it does not depend on what was drawn before it, in
                 # this process or in one that was stopped.
@@ -133,6 +137,16 @@ class Recipe:
             stage.check()
         data = [examples_of(stage) for stage in self.stages]
         return data, [s.prepare(model, tokenizer, d) for s, d in zip(self.stages, data, strict=True)]
+
+    @staticmethod
+    def fitted(stage: Stage, folder: Path, model, dtype: torch.dtype | None) -> Stage:
+        """The stage with a number of tokens at once, if it leaves that open: the one it began with, so that it resumes
+        bit for bit on a machine with less to spare; else what fits."""
+        if getattr(stage, "max_tokens", 1) is not None:
+            return stage
+        path = folder / "stage.json"
+        begun = json.loads(path.read_text()).get("max_tokens") if path.exists() else None
+        return replace(stage, max_tokens=begun or tokens_that_fit(model, dtype))
 
     def names(self) -> list[str]:
         """Folder names of the stages: 1-warmup, 2-rlvr."""

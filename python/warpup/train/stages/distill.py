@@ -66,8 +66,9 @@ class Distill:
     """AdamW's weight decay."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
-    max_tokens: int = 16384
-    """Padded tokens that go through the models at once: less memory, same result."""
+    max_tokens: int | None = None
+    """Padded tokens that go through the model at once: less memory, same result; none: as many as half of the free
+    memory holds, at most 16384."""
     rows: int = 256
     """Completions sampled at once: less memory, same distribution."""
     save_every: int = 50

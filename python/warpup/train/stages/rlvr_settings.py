@@ -167,8 +167,9 @@ class RLVRSettings:
     """Which prompts come next: each once an epoch, or a curriculum over the examples' `category`."""
     category: str = "category"
     """Column that the curricula read."""
-    max_tokens: int = 16384
-    """Padded tokens that go through the model at once: less memory, same result."""
+    max_tokens: int | None = None
+    """Padded tokens that go through the model at once: less memory, same result; none: as many as half of the free
+    memory holds, at most 16384."""
     rows: int = 256
     """Completions sampled at once: less memory, same distribution."""
     patience: int = 50

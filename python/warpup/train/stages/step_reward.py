@@ -73,8 +73,9 @@ class StepReward:
     """AdamW's weight decay."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
-    max_tokens: int = 16384
-    """Padded tokens that go through the model at once: less memory, same result."""
+    max_tokens: int | None = None
+    """Padded tokens that go through the model at once: less memory, same result; none: as many as half of the free
+    memory holds, at most 16384."""
     save_every: int = 50
     """Steps between checkpoints."""
     limit: int | None = None

@@ -67,8 +67,9 @@ class WarmupSettings:
     whatever the examples' lengths are."""
     balance: float | None = None
     """Weight of the balance loss of a model with routed experts; none takes its config's, as transformers means it."""
-    max_tokens: int = 16384
-    """Padded tokens that go through the model at once; larger batches are accumulated."""
+    max_tokens: int | None = None
+    """Padded tokens that go through the model at once: less memory, same result; none: as many as half of the free
+    memory holds, at most 16384."""
     save_every: int = 100
     """Steps between checkpoints."""
     limit: int | None = None

@@ -1,0 +1,79 @@
+"""How many tokens may go through a model at once, from what it keeps of one for the backward pass and what is free."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .batch import collate
+from .heads import Head
+from .precision import computing
+
+MOST = 16384  # more at once gains nothing: products are large enough
+
+
+def tokens_that_fit(model: nn.Module, dtype: torch.dtype | None = None, most: int = MOST) -> int:
+    """Padded tokens whose forward and backward pass take half of the memory that is free, at least 1, at most `most`.
+
+    dtype: what products are made in, as for `computing`. The other half is for what a step needs beside them, and for
+    what the estimate does not see, such as attention that keeps a matrix of its weights. Where the free memory is not
+    known: `most`.
+    """
+    free = free_memory(next(model.parameters()).device)
+    if free is None:
+        return most
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    free -= 3 * 4 * trained  # their gradients and AdamW's two moments, in float32, which are not there yet
+    return max(1, min(most, int(free / 2 / max(1.0, bytes_of_a_token(model, dtype)))))
+
+
+def bytes_of_a_token(model: nn.Module, dtype: torch.dtype | None = None) -> float:
+    """What a forward pass keeps for the backward pass, measured on a few tokens; weights do not count."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 64
+    length, vocab = min(64, limit), model.get_input_embeddings().num_embeddings
+    ids = [n % vocab for n in range(length)]
+    device = next(model.parameters()).device
+    batch = collate([(ids[:1], ids[1:])] * 2, range(2), 0, device)
+    ours = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in ours:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a stage makes a `Head` too, and says what is to be said
+        head = Head(model)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), computing(model, dtype):
+            hidden = head.hidden(batch)  # held until all is counted: a place in memory that is free is taken again
+    found = sum(kept.values()) / (2 * length)
+    del hidden
+    return found
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that may still be taken: of a GPU, of this machine, of the control group that the process is in. None where
+    the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+            return None
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)  # of all there is, half
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):  # of version 2, and 1
+        try:
+            found.append(int((group / f"memory.{limit}").read_text()) - int((group / f"memory.{used}").read_text()))
+        except (OSError, ValueError):  # no such files, or no limit
+            group = group / "memory"
+    return min(found)
