@@ -56,8 +56,16 @@ def released(project: str, version: str, package: str | None = None) -> Path:
     return place
 
 
-class Stub:
-    """Stands for what a module imports and a test does not run: a base class, an annotation, a decorator, a call."""
+class _Anything(type):
+    def __getattr__(cls, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Stub()
+
+
+class Stub(metaclass=_Anything):
+    """Stands for what a module imports and a test does not run: a base class, an annotation, a decorator, a call, a
+    context; as a condition it is False."""
 
     def __init__(self, *arguments, **options):
         pass
@@ -73,6 +81,15 @@ class Stub:
     def __class_getitem__(cls, item):
         return cls
 
+    def __bool__(self):
+        return False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *reason):
+        return None
+
 
 class _StubModule(types.ModuleType):
     __path__: Sequence[str] = ()
@@ -86,8 +103,8 @@ class _StubModule(types.ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def __init__(self, place: Path, real: Sequence[str], stubs: Sequence[str]):
-        self.place, self.real, self.stubs = place, set(real), tuple(stubs)
+    def __init__(self, place: Path, real: Sequence[str], stubs: Sequence[str], given: dict[str, dict]):
+        self.place, self.real, self.stubs, self.given = place, set(real), tuple(stubs), given
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] not in self.stubs:
@@ -104,19 +121,20 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return _StubModule(spec.name)
 
     def exec_module(self, module):
-        pass
+        vars(module).update(self.given.get(module.__name__, {}))
 
 
 @contextmanager
-def imported(place: Path, real: Sequence[str], stubs: Sequence[str], *ours: str):
-    """While it lasts, the modules `real` come from `place`, and everything else below the packages `stubs` is a Stub.
-    `ours`, modules of warpup, are imported anew in there, since they look at what is installed. Gives a dict by name.
+def imported(place: Path, real: Sequence[str], stubs: Sequence[str], *ours: str, given: dict[str, dict] | None = None):
+    """While it lasts, the modules `real` come from `place`, and everything else below the packages `stubs` is a Stub,
+    but for what `given` has by module and name. `ours`, modules of warpup, are imported anew in there, since they look
+    at what is installed. Gives a dict of modules by name.
     """
     before = dict(sys.modules)
     for name in list(sys.modules):
         if name.partition(".")[0] in stubs or name in ours:
             del sys.modules[name]
-    finder = _Finder(place, real, stubs)
+    finder = _Finder(place, real, stubs, given or {})
     sys.meta_path.insert(0, finder)
     try:
         yield {name: importlib.import_module(name) for name in (*real, *ours)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,20 +11,32 @@ from torch import Tensor
 from warpup.reflection import ReflectionBatch, ReflectionSchedule
 
 
+@dataclass
+class Followed:
+    """A request: its lists are the engine's own, which it extends."""
+
+    slot: int
+    prompt: Sequence[int]
+    output: Sequence[int]
+    schedule: ReflectionSchedule
+    seen: int | None = None  # tokens of `output` that its slot has; None: it has not begun
+
+
 class Requests:
-    """Follows requests by catching up with their lists of token ids, which the engine extends.
+    """Follows requests by catching up with their lists of token ids.
 
     A list that became shorter (rejected drafts) is followed back, as far as the ring reaches, else the slot is rebuilt.
+    remedy: what to do where a list has a placeholder in the place of a token.
     """
 
-    def __init__(self, capacity: int, schedule: ReflectionSchedule | None = None, device: torch.device | str = "cpu"):
+    def __init__(self, capacity: int, schedule: ReflectionSchedule | None = None, device="cpu", remedy: str = ""):
         self.batch: ReflectionBatch | None = None  # made with the first schedule, which brings the markers
-        self.capacity, self.default, self.device = capacity, schedule, device
-        self.known: dict[Hashable, tuple[int, Sequence[int], Sequence[int], int]] = {}  # slot, prompt, output, seen
+        self.capacity, self.default, self.device, self.remedy = capacity, schedule, device, remedy
+        self.known: dict[Hashable, Followed] = {}
         self.free = list(range(capacity - 1, -1, -1))
 
     def start(self, key: Hashable, prompt: Sequence[int], output: Sequence[int], schedule=None) -> None:
-        """`output` is kept: the engine appends to it. Under no schedule the request is left alone."""
+        """Its lists are read when it is next caught up with. Under no schedule the request is left alone."""
         self.stop(key)
         schedule = schedule or self.default
         if schedule is None:
@@ -32,13 +45,11 @@ class Requests:
             raise RuntimeError(f"more than {self.capacity} requests at once; make a processor of more slots")
         if self.batch is None:
             self.batch = ReflectionBatch(self.capacity, schedule, device=self.device)
-        slot = self.free.pop()
-        self.batch.begin([slot], [list(prompt)], [list(output)], schedule)
-        self.known[key] = (slot, prompt, output, len(output))
+        self.known[key] = Followed(self.free.pop(), prompt, output, schedule)
 
     def stop(self, key: Hashable) -> None:
         if key in self.known:
-            self.free.append(self.known.pop(key)[0])
+            self.free.append(self.known.pop(key).slot)
 
     def move(self, source: Hashable, target: Hashable, *, swap: bool = False) -> None:
         """The request called `source` is called `target` now, and where they swap the other way round too."""
@@ -52,28 +63,34 @@ class Requests:
                 self.known.pop(key, None)
 
     def catch_up(self) -> None:
-        """Takes every token that came since the last call."""
+        """Takes every token that came since the last call. Raises ValueError where one is not known yet."""
         if self.batch is None:
             return
         fresh, slots, drop = [], [], []
-        for key, (slot, prompt, output, seen) in self.known.items():
-            if len(output) == seen:
+        for key, request in self.known.items():
+            length, seen = len(request.output), request.seen
+            if length == seen:
                 continue
-            if len(output) < seen - self.batch.ring + 1:
-                self.batch.begin([slot], [list(prompt)], [list(output)], self.batch.schedules[slot])
+            anew = seen is None or length < seen - self.batch.ring + 1
+            tokens = list(request.output if anew else request.output[seen:])
+            if any(token < 0 for token in tokens):
+                raise ValueError(f"request {key}: the engine has a placeholder where a token should be: {self.remedy}")
+            if anew:
+                self.batch.begin([request.slot], [list(request.prompt)], [tokens], request.schedule)
             else:
-                fresh.append(list(output[seen:])), slots.append(slot), drop.append(max(seen - len(output), 0))
-            self.known[key] = (slot, prompt, output, len(output))
+                fresh.append(tokens), slots.append(request.slot), drop.append(max(seen - length, 0))
+            request.seen = length
         if not slots:
             return
         width = max(map(len, fresh))
-        tokens = torch.tensor([row + [0] * (width - len(row)) for row in fresh], dtype=torch.int64).view(-1, width)
+        rows = [row + [0] * (width - len(row)) for row in fresh]
         counts = torch.tensor([slots, drop, [len(row) for row in fresh]]).to(self.device)
-        self.batch.update(tokens.to(self.device), counts[0], rollback=counts[1], count=counts[2])
+        tokens = torch.tensor(rows, dtype=torch.int64).view(len(rows), width).to(self.device)
+        self.batch.update(tokens, counts[0], rollback=counts[1], count=counts[2])
 
     def slots(self, keys: Sequence[Hashable]) -> Tensor:
         """Their slots, -1 for who is under no schedule."""
-        return torch.tensor([self.known[k][0] if k in self.known else -1 for k in keys], dtype=torch.int64).to(
+        return torch.tensor([self.known[k].slot if k in self.known else -1 for k in keys], dtype=torch.int64).to(
             self.device
         )
 

@@ -1,10 +1,12 @@
-"""Reflection schedules in SGLang, as a custom logit processor.
+"""Reflection schedules in SGLang (0.5.20 to 0.5.23), as a custom logit processor.
 
     from warpup.integrations.sglang import ReflectionLogitProcessor
     client.generate(..., custom_logit_processor=ReflectionLogitProcessor.to_str(),
                     sampling_params={"custom_params": {"reflection": schedule.to_json()}})
 
-Start the server with `--enable-custom-logit-processor`, warpup installed beside it.
+Start the server with `--enable-custom-logit-processor --disable-overlap-schedule`, warpup installed beside it. Under
+the overlap schedule, SGLang's default, its token lists lag a token behind the logits, and drafts of speculative
+decoding are not among them: both are refused.
 """
 
 from __future__ import annotations
@@ -16,42 +18,58 @@ from torch import Tensor
 from warpup.integrations._requests import Requests, schedule_from
 
 try:
-    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor as Base  # pyright: ignore[reportMissingImports]
-except ImportError:  # without SGLang the adapter still runs on its protocol
-    Base = object
+    from sglang.srt.runtime_context import get_schedule  # pyright: ignore[reportMissingImports]
+    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor  # pyright: ignore[reportMissingImports]
+except ImportError as error:
+    raise ImportError(f"warpup.integrations.sglang needs SGLang 0.5.20 or later: {error}") from None
 
 SLOTS = 4096
 # The engine makes the processor anew from its serialised class, so what is known of the requests is kept here.
 _requests: dict[Any, Requests] = {}
 
 
-class ReflectionLogitProcessor(Base):  # pyright: ignore[reportGeneralTypeIssues]
+class ReflectionLogitProcessor(CustomLogitProcessor):  # pyright: ignore[reportGeneralTypeIssues]
     """Row i of the logits is the next token of the request that SGLang puts as `__req__` among its parameters, with
     `rid`, `origin_input_ids` and `output_ids`; a request without "reflection" is left alone."""
 
     def __call__(self, logits: Tensor, custom_param_list: list[dict[str, Any]] | None = None) -> Tensor:
+        given = [params or {} for params in custom_param_list or ()]
+        schedules = [schedule_from(params.get("reflection")) for params in given]
+        asked = [params["__req__"] for params, schedule in zip(given, schedules, strict=True) if schedule is not None]
+        if not asked:
+            return logits
+        self._check(asked)
         requests = _requests.setdefault(logits.device, Requests(SLOTS, device=logits.device))
         keys = []
-        for row, params in enumerate(custom_param_list or ()):
-            schedule, request = schedule_from((params or {}).get("reflection")), (params or {}).get("__req__")
+        for row, (params, schedule) in enumerate(zip(given, schedules, strict=True)):
             if schedule is None:
                 keys.append(("none", row))
                 continue
-            if request is None:
-                raise ValueError("this SGLang does not hand the request to its processors (custom_params['__req__'])")
+            request = params["__req__"]
             keys.append(request.rid)
             known = requests.known.get(request.rid)
-            if known is None or known[2] is not request.output_ids:  # new, or preempted and retracted
-                self._make_room(requests, custom_param_list)
+            if known is None or known.output is not request.output_ids:  # new, or preempted and retracted
+                self._make_room(requests, {other.rid for other in asked})
                 requests.start(request.rid, request.origin_input_ids, request.output_ids, schedule)
-        if requests.batch is not None:
-            requests.catch_up()
-            requests.apply_(logits, keys)
+        requests.catch_up()
+        requests.apply_(logits, keys)
         return logits
 
     @staticmethod
-    def _make_room(requests: Requests, params) -> None:
+    def _check(asked) -> None:
+        if not get_schedule().disable_overlap_schedule:
+            raise ValueError(
+                "SGLang's overlap schedule samples a token before it knows the one before, so a reflection schedule "
+                "would lag by a token: start the server with --disable-overlap-schedule"
+            )
+        if len({request.rid for request in asked}) < len(asked):
+            raise ValueError(
+                "SGLang's speculative decoding does not tell a logit processor its drafts, so a reflection schedule "
+                "cannot follow them: start the server without --speculative-algorithm"
+            )
+
+    @staticmethod
+    def _make_room(requests: Requests, here: set) -> None:
         if not requests.free:
-            here = {p["__req__"].rid for p in params if p and "__req__" in p}
             for key in [k for k in requests.known if k not in here]:
                 requests.stop(key)

@@ -164,8 +164,7 @@ class ReflectionContinuousProcessor(ContinuousBatchingLogitsProcessor):  # pyrig
             keys.append(state.request_id)
             prompt, output = _split(state)
             if self.states.get(state.request_id) is state:
-                slot, _, _, seen = requests.known[state.request_id]
-                requests.known[state.request_id] = (slot, prompt, output, seen)
+                requests.known[state.request_id].output = output
             else:
                 self._make_room(keys)
                 given = getattr(state, "logit_processor_kwargs", {}).get("reflection")
