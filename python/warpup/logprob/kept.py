@@ -38,7 +38,8 @@ class KeptTokens(NamedTuple):
     def from_mask(cls, mask: Tensor) -> KeptTokens:
         """Of a mask (..., V), bool; its leading dimensions become one."""
         mask = mask.reshape(-1, mask.shape[-1])
-        return cls.from_counts(mask.nonzero()[:, 1].int(), mask.sum(-1))
+        rows, ids = mask.nonzero().unbind(1)
+        return cls.from_counts(ids.int(), torch.bincount(rows, minlength=len(mask)))  # a sum of bools takes long
 
     @classmethod
     def from_counts(cls, token_ids: Tensor, counts: Tensor) -> KeptTokens:

@@ -21,6 +21,7 @@ from tests.train.sampling.test_episodes import Asks
 from warpup import KeptTokens
 from warpup.policy.kinds import PolicyOptions
 from warpup.train import Recipe, TrainError, rollout
+from warpup.train.model import heads
 from warpup.train.model.batch import collate
 from warpup.train.model.heads import Head
 from warpup.train.model.tokens import encode_pair
@@ -34,6 +35,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*what makes its logits:UserWarning"),
 ]
 FILTERS = [{"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 20, "top_p": 0.95, "min_p": 0.02}]
+
+
+@pytest.fixture(autouse=True, params=[0.0, 1.0], ids=["rows", "sparse"])
+def way(request, monkeypatch):
+    """Sets of a large part of the vocabulary, for which whole rows of logits are made, and of a small one."""
+    monkeypatch.setattr(heads, "FEW", request.param)
+    monkeypatch.setattr(heads, "ROWS", 50)
 
 
 def sample(model, filters, decoding=None, temperature=0.9, rows=None):

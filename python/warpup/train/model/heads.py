@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from warpup import linear_logprob, replay_logprob, token_logprob
+from warpup import linear_logprob, replay_logprob
 from warpup._op import accumulator, autocast
 from warpup.logprob.kept import check_kept, kept_logits
 from warpup.logprob.token_logprob import IGNORE_INDEX, kept_logprob, sampled_tokens, token_mask
@@ -27,7 +27,10 @@ from warpup.policy.policy_loss import policy_loss_of
 from .batch import Batch
 from .shared_prompts import can_share, hidden_of_shared
 
-ROWS = 256  # of a capped head, or under penalties: rows of logits alive at once
+ROWS = 256  # rows of logits alive at once, where whole rows are made
+# A product with a kept row of the weight takes 25 times as long as one among all (a CPU core, H = 576), so of larger
+# shares of the vocabulary than this, whole rows are cheaper.
+FEW = 0.04
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # what configs call a soft cap
 
 
@@ -130,58 +133,54 @@ class Head:
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy: bool = False, **replay: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Log-probs (N,) of the targets (N,) from `hidden`, and their entropies if asked for. replay: `delta` (N,) and
-        `token_set` of a schedule, `kept` of filters: with it no logits but those of the kept tokens are made;
-        `penalties` and `seen` of penalties: with them whole rows are, ROWS at a time, and again backward."""
-        if "penalties" in replay:
-            return self._penalized_logprob(hidden, targets, temperature, entropy, **replay)
+        `token_set` of a schedule, `kept` of filters, with which no logits but those of the kept tokens are made;
+        `penalties` and `seen`."""
+        if self._takes_rows(targets, replay):
+            return self._by_rows(hidden, targets, temperature, entropy, **replay)
         if self.form == "linear":
             return linear_logprob(
                 hidden, self.layer.weight, targets, bias=self.layer.bias, temperature=temperature / self.scale,
                 entropy=entropy, **scaled(replay, self.scale),
             )  # fmt: skip
-        score = replay_logprob if replay else token_logprob
         if self.form == "opaque":
-            return score(hidden, targets, temperature=temperature, entropy=entropy, **replay)
+            return replay_logprob(hidden, targets, temperature=temperature, entropy=entropy, **replay)
+        return self._of_kept(hidden, targets, temperature, entropy, **replay)
 
-        if "kept" in replay:
-            return self._kept_logprob(hidden, targets, temperature, entropy, **replay)
+    def _takes_rows(self, targets: Tensor, replay: dict[str, Any]) -> bool:
+        """Whether whole rows of logits are made: under penalties, and else where that costs the least."""
+        kept = replay.get("kept")
+        if "penalties" in replay or kept is None or self.form == "opaque":
+            return "penalties" in replay or self.form == "capped"
+        return len(kept.token_ids) > FEW * len(targets) * self.layer.weight.shape[0]
 
-        def of_rows(h: Tensor, t: Tensor, *delta: Tensor):
-            more = replay | {"delta": delta[0]} if replay else {}
-            return score(self.logits(h), t, temperature=temperature, entropy=entropy, **more)
+    def _by_rows(
+        self, hidden, targets, temperature, entropy, delta=None, token_set=None, kept=None, penalties=None, seen=None
+    ):
+        """`logprob` from whole logits, ROWS at a time, and again backward."""
 
-        columns = [hidden, targets, *([replay["delta"]] if replay else [])]
-        parts = [
-            checkpoint(of_rows, *part, use_reentrant=False)
-            for part in zip(*(c.split(ROWS) for c in columns), strict=True)
-        ]
+        def of_rows(h: Tensor, begin: int):
+            end = begin + len(h)
+            logits = self.logits(h)
+            if delta is not None:
+                logits = logits.to(accumulator(logits))
+                on = token_mask("Head.logprob", logits.shape[1], token_set, logits.device)
+                logits = torch.where(on, logits + delta[begin:end, None], logits)
+            if penalties is not None:
+                logits = penalties.apply(logits.to(accumulator(logits)), *seen.masks(begin, end, logits.shape[1]))
+            sets = None if kept is None else kept.select(torch.arange(begin, end, device=logits.device))
+            return replay_logprob(logits, targets[begin:end], temperature=temperature, kept=sets, entropy=entropy)
+
+        parts = [checkpoint(of_rows, h, n * ROWS, use_reentrant=False) for n, h in enumerate(hidden.split(ROWS))]
         return tuple(map(torch.cat, zip(*parts, strict=True))) if entropy else torch.cat(parts)
 
-    def _kept_logprob(self, hidden, targets, temperature, entropy, kept, delta=0.0, token_set=None):
-        """`logprob` of a capped head under filters."""
+    def _of_kept(self, hidden, targets, temperature, entropy, kept, delta=0.0, token_set=None):
+        """`logprob` of a capped head, from the logits of the kept tokens alone."""
         where, vocab = "Head.logprob", self.layer.weight.shape[0]
         hidden, weight, bias = autocast(hidden, self.layer.weight, self.layer.bias)
         kept = check_kept(where, kept, len(targets), vocab, hidden.device)
         logits = self._finished(kept_logits(hidden, weight, bias, *kept))
         tokens = sampled_tokens(where, vocab, targets, temperature, IGNORE_INDEX, delta, token_set)
         return kept_logprob(where, logits, kept, tokens, vocab, entropy, False, False)
-
-    def _penalized_logprob(
-        self, hidden, targets, temperature, entropy, penalties, seen, kept=None, delta=None, token_set=None
-    ):
-        def of_rows(h: Tensor, begin: int):
-            end = begin + len(h)
-            logits = self.logits(h)
-            logits = logits.to(accumulator(logits))
-            if delta is not None:
-                on = token_mask("Head.logprob", logits.shape[1], token_set, logits.device)
-                logits = torch.where(on, logits + delta[begin:end, None], logits)
-            logits = penalties.apply(logits, *seen.masks(begin, end, logits.shape[1]))
-            sets = None if kept is None else kept.select(torch.arange(begin, end, device=logits.device))
-            return replay_logprob(logits, targets[begin:end], temperature=temperature, kept=sets, entropy=entropy)
-
-        parts = [checkpoint(of_rows, h, n * ROWS, use_reentrant=False) for n, h in enumerate(hidden.split(ROWS))]
-        return tuple(map(torch.cat, zip(*parts, strict=True))) if entropy else torch.cat(parts)
 
     def policy_loss(
         self,
@@ -198,7 +197,7 @@ class Head:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`warpup.policy_loss` of packed completions (N,), from the hidden states (N, H) before them."""
         replay, mask = replay or {}, torch.ones_like(targets, dtype=torch.bool)
-        if self.form == "linear" and "penalties" not in replay:
+        if self.form == "linear" and not self._takes_rows(targets, replay):
             replay = scaled(replay, self.scale)
             return linear_policy_loss_of(
                 options, hidden, self.layer.weight, targets, old_logp, advantages, mask, bias=self.layer.bias,

@@ -150,7 +150,7 @@ def _rollout(
         if deltas is not None:
             deltas[alive, t] = torch.where(done, 0.0, step.delta)
         if sets is not None:
-            sets.add(t, alive[~done], step.left[~done], step.kept[~done])
+            sets.add(t, alive, step.left & ~done[:, None], torch.where(done, 0.0, step.kept))
         ended = ~done & torch.isin(step.token, ends)
         if stop is not None:
             ended |= stop.completed(tokens[alive, : t + 1], ~done & ~ended)
