@@ -83,6 +83,12 @@ def constant(m, x):
     return x + total
 
 
+def made_before(m, x):
+    total = torch.zeros(4)
+    total.add_(m.fc(x)[0])
+    return x + total
+
+
 ALIASED = {
     "identity": lambda m, x: (lambda h: m.identity(h).relu_() + h)(m.fc(x)),
     "dropout": lambda m, x: (lambda h: F.relu(m.dropout(h), True) + h)(m.fc(x)),
@@ -94,6 +100,7 @@ ALIASED = {
     "to_the_same_dtype": lambda m, x: (lambda h: h.float().clamp_(-0.1, 0.1) + h)(m.fc(x)),
     "copy": lambda m, x: (lambda h: h[:, :2].copy_(h[:, 2:]) + h[:, :2])(m.fc(x)),
     "iadd": iadd, "pieces": pieces, "indexed": indexed, "earlier": earlier, "constant": constant,
+    "made_before": made_before,
 }  # fmt: skip
 
 
@@ -119,6 +126,24 @@ def test_aliases(name):
         assert holds(net, x, radius, center, width)
         assert (width == 0).all() == (eps == 0)
     assert torch.equal(x, before)
+
+
+def test_constants_that_change_on_the_way_are_what_they_were_on_the_way_back():
+    def forward(m, x):
+        shift = m.shift.clone()
+        y = m.fc(x) * shift
+        shift.add_(1)
+        return m.out(y.relu() - shift * x)
+
+    torch.manual_seed(0)
+    net = Forward(forward, fc=nn.Linear(4, 4), out=nn.Linear(4, 3))
+    net.register_buffer("shift", torch.randn(4))
+    x, label = torch.randn(2, 4), torch.tensor([0, 2])
+    for _ in range(2):
+        crown, ibp = crown_margins(net, x, 0 * x, label)
+        torch.testing.assert_close(crown, ibp)
+        torch.testing.assert_close(ibp, margins(net, x, 0 * x, label))
+    assert (net(x).gather(1, label[:, None])[:, 0] - net(x)[:, 1] - crown[:, [0, 1]].diagonal()).abs().max() < 1e-5
 
 
 # ---- a plan is held against its module
@@ -240,16 +265,42 @@ def test_what_changes_a_trace_makes_a_new_one():
         bound(net, x, x.abs())
 
 
+def test_what_forward_makes_of_tensors_is_made_anew():
+    class Shifts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+            self.register_buffer("mean", torch.randn(3))
+            self.plain = torch.randn(3)
+
+        def forward(self, x):
+            x = x[:, : self.mean.size(0)] if self.mean.shape[0] > 2 else -x
+            return self.fc(x - self.mean.view(1, 3) * 2) + self.plain.exp() * self.fc.weight.sum()
+
+    net, x = Shifts(), torch.randn(4, 3)
+    changes = (
+        lambda: net.load_state_dict({k: t + 1 for k, t in net.state_dict().items()}), lambda: net.plain.mul_(2),
+        lambda: setattr(net, "mean", torch.randn(3)), lambda: setattr(net, "plain", torch.randn(3)), lambda: None,
+    )  # fmt: skip
+    for change in changes:
+        torch.testing.assert_close(bound(net, x, 0 * x)[0], net(x))
+        change()
+    torch.testing.assert_close(bound(net, x, 0 * x)[0], net(x))
+
+
 def test_the_check_leaves_the_module_as_it_was():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(inplace=True), nn.Linear(4, 2))
-    state, random_state = {name: t.clone() for name, t in net.state_dict().items()}, torch.get_rng_state()
-    x = torch.randn(5, 3)
+    state = {name: t.clone() for name, t in net.state_dict().items()}
+    x, dropping = torch.randn(5, 3), nn.Sequential(nn.Linear(3, 3), nn.Dropout())
     random_state = torch.get_rng_state()
     bound(net, x, x.abs(), statistics="frozen")
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(t, state[name]) for name, t in net.state_dict().items())
     assert net[1].training
     assert set(vars(net)) == set(vars(nn.Sequential()))
+    with pytest.raises(UnsupportedLayer, match="dropout is random in training mode"):
+        bound(dropping, x, x.abs())
+    assert torch.equal(torch.get_rng_state(), random_state)
     with torch.inference_mode():
         assert (bound(net.eval(), x * 1, x.abs())[1] > 0).any()
 

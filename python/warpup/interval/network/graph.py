@@ -107,6 +107,16 @@ for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow"):
     setattr(Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
+class State(Proxy):
+    """A parameter or buffer: read anew in each call, like all that forward makes of it; its shape is a part of the
+    trace."""
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, tensor: Tensor):
+        super().__init__(node, tracer)
+        self.shape, self.ndim, self.dtype = tensor.shape, tensor.ndim, tensor.dtype
+        self.size, self.dim, self.numel = tensor.size, tensor.dim, tensor.numel
+
+
 def trace(root: nn.Module, rules: Rules) -> tuple[fx.Graph, dict[str, Tensor]]:
     """Symbolic trace in which every layer with a rule is one node, and the constants that it names."""
 
@@ -117,6 +127,15 @@ def trace(root: nn.Module, rules: Rules) -> tuple[fx.Graph, dict[str, Tensor]]:
         def proxy(self, node: fx.Node) -> fx.Proxy:
             return Proxy(node, self)
 
+        def getattr(self, attr: str, value: Any, known: dict[str, Any]) -> Any:
+            name = names.get(id(value))
+            if name is not None and name not in known:
+                known[name] = self.create_proxy(
+                    "get_attr", name, (), {}, None, None, lambda node: State(node, self, value)
+                )
+            return value if name is None else known[name]
+
+    names = {id(t): name for name, t in (*root.named_parameters(), *root.named_buffers())}
     before = set(vars(root))
     try:
         graph = Tracer().trace(root)

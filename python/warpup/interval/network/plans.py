@@ -72,8 +72,8 @@ def frozen(value: Any, depth: int = 0) -> Any:
         return type(value), value
     if isinstance(value, MethodType):
         value = value.__func__
-    if isinstance(value, Tensor):
-        return id(value), value.shape, value.dtype
+    if isinstance(value, Tensor):  # what forward makes of it is part of the trace
+        return id(value), value.shape, value.dtype, None if value.is_inference() else value._version
     if depth > 4 or isinstance(value, nn.Module | type):
         return id(value)
     if isinstance(value, FunctionType):
