@@ -13,6 +13,7 @@ import pytest
 from tests.support.stripes import QUICK, stripes
 from warpup import cli
 from warpup.apps.certify import CertifiedTraining, arms, load_images
+from warpup.apps.certify.report import front
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,6 +73,37 @@ def test_ablation_has_four_arms_at_two_eps(small, capsys, monkeypatch):
     parameters = [json.loads(path.read_text())["parameters"] for path in Path("run").rglob("results.json")]
     assert len(parameters) == 8
     assert len(set(parameters)) == 2  # with and without batch normalisation
+
+
+def test_a_sweep_of_alpha_marks_the_pareto_front(small, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    flags = ("stripes.npz", *small, "--eps", 0.05, "--out", "run")
+    code, out, error = call(capsys, *flags, "--alphas", 0.01, 1)
+    assert code == 0, error
+    marked = {}
+    for alpha in (0.01, 1):
+        run = json.loads(
+            (Path("run/eps-0.05") / f"MTL-IBP-alpha-{alpha}".replace(".", "-") / "seed-0/results.json").read_text()
+        )
+        [line] = [line for line in out.splitlines() if f"MTL-IBP alpha {alpha:g} " in line]
+        marked[line.rstrip().endswith("*")] = (run["clean"], run["verified"])
+    assert marked[True] <= marked.get(False, (1, 1))
+    assert "Pareto front" in out
+    assert "<th>front</th>" in Path("run/report.html").read_text()
+    code, _, error = call(capsys, *flags, "--alphas", 0.5, "--bounds", "mtl-ibp")
+    assert (code, "leave those out" in error) == (2, True)
+
+
+def test_the_front_by_hand():
+    runs = {
+        ("a", 1): (0.1, 0.5),
+        ("b", 1): (0.2, 0.3),
+        ("c", 1): (0.2, 0.4),
+        ("d", 1): (0.1, 0.5),
+        ("e", 2): (0.9, 0.9),
+    }
+    groups = {(eps, arm): [{"clean": c, "verified": v}] for (arm, eps), (c, v) in runs.items()}
+    assert front(groups) == {(1, "a"), (1, "b"), (1, "d"), (2, "e")}
 
 
 WRONG_CALLS = [

@@ -14,6 +14,7 @@ from torch import nn
 from tests.support.stripes import QUICK, stripes
 from warpup.apps.certify import CertifiedTraining, Images
 from warpup.apps.certify.training import errors
+from warpup.interval import margin_loss, pgd
 from warpup.train import Interrupted, TrainError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,10 +28,10 @@ def net(seed=0):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("bounds", ["ibp", "crown-ibp", "sabr"])
+@pytest.mark.parametrize("bounds", ["ibp", "crown-ibp", "sabr", "mtl-ibp"])
 def test_training_certifies(bounds, tmp_path):
     data, model = stripes(), net()
-    own = {"ibp": {"kappa": 0.2}, "sabr": {"shrinkage": 0.9}, "crown-ibp": {}}
+    own = {"ibp": {"kappa": 0.2}, "sabr": {"shrinkage": 0.9}, "crown-ibp": {}, "mtl-ibp": {"alpha": 0.7}}
     settings = replace(QUICK, epochs=16, bounds=bounds, **own[bounds])
     found = settings.fit(model, data, tmp_path, attack=True)
     assert found["verified"] <= 0.4
@@ -43,6 +44,23 @@ def test_training_certifies(bounds, tmp_path):
     assert verified == sorted(verified)
     assert found["curve"][6]["eps"] == pytest.approx(settings.eps)
     assert found["curve"][0]["clean"] == found["clean"] == errors(model, data, 0.01)["clean"]
+
+
+def test_mtl_ibp_weighs_two_losses():
+    """alpha of the interval bounds' loss and 1 - alpha of that at the points that PGD finds."""
+    data, model = stripes(), net().eval()
+    x, y = data.x_train[:16], data.y_train[:16]
+    found = {}
+    for alpha in (0.0, 0.3, 1.0):
+        settings = replace(QUICK, bounds="mtl-ibp", alpha=alpha, regulariser=0.0, tau=0.5)
+        found[alpha] = settings.loss(model, data, x, y, 0.1, torch.Generator().manual_seed(0))
+    center, radius = data.box(x, 0.1)
+    points = pgd(model, center, radius, y, steps=8, step_size=0.5, generator=torch.Generator().manual_seed(0))
+    attacked = nn.functional.cross_entropy(model(points), y)
+    assert attacked > nn.functional.cross_entropy(model(data.normal(x)), y)
+    torch.testing.assert_close(found[0.0], attacked)
+    torch.testing.assert_close(found[1.0], margin_loss(model, center, radius, y))
+    torch.testing.assert_close(found[0.3], 0.7 * found[0.0] + 0.3 * found[1.0])
 
 
 def test_errors_by_hand():
@@ -122,6 +140,9 @@ WRONG = [
     ({"bounds": "crown-ibp", "regulariser": 0.1}, "certify.regulariser: got 0.1, but CROWN-IBP's loss has neither"),
     ({"bounds": "crown-ibp", "kappa": 0.1}, "certify.kappa: got 0.1, but CROWN-IBP's loss has neither regularisers"),
     ({"regulariser": 0.0, "tau": 0.4}, "certify.tau: got 0.4, but it is the regularisers', whose weight is 0: leave"),
+    ({"alpha": 0.3}, "certify.alpha: got 0.3, but bounds 'ibp' weigh no attacked points: leave it out, or choose"),
+    ({"bounds": "mtl-ibp", "alpha": 1.5}, "certify.alpha: expected from 0 to 1, got 1.5"),
+    ({"bounds": "mtl-ibp", "kappa": 0.1}, "certify.kappa: got 0.1, but MTL-IBP weighs by alpha: leave it out"),
     ({"epochs": 0}, "certify.epochs: expected more than 0"),
     ({"lr": 1e30, "init": False, "clip": 0.0}, "the loss is .* in epoch .*; a longer warm-up, a lower learning rate"),
 ]  # fmt: skip

@@ -83,6 +83,16 @@ def constant(m, x):
     return x + total
 
 
+def same_shape(m, x):
+    """Views of one shape: of other elements, and of the same ones in another order."""
+    x = m.fc(x)
+    even, odd = x[:, ::2], x[:, 1::2]
+    square = x.view(-1, 2, 2)
+    square.transpose(1, 2).mul_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    even.neg_()
+    return torch.cat([even, odd, square[:, 0], square[:, 1], x], 1)
+
+
 def made_before(m, x):
     total = torch.zeros(4)
     total.add_(m.fc(x)[0])
@@ -100,7 +110,7 @@ ALIASED = {
     "to_the_same_dtype": lambda m, x: (lambda h: h.float().clamp_(-0.1, 0.1) + h)(m.fc(x)),
     "copy": lambda m, x: (lambda h: h[:, :2].copy_(h[:, 2:]) + h[:, :2])(m.fc(x)),
     "iadd": iadd, "pieces": pieces, "indexed": indexed, "earlier": earlier, "constant": constant,
-    "made_before": made_before,
+    "made_before": made_before, "same_shape": same_shape,
 }  # fmt: skip
 
 
@@ -190,6 +200,23 @@ def test_what_is_rounding_is_judged_in_float64():
 
     x = torch.randn(4, 3)
     assert torch.equal(bound(nn.Sequential(Far()), x, x.abs())[0], x)
+
+
+def test_a_layer_that_changes_two_values_is_refused():
+    class Both(nn.Module):
+        def forward(self, x, y):
+            y.neg_()
+            return x.add_(1)
+
+    @rule(Both)
+    def _(walk, layer, x, y):
+        return x._replace(center=x.center + 1)
+
+    net = Forward(lambda m, x: (lambda h: m.both(m.fc(x), h) + h)(m.fc(x)), fc=nn.Linear(3, 3), both=Both())
+    with pytest.raises(
+        UnsupportedLayer, match=r"layer 'both' \(Both\): it changes 'fc', which is read again, in a way"
+    ):
+        bound(net, torch.zeros(2, 3), torch.zeros(2, 3))
 
 
 class Counts(nn.Module):

@@ -51,6 +51,9 @@ class CertifyArguments(Runs):
 
     training: Annotated[CertifiedTraining, tyro.conf.arg(name="")] = field(default_factory=CertifiedTraining)
     """Settings of the training; the defaults are those for the data set."""
+    alphas: tuple[float, ...] = ()
+    """Train with MTL-IBP once for each alpha, such as 0.01 0.1 0.5 1, and mark the rows that no other row beats in both
+    clean and verified error."""
     net: Annotated[Net, tyro.conf.arg(name="")] = SMALL
     """Size of the net."""
 
@@ -66,6 +69,18 @@ def checked_device(given: str, source: str) -> str:
     return device
 
 
+def arms_of(given: CertifyArguments) -> list[Arm]:
+    """The one training that was asked for, or one for each alpha."""
+    if not given.alphas:
+        return [Arm("short warm-up", given.training, given.net)]
+    if (given.training.bounds, given.training.alpha) != (CertifiedTraining.bounds, CertifiedTraining.alpha):
+        raise UsageError("--alphas: they set --bounds mtl-ibp and --alpha; leave those out")
+    return [
+        Arm(f"MTL-IBP alpha {alpha:g}", replace(given.training, bounds="mtl-ibp", alpha=alpha), given.net)
+        for alpha in dict.fromkeys(given.alphas)
+    ]
+
+
 def run_certify(source: str, given: Runs) -> Path:
     """Train or reuse every run, print the table, write the report; returns its path.
 
@@ -74,7 +89,7 @@ def run_certify(source: str, given: Runs) -> Path:
     at_least(given, seeds=1, jobs=0)
     if given.ablation and source != DIGITS:
         raise UsageError(f"--ablation: its settings are those of the digits, got the data {source}; leave one out")
-    arms = ablation() if given.ablation else [Arm("short warm-up", given.training, given.net)]
+    arms = ablation() if given.ablation else arms_of(given)
     with as_usage():
         for arm in arms:
             at_least(arm.net, width=1, hidden=1)

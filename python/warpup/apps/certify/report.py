@@ -27,8 +27,9 @@ def grouped(results: Sequence[dict[str, Any]]) -> Groups:
 
 
 def rows(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of the table, errors in %."""
+    """Headings and rows of the table, errors in %; of several arms at one eps, which are on the Pareto front."""
     groups = grouped(results)
+    several, best = len(groups) > len({eps for eps, _ in groups}), front(groups)
     kinds = [kind for kind in KINDS if all(kind in result for result in results)]
     table = []
     for (eps, arm), found in groups.items():
@@ -36,8 +37,23 @@ def rows(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
         for kind in kinds:
             mean, sd = mean_sd(100 * result[kind] for result in found)
             row.append(plus_minus(mean, sd if len(found) > 1 else None))
-        table.append(row)
-    return ["eps", "arm", *(f"{KINDS[kind]} %" for kind in kinds)], table
+        table.append([*row, "*" if (eps, arm) in best else ""] if several else row)
+    return ["eps", "arm", *(f"{KINDS[kind]} %" for kind in kinds), *(["front"] if several else [])], table
+
+
+def front(groups: Groups) -> set[tuple[float, str]]:
+    """The arms that no other at the same eps beats in one of clean and verified error (mean over the seeds) without
+    losing in the other."""
+    means = {
+        key: [mean_sd(run[kind] for run in runs)[0] for kind in ("clean", "verified")] for key, runs in groups.items()
+    }
+
+    def beaten(key: tuple[float, str]) -> bool:
+        own = means[key]
+        others = (found for other, found in means.items() if other[0] == key[0] and found != own)
+        return any(clean <= own[0] and verified <= own[1] for clean, verified in others)
+
+    return {key for key in groups if not beaten(key)}
 
 
 def print_table(results: Sequence[dict[str, Any]], attack: bool) -> None:
@@ -47,6 +63,10 @@ def print_table(results: Sequence[dict[str, Any]], attack: bool) -> None:
     for line in lines:
         table.add_row(*line)
     print_lines("Errors on the test set: clean, and not verified within eps by interval bounds", table)
+    if "front" in headings:
+        print(
+            "* on the Pareto front: no arm at this eps is better in one of clean and verified and as good in the other"
+        )
     if attack:
         broken = sum(result["broken"] for result in results)
         print(f"PGD broke {broken} of the verified images" + (": the bounds are wrong" if broken else ""))

@@ -2,6 +2,7 @@
 
 Interval bounds with the short warm-up of Shi et al. 2021 (arXiv 2103.17268): IBP initialisation, batch normalisation,
 epsilon that grows over a few epochs, and regularisers of the boxes' widths and of the ReLUs' balance until it is grown.
+MTL-IBP is the convex combination of De Palma et al. 2024 (arXiv 2305.13991).
 """
 
 from __future__ import annotations
@@ -73,8 +74,11 @@ class CertifiedTraining:
     """Their tolerance."""
     kappa: float = 0.0
     """Share of the clean loss at the full eps; it falls from 1 while eps grows. 0: robust loss alone throughout."""
-    bounds: Literal["ibp", "crown-ibp", "sabr"] = "ibp"
-    """What the robust loss is of: interval bounds; CROWN-IBP, fading into them while eps grows; small boxes (SABR)."""
+    bounds: Literal["ibp", "crown-ibp", "sabr", "mtl-ibp"] = "ibp"
+    """What the robust loss is of: interval bounds; CROWN-IBP, fading into them while eps grows; small boxes (SABR);
+    interval bounds and attacked points, weighed by alpha (MTL-IBP)."""
+    alpha: float = 0.5
+    """MTL-IBP's share of the interval bounds' loss; the rest is the loss at attacked points."""
     sabr_ratio: float = 0.4
     """Radius of SABR's small boxes, as a share of eps."""
     shrinkage: float = 1.0
@@ -154,6 +158,15 @@ class CertifiedTraining:
         if self.bounds != "sabr":
             why = f"bounds {self.bounds!r} takes no small boxes: leave it out, or choose bounds sabr"
             check_unused(self, "sabr_ratio", "shrinkage", place=STAGE, why=why)
+        if not 0 <= self.alpha <= 1:
+            raise TrainError(f"{STAGE}.alpha: expected from 0 to 1, got {self.alpha!r}")
+        if self.bounds == "mtl-ibp":
+            check_unused(
+                self, "kappa", place=STAGE, why="MTL-IBP weighs by alpha: leave it out, or choose other bounds"
+            )
+        else:
+            why = f"bounds {self.bounds!r} weigh no attacked points: leave it out, or choose bounds mtl-ibp"
+            check_unused(self, "alpha", place=STAGE, why=why)
         if self.bounds == "crown-ibp":
             why = "CROWN-IBP's loss has neither regularisers nor a clean share: leave it out, or choose other bounds"
             if self.regulariser:
@@ -226,6 +239,10 @@ class CertifiedTraining:
             beta = kappa_schedule(eps, self.eps)
             if beta > 0:
                 return crown_ibp_loss(model, center, radius, labels, beta=beta, clean=clean)
+        if self.bounds == "mtl-ibp":  # the attacked points go beside the box, and batch normalisation is theirs
+            with evaluating(model):
+                points = pgd(model, center, radius, labels, steps=8, step_size=0.5, generator=generator)
+            options = {"clean": points, "kappa": 1 - self.alpha}
         if self.bounds == "sabr":
             center, radius = sabr_box(model, center, radius, labels, ratio=self.sabr_ratio, generator=generator)
             options["shrinkage"] = self.shrinkage
