@@ -11,6 +11,7 @@ import torch
 
 from tests.integrations.requests import SCHEDULES, VOCAB, Request, expect
 from tests.support.released import imported, released
+from warpup.reflection import ReflectionTokens
 
 VERSIONS = ["0.31.0", "0.32.0", "0.33.0"]
 OURS = "warpup.integrations.vllm"
@@ -288,3 +289,6 @@ def test_wrong_schedules_are_answered(vllm):
         wrong = SCHEDULES[1].to_json().replace("triangle", "square")
         with pytest.raises(vllm["vllm.exceptions"].VLLMValidationError, match="wave: expected one of"):
             validate(SimpleNamespace(extra_args={"reflection": wrong}))
+        other = SCHEDULES[1].replace(tokens=ReflectionTokens((1, 2), (3,), (4, 6)))
+        with pytest.raises(vllm["vllm.exceptions"].VLLMValidationError, match="all schedules of a server share their"):
+            validate(SimpleNamespace(extra_args={"reflection": other.to_json()}))

@@ -22,7 +22,7 @@ from tests.reflection.schedules import (
     token_lists,
     wave_of,
 )
-from warpup.reflection import ReflectionBatch, ReflectionTokens
+from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
 from warpup.reflection.apply_schedule import PHASES, reflection_state_update_
 
 
@@ -279,3 +279,28 @@ def test_wrong_calls():
         batch.set_schedule([0], wave_of("constant", tokens=SIMPLE))
     with pytest.raises(ValueError, match="no room for 2 more sets"):
         ReflectionBatch(2, wave_of("constant"), ids=1)
+
+
+def test_tables_are_used_again(backend):
+    """A server meets more schedules than its tables hold at once: those that no slot has any more make room."""
+    batch = ReflectionBatch(3, tokens=ReflectionTokens(()), ids=6, knots=4, device=backend.device)
+
+    def table(k, *ids):
+        return ReflectionSchedule("table", tokens=list(ids), table=[(0, k), (100, k)], phase="any")
+
+    now = {}
+
+    def check():
+        logits = torch.zeros(len(now), 12, device=backend.device)
+        batch.apply_(logits, torch.tensor(sorted(now), device=backend.device))
+        for row, slot in zip(logits, sorted(now), strict=True):
+            assert row.nonzero().flatten().tolist() == list(now[slot].tokens.ids)
+            assert row.max() == now[slot].table[0][1]
+
+    for k in range(1, 20):
+        now[k % 2] = table(float(k), k % 7, 7 + k % 5)
+        batch.begin([k % 2], [[8]], schedule=now[k % 2])
+        check()
+    with pytest.raises(ValueError, match="no room for 2 more knots, 0 are left"):
+        batch.set_schedule([2], table(50.0, 1, 2))
+    check()

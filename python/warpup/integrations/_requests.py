@@ -44,7 +44,7 @@ class Requests:
         if not self.free:
             raise RuntimeError(f"more than {self.capacity} requests at once; make a processor of more slots")
         if self.batch is None:
-            self.batch = ReflectionBatch(self.capacity, schedule, device=self.device)
+            self.batch = ReflectionBatch(self.capacity, schedule, device=self.device, **room(self.capacity))
         self.known[key] = Followed(self.free.pop(), prompt, output, schedule)
 
     def stop(self, key: Hashable) -> None:
@@ -99,6 +99,11 @@ class Requests:
         if self.batch is None:
             return torch.zeros(len(keys), device=logits.device)
         return self.batch.apply_(logits, self.slots(keys))
+
+
+def room(slots: int) -> dict[str, int]:
+    """Of a batch's tables, where each request may have tokens and knots of its own: 64 of each."""
+    return {"ids": max(4096, 64 * slots), "knots": max(256, 64 * slots)}
 
 
 def schedule_from(given) -> ReflectionSchedule | None:

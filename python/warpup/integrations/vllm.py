@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpup.integrations._requests import Requests, schedule_from
+from warpup.integrations._requests import Requests, room, schedule_from
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
 from warpup.reflection.apply_schedule import reflection_state_update_
 
@@ -126,7 +126,8 @@ class ReflectionV2(BaseV2):  # pyright: ignore[reportGeneralTypeIssues]
         if self.batch is None:
             first = next(schedule for schedule in self.pending.values() if schedule is not None)
             markers = ReflectionTokens((), *ReflectionTokens.of(first.tokens).markers)
-            self.batch = ReflectionBatch(states.max_num_reqs, tokens=markers, ring=self.drafts + 2, device=device)
+            options = {"ring": self.drafts + 2, "device": device, **room(states.max_num_reqs)}
+            self.batch = ReflectionBatch(states.max_num_reqs, tokens=markers, **options)
         for slot, schedule in self.pending.items():
             self.batch.set_schedule([slot], schedule or self.batch.default)
         slots = torch.tensor(list(self.pending), device=device)
@@ -162,10 +163,20 @@ class ReflectionV2(BaseV2):  # pyright: ignore[reportGeneralTypeIssues]
 class Processor(BaseV2, BaseV1):  # pyright: ignore[reportGeneralTypeIssues]
     """What vLLM is given: each runner makes it with arguments of its own and gets the processor that it expects."""
 
+    markers: tuple | None = None  # of the server's first schedule
+
     @classmethod
     def validate_params(cls, sampling_params) -> None:
-        """Raises ValueError where a request's schedule is none: vLLM answers the request with it."""
-        schedule_of(sampling_params)
+        """Raises ValueError where a request's schedule is none, or follows other markers than the first one did: vLLM
+        answers the request with it."""
+        schedule = schedule_of(sampling_params)
+        if schedule is None:
+            return
+        markers = ReflectionTokens.of(schedule.tokens).markers
+        if cls.markers is None:
+            cls.markers = markers
+        if any(markers) and markers != cls.markers:
+            raise ValueError(f"all schedules of a server share their markers, here {cls.markers}, got {markers}")
 
     def __new__(cls, vllm_config, *arguments):
         return (ReflectionV1 if len(arguments) == 2 else ReflectionV2)(vllm_config, *arguments)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, relu
 
+from warpup._op import DIVISORS
+
 TAU = 0.05  # of discopop: how fast it goes from the logistic to the exponential loss
 
 
@@ -186,8 +188,7 @@ def preference_loss(
         if value is not None and value.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"preference_loss: {name} must be float32 or float64, got {value.dtype}")
     beta = published.beta if beta is None else beta
-    if not beta > 0:
-        raise ValueError(f"preference_loss: beta must be above 0, got {beta}")
+    _check_beta("preference_loss", beta)
     if not published.margin and (isinstance(margin, Tensor) or margin != 0):
         raise ValueError(f"preference_loss: kind {kind!r} has no margin, got {margin}")
     if isinstance(margin, Tensor) and margin.numel() != 1 and margin.shape != chosen.shape:
@@ -209,6 +210,13 @@ def preference_loss(
         each = {"accuracy": (won > lost).to(h.dtype), "margin": h, "chosen_reward": beta * won}
         metrics = {name: value.mean() for name, value in (each | {"rejected_reward": beta * lost}).items()}
     return loss, metrics
+
+
+def _check_beta(op: str, beta: float) -> None:
+    if not beta > 0:
+        raise ValueError(f"{op}: beta must be above 0, got {beta}")
+    if not DIVISORS[0] <= beta <= DIVISORS[1]:
+        raise ValueError(f"{op}: beta must be in [{DIVISORS[0]:.3g}, {DIVISORS[1]:.3g}], got {beta}")
 
 
 def kto_loss(
@@ -249,8 +257,7 @@ def kto_loss(
         if value.dtype not in ((torch.bool,) if name == "desirable" else (torch.float32, torch.float64)):
             wanted = "bool" if name == "desirable" else "float32 or float64"
             raise ValueError(f"kto_loss: {name} must be {wanted}, got {value.dtype}")
-    if not beta > 0:
-        raise ValueError(f"kto_loss: beta must be above 0, got {beta}")
+    _check_beta("kto_loss", beta)
     if not isinstance(kl, Tensor) and not kl >= 0:
         raise ValueError(f"kto_loss: kl must be at least 0, got {kl}")
     kl = kl.detach().clamp_min(0) if isinstance(kl, Tensor) else kl

@@ -20,6 +20,9 @@ from warpup.reflection.sample_step import SAMPLING, SampledStep, sample_step, sa
 from warpup.reflection.schedule import ReflectionSchedule
 from warpup.reflection.tokens import ReflectionTokens
 
+# What schedules have in tables of their own, in the order of `ReflectionSchedule.row`.
+PLACED = {"sets": lambda s: ReflectionTokens.of(s.tokens).ids, "knots": lambda s: tuple(s.table)}
+
 
 class Progress(NamedTuple):
     """How far requests are, one value a row, int64: `phase` indexes `warpup.reflection.apply_schedule.PHASES`."""
@@ -88,25 +91,44 @@ class ReflectionBatch:
         tokens = ReflectionTokens.of(schedule.tokens)
         if tokens.markers != self.markers and any(tokens.markers):
             raise ValueError(f"the schedule's markers {tokens.markers} are not the batch's {self.markers}")
-        row = schedule.row(self._place("sets", tokens.ids), self._place("knots", tuple(schedule.table)))
-        rows = torch.tensor(row, dtype=torch.float64).to(self.device)
         slots = slots.tolist() if isinstance(slots, Tensor) else list(slots)
-        self.tables.schedules[self._index(slots)] = rows
-        self.schedules |= dict.fromkeys(slots, schedule)
+        schedules = self.schedules | dict.fromkeys(slots, schedule)
+        row = schedule.row(*(self._place(name, schedule, schedules) for name in PLACED))
+        self.schedules = schedules
+        self.tables.schedules[self._index(slots)] = torch.tensor(row, dtype=torch.float64).to(self.device)
 
-    def _place(self, name: str, values: tuple) -> int:
+    def _place(self, name: str, schedule: ReflectionSchedule, schedules: Mapping[int, ReflectionSchedule]) -> int:
+        """Where the schedule's values are in the table of that name. `schedules`: of all slots, this one included."""
+        values = PLACED[name](schedule)
         if not values:
             return 0
         if (name, values) not in self._places:
-            table, begin = getattr(self.tables, name), self._used[name]
-            if begin + len(values) > len(table):
-                raise ValueError(
-                    f"no room for {len(values)} more {name}, {len(table) - begin} are left: make it larger"
-                )
+            table = getattr(self.tables, name)
+            if self._used[name] + len(values) > len(table):
+                self._make_room(name, len(values), schedules)
+            begin = self._used[name]
             table[begin : begin + len(values)] = torch.tensor(values, dtype=table.dtype).to(self.device)
             self._places[name, values] = begin
             self._used[name] = begin + len(values)
         return self._places[name, values]
+
+    def _make_room(self, name: str, count: int, schedules: Mapping[int, ReflectionSchedule]) -> None:
+        """Forgets what no slot's schedule has any more, and moves the rest together, for `count` more values."""
+        used = {PLACED[name](schedule) for schedule in schedules.values()}
+        kept = [values for kind, values in self._places if kind == name and values in used]
+        table, begin = getattr(self.tables, name), 0
+        left = len(table) - sum(map(len, kept))
+        if left < count:
+            raise ValueError(f"no room for {count} more {name}, {left} are left: make it larger")
+        self._places = {place: at for place, at in self._places.items() if place[0] != name}
+        for values in kept:
+            table[begin : begin + len(values)] = torch.tensor(values, dtype=table.dtype).to(self.device)
+            self._places[name, values] = begin
+            begin += len(values)
+        self._used[name] = begin
+        begins = [self._places.get((name, PLACED[name](schedules[slot])), 0) for slot in range(self.slots)]
+        column = SCHEDULE.index("set" if name == "sets" else "knots")
+        self.tables.schedules[:, column] = torch.tensor(begins, dtype=torch.float64).to(self.device)
 
     def _index(self, slots) -> Tensor:
         return slots if isinstance(slots, Tensor) else torch.tensor(list(slots), device=self.device)

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import accumulator
+from warpup._op import DIVISORS, accumulator
 from warpup.reflection.apply_schedule import ReflectionTables, delta_of, progress_of, schedule_of, set_of
 
 SAMPLING = ("think", "answer", "code", "top_k", "top_p", "min_p", "repetition", "presence", "seed", "beta", *"123456")
 IN_PROMPT, GENERATED = 1, 2  # bits of `seen`
-DIVISORS = (2.0**-63, 2.0**63)  # what float32 logits may be divided by: csrc/core/option_check.h
 LARGEST = torch.finfo(torch.float32).max  # of what is added to them
 
 
