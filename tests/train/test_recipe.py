@@ -1,5 +1,7 @@
 """A recipe resumes bit for bit, in its own folder only, and its stages follow one another."""
 
+import json
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -62,6 +64,18 @@ def test_a_stage_is_compared_with_its_own_checkpoint_only(tmp_path):
         Recipe([warmup(steps=2), rlvr(lr=2e-3, steps=2)]).run(llama(), TOKENIZER, tmp_path)
     with pytest.raises(TrainError, match=r"1-warmup holds 2 steps of other settings \(steps: there 2, now 3\)"):
         Recipe([warmup(steps=3), rlvr()]).run(llama(), TOKENIZER, tmp_path)
+
+
+def test_a_run_from_before_a_setting_goes_on_with_its_default(tmp_path):
+    Recipe([warmup(lr_schedule="constant")]).run(llama(), TOKENIZER, tmp_path)
+    file = tmp_path / "1-warmup" / "stage.json"
+    settings = json.loads(file.read_text())
+    del settings["objective"], settings["betas"]
+    file.write_text(json.dumps(settings))
+    with pytest.raises(TrainError, match=r"other settings \(objective: there nll, now dco; attempts: there 1, now 2\)"):
+        Recipe([warmup(lr_schedule="constant", objective="dco", attempts=2)]).run(llama(), TOKENIZER, tmp_path)
+    Recipe([warmup(lr_schedule="constant", steps=9)]).run(llama(), TOKENIZER, tmp_path)
+    assert steps_of(tmp_path, "loss")[-1][0] == 9
 
 
 def test_more_steps_under_a_constant_rate(tmp_path):

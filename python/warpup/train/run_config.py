@@ -35,7 +35,7 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
 
 def check_stage(folder: Path, stage, config: dict[str, Any], finished: int | None, begun: bool) -> None:
     """Raise TrainError if what a stage did so far, if anything, was done under settings that differ in what they
-    compute.
+    compute. What the stage did not know as a setting when it began counts as its default.
 
     finished: steps of its newest checkpoint, or None; without one nothing has been computed. begun: a stage that stands
     on this one has a checkpoint. What may differ: settings named in the stage's FREE, and more steps, where the
@@ -47,6 +47,8 @@ def check_stage(folder: Path, stage, config: dict[str, Any], finished: int | Non
     held, free = json.loads(path.read_text()), set(getattr(stage, "FREE", ()))
     if getattr(stage, "lr_schedule", None) == "constant" and not begun and finished <= stage.steps:
         free.add("steps")
+    defaults = {field.name: field.default for field in fields(stage) if field.name not in held}
+    held = json.loads(json.dumps(defaults, default=str)) | held
     held, config = ({k: v for k, v in c.items() if k not in free} for c in (held, config))
     if held != config:
         raise TrainError(

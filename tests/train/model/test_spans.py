@@ -103,6 +103,9 @@ def test_examples_that_are_too_long(capsys):
     cut = prepared(rows, max_length=5, too_long="cut").pairs
     assert cut[1] == (ids("knight and"), ids("not not not"))
     assert "warmup: of the examples 1 cut" in capsys.readouterr().err
+    labels = {"ids": [[n] for n in range(9)], "logprobs": [[0.0]] * 9}
+    kept = prepared([rows[1] | {"t": labels}], max_length=5, too_long="cut", soft_labels="t")
+    assert [each.tolist() for each in kept.soft[0]] == [[[0], [1], [2]], [[1.0]] * 3]
     text = [{"prompt": "", "completion": "says not knave and not knight or"}]
     pieces = list(prepared(text, max_length=4, too_long="split").pairs)
     assert pieces == [

@@ -119,7 +119,10 @@ def checkpoint_layers(model: nn.Module) -> None:
     layers = any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
     if not layers or not getattr(model, "supports_gradient_checkpointing", False):
         raise TrainError(f"gradient_checkpointing: {type(model).__name__} does not support it; leave it out")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "activation_checkpointing_enable"):  # its name from transformers 5.24 on
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if hasattr(model, "enable_input_require_grads") and not model.get_input_embeddings().weight.requires_grad:
         model.enable_input_require_grads()
 
