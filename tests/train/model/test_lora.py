@@ -133,13 +133,13 @@ def with_delta(size, bias, frozen, convolution=False):
     model = nn.Sequential(layer)
     nn.init.normal_(layer.weight, std=512**-0.5)
     model = model.to(frozen)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=8, target_modules=["0"]))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=8, lora_alpha=16, target_modules=["0"]))
     module = adapted.base_model.model[0]
     up, down = module.lora_B["default"].weight, module.lora_A["default"].weight
     nn.init.normal_(up, std=1.0)
-    nn.init.normal_(down, std=size / 512**0.5 / 8**0.5)
+    nn.init.normal_(down, std=size / 512**0.5 / 8**0.5 / 2)
     x = torch.randn(2, 1024, 512)
-    return adapted, module, x, x.bfloat16().double() @ down.double().T @ up.double().T
+    return adapted, module, x, 2 * x.bfloat16().double() @ down.double().T @ up.double().T
 
 
 @pytest.mark.parametrize("convolution", [False, True])

@@ -29,6 +29,7 @@ def test_spans_take_the_tokens_they_touch():
     assert pair[1] == [*ids(example["completion"]), END]
     assert learned(pair) == "not knave"
     assert learned(encode_spans(TOKENIZER, example, [(23, 29)], [END])) == "knight <eos>"  # a span that goes to the end
+    assert learned(encode_spans(TOKENIZER, example, [(23, 29), (0, 4)], [END])) == "says knight <eos>"
     for bad in ([], [[3, 3]], [[20, 30]], [[1]]):
         with pytest.raises(ValueError, match="expected spans"):
             encode_spans(TOKENIZER, example, bad, [END])
@@ -75,9 +76,12 @@ def test_every_turn_of_the_assistant():
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
-    tokenizer = chat_tokenizer(TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else 'yes' }}"))
-    with pytest.raises(TrainError, match=r"template writes message 1 in another way"):
-        encode_turns(tokenizer, {"prompt": TALK, "completion": "knave"}, [END])
+    for template in (
+        TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else 'yes' }}"),
+        TEMPLATE + "{% if not add_generation_prompt %}ok{% endif %}",  # what ends a conversation alone
+    ):
+        with pytest.raises(TrainError, match=r"template writes message 1 in another way"):
+            encode_turns(chat_tokenizer(template), {"prompt": TALK, "completion": "knave"}, [END])
 
 
 def prepared(rows, tokenizer=TOKENIZER, **settings):

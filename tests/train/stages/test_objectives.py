@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from tests.support.tiny import TOKENIZER, llama, same, steps_of, warmup, weights
+from tests.support.tiny import TOKENIZER, gpt2, llama, same, steps_of, warmup, weights
 from warpup.train import Recipe, TrainError
 from warpup.train.model.tokens import encode_pair
 
@@ -90,6 +90,14 @@ def test_a_lol_holds_the_ratio_to_the_model_before_the_stage(tmp_path):
     assert [loss for _, loss in steps_of(tmp_path, "loss")] == pytest.approx(want, rel=1e-4)
     assert len(ratios) == 14
     assert max(ratios) > 1.5
+
+
+def test_a_lol_drops_nothing_out(tmp_path):
+    """On a model with dropout, the ratio of the first step is 1: both sides are of one function."""
+    Recipe([warmup(data=ROWS, objective="a_lol", score="r", batch_size=12, steps=1)]).run(gpt2(), TOKENIZER, tmp_path)
+    start = gpt2().eval()
+    wanted = -sum(row["r"] * logp_of(start, row).sum().item() for row in ROWS) / len(ROWS)
+    assert steps_of(tmp_path, "loss") == [(1, pytest.approx(wanted, rel=1e-5))]
 
 
 @pytest.mark.parametrize("packing", [False, True])
