@@ -10,11 +10,13 @@ import torch
 from bench.harness.measure import DIRECTIONS, Comparison, Work, compiled, differentiable, expected, moved
 from bench.harness.timing import Candidate
 from tests.support.cases import OPS, gradients_of
+from warpup import KeptTokens
 
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 SHAPES = {"cpu": (2048, 1024, 32000), "cuda": (8192, 4096, 151936), "quick": (8, 16, 500)}
 GEMMS = {"forward": 1, "backward": 3, "forward+backward": 4}  # logits; logits again, two gradients
 PRODUCTS = "its GEMMs alone"
+KEPT = 64  # tokens of each row that a filter left
 
 
 def cases(device: str, size: str) -> Iterator[Comparison]:
@@ -24,6 +26,10 @@ def cases(device: str, size: str) -> Iterator[Comparison]:
             goals = {PRODUCTS: 0.8, "eager": 1} if size != "quick" and direction == "forward+backward" else {}
             name = f"linear_logprob {direction} {DTYPES[dtype]} {list(shape)}"
             yield Comparison(name, partial(linear_logprob, device, shape, dtype, direction), goals)
+        name = f"linear_logprob {KEPT} kept, forward+backward {DTYPES[dtype]} {list(shape)}"
+        yield Comparison(
+            name, partial(kept_logprob, device, shape, dtype), {"all logits": 1} if size != "quick" else {}
+        )
         batched = [shape[0] // 512 or 1, min(512, shape[0]), *shape[1:]]
         goals = {PRODUCTS: 0.8, "eager": 1} if size != "quick" else {}
         name = f"linear_policy_loss forward+backward {DTYPES[dtype]} {batched}"
@@ -89,6 +95,42 @@ def linear_logprob(device, shape, dtype, direction) -> Work:
         bytes=moved(direction, op.bytes(x)),
         reference=lambda: expected(direction, results_of(device, shape, dtype), 2),
         flops=2 * rows * width * vocab * GEMMS[direction],
+        dtype=dtype,
+    )
+
+
+def kept_logprob(device, shape, dtype) -> Work:
+    """The logits of the kept tokens alone, beside all of them under a mask."""
+    x, direction = dict(inputs_of(device, shape, dtype)), "forward+backward"
+    rows, width, vocab = shape
+    generator = torch.Generator().manual_seed(0)
+    step = vocab // KEPT
+    ids = torch.arange(KEPT) * step + torch.randint(step, (rows, KEPT), generator=generator)
+    ids, x["targets"] = ids.to(device), ids[:, 0].to(device)
+    kept = KeptTokens.from_counts(ids.flatten().int(), torch.full((rows,), KEPT, device=device))
+    mask = kept.to_mask(vocab)
+    op = OPS["linear_logprob"].call
+    functions = {"warpup": partial(op, kept=kept), "all logits": partial(op, kept_mask=mask)}
+    candidates = {n: differentiable(f, x, ("hidden", "weight"), direction) for n, f in functions.items()}
+
+    def reference():
+        """Some rows at a time, in float64."""
+        (g,) = gradients_of([torch.empty(rows, device=device)])
+        weight = x["weight"].double()
+        logp, grad_hidden, grad_weight = [], [], torch.zeros_like(weight)
+        for h, i, gradient in zip(*(t.split(256) for t in (x["hidden"], ids, g)), strict=True):
+            h, w = h.double().requires_grad_(), weight[i].requires_grad_()
+            out = torch.log_softmax((w @ h.unsqueeze(2)).squeeze(2), 1)[:, 0]
+            found = torch.autograd.grad(out, (h, w), gradient.double())
+            logp.append(out.detach()), grad_hidden.append(found[0])
+            grad_weight.index_add_(0, i.flatten(), found[1].flatten(0, 1))
+        return torch.cat(logp), torch.cat(grad_hidden), grad_weight
+
+    return Work(
+        candidates,
+        bytes=moved(direction, OPS["linear_logprob"].bytes(x)),
+        reference=reference,
+        flops=6 * rows * width * KEPT,
         dtype=dtype,
     )
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import warpup
 from tests.support.cases import OPS, upcast
 from warpup import KeptTokens, linear_logprob, linear_policy_loss, replay_logprob
+from warpup.logprob import kept as kept_module
 from warpup.policy.linear_policy_loss import reference_linear_policy_loss
 
 CASE = OPS["kept_logits"]
@@ -54,6 +55,19 @@ def test_sizes(rows, vocab, share, seed, dtype):
             error, plain = ((t.double() - w).abs().max() for t in (got, naive))
             roundings = 4 if got.element_size() == 2 else 64
             assert error <= 2 * plain + roundings * torch.finfo(got.dtype).eps * w.abs().max().clamp_min(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_in_several_pieces(monkeypatch, dtype):
+    """Five gathered rows of the weight at a time, through the middle of sets and over rows without a token."""
+    x, mask = problem(dtype)
+    mask[[2, 3]] = False
+    x |= {"bias": torch.randn(61).to(dtype), "kept": KeptTokens.from_mask(mask)}
+    whole = CASE.run(x)
+    monkeypatch.setattr(kept_module, "GATHERED_BYTES", {"cpu": 4 * 16 * 5})
+    CASE.check(x)
+    for got, want in zip(CASE.run(x), whole, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 def test_logits_of_no_dense_array():
@@ -108,6 +122,16 @@ def test_replay_from_logits():
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
     assert (results[0][-1][~mask] == 0).all()
+
+
+def test_a_row_of_impossible_tokens():
+    logits = torch.tensor([[-math.inf, -math.inf, 1.0], [0.5, -math.inf, 1.0]], requires_grad=True)
+    kept = KeptTokens(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 2, 4]))
+    logp, lse = replay_logprob(logits, torch.tensor([0, 0]), kept=kept, lse=True)
+    assert logp.tolist() == [0, 0]
+    assert lse.tolist() == [0, 0.5]
+    (grad,) = torch.autograd.grad(logp.sum() + lse.sum(), logits)
+    assert grad.tolist() == [[0, 0, 0], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("kind", ["grpo", "gspo", "cispo"])
