@@ -125,6 +125,18 @@ def test_off_policy_completions_are_left_out(tmp_path, engine):
     assert line["weight"] == pytest.approx((keep[:, None] & mask & used[:, None]).sum().item() / counted)
 
 
+def test_masked_and_corrected_tokens_weigh_the_product(tmp_path, engine):
+    _, line = trained(tmp_path, correction="token_truncate", correction_max=1.5, off_policy_mask_threshold=0.05)
+    own, rolls, advantages = engine["own"], engine["rolls"], engine["advantages"]
+    mask = rolls.learned()
+    keep = (advantages >= 0) | (((rolls.logp - own.logp) * mask).sum(1) / mask.sum(1) <= 0.05)
+    each = (own.logp - rolls.logp).exp().clamp(max=1.5) * keep[:, None]
+    mask = mask & advantages.view(3, 4).any(1).repeat_interleave(4)[:, None]
+    assert line["weight"] == pytest.approx(each[mask].mean().item(), rel=1e-4)
+    want = -(each * advantages[:, None])[mask].sum() / mask.sum()
+    assert line["loss"] == pytest.approx(want.item(), rel=1e-4, abs=1e-6)
+
+
 def test_it_goes_together_with_what_else_weighs_tokens(tmp_path, engine):
     both = {"correction": "token_truncate", "off_policy_mask_threshold": 0.05, "entropy_quantile": 0.5}
     whole, line = trained(tmp_path / "whole", inner_epochs=2, minibatches=2, lr=1e-3, **both)
