@@ -1,8 +1,25 @@
 """Settings that cannot be, and settings that nothing would read: refused by name before any work."""
 
+import math
+import typing
 from dataclasses import fields
 
 from .errors import TrainError
+
+
+def check_values(settings, *, place: str) -> None:
+    """Raise TrainError on what no setting of its kind can be, as a config's reader does, for settings from Python too:
+    a word that is not one of the choices, a number that is NaN or infinite, betas or a weight decay of no AdamW."""
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        value, options = getattr(settings, name), typing.get_args(hint) or (hint,)
+        choices = [c for o in (hint, *options) if typing.get_origin(o) is typing.Literal for c in typing.get_args(o)]
+        if choices and value not in choices and not (value is None and type(None) in options):
+            raise TrainError(f"{place}.{name}: expected one of {', '.join(choices)}, got {value!r}")
+        if float in options and isinstance(value, float) and not math.isfinite(value):
+            raise TrainError(f"{place}.{name}: expected a finite number, got {value!r}")
+    if len(settings.betas) != 2 or not all(0 <= beta < 1 for beta in settings.betas):
+        raise TrainError(f"{place}.betas: expected two numbers from 0 to below 1, got {settings.betas}")
+    check_not_negative(settings, "weight_decay", place=place)
 
 
 def check_positive(settings, *names: str, place: str) -> None:

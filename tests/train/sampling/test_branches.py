@@ -219,6 +219,8 @@ def test_a_bandit_is_learned(tmp_path, make):
     ("stage", "message"),
     [
         (chain(schedule="cyclic:amplitude=4,period=8"), "rlvr.schedule: .*'segment' does not follow it"),
+        (chain(repetition=1.2), "rlvr.repetition: .*'segment' does not follow it"),
+        (tree(presence=0.5), "rlvr.presence: .*'tree' does not follow it"),
         (chain(stop=("back",)), "rlvr.stop: .*'segment' does not follow it"),
         (chain(segment_threshold=0.0), "rlvr.segment_threshold: expected above 0"),
         (chain(scale="std"), "rlvr.scale: .*'segment' has its own"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from warpup import divergence, linear_divergence
 from warpup.data.spool import Spool
 
-from ..checks import check_not_negative, check_positive
+from ..checks import check_not_negative, check_positive, check_values
 from ..errors import TrainError
 from ..examples import Data, check_columns
 from ..model.batch import LengthBuckets, micro_batches
@@ -82,6 +82,7 @@ class Distill:
 
     def check(self) -> None:
         """Raise TrainError on settings that no run can have."""
+        check_values(self, place="distill")
         names = ("steps", "batch_size", "lr", "temperature", "max_new_tokens", "max_tokens", "rows", "save_every")
         check_positive(self, *names, place="distill")
         check_not_negative(self, "lr_warmup", "clip", place="distill")

@@ -13,7 +13,7 @@ from warpup.data.spool import Spool
 from warpup.policy.masks import row_sums
 from warpup.policy.preference_loss import PREFERENCE_KINDS, preference_loss
 
-from ..checks import check_not_negative, check_positive
+from ..checks import check_not_negative, check_positive, check_values
 from ..errors import TrainError
 from ..examples import Data, check_columns
 from ..model.batch import Batch, LengthBuckets, micro_batches
@@ -79,6 +79,7 @@ class Preference:
 
     def check(self) -> None:
         """Raise TrainError on settings that no run can have."""
+        check_values(self, place="preference")
         check_positive(self, "steps", "batch_size", "lr", "max_tokens", "save_every", place="preference")
         check_not_negative(self, "lr_warmup", "clip", "nll_coef", place="preference")
         check_columns(self, "prompt", "chosen", "rejected", place="preference")

@@ -6,7 +6,7 @@ from warpup.advantage import ESTIMATORS
 from warpup.advantage.tree_advantage import tree_advantage
 from warpup.policy.kinds import POLICY_KINDS
 
-from ..checks import check_not_negative, check_positive, check_unused
+from ..checks import check_not_negative, check_positive, check_unused, check_values
 from ..errors import TrainError
 from ..examples import check_columns
 from ..rewards.reward_set import Scores
@@ -24,6 +24,7 @@ ADVANTAGES = (*ESTIMATORS, "gae", "segment", "tree")
 
 def check_rlvr(settings: RLVRSettings) -> None:
     """Raise TrainError on settings that no run can have, and on those that nothing would read."""
+    check_values(settings, place=PLACE)
     names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "minibatches", "max_tokens")
     check_positive(settings, *names, "rows", "save_every", "patience", place=PLACE)
     check_not_negative(settings, "lr_warmup", "clip", "kl_coef", "balance", "refill", "entropy_coef", place=PLACE)
@@ -128,7 +129,8 @@ def check_branches(settings: RLVRSettings) -> None:
     if kind not in ("segment", "tree"):
         return
     check_positive(settings, "branches", "segment_every", place=PLACE)
-    names = ("environment", "schedule", "stop", *(("top_p", "top_k", "min_p") if kind == "tree" else ()))
+    names = ("environment", "schedule", "stop", "repetition", "presence")
+    names += ("top_p", "top_k", "min_p") if kind == "tree" else ()
     check_unused(settings, *names, place=PLACE, why=f"advantage {kind!r} does not follow it over what it has cut")
     if not 0 < settings.segment_threshold <= 1:
         raise TrainError(f"rlvr.segment_threshold: expected above 0, at most 1, got {settings.segment_threshold}")
@@ -170,6 +172,8 @@ def check_loss(settings: RLVRSettings) -> None:
         check_unused(settings, "kl", "kl_corrected", place=PLACE, why="the KL in the reward is k1; leave it out")
     if settings.kl == "full" and settings.schedule != "plain":
         raise TrainError("rlvr.kl: full takes no schedule into account; choose another estimator")
+    if settings.clip_ratio is not None and not all(bound >= 0 for bound in settings.clip_ratio):
+        raise TrainError(f"rlvr.clip_ratio: expected two numbers of at least 0, got {settings.clip_ratio}")
     if settings.clip_ratio is not None and POLICY_KINDS[settings.loss].clip is None:
         raise TrainError(
             f"rlvr.clip_ratio: loss {settings.loss!r} clips no ratio; leave it out, got {settings.clip_ratio}"

@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from warpup.policy.preference_loss import preference_loss
 
-from ..checks import check_not_negative, check_positive, check_unused
+from ..checks import check_not_negative, check_positive, check_unused, check_values
 from ..errors import TrainError
 from ..examples import Data, TemplateArguments, check_columns
 from ..model.batch import Batch, LengthBuckets, micro_batches
@@ -96,11 +96,10 @@ class StepReward:
     def check(self) -> None:
         """Raise TrainError on settings that no run can have."""
         place = "step_reward"
+        check_values(self, place=place)
         check_positive(self, "steps", "batch_size", "lr", "value_lr", "max_tokens", "save_every", place=place)
         check_not_negative(self, "lr_warmup", "clip", "center_coef", place=place)
         check_columns(self, "prompt", place=place)
-        if self.loss not in ("bce", "bradley_terry"):
-            raise TrainError(f"step_reward.loss: expected bce or bradley_terry, got {self.loss!r}")
         unread = OF_PAIRS if self.loss == "bce" else OF_STEPS
         check_unused(self, *unread, place=place, why=f"loss {self.loss!r} does not read it; leave it out")
         if not self.separator:

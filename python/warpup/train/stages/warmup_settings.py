@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..checks import check_not_negative, check_positive, check_unused
+from ..checks import check_not_negative, check_positive, check_unused, check_values
 from ..errors import TrainError
 from ..examples import Data, TemplateArguments, check_columns
 from ..model.optim import RateSchedule
@@ -83,6 +83,7 @@ class WarmupSettings:
 
     def check(self) -> None:
         """Raise TrainError on settings that no run can have, and on those that nothing would read."""
+        check_values(self, place="warmup")
         check_positive(self, "steps", "batch_size", "lr", "tau", "max_tokens", "save_every", place="warmup")
         check_not_negative(self, "lr_warmup", "clip", "balance", place="warmup")
         check_columns(self, "prompt", "completion", place="warmup")
@@ -120,7 +121,7 @@ class WarmupSettings:
                  if on]  # fmt: skip
         if len(which) > 1:
             raise TrainError(f"warmup.{which[0]}: {which[1]} says already what is learned; leave one of them out")
-        if self.markers and (not all(self.markers) or self.markers[0] == self.markers[1]):
+        if self.markers and (len(self.markers) != 2 or not all(self.markers) or self.markers[0] == self.markers[1]):
             raise TrainError(f"warmup.markers: expected two different texts, got {list(self.markers)}")
         if self.turns == "all":
             check_unused(self, "soft_labels", place="warmup", why="there are soft labels of the last turn alone")

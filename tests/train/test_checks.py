@@ -1,0 +1,50 @@
+"""What no setting of its kind can be is refused by name, whichever stage has it, before any work."""
+
+import math
+
+import pytest
+
+from tests.support.tiny import rlvr, warmup
+from warpup.train import Distill, Preference, StepReward, TrainError
+
+STAGES = [
+    rlvr(), warmup(), Preference(data=[{}]), StepReward(data=[{}]), Distill(data=[{}], teacher="large"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: type(stage).__name__)
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("betas", [(math.nan, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9,)], "two numbers from 0 to below 1"),
+        ("weight_decay", [-1.0], "at least 0"),
+        ("weight_decay", [math.nan, math.inf], "a finite number"),
+        ("lr", [math.nan, math.inf], "a finite number"),
+        ("clip", [math.nan, math.inf], "a finite number"),
+        ("lr_schedule", ["", "sine"], "one of constant, cosine, linear"),
+    ],
+)
+def test_what_no_optimizer_takes(stage, name, values, message):
+    stage.check()
+    for value in values:
+        changed = type(stage)(**vars(stage) | {name: value})
+        with pytest.raises(TrainError, match=rf"\.{name}: expected {message}"):
+            changed.check()
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (rlvr(kl_coef=math.inf), "rlvr.kl_coef: expected a finite number, got inf"),
+        (rlvr(correction="token"), "rlvr.correction: expected one of token_truncate, .*, got 'token'"),
+        (rlvr(inner_epochs=2, clip_ratio=(math.nan, 0.2)), "rlvr.clip_ratio: expected two numbers of at least 0"),
+        (rlvr(inner_epochs=2, clip_ratio=(-0.1, 0.2)), "rlvr.clip_ratio: expected two numbers of at least 0"),
+        (warmup(objective="mle"), "warmup.objective: expected one of nll, dco, .*, got 'mle'"),
+        (warmup(turns="first"), "warmup.turns: expected one of last, all, got 'first'"),
+        (warmup(markers=("<learn>",)), "warmup.markers: expected two different texts"),
+        (Preference(data=[{}], margin=math.nan), "preference.margin: expected a finite number, got nan"),
+    ],
+)
+def test_words_and_numbers_that_no_setting_can_be(stage, message):
+    with pytest.raises(TrainError, match=message):
+        stage.check()
