@@ -171,7 +171,7 @@ class FilteredTurns:
 
     def add(self, n: int, begin: int, rolls: Rollouts, row: int) -> None:
         """Row `row` of a turn's rollouts, the tokens of episode n from place `begin` on."""
-        if rolls.kept is not None:
+        if rolls.kept is not None and rolls.kept_mass is not None:
             width, length = rolls.tokens.shape[1], int(rolls.lengths[row])
             places = torch.arange(row * width, row * width + length, device=rolls.tokens.device)
             self.turns[n].append((begin, rolls.kept.select(places), rolls.kept_mass[row, :length]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..model.tokens import TokenPair, Tokens
+from ..model.tokens import TokenPair
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SeenTokens:
     """What each token of some completions was drawn after, the N of them packed, one completion after the other."""
 
     def __init__(self, pairs: Sequence[TokenPair], device: torch.device):
-        def padded(rows: list[Tokens]) -> Tensor:
+        def padded(rows: list) -> Tensor:
             return pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True, padding_value=-1)
 
         self.prompts, self.completions = (padded([pair[part] for pair in pairs]) for part in (0, 1))

@@ -149,7 +149,7 @@ def _rollout(
         logp[alive, t] = torch.where(done, 0.0, step.logp)
         if deltas is not None:
             deltas[alive, t] = torch.where(done, 0.0, step.delta)
-        if sets is not None:
+        if sets is not None and step.left is not None:
             sets.add(t, alive, step.left & ~done[:, None], torch.where(done, 0.0, step.kept))
         ended = ~done & torch.isin(step.token, ends)
         if stop is not None:
