@@ -325,6 +325,7 @@ def test_the_check_leaves_the_module_as_it_was():
     assert all(torch.equal(t, state[name]) for name, t in net.state_dict().items())
     assert net[1].training
     assert set(vars(net)) == set(vars(nn.Sequential()))
+    assert (bound(net, x[:1], x[:1].abs(), statistics="frozen")[1] > 0).any()  # of one, a batch has no statistics
     with pytest.raises(UnsupportedLayer, match="dropout is random in training mode"):
         bound(dropping, x, x.abs())
     assert torch.equal(torch.get_rng_state(), random_state)

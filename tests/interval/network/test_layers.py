@@ -248,6 +248,16 @@ def test_sound_boxes_hold_what_float64_computes(name):
     assert missed[False] > 0
 
 
+def test_a_constant_loses_nothing_in_sound_mode():
+    """0.3 in float64 beside a box of float32: what it loses there is all that is left of the difference."""
+    three = torch.full((), 0.3, dtype=torch.float64)
+    x = three.float().expand(1, 1).clone()
+    center, radius = bound(Calls(lambda x: x - three), x, 0 * x, sound=True)
+    left = float(x) - float(three)
+    assert 1e-8 < abs(left) < 2e-8
+    assert abs(left - float(center)) <= float(radius) < 2.1e-8
+
+
 def exactly(name, x):
     """The function with every constant as float32 has it, and no rounding but float64's."""
     single = {value: float(torch.tensor(value)) for value in (0.3, 0.1, 0.7)}
