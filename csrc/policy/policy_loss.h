@@ -1,7 +1,8 @@
 // policy_loss: a policy-gradient loss with its metrics, forward and backward fused. In eager torch each step below is a
 // pass over [batch, length] of its own; here all of them are one pass each way.
 //
-//   l[b, t]   = weight (policy_term(ratio, A) + penalty |log r|) + kl_coef kl - entropy_coef entropy
+//   l[b, t]   = weight (policy_term(ratio, A) + penalty |log r| + proximal / 2 log^2 r) + kl_coef kl
+//               - entropy_coef entropy
 //   loss      = sum_b w[b] sum_t mask l       w[b] = 1 / D, or 1 / (D n[b]) with n[b] = sum_t mask (per_sequence)
 //   D         = the number of tokens, of non-empty sequences, of elements (batch * length), or a given number
 //   dlogp     = grad_loss w[b] mask dl/dlogp

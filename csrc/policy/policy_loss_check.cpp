@@ -21,10 +21,10 @@ struct Named {
 };
 
 constexpr Named<PolicyFormula> kFormulas[] = {
-    {"clip", PolicyFormula::clip},
-    {"weighted", PolicyFormula::weighted},
-    {"sapo", PolicyFormula::sapo},
-    {"geometric", PolicyFormula::geometric},
+    {"clip", PolicyFormula::clip},       {"weighted", PolicyFormula::weighted},
+    {"sapo", PolicyFormula::sapo},       {"geometric", PolicyFormula::geometric},
+    {"tv", PolicyFormula::tv},           {"kl", PolicyFormula::kl},
+    {"tv_both", PolicyFormula::tv_both},
 };
 constexpr Named<PolicyLevel> kLevels[] = {
     {"one", PolicyLevel::one},           {"token", PolicyLevel::token},
@@ -86,12 +86,16 @@ PolicyParams params_of(const char* op, PolicyFormula formula, PolicyLevel level,
     finite_option<T>(op, "lambda_positive", o.lambda_positive);
     finite_option<T>(op, "lambda_negative", o.lambda_negative);
   }
+  if (!(o.cap > 0)) fail(op, ": cap must be above 0, got ", o.cap);
+  if (!(o.proximal >= 0)) fail(op, ": proximal must be at least 0, got ", o.proximal);
+  finite_option<T>(op, "proximal", o.proximal);
   finite_option<T>(op, "kl_coef", o.kl_coef), finite_option<T>(op, "entropy_coef", o.entropy_coef);
   PolicyParams params{};
   params.floor = o.floor, params.ceiling = o.ceiling, params.ceiling_negative = o.ceiling_negative;
   params.tau_positive = o.tau_positive, params.tau_negative = o.tau_negative;
   params.k_positive = o.k_positive, params.lambda_positive = o.lambda_positive;
   params.k_negative = o.k_negative, params.lambda_negative = o.lambda_negative;
+  params.cap = o.cap, params.proximal = o.proximal;
   params.kl = find(op, "kl", o.kl, kEstimators);
   params.kl_coef = o.kl_coef, params.entropy_coef = o.entropy_coef;
   return params;

@@ -40,6 +40,8 @@ namespace warpup {
   NUMBER(lambda_positive, 3.0)                                      \
   NUMBER(k_negative, 3.0)                                           \
   NUMBER(lambda_negative, 2.0)                                      \
+  NUMBER(cap, std::numeric_limits<double>::infinity())              \
+  NUMBER(proximal, 0.0)                                             \
   TEXT(kl, "k3")                                                    \
   NUMBER(kl_coef, 0.0)                                              \
   FLAG(kl_corrected, false)                                         \

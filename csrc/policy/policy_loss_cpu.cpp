@@ -110,14 +110,22 @@ WARPUP_CLONES void policy_run(const T* logp, int64_t n, bool by_row, T positive,
   if constexpr (kForward) *out = {T(0), tokens, low, high, dual, ratios, ratio_max, approx_kl, T(0), T(0), T(0)};
 }
 
-// penalty |x|, then the weights.
+// penalty |x| and proximal / 2 x^2, then the weights.
 template <class T>
-WARPUP_CLONES void weigh_run(const T* penalty, const T* weights, bool row_weight, int64_t n, Run<T>* __restrict run) {
+WARPUP_CLONES void weigh_run(const T* penalty, T proximal, const T* weights, bool row_weight, int64_t n,
+                             Run<T>* __restrict run) {
   if (penalty) {
 #pragma omp simd
     for (int64_t t = 0; t < n; ++t) {
       const T x = run->x[t], p = penalty[t], c = x != 0 ? p : T(0);
       run->loss[t] += c * (x < 0 ? -x : x), run->slope[t] += x < 0 ? -c : c;
+    }
+  }
+  if (proximal != 0) {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) {
+      const T slope = proximal * run->x[t];
+      run->loss[t] += T(0.5) * slope * run->x[t], run->slope[t] += slope;
     }
   }
   if (weights) {
@@ -228,7 +236,8 @@ void evaluate(const PolicyLossArgs<T>& args, const Inputs<T>& in, const T* state
   policy_run<T, kFormula, kForward>(in.logp, n, by_row(args.level), state[kRatio], state[kRatioNegative],
                                     PolicyBounds<T>(args.params), run, sums);
   const T* weights = args.level == PolicyLevel::gamma ? nullptr : in.weights;  // there they are in the ratio
-  if (in.penalty || weights) weigh_run(in.penalty, weights, in.row_weight, n, run);
+  const T proximal = T(args.params.proximal);
+  if (in.penalty || proximal != 0 || weights) weigh_run(in.penalty, proximal, weights, in.row_weight, n, run);
   const bool own = args.kl_corrected && corrects_by_own(args.level, state[kSlope]);
   if (in.ref) {
     kl_run(in.logp, in.ref, n, own, kl_weights<T>(args.params), run);

@@ -32,6 +32,9 @@ struct Token {
       const T c = log_ratio < 0 ? -at(a.penalty) : at(a.penalty);
       policy.loss += c * log_ratio, policy.slope += c;
     }
+    if (const T slope = T(a.params.proximal) * log_ratio; slope != 0) {
+      policy.loss += T(0.5) * slope * log_ratio, policy.slope += slope;
+    }
     if (a.weights && a.level != PolicyLevel::gamma) {  // there they are in the ratio
       const T w = at(a.weights);
       policy.loss *= w, policy.slope *= w;

@@ -12,7 +12,13 @@ namespace warpup {
 //   weighted   -sg(clamp(q, floor, ceiling)) A logp: CISPO, VESPO, GPG, A-LoL
 //   sapo       -(4 / tau) sigmoid(tau (q - 1)) A
 //   geometric  -q A, q of a row, its gradient flowing to the tokens that its clip leaves open: GMPO
-enum class PolicyFormula : int { clip, weighted, sapo, geometric };
+//   tv, kl     -sg(min(q, cap)) A logp, and 0 for a token that has left a trust region: DPPO. D is how far its own
+//              probability has moved, p - p_old (tv), or by the KL of the two outcomes "this token" and "another", with
+//              the sign of p - p_old (kl). A token has left where A > 0 and D > ceiling, or A < 0 and D < floor
+//   tv_both    the same with tv and both bounds for every token, whatever its A: IPO
+enum class PolicyFormula : int { clip, weighted, sapo, geometric, tv, kl, tv_both };
+
+WARPUP_HD constexpr bool has_trust_region(PolicyFormula f) { return f >= PolicyFormula::tv; }
 
 // With x = logp - old_logp and the sum and mean over a row's tokens:
 //   one             q = 1
@@ -51,11 +57,13 @@ struct KlWeights {
 };
 
 struct PolicyParams {
-  double floor, ceiling;               // of the ratio; of its log at the geometric level
+  double floor, ceiling;               // of the ratio; of its log at the geometric level; of D in a trust region
   double ceiling_negative;             // clip, where A < 0: min(max(delta, ceiling), c)
   double tau_positive, tau_negative;   // sapo: where A > 0, and elsewhere
   double k_positive, lambda_positive;  // gamma: where A >= 0
   double k_negative, lambda_negative;  // gamma: where A < 0
+  double cap;                          // of the ratio in a trust region
+  double proximal;                     // adds proximal / 2 x^2 to the policy term
   KlWeights<double> kl;
   double kl_coef, entropy_coef;  // of the KL, and of the bonus, which is subtracted
 };
@@ -63,14 +71,24 @@ struct PolicyParams {
 // The parameters that kernels read in their loops, in the type of the tokens.
 template <class Acc>
 struct PolicyBounds {
-  Acc floor, ceiling, ceiling_negative, tau_positive, tau_negative;
+  Acc floor, ceiling, ceiling_negative, tau_positive, tau_negative, cap;
   WARPUP_HD explicit PolicyBounds(const PolicyParams& p)
       : floor(Acc(p.floor)),
         ceiling(Acc(p.ceiling)),
         ceiling_negative(Acc(p.ceiling_negative)),
         tau_positive(Acc(p.tau_positive)),
-        tau_negative(Acc(p.tau_negative)) {}
+        tau_negative(Acc(p.tau_negative)),
+        cap(Acc(p.cap)) {}
 };
+
+// KL of a coin that falls on this token with p_old from one with p; verl's 1e-8 keeps it finite where p is 1, and a p
+// that rounding has put above 1 counts as 1.
+template <class Acc>
+WARPUP_HD Acc binary_kl(Acc log_ratio, Acc p, Acc old) {
+  const Acc rest = p > 1 ? Acc(0) : Acc(1) - p, old_rest = old > 1 ? Acc(0) : Acc(1) - old;
+  const Acc kl = old_rest * log_pos((old_rest + Acc(1e-8)) / (rest + Acc(1e-8))) - old * log_ratio;
+  return kl < 0 ? Acc(0) : kl;  // rounding
+}
 
 template <class Acc>
 WARPUP_HD KlWeights<Acc> kl_weights(const PolicyParams& p) {
@@ -105,6 +123,18 @@ WARPUP_HD PolicyTerm<Acc> policy_term(Acc ratio, Acc log_ratio, Acc logp, Acc ad
     const Acc sigmoid = Acc(1) / (Acc(1) + e);  // of tau (ratio - 1); its derivative is sigmoid^2 e
     return {Acc(-4) / tau * sigmoid * advantage, Acc(-4) * sigmoid * sigmoid * e * ratio * advantage, Acc(0), Acc(0),
             Acc(0)};
+  } else if constexpr (has_trust_region(kFormula)) {
+    const Acc now = exp_held(logp), old = exp_held(logp - log_ratio), moved = now - old;
+    Acc distance = moved;
+    if constexpr (kFormula == PolicyFormula::kl) {
+      const Acc kl = binary_kl(log_ratio, now, old);
+      distance = moved > 0 ? kl : -kl;
+    }
+    const bool both = kFormula == PolicyFormula::tv_both;
+    const Acc low = distance < p.floor ? Acc(1) : Acc(0), high = distance > p.ceiling ? Acc(1) : Acc(0);
+    const Acc below = both || negative ? low : Acc(0), above = both || positive ? high : Acc(0);
+    const Acc slope = below + above != 0 ? Acc(0) : -(ratio > p.cap ? p.cap : ratio) * advantage;
+    return {slope * logp, slope, below, above, Acc(0)};
   } else {
     const Acc loss = -ratio * advantage;
     const Acc low = log_ratio < p.floor ? Acc(1) : Acc(0), high = log_ratio > p.ceiling ? Acc(1) : Acc(0);

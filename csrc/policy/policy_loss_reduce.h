@@ -127,6 +127,12 @@ void dispatch_formula(PolicyFormula formula, const Body& body) {
       return body.template operator()<PolicyFormula::sapo>();
     case PolicyFormula::geometric:
       return body.template operator()<PolicyFormula::geometric>();
+    case PolicyFormula::tv:
+      return body.template operator()<PolicyFormula::tv>();
+    case PolicyFormula::kl:
+      return body.template operator()<PolicyFormula::kl>();
+    case PolicyFormula::tv_both:
+      return body.template operator()<PolicyFormula::tv_both>();
   }
 }
 

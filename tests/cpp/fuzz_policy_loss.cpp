@@ -41,12 +41,21 @@ struct PolicyProblem {
     } else if (o.formula == "sapo") {
       const double tau = a > 0 ? o.tau_positive : o.tau_negative, e = std::exp(tau * (1 - q)), s = 1 / (1 + e);
       t.loss = -4 / tau * s * a, t.slope = -4 * s * s * e * q * a;
+    } else if (o.formula == "tv" || o.formula == "kl" || o.formula == "tv_both") {
+      const double p = std::exp(lp), old = std::exp(lp - x), moved = p - old;
+      const double rest = std::max(0.0, 1 - p), old_rest = std::max(0.0, 1 - old);
+      const double kl = std::max(0.0, old_rest * std::log((old_rest + 1e-8) / (rest + 1e-8)) - old * x);
+      const double far = o.formula != "kl" ? moved : moved > 0 ? kl : -kl;
+      const bool both = o.formula == "tv_both";
+      t.low = (both || a < 0) && far < o.floor, t.high = (both || a > 0) && far > o.ceiling;
+      t.slope = t.low + t.high != 0 ? 0 : -std::min(q, o.cap) * a, t.loss = t.slope * lp;
     } else {
       t.loss = t.slope = -q * a;
       t.low = a < 0 && x < o.floor, t.high = a > 0 && x > o.ceiling;
       t.open = a != 0 && t.low + t.high == 0;
     }
     t.loss += penalty * std::fabs(x), t.slope += penalty * (x > 0 ? 1 : x < 0 ? -1 : 0);
+    t.loss += o.proximal / 2 * x * x, t.slope += o.proximal * x;
     if (o.level != "gamma") t.loss *= weight, t.slope *= weight;
     kl(d, &t);
     if (o.kl_corrected) {
@@ -93,20 +102,24 @@ struct PolicyProblem {
 
 inline warpup::PolicyOptions random_policy_options(bool with_ref, bool with_kl, bool with_entropy) {
   constexpr std::pair<const char*, const char*> kinds[] = {
-      {"clip", "token"},          {"clip", "sequence"}, {"weighted", "token"},
-      {"clip", "sequence_token"}, {"weighted", "one"},  {"weighted", "product"},
-      {"weighted", "gamma"},      {"sapo", "token"},    {"geometric", "geometric"}};
+      {"clip", "token"},          {"clip", "sequence"},    {"weighted", "token"}, {"clip", "sequence_token"},
+      {"weighted", "one"},        {"weighted", "product"}, {"weighted", "gamma"}, {"sapo", "token"},
+      {"geometric", "geometric"}, {"tv", "token"},         {"kl", "token"},       {"tv_both", "token"}};
   constexpr const char* estimators[] = {"k1", "k2", "k3", "k1+", "k3+", "k3_verl"};
   constexpr const char* normalizers[] = {"token", "sequence", "sequence_sum", "constant"};
   warpup::PolicyOptions o;
-  std::tie(o.formula, o.level) = kinds[below(9)];
-  const bool log_range = o.formula == "geometric";
+  std::tie(o.formula, o.level) = kinds[below(12)];
+  const bool trust = o.formula == "tv" || o.formula == "kl" || o.formula == "tv_both";
+  const bool log_range = trust || o.formula == "geometric";
   o.floor = (log_range ? 0 : 1) - below(4) / 10.0, o.ceiling = (log_range ? 0 : 1) + below(4) / 10.0;
   o.ceiling_negative = chance(0.5) ? kInf : o.ceiling + 0.5;
   for (double* c :
        {&o.tau_positive, &o.tau_negative, &o.k_positive, &o.lambda_positive, &o.k_negative, &o.lambda_negative}) {
     *c = 0.5 + below(5) / 2.0;
   }
+  if (trust) o.cap = chance(0.5) ? kInf : 1.5;
+  if (o.formula == "kl") o.floor -= 0.1, o.ceiling += 0.1;  // between equal probabilities it is rounding
+  o.proximal = chance(0.2) ? 0.1 : 0;
   o.kl = with_kl ? "full" : estimators[below(6)];
   if (with_ref || with_kl) o.kl_coef = chance(0.8) ? 0.1 : 0, o.kl_corrected = chance(0.3);
   if (with_entropy) o.entropy_coef = 0.1;
@@ -142,7 +155,7 @@ FUZZ(policy_loss) {
   const auto masked = [&](int64_t i) { return mask[i] == 0; };
   const auto unread = [&](int64_t i, double x) { return masked(i) && chance(0.5) ? std::nan("") : x; };
   mask.fill([&](int64_t) { return chance(kept) ? 1 + below(255) : 0; });
-  lp.fill([&](int64_t i) { return unread(i, normal() - 1); });
+  lp.fill([&](int64_t i) { return unread(i, std::min(normal() - 1, -0.01)); });  // near 1, 1 - p is rounding
   old.fill([&](int64_t i) { return unread(i, masked(i) ? 0 : lp[i] + normal(apart)); });
   ref.fill([&](int64_t i) { return unread(i, masked(i) ? 0 : lp[i] + normal(apart)); });
   for (Array* a : {&kl, &entropy, &penalty}) a->fill([&](int64_t i) { return unread(i, std::fabs(normal())); });

@@ -18,6 +18,7 @@ OTHER_KINDS = tuple(kind for kind in POLICY_KINDS if kind not in ("ppo", "grpo",
 STOPPED = (
     "gspo_token",
     *(name for name, kind in POLICY_KINDS.items() if kind.formula == "weighted" and kind.level != "one"),
+    *(name for name, kind in POLICY_KINDS.items() if kind.bounds == "trust region"),
 )
 KL_OF_KIND = {"gspo": "k3", "sapo": "k1+", "cispo_verl": "k3_verl", "gmpo": "k2"}  # the others are without a KL
 

@@ -208,6 +208,82 @@ def test_two_sided_and_dual_clip_by_hand(backend):
     assert loss_and_gradient(x, normalizer=1.0, delta=1.05)[0].item() == pytest.approx(-1.05 - 1.05 - 0.5)
 
 
+def test_trust_regions_by_hand(backend):
+    """A token's probability from .5 to .9 (+.4, KL .51) and to .2 (-.3, KL .22), a rare one's from 1e-4 to 1e-2."""
+    now = torch.tensor([[0.9, 0.2, 0.01]], dtype=torch.float64, device=backend.device)
+    old = torch.tensor([[0.5, 0.5, 1e-4]], dtype=torch.float64, device=backend.device)
+    x = {"logp": now.log(), "old_logp": old.log(), "advantages": now[:, 0] * 0 + 1, "mask": now > 0}
+    ratio = (now / old)[0].tolist()
+    for kind, clip, a, open_ in (
+        ("dppo_tv", (0.2, 0.2), 1, [0, 1, 1]),
+        ("dppo_tv", (0.2, 0.2), -1, [1, 0, 1]),
+        ("dppo_tv", (0.35, 0.45), 1, [1, 1, 1]),
+        ("dppo_kl", (0.2, 0.2), 1, [0, 1, 1]),
+        ("dppo_kl", (0.2, 0.2), -1, [1, 0, 1]),
+        ("dppo_kl", (0.25, 0.25), -1, [1, 1, 1]),
+        ("dppo_kl", (0.25, 0.55), 1, [1, 1, 1]),
+        ("ipo", (0.2, 0.2), 1, [0, 0, 1]),
+        ("ipo", (0.2, 0.5), -1, [1, 0, 1]),
+    ):
+        x["advantages"] = torch.full_like(x["advantages"], a)
+        cap = 20.0
+        loss, gradient, metrics = loss_and_gradient(x, kind=kind, clip=clip, constants=(cap, 0.0), normalizer=1.0)
+        want = [-a * min(r, cap) * o for r, o in zip(ratio, open_, strict=True)]
+        assert gradient[0].tolist() == pytest.approx(want)
+        assert loss.item() == pytest.approx(sum(w * math.log(p) for w, p in zip(want, now[0].tolist(), strict=True)))
+        closed = (1 - open_[0]) / 3, (1 - open_[1]) / 3
+        assert (metrics["clip_fraction_high"].item(), metrics["clip_fraction_low"].item()) == pytest.approx(closed)
+
+
+@pytest.mark.parametrize("kind", ["dppo_tv", "ipo"])
+def test_the_losses_of_prime_rl(backend, kind):
+    """As its authors write them, -keep A r + tau x^2 over a number of tokens, from code that was read: it is in no
+    package index. Its gradient; its value is -r A where ours is -sg(r) A logp."""
+    x = problem(5, 30, device=backend.device, spread=0.6)
+    logp = x["logp"].detach().requires_grad_()
+    log_ratio, a = logp - x["old_logp"], x["advantages"][:, None]
+    moved = (logp.exp() - x["old_logp"].exp()).detach()
+    gone = moved.abs() > 0.1 if kind == "ipo" else torch.where(a > 0, moved > 0.1, moved < -0.1)
+    assert 0 < gone.sum() < gone.numel()
+    theirs = ((-(~gone).double() * a * log_ratio.exp() + 1e-3 * log_ratio**2) * x["mask"]).sum() / 100
+    [want] = torch.autograd.grad(theirs, logp)
+    loss, gradient, _ = loss_and_gradient(x, kind=kind, clip=(0.1, 0.1), constants=(math.inf, 2e-3), normalizer=100.0)
+    torch.testing.assert_close(gradient, want)
+    value = (-(~gone).double() * a * log_ratio.exp() * logp + 1e-3 * log_ratio**2) * x["mask"]
+    torch.testing.assert_close(loss, value.sum().detach() / 100)
+
+
+@pytest.mark.parametrize("kind", ["dro", "ipo"])
+def test_the_proximal_term(backend, kind):
+    """c / 2 x^2, weighed like the policy term, with the gradient c x."""
+    x = problem(3, 20, device=backend.device)
+    x["weights"] = x["old_logp"].abs()
+    share = x["mask"] * x["weights"] / x["mask"].sum()
+    constants = [(math.inf, c) if kind == "ipo" else (c,) for c in (0.0, 0.7)]
+    without, with_ = (loss_and_gradient(x, kind=kind, constants=c) for c in constants)
+    log_ratio = x["logp"] - x["old_logp"]
+    torch.testing.assert_close(with_[0] - without[0], (0.35 * log_ratio.square() * share).sum())
+    torch.testing.assert_close(with_[1] - without[1], 0.7 * log_ratio * share)
+
+
+@pytest.mark.parametrize(
+    ("constants", "told"), [((0.0, 0.1), "cap must be above 0"), ((2.0, -0.1), "proximal must be at least 0")]
+)
+def test_constants_of_a_trust_region(backend, constants, told):
+    with pytest.raises(ValueError, match=told):
+        policy_loss(**problem(2, 3, device=backend.device), kind="dppo_tv", constants=constants)
+
+
+def test_log_probs_that_rounding_has_put_above_0(backend):
+    """1 - p is then below 0, and its logarithm no number."""
+    old = torch.tensor([[-0.1, 2e-7, 1e-7]], device=backend.device)
+    x = {"logp": torch.full_like(old, 1e-7), "old_logp": old, "advantages": old[:, 0] * 0 + 1, "mask": old < 1}
+    _, gradient, metrics = loss_and_gradient(x, kind="dppo_kl", normalizer=1.0)
+    assert gradient.isfinite().all()
+    assert gradient[0].tolist() == pytest.approx([0, -1, -1])  # from .905 to 1: KL 1.4
+    assert metrics["clip_fraction_high"].item() == pytest.approx(1 / 3)
+
+
 def test_cov_kinds_by_formula(backend):
     x = problem(3, 20, device=backend.device)
     selected = x["old_logp"] < -1

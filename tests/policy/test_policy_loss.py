@@ -79,6 +79,8 @@ def options_of(kind, x):
         options["clip"] = (0.1, 0.15)
     if kind in ("clip_cov", "kl_cov"):
         options["selected"] = x["old_logp"] - x["old_logp"].floor() < 0.2
+    if kind == "ipo":  # its log^2 ratio, which is no stopped gradient: test_the_proximal_term
+        options["constants"] = (1.5, 0.0)
     return options
 
 
@@ -104,7 +106,8 @@ def test_more_than_one_piece_of_a_row(backend, length):
     CASE.check({**x, "normalizer": "sequence"})
 
 
-STOPPED = ("cispo", "cispo_verl", "vespo", "a_lol", "a_lol_seq")  # sg(ratio) A logp
+TRUST_REGION = ("dppo_tv", "dppo_kl", "ipo")
+STOPPED = ("cispo", "cispo_verl", "vespo", "a_lol", "a_lol_seq", *TRUST_REGION)  # sg(ratio) A logp
 MULTIPLE = ("k1+", "k3+")  # straight-through: the gradient of another function than the value
 
 

@@ -23,10 +23,13 @@ class PolicyKind(NamedTuple):
     clip: tuple[float, float] | None  # None: it clips nothing
     normalizer: str
     constants: Mapping[str, float] = NO_CONSTANTS
-    bounds: str = "around 1"  # the ratio in [1 - low, 1 + high]; "above": at most high; "log": its log in [-low, high]
+    # "around 1": the ratio in [1 - low, 1 + high]; "above": at most high; "log": its log in [-low, high];
+    # "trust region": the token's probability moved by -low to high.
+    bounds: str = "around 1"
 
 
 SAPO = {"tau_positive": 1.0, "tau_negative": 1.05}  # for A > 0, and for the others
+TRUST_REGION = {"cap": 20.0, "proximal": 0.0}  # the ratio's bound; adds proximal / 2 log^2 ratio
 VESPO = {"k_positive": 2.0, "lambda_positive": 3.0, "k_negative": 3.0, "lambda_negative": 2.0}  # A >= 0, A < 0
 
 POLICY_KINDS = {
@@ -48,6 +51,14 @@ POLICY_KINDS = {
     "a_lol_ref_free": PolicyKind("weighted", "one", None, "sequence_sum"),  # its variant with ratio 1
     "clip_cov": PolicyKind("clip", "token", (0.2, 0.2), "token"),  # Cui 2025 (arXiv 2505.22617)
     "kl_cov": PolicyKind("clip", "token", None, "token", {"penalty": 1.0}),  # the same; the weight of |log ratio|
+    # DPPO (arXiv 2602.04879), as in verl 0.9.1: a token that has left the trust region has no gradient.
+    "dppo_tv": PolicyKind("tv", "token", (0.2, 0.2), "token", TRUST_REGION, bounds="trust region"),
+    "dppo_kl": PolicyKind("kl", "token", (0.05, 0.05), "token", TRUST_REGION, bounds="trust region"),
+    # prime-rl's, whose weight of log^2 ratio is 1e-3
+    "ipo": PolicyKind(
+        "tv_both", "token", (0.1, 0.1), "token", {"cap": math.inf, "proximal": 2e-3}, bounds="trust region"
+    ),
+    "dro": PolicyKind("weighted", "one", None, "token", {"proximal": 0.1}),  # verl 0.9.1, which has no default for it
 }
 # k1, k2, k3: Schulman, "Approximating KL divergence", 2020; "+": with the gradient of k2; full: the caller's own KL.
 KL_ESTIMATORS = ("k1", "k2", "k3", "k1+", "k3+", "k3_verl", "full")
@@ -164,6 +175,7 @@ class PolicyOptions:
         raw: dict[str, str | float | bool] = {
             **SAPO,
             **VESPO,
+            **TRUST_REGION,
             **self.named_constants(),
             "formula": published.formula,
             "level": published.level,

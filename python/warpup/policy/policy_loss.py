@@ -135,6 +135,12 @@ def policy_loss(
     | `a_lol_seq`, `a_lol_ref_free` | the same with r; with ratio 1 | its variants |
     | `clip_cov` | `ppo` without the tokens of `selected` | arXiv 2505.22617; verl 0.9.1 |
     | `kl_cov` | -r A, and constant * abs(x) for the tokens of `selected` | the same |
+    | `dppo_tv`, `dppo_kl` | -sg(min(r, cap)) A logp, 0 where A > 0 and D > h, and where A < 0 and D < -l | 2602.04879 |
+    | `ipo` | the same, 0 wherever D > h or D < -l, and x^2 / 1000 added | prime-rl |
+    | `dro` | -A logp + proximal / 2 x^2 | verl 0.9.1 |
+
+    D is how far the token's own probability p has moved from its old one q: p - q, of `dppo_kl` the KL
+    q log(q / p) + (1 - q) log((1 - q) / (1 - p)) with the sign of p - q.
 
     Args:
         logp: (B, T) float32 or float64, the log-probs being trained; packed (N,) beside `cu_seqlens`.
@@ -143,12 +149,14 @@ def policy_loss(
         mask: like `logp`, bool (or any number, not 0 meaning true): the tokens that count. What stands elsewhere, NaN
             included, changes nothing.
         kind: of the table. Sets the defaults of `clip`, `constants` and `normalizer` (see `POLICY_KINDS`).
-        clip: (l, h); None takes the kind's.
+        clip: (l, h); None takes the kind's. Of `dppo_tv`, `dppo_kl` and `ipo` the trust region, of D.
         delta: two-sided clip (INTELLECT-2, arXiv 2505.07291; TRL): r is at most delta in the unclipped branch.
         dual_clip: c of dual clip (arXiv 1912.09729): where A < 0 the term is at most -c A. verl 0.9.1's "vanilla" has
             always one, of 3.
         constants: `sapo`: tau for A > 0 and for the others; `vespo`: k, lam for A >= 0, k, lam for A < 0; `kl_cov`:
-            the weight of abs(x), 1 in the paper (verl 0.9.1's config has .1). None takes the kind's.
+            the weight of abs(x), 1 in the paper (verl 0.9.1's config has .1); `dppo_tv`, `dppo_kl`, `ipo`: cap and
+            proximal, which adds proximal / 2 x^2 (prime-rl: no cap and .002, twice its kl_tau, for DPPO too); `dro`:
+            proximal, verl's dro_beta. None takes the kind's.
         weights: (B,) or like `logp`, multiplies the policy term alone (see `rollout_weights`, `sequence_mask`); in
             `vespo` they are factors of w instead, their logs in [ln 1e-8, 20] (all as in TRL 1.16). In `gmpo` verl
             0.9.1 takes the geometric mean of a row's weights: give that, (B,), for its loss.

@@ -69,6 +69,20 @@ def reference_policy_loss(
         is_low, is_high = (ratio < 1 - low) & (a < 0), (ratio > 1 + high) & (a > 0)
     elif kind in ("gpg", "a_lol_ref_free"):
         ratio, is_low, is_high, loss = torch.ones_like(r), torch.zeros_like(on), torch.zeros_like(on), -a * lp
+    elif kind in ("dppo_tv", "dppo_kl", "ipo"):
+        p, old = lp.exp(), (lp - log_ratio).exp()
+        if kind == "dppo_kl":
+            rest, old_rest = (1 - p).clamp_min(0), (1 - old).clamp_min(0)
+            divergence = old_rest * ((old_rest + 1e-8) / (rest + 1e-8)).log() - old * log_ratio
+            moved = torch.where(p > old, divergence, -divergence)
+        else:
+            moved = p - old
+        is_low, is_high = moved < -low, moved > high
+        if kind != "ipo":  # there only the side that the advantage pushes to
+            is_low, is_high = is_low & (a < 0), is_high & (a > 0)
+        loss = -(r.clamp(max=o.named_constants()["cap"]) * ~(is_low | is_high)).detach() * a * lp
+    elif kind == "dro":
+        ratio, is_low, is_high, loss = torch.ones_like(r), torch.zeros_like(on), torch.zeros_like(on), -a * lp
     elif kind == "sapo":
         tau = torch.where(a > 0, *(a.new_tensor(t) for t in o.named_constants().values()))
         loss = -torch.sigmoid(tau * (r - 1)) * 4 / tau * a
@@ -108,6 +122,7 @@ def reference_policy_loss(
             selected = kl_cov_tokens(logp, advantages, mask, cu_seqlens=cu_seqlens)
         loss = loss + o.named_constants()["penalty"] * selected * log_ratio.abs()
 
+    loss = loss + o.named_constants().get("proximal", 0.0) / 2 * log_ratio.square()
     added = torch.zeros_like(loss)
     if o.kl == "full" and ref_kl is not None:
         added = masked(ref_kl)
