@@ -50,7 +50,14 @@ from .moe.moe_gather import moe_combine, moe_gather
 from .moe.moe_plan import MoEPlan, moe_plan
 from .moe.moe_route import MoERoute, moe_route
 from .policy.linear_policy_loss import linear_policy_loss
-from .policy.masks import clip_cov_tokens, kl_cov_tokens, rollout_weights, sequence_mask, top_entropy_mask
+from .policy.masks import (
+    clip_cov_tokens,
+    kl_cov_tokens,
+    rollout_mask,
+    rollout_weights,
+    sequence_mask,
+    top_entropy_mask,
+)
 from .policy.policy_loss import policy_loss
 from .policy.preference_loss import degree_loss, kto_loss, preference_loss
 from .reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
@@ -140,6 +147,7 @@ __all__ = [
     "replay_logprob",
     "reward_to_go",
     "role_advantage",
+    "rollout_mask",
     "rollout_weights",
     "sample_step",
     "segment_advantage",

@@ -45,10 +45,71 @@ def test_formulas(backend, rewards, name):
     torch.testing.assert_close(got, want[order.cpu()], rtol=1e-5, atol=1e-5)
 
 
+def test_max_rl(backend):
+    """A question solved once in four gives 3 and -1, one solved three times 1/3 and -1; one never solved, 0."""
+    r = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 1], device=backend.device)
+    want = [3.0, -1, -1, -1, 1 / 3, 1 / 3, 1 / 3, -1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert advantage.max_rl(r, 4).tolist() == pytest.approx(want)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(1)).to(backend.device)
+    ids = torch.tensor([7, -3, 2**40, 0], device=backend.device).repeat_interleave(4)
+    for groups in (ids[order], group_plan(ids[order])):
+        assert advantage.max_rl(r[order], groups).tolist() == pytest.approx([want[i] for i in order.tolist()])
+    r = torch.tensor([NAN, 2.0, 0.0, -1.0, -3.0, -2.0, 5.0, NAN, NAN], device=backend.device)  # unknown; mean below 0
+    assert advantage.max_rl(r, 3).tolist() == [0, 1, -1, 0, 0, 0, 0, 0, 0]
+
+
+def test_hierarchical_grpo(backend):
+    """Two tasks; in each two episodes of one proposer (0) and two solvers (1). Solvers are compared within an episode,
+    proposers within a task."""
+    rewards = torch.tensor([1.0, 4, 8, 3, 0, 1, 5, 1, 1, 9, 2, 6], device=backend.device)
+    roles = torch.tensor([0, 1, 1] * 4, device=backend.device)
+    episodes = torch.tensor([0, 0, 0, 1, 1, 1] * 2, device=backend.device)
+    options = {"episodes": episodes, "roles": roles}
+    got = advantage.hierarchical_grpo(rewards, 6, **options, within=(1,))
+    assert got.tolist() == [-1, -2, 2, 1, -0.5, 0.5, -2, 0, 0, 2, -2, 2]
+    ids = torch.tensor([5, -1], device=backend.device).repeat_interleave(6)
+    order = torch.randperm(12).to(backend.device)
+    mixed = {k: v[order] for k, v in options.items()}
+    again = advantage.hierarchical_grpo(rewards[order], ids[order], **mixed, within=(1,))
+    assert torch.equal(again, got[order])
+    whole = advantage.hierarchical_grpo(rewards, 6, **options)  # no role within an episode: all solvers of a task
+    assert whole.tolist()[:6] == [-1, 0.75, 4.75, 1, -3.25, -2.25]
+    with pytest.raises(ValueError, match="roles must have shape"):
+        advantage.hierarchical_grpo(rewards, 6, episodes=episodes, roles=roles[1:])
+    with pytest.raises(ValueError, match="episodes must be integers"):
+        advantage.hierarchical_grpo(rewards, 6, episodes=rewards, roles=roles)
+
+
+def test_optimal_token_baseline_by_hand(backend):
+    """Two rows of three and two tokens, and one alone. With p = 1/2 and sum p^2 = 1/2 each token adds 1/2 to W."""
+    mask = torch.tensor([[1, 0, 1, 1], [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]], device=backend.device) > 0
+    half = torch.full(mask.shape, 0.5, device=backend.device)
+    logp = half.log().masked_fill(~mask, NAN)
+    rewards = torch.tensor([1.0, 0.0, 7.0, NAN], device=backend.device)
+    groups = torch.tensor([4, 4, 9, 4], device=backend.device)
+    x = {"mask": mask, "logp": logp, "sum_p2": half.masked_fill(~mask, NAN)}
+    got = advantage.optimal_token_baseline(rewards, groups, **x)
+    want = [
+        [0.5, 0, 0.5, 1],
+        [-0.5, -0.5, 0, 0],
+        [7, 7, 0, 0],
+        [0, 0, 0, 0],
+    ]  # the third place is the first row's alone
+    torch.testing.assert_close(got.cpu(), torch.tensor(want))
+    weights = torch.ones_like(half)
+    weights[0] = 3**0.5  # its W three times the other's: the mean is 3/4
+    got = advantage.optimal_token_baseline(rewards, groups, **x, weights=weights)
+    torch.testing.assert_close(got[0].cpu(), torch.tensor([0.25, 0, 0.25, 1]))
+    with pytest.raises(ValueError, match="sum_p2 must have shape"):
+        advantage.optimal_token_baseline(rewards, groups, **x | {"sum_p2": half[1:]})
+    with pytest.raises(ValueError, match="rewards must have shape"):
+        advantage.optimal_token_baseline(rewards[1:], groups, **x)
+
+
 def test_singletons(backend):
     one = torch.tensor([3.0], device=backend.device)
     mask = torch.ones(1, 2, device=backend.device)
-    for name in ("grpo", "dr_grpo", "rloo", "pass_at_k"):
+    for name in ("grpo", "dr_grpo", "rloo", "pass_at_k", "max_rl"):
         assert advantage.ESTIMATORS[name](one, 1).tolist() == [0.0]
     assert advantage.grpo_verl(one, 1).tolist() == [3.0]
     assert advantage.rloo(one, 1, singleton="raw").tolist() == [3.0]

@@ -50,6 +50,57 @@ def test_rollout_weights_of_tokens_without_a_log_prob(x):
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("over", ["token", "mean", "sum", "max"])
+@pytest.mark.parametrize("measure", ["ratio", "k2", "k3", "binary_kl", "binary_tv"])
+def test_rollout_mask(x, measure, over):
+    if (measure, over) == ("ratio", "max"):
+        pytest.skip("refused")
+    old, rollout, mask = x["logp"], x["old_logp"].masked_fill(~x["mask"], NAN), x["mask"]
+    rollout[0] = NAN  # the engine knows none of its probabilities: all agree
+    mask[1] = False
+    log_ratio = (old - rollout).masked_fill(~mask, 0).nan_to_num(nan=0.0)
+    p, q = (old - log_ratio).exp().clamp(1e-6, 1 - 1e-6), old.exp().clamp(1e-6, 1 - 1e-6)
+    each = {
+        "ratio": log_ratio,
+        "k2": log_ratio**2 / 2,
+        "k3": log_ratio.exp() - 1 - log_ratio,
+        "binary_kl": p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log(),
+        "binary_tv": (p - q).abs(),
+    }[measure] * mask  # fmt: skip
+    n = mask.sum(1).clamp_min(1)
+    stat = {"token": each, "mean": each.sum(1) / n, "sum": each.sum(1), "max": each.amax(1)}[over]
+    middle = stat[stat != 0].abs().median().item()
+    bounds = {"cap": math.exp(middle), "floor": math.exp(-middle)} if measure == "ratio" else {"cap": middle}
+    want = stat.abs() <= middle + 1e-12
+    bounds["cap"] *= 1 + 1e-12  # the median itself is kept
+    if measure == "ratio":
+        bounds["floor"] *= 1 - 1e-12
+    options = {"measure": measure, "over": over, **bounds}
+    got = warpup.rollout_mask(old, rollout, mask, **options)
+    assert torch.equal(got, want)
+    assert 0 < got.sum() < got.numel()
+    assert got[:2].all()
+    y, cu_seqlens = flat({**x, "old_logp": rollout})
+    of_packed = warpup.rollout_mask(y["logp"], y["old_logp"], y["mask"], **options, cu_seqlens=cu_seqlens)
+    assert torch.equal(of_packed, want.flatten())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"measure": "k1"}, "measure must be one of"),
+        ({"over": "row"}, "over must be"),
+        ({"measure": "ratio", "over": "max"}, "no max"),
+        ({"floor": 0.5}, "'binary_kl' has no floor"),
+        ({"measure": "ratio", "floor": 3.0}, r"floor must be in \(0, cap\]"),
+        ({"cap": 0.0}, "cap must be above 0"),
+    ],
+)
+def test_rollout_mask_refuses(x, options, told):
+    with pytest.raises(ValueError, match=told):
+        warpup.rollout_mask(x["logp"], x["old_logp"], x["mask"], **{"cap": 2.0, **options})
+
+
 def test_sequence_mask(x):
     x["advantages"] = torch.tensor([1.0, 0.0, -1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
     x["old_logp"] = x["logp"] + torch.tensor([9.0, 9.0, 0.1, 0.3, -9.0, NAN])[:, None]

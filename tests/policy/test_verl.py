@@ -41,6 +41,7 @@ def theirs(verl, x, loss, *, clip=(0.2, 0.2), mode="token-mean", weights=None, *
         "clip_cov_ub": None,
         "kl_cov_ratio": 0.02,
         "ppo_kl_coef": 0.1,
+        "dro_beta": 0.3,
     }
     values |= {"policy_loss": SimpleNamespace(**policy), "get": lambda name, default: default}
     config.__dict__.update(values | constants)
@@ -80,6 +81,9 @@ LOSSES = [  # what verl calls it, what we do
     ({"loss": "gpg"}, {"kind": "gpg"}),
     ({"loss": "cispo"}, {"kind": "cispo_verl"}),
     ({"loss": "geo_mean", "clip": (0.1, 0.2)}, {"kind": "gmpo", "clip": (0.1, 0.2)}),
+    ({"loss": "dppo_tv", "clip": (0.1, 0.15)}, {"kind": "dppo_tv", "clip": (0.1, 0.15)}),
+    ({"loss": "dppo_kl", "clip": (0.01, 0.02)}, {"kind": "dppo_kl", "clip": (0.01, 0.02)}),
+    ({"loss": "dro"}, {"kind": "dro", "constants": (0.3,)}),
 ]
 
 
@@ -179,6 +183,55 @@ def test_advantages(verl, x, name):
         got = ADVANTAGES[name](rewards.sum(1), x)
     got = got[:, None] * mask if got.dim() == 1 else got
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_optimal_token_baseline(verl, x, holes, weighted):
+    """Without holes in the mask both of verl's are one; with them ours is the one for several turns."""
+    if not holes:
+        x["mask"] = torch.arange(T) < x["mask"].sum(1, keepdim=True)
+    rewards = rewards_of(x)
+    rewards[:, 0] += 0.25  # and one on the way
+    probabilities = x["old_logp"].exp()
+    sum_p2 = probabilities**2 + (1 - probabilities) ** 2 / 3
+    weights = torch.linspace(0.1, 2, B * T, dtype=torch.float64).view(B, T) if weighted else None
+    given = {"token_level_rewards": rewards, "response_mask": x["mask"].double(), "index": np.array(GROUPS.tolist())}
+    given |= {"old_log_probs": x["old_logp"], "sum_pi_squared": sum_p2, "rollout_is_weights": weights}
+    names = ["tir_optimal_token_baseline", *([] if holes else ["optimal_token_baseline"])]
+    mine = {"mask": x["mask"], "logp": x["old_logp"], "sum_p2": sum_p2, "weights": weights}
+    got = advantage.optimal_token_baseline(rewards * x["mask"], GROUPS, **mine)
+    for name in names:
+        want, _ = verl.get_adv_estimator_fn(name)(**given)
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+HELPER = "verl.trainer.ppo.rollout_corr_helper"
+
+
+@pytest.mark.parametrize(
+    ("option", "mine"),
+    [(f"{level}_{k}", {"measure": k, "over": over}) for k in ("k2", "k3")
+     for level, over in (("token", "token"), ("seq_sum", "sum"), ("seq_mean", "mean"), ("seq_max", "max"))]
+    + [(f"{level}_k1", {"measure": "ratio", "over": over})
+       for level, over in (("token", "token"), ("seq_sum", "sum"), ("seq_mean", "mean"))],
+    ids=str,
+)  # fmt: skip
+def test_rollout_rejection(x, option, mine):
+    """Its k1 bounds the inverse of our ratio."""
+    with imported(released("verl", "0.9.1"), [*REAL, HELPER], STUBS) as modules:
+        of = modules[HELPER].compute_rollout_rejection_mask
+        log_ratio = x["logp"] - x["old_logp"]
+        threshold = {"seq_sum": 1.0, "seq_max": 0.2, "seq_mean": 0.05, "token": 0.03}[option.rpartition("_")[0]]
+        bounds = {"cap": threshold}
+        if option.endswith("k1"):
+            low, high = {"seq_mean": (0.95, 1.05)}.get(option.rpartition("_")[0], (0.8, 1.3))
+            threshold, bounds = f"{low}_{high}", {"floor": 1 / high, "cap": 1 / low}
+        want, _ = of(log_ratio, x["mask"].double(), option, str(threshold))
+    got = warpup.rollout_mask(x["logp"], x["old_logp"], x["mask"], **mine, **bounds)
+    got = x["mask"] & (got if got.dim() == 2 else got[:, None])
+    assert torch.equal(got, want > 0)
+    assert 0 < got.sum() < x["mask"].sum()
 
 
 def test_gae(verl, x):

@@ -44,7 +44,10 @@ def _fetched(project: str, version: str, folder: str) -> tuple[Path, str]:
             if not found:
                 return place, done.stderr.strip().rpartition("\n")[2] or "pip gave no wheel"
             with zipfile.ZipFile(found[0]) as wheel:
-                wheel.extractall(place, [n for n in wheel.namelist() if n.startswith(f"{folder}/") and n[-3:] == ".py"])
+                for member in wheel.infolist():
+                    member.filename = member.filename.rpartition(".data/purelib/")[2]  # of a wheel with a compiled tag
+                    if member.filename.startswith(f"{folder}/") and member.filename.endswith(".py"):
+                        wheel.extract(member, place)
     return place, ""
 
 

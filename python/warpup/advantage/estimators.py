@@ -98,6 +98,109 @@ def gdpo(rewards: Tensor, groups: Groups, *, weights: Tensor | None = None, eps:
     return group_advantage(total, max(n, 1), eps=eps)
 
 
+def max_rl(rewards: Tensor, groups: Groups) -> Tensor:
+    """`(r - mean) / mean`, the gradient of maximum likelihood as far as a group of this size can tell: a question that
+    is rarely solved weighs more. For rewards of at least 0; a group whose mean is not above 0 gives 0, a singleton too.
+
+    Source: MaxRL (arXiv 2602.02710); prime-rl max_rl.
+    """
+    plan = group_plan(groups) if isinstance(groups, Tensor) else groups
+    centered, stats = group_advantage(rewards, plan, scale="none", stats=True)
+    mean = stats.mean[_group_of(plan, rewards)]
+    return torch.where(mean > 0, centered / mean.where(mean > 0, 1.0), 0.0)
+
+
+def hierarchical_grpo(
+    rewards: Tensor, groups: Groups, *, episodes: Tensor, roles: Tensor, within: tuple[int, ...] = ()
+) -> Tensor:
+    """`r - mean`, each row against those of its own role: in its own episode for a role of `within`, else in its whole
+    group. So solvers meet the solvers of the same problem, and who proposed it the other proposers.
+
+    episodes, roles (N,) integers: an episode's number within its group, and who has acted. One look at the numbers
+    (torch.unique) waits for a GPU.
+
+    Source: prime-rl hierarchical_grpo (`episode_agents`).
+    """
+    for name, value in (("episodes", episodes), ("roles", roles)):
+        check_shape("hierarchical_grpo", name, value, tuple(rewards.shape))
+        if value.is_floating_point():
+            fail("hierarchical_grpo", f"{name} must be integers, got {value.dtype}")
+    plan = group_plan(groups) if isinstance(groups, Tensor) else groups
+    alone = torch.isin(roles, torch.tensor(within, dtype=roles.dtype, device=roles.device))
+    peers = torch.stack([_group_of(plan, rewards), roles.long(), alone.long(), episodes.long() * alone])
+    return dr_grpo(rewards, peers.unique(dim=1, return_inverse=True)[1])
+
+
+def optimal_token_baseline(
+    rewards: Tensor,
+    groups: Groups,
+    *,
+    mask: Tensor,
+    logp: Tensor,
+    sum_p2: Tensor,
+    weights: Tensor | None = None,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Each token's reward-to-go minus a baseline of its place: the mean of its group's at the same place, weighed by
+    how much variance of the gradient each row has gathered so far, W = the sum up to there of 1 - 2 p + sum p^2.
+
+    A place is counted in tokens of the mask. Where a row is the only one of its group that goes so far, its baseline
+    is 0; so a singleton keeps what it earned. A row without a reward (NaN) counts for nothing.
+
+    Args:
+        rewards: (N,), given to each row's last token, or (N, T), a token's own.
+        mask, logp, sum_p2: (N, T): the tokens that count, their log-probs, and the sum of the squared
+            probabilities of all tokens there (`token_logprob(..., sum_p2=True)`).
+        weights: (N, T), importance weights of tokens; their squares multiply what a token adds to W.
+        eps: added to the sum of W.
+
+    Returns:
+        (N, T), float32 (float64 for float64 rewards), 0 outside the mask.
+
+    Source: verl 0.9.1 optimal_token_baseline and tir_optimal_token_baseline, which are one where the mask has no holes.
+    """
+    op = "optimal_token_baseline"
+    if mask.dim() != 2 or rewards.dim() not in (1, 2) or rewards.shape[0] != mask.shape[0]:
+        fail(op, f"rewards must have shape (N,) or (N, T), mask (N, T), got {rewards.shape} and {mask.shape}")
+    for name, value in (("logp", logp), ("sum_p2", sum_p2), ("weights", weights)):
+        if value is not None:
+            check_shape(op, name, value, tuple(mask.shape))
+    if rewards.dim() == 2:
+        check_shape(op, "rewards", rewards, tuple(mask.shape))
+    plan = group_plan(groups) if isinstance(groups, Tensor) else groups
+    group = _group_of(plan, rewards[:, 0] if rewards.dim() == 2 else rewards)
+    unknown = rewards.isnan() & (mask != 0) if rewards.dim() == 2 else rewards.isnan().unsqueeze(1)
+    on = (mask != 0) & ~unknown.any(1, keepdim=True)
+
+    # Tokens of the mask to the left, so that a column is a place.
+    order = (~on).sort(dim=1, stable=True).indices
+    placed = on.gather(1, order)
+    energy = 1 - 2 * logp.detach().double().exp() + sum_p2.detach().double()
+    if weights is not None:
+        energy = energy * weights.detach().double() ** 2
+    reached = energy.masked_fill(~on, 0.0).gather(1, order).cumsum(1).masked_fill(~placed, 0.0)
+    if rewards.dim() == 2:
+        returns = rewards.detach().double().masked_fill(~on, 0.0).gather(1, order).flip(1).cumsum(1).flip(1)
+    else:
+        returns = rewards.detach().double().nan_to_num(nan=0.0).unsqueeze(1).expand(mask.shape)
+
+    total, weight, rows = (
+        x.new_zeros(x.shape).index_add(0, group, x)[group] for x in (returns * reached, reached, placed.double())
+    )
+    baseline = torch.where(rows > 1, total / (weight + eps), 0.0)
+    advantages = (returns - baseline).masked_fill(~placed, 0.0)
+    return torch.zeros_like(advantages).scatter(1, order, advantages).to(accumulator(rewards))
+
+
+def _group_of(groups: int | GroupPlan, rewards: Tensor) -> Tensor:
+    """(N,): the number of each row's group."""
+    n = rewards.shape[0]
+    if isinstance(groups, int):
+        return torch.arange(n, device=rewards.device) // groups
+    of_sorted = torch.repeat_interleave(torch.arange(n, device=rewards.device), groups.offsets.diff(), output_size=n)
+    return torch.empty_like(of_sorted).scatter(0, groups.order, of_sorted)
+
+
 def reinforce_pp(
     rewards: Tensor, groups: Groups | None = None, *, mask: Tensor, gamma: float = 1.0, carry: bool = True
 ) -> Tensor:
@@ -137,5 +240,6 @@ def reinforce_pp_baseline(rewards: Tensor, groups: Groups, *, mask: Tensor, sing
 
 
 ESTIMATORS: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (grpo, grpo_verl, dr_grpo, rloo, opo, pass_at_k, gdpo, reinforce_pp, reinforce_pp_baseline)
+    f.__name__: f
+    for f in (grpo, grpo_verl, dr_grpo, rloo, opo, pass_at_k, max_rl, gdpo, reinforce_pp, reinforce_pp_baseline)
 }

@@ -6,6 +6,8 @@ or in float64 where an input is: a bfloat16 log-prob is a rounded number, and su
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -85,6 +87,96 @@ def rollout_weights(
         return ratio.clamp(floor, cap)
     outside = ratio > cap if floor is None else (ratio > cap) | (ratio < floor)
     return ratio.masked_fill(outside, 0.0)
+
+
+ROLLOUT_MEASURES = ("ratio", "k2", "k3", "binary_kl", "binary_tv")
+
+
+@torch.no_grad()
+def rollout_mask(
+    old_logp: Tensor,
+    rollout_logp: Tensor,
+    mask: Tensor,
+    *,
+    cap: float,
+    floor: float | None = None,
+    measure: str = "binary_kl",
+    over: str = "mean",
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """Which tokens or sequences to learn from, where the engine that sampled gives other log-probs than the trainer:
+    those for which they differ by at most `cap`. A mask alone; a weight beside it is `rollout_weights`.
+
+    With x = old - rollout, p and q the token's probability under engine and trainer, a token's measure is
+
+    | measure | | peers |
+    |---|---|---|
+    | `ratio` | e^x, kept in [floor, cap]; its geometric mean over a sequence, or its product | IcePop, verl's k1 |
+    | `k2`, `k3` | x^2 / 2; e^x - 1 - x | verl 0.9.1's rollout_rs |
+    | `binary_kl` | p log(p / q) + (1 - p) log((1 - p) / (1 - q)), p and q in [1e-6, 1 - 1e-6] | OpenRLHF 0.11.2 |
+    | `binary_tv` | abs(p - q), the same | OpenRLHF 0.11.2 |
+
+    Args:
+        old_logp, rollout_logp: (B, T) or (N,), of the trainer and of the engine. A token that the engine has no
+            log-prob of (NaN) counts as one on which they agree.
+        mask: the tokens that count.
+        cap: the largest measure that is kept. verl's thresholds for k1 are for the inverse of this ratio.
+        floor: the smallest `ratio`; None: there is none. The other measures have none.
+        measure: see above.
+        over: `"token"`: each is judged by itself; `"mean"`, `"sum"`, `"max"`: a sequence as a whole, by that of its
+            tokens (`ratio` has no `"max"`).
+        cu_seqlens: (S + 1,), of packed sequences.
+
+    Returns:
+        Bool, (B,) or (S,), or one a token. What is dropped stays in the denominator, as in these peers, when it goes
+        into `policy_loss` as `weights`; multiply it into the mask to have it out of there too.
+
+    Raises:
+        ValueError: an unknown name, a bound out of order, a floor or `"max"` that the measure does not have.
+    """
+    if measure not in ROLLOUT_MEASURES:
+        raise ValueError(f"rollout_mask: measure must be one of {ROLLOUT_MEASURES}, got {measure!r}")
+    if over not in ("token", "mean", "sum", "max"):
+        raise ValueError(f"rollout_mask: over must be 'token', 'mean', 'sum' or 'max', got {over!r}")
+    if measure == "ratio" and over == "max":
+        raise ValueError("rollout_mask: a ratio has two sides and no max; take 'k2' or 'k3'")
+    if measure != "ratio" and floor is not None:
+        raise ValueError(f"rollout_mask: measure {measure!r} has no floor, got {floor}")
+    if not cap > 0:
+        raise ValueError(f"rollout_mask: cap must be above 0, got {cap}")
+    if floor is not None and not 0 < floor <= cap:
+        raise ValueError(f"rollout_mask: floor must be in (0, cap], got floor {floor} and cap {cap}")
+    old_logp, rollout_logp = widened(old_logp, rollout_logp)
+    on = mask != 0
+    known = on & ~rollout_logp.isnan()
+    old_logp, rollout_logp = (t.masked_fill(~known, 0.0) for t in (old_logp, rollout_logp))
+    measured = _measured(measure, old_logp, rollout_logp)
+    if over == "max":
+        measured = _row_max(measured, cu_seqlens)
+    elif over != "token":
+        measured = row_sums(measured, cu_seqlens)
+        if over == "mean":
+            measured = measured / row_sums(on.to(measured.dtype), cu_seqlens).clamp_min(1)
+    if measure != "ratio":
+        return measured <= cap
+    kept = measured <= math.log(cap)  # a ratio is measured by its logarithm
+    return kept if floor is None else kept & (measured >= math.log(floor))
+
+
+def _measured(measure: str, old_logp: Tensor, rollout_logp: Tensor) -> Tensor:
+    x = old_logp - rollout_logp
+    if measure in ("ratio", "k2", "k3"):
+        return {"ratio": lambda: x, "k2": lambda: x * x / 2, "k3": lambda: x.exp() - 1 - x}[measure]()
+    p, q = (t.exp().clamp(1e-6, 1 - 1e-6) for t in (rollout_logp, old_logp))
+    return (p - q).abs() if measure == "binary_tv" else p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+
+
+def _row_max(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """The largest of each row, of numbers that are at least 0; 0 of an empty row."""
+    if cu_seqlens is None:
+        return torch.cat([x, x.new_zeros(x.shape[0], 1)], 1).amax(1)
+    rows = torch.arange(cu_seqlens.shape[0] - 1, device=x.device)
+    return x.new_zeros(rows.shape).scatter_reduce(0, per_token(rows, x, cu_seqlens), x, "amax")
 
 
 @torch.no_grad()
