@@ -120,7 +120,8 @@ class RLVRSettings:
     """What the step's loss is divided by: its tokens, its sequences (each its mean over tokens, or its sum), or all
     completions times max_new_tokens; none takes the loss's own. Groups that are left out count in the constant only."""
     clip_ratio: tuple[float, float] | None = None
-    """How far below and above 1 the probability ratio counts; none takes the loss's own."""
+    """How far below and above 1 the probability ratio counts; of losses dppo_tv, dppo_kl and ipo how far down and up a
+    token's probability may move. None takes the loss's own."""
     delta: float | None = None
     """Bound of the ratio (above 1) where the clip leaves it open (two-sided clip)."""
     dual_clip: float | None = None
