@@ -161,13 +161,14 @@ def test_options_are_trls(compare, loss_type, options):
     compare(**options)
 
 
+@pytest.mark.parametrize("first", [-1.0, 1.0])
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-def test_advantages_of_tokens_at_sequence_level(compare, loss_type):
+def test_advantages_of_tokens_at_sequence_level(compare, loss_type, first):
     """A sequence's ratio is clipped for some of its tokens, by the sign of their advantages: TRL counts tokens then."""
     level = {"importance_sampling_level": "sequence", "epsilon_low": 0.001, "epsilon_high": 0.001}
     metrics = compare(
         {"loss_type": loss_type, **level},
-        extra=lambda batch: {"advantages": batch["advantages"][:, None] * torch.linspace(-1, 1, 12)},
+        extra=lambda batch: {"advantages": batch["advantages"][:, None] * torch.linspace(first, -first, 12)},
     )
     assert 0 < max(metrics["clip_ratio/region_mean"]) < 1
 

@@ -230,7 +230,7 @@ def test_runner_v2(vllm, seed, drafts):
             assert processor.add_request(slot, request.params) == (request.schedule is not None)
         states.apply_staged_writes()
         processor.apply_staged_writes()
-        rows, wants, guesses = [(-1, 0, 0, 0)], [0.0], {}
+        rows, wants, guesses = [(-1, 0, 0, 0), (-2, 3, 5, 0)], [0.0, 0.0], {}  # of nobody
         for name, request in running.items():
             slot, total = states.req_id_to_index[name], len(request.prompt) + len(request.output)
             tokens = [*request.prompt, *request.output]

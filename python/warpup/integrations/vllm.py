@@ -147,9 +147,9 @@ class ReflectionV2(BaseV2):  # pyright: ignore[reportGeneralTypeIssues]
         token and position."""
         if self.batch is None:
             return logits
-        slot, pos = ctx.expanded_idx_mapping.long(), ctx.pos.long()
+        slot, pos = ctx.expanded_idx_mapping.long().clamp(min=-1), ctx.pos.long()
         held = slot.clamp(min=0)
-        tokens, known = ctx.input_ids.long().unsqueeze(1), (slot >= 0) & self.scheduled[held]
+        tokens, known = ctx.input_ids.long().unsqueeze(1), self.scheduled[held]
         offset = pos - (self.states.total_len.gpu[held].long() - 1)
         for i in range(self.drafts + 1):
             mine = torch.where(known & (offset == i), slot, -1)
