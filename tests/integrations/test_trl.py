@@ -170,7 +170,7 @@ def test_advantages_of_tokens_at_sequence_level(compare, loss_type, first):
         {"loss_type": loss_type, **level},
         extra=lambda batch: {"advantages": batch["advantages"][:, None] * torch.linspace(first, -first, 12)},
     )
-    assert 0 < max(metrics["clip_ratio/region_mean"]) < 1
+    assert any(0 < share < 1 for share in metrics["clip_ratio/region_mean"])
 
 
 @pytest.mark.parametrize("loss_type", ["sapo", "vespo", "luspo"])
