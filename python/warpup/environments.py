@@ -36,8 +36,13 @@ class Retry:
         discount: float = 0.5,
         right: float = 1.0,
     ):
+        for name, value in (("discount", discount), ("right", right)):
+            if not isinstance(value, int | float):
+                raise TrainError(f"Retry: {name} must be a number, got {value!r}")
         if not 0 < discount <= 1:
             raise TrainError(f"Retry: discount must be above 0 and at most 1, got {discount}")
+        if not isinstance(say, str):
+            raise TrainError(f"Retry: say must be a text, got {say!r}")
         self.judge, self.say, self.discount, self.right = RewardSet(reward), say, discount, right
 
     def reset(self, example: Mapping[str, Any]) -> Prompt:

@@ -66,8 +66,14 @@ def test_a_task_of_reasoning_gym():
 
 
 def test_options_that_cannot_be():
-    with pytest.raises(TrainError, match="discount must be above 0"):
-        Retry(discount=0.0)
+    for options, message in (
+        ({"discount": 0.0}, "discount must be above 0"),
+        ({"discount": "half"}, "discount must be a number, got 'half'"),
+        ({"right": None}, "right must be a number, got None"),
+        ({"say": 3}, "say must be a text, got 3"),
+    ):
+        with pytest.raises(TrainError, match=message):
+            Retry(**options)
     with pytest.raises(TrainError, match=r"environment.*Retry"):
         rlvr(reward=VERIFIER, environment="warpup.environments:Retry(rewards='x')").check()
 

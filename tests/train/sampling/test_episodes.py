@@ -144,6 +144,26 @@ def test_what_an_environment_raises_is_named(tmp_path):
         Recipe([rlvr(environment=Broken, reward=VERIFIER)]).run(llama(), TOKENIZER, tmp_path)
 
 
+@pytest.mark.parametrize("answer", [None, "Again:", Turn(3), (), ("", 1.0, True, 1.0, "more")])
+def test_what_is_no_turn_is_named(tmp_path, answer):
+    class Odd(Asks):
+        def step(self, completion):
+            return answer
+
+    with pytest.raises(TrainError, match=r"environment: Odd.step returned .*, expected a Turn, whose observation"):
+        Recipe([rlvr(environment=Odd, reward=VERIFIER)]).run(llama(), TOKENIZER, tmp_path)
+
+
+def test_an_environment_that_cannot_be_made_is_named(tmp_path):
+    class Board(Asks):
+        def __init__(self, size):
+            self.size = size
+
+    with pytest.raises(TrainError, match=r"environment: one could not be made, .*: TypeError: .*'size'"):
+        Recipe([rlvr(environment=Board, reward=VERIFIER)]).run(llama(), TOKENIZER, tmp_path)
+    assert not list(tmp_path.iterdir())  # told before any work
+
+
 @pytest.mark.parametrize("credit", ["episode", "turn"])
 def test_the_second_turn_is_learned(tmp_path, credit):
     stage = rlvr(environment=Second, reward=VERIFIER, credit=credit, steps=30, prompts=4, samples=16, max_new_tokens=2)

@@ -87,7 +87,7 @@ def play(
     """Play `copies` episodes of each example, of at most `turns` turns. limit: tokens that prompt and episode may have
     together; one that has no room for another turn is cut off. options: those of `rollout` (max_new_tokens among them).
     """
-    environments = [make() for _ in examples for _ in range(copies)]
+    environments = make_some(make, len(examples) * copies)
     try:
         return _play(model, tokenizer, environments, examples, turns, ends, copies, limit, options)
     finally:
@@ -126,7 +126,7 @@ def _play(
             text = tokenizer.decode(ids, skip_special_tokens=True)
             texts[n].append(text)
             speakers[n].append(int(getattr(environments[n], "role", 0)))
-            answer = Turn(*call(environments[n], "step", text))
+            answer = step(environments[n], text)
             given = answer.reward if isinstance(answer.reward, Mapping) else {speakers[n][-1]: answer.reward}
             for role, reward in given.items():
                 shares[n][role] = shares[n].get(role, 0.0) + float(reward)
@@ -192,7 +192,7 @@ class FilteredTurns:
 
 def first_prompts(make: Callable[[], Environment], examples: Sequence[Mapping[str, Any]]) -> list[Any]:
     """What an episode of each example begins with."""
-    environments = [make() for _ in examples]
+    environments = make_some(make, len(examples))
     try:
         return [
             call(environment, "reset", example) for environment, example in zip(environments, examples, strict=True)
@@ -206,6 +206,27 @@ def close(environments: Sequence[Environment]) -> None:
     for environment in environments:
         if hasattr(environment, "close"):
             environment.close()
+
+
+def make_some(make: Callable[[], Environment], count: int) -> list[Environment]:
+    """So many environments; what making one raises, as TrainError."""
+    try:
+        return [make() for _ in range(count)]
+    except TrainError:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        raise TrainError(
+            f"environment: one could not be made, which is called without arguments: {type(error).__name__}: {error}"
+        ) from error
+
+
+def step(environment: Environment, completion: str) -> Turn:
+    """What follows a completion; TrainError on what is no `Turn`."""
+    given = call(environment, "step", completion)
+    if not (isinstance(given, tuple) and 0 < len(given) <= len(Turn._fields) and isinstance(given[0], str)):
+        place = f"{type(environment).__name__}.step"
+        raise TrainError(f"environment: {place} returned {given!r}, expected a Turn, whose observation is a text")
+    return Turn(*given)
 
 
 def call(environment: Environment, method: str, argument: Any) -> Any:
