@@ -2,8 +2,8 @@
 imported without what they import.
 
 A protocol is what its owner's code does, so adapters and "as in NAME VERSION" are held against that code, not against a
-memory of it. Nothing of it is kept in this repository. Where pip cannot reach an index the test is skipped, and with
-WARPUP_DOWNLOADS=0 it is not tried (a wheel of vLLM has 330 MB).
+memory of it. Nothing of it is kept in this repository. A wheel of vLLM has 330 MB, so they are fetched where
+WARPUP_DOWNLOADS=1 asks for it, as CI does; without, or where pip cannot reach an index, the test is skipped.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def _fetched(project: str, version: str, folder: str) -> tuple[Path, str]:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other workers wait for the one that fetches
         if (place / folder).is_dir():
             return place, ""
-        if os.environ.get("WARPUP_DOWNLOADS") == "0":
-            return place, "WARPUP_DOWNLOADS=0"
+        if os.environ.get("WARPUP_DOWNLOADS") != "1":
+            return place, "WARPUP_DOWNLOADS=1 would fetch it"
         with tempfile.TemporaryDirectory(dir=place.parent) as wheels:
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-cache-dir", "download"]
             options = ["-q", "--no-deps", "--only-binary=:all:", "--retries=0", "--timeout=20", "-d", wheels]
