@@ -20,10 +20,10 @@ SampleResult sample_step_op(const Tensor& logits, const OptionalTensor& tuned, c
   Tensor delta = row(DType::f32), temperature = row(DType::f32), least = row(acc);
   const OptionalTensor scratch =
       runs_cuda(z.device) ? OptionalTensor(empty({z.sizes[0], z.sizes[1]}, acc, logits)) : std::nullopt;
-  sample_step(z, view(tuned), view(base), {view(state), view(schedules), view(sets), view(knots)}, view(sampling),
-              view(slots), view(back), view(seen), stream, view(scratch),
-              {view(token), view(logp_raw), view(logp), view(kept), view(p_r), view(delta), view(temperature),
-               view(least)});
+  sample_step(
+      z, view(tuned), view(base), {view(state), view(schedules), view(sets), view(knots)}, view(sampling), view(slots),
+      view(back), view(seen), stream, view(scratch),
+      {view(token), view(logp_raw), view(logp), view(kept), view(p_r), view(delta), view(temperature), view(least)});
   return {token, logp_raw, logp, kept, p_r, delta, temperature, least};
 }
 
