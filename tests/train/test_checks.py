@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from tests.support.tiny import rlvr, warmup
-from warpup.train import Distill, Preference, StepReward, TrainError
+from tests.support.tiny import EXAMPLES, rlvr, warmup
+from warpup.train import Distill, HeldOut, Preference, StepReward, TrainError
+from warpup.train.config import HeldOutConfig
 
 STAGES = [
     rlvr(), warmup(), Preference(data=[{}]), StepReward(data=[{}]), Distill(data=[{}], teacher="large"),
@@ -48,3 +49,19 @@ def test_what_no_optimizer_takes(stage, name, values, message):
 def test_words_and_numbers_that_no_setting_can_be(stage, message):
     with pytest.raises(TrainError, match=message):
         stage.check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"samples": -1}, "held_out.samples: expected at least 0, got -1"),
+        ({"max_new_tokens": 0}, "held_out.max_new_tokens: expected more than 0, got 0"),
+        ({"points": 0}, "held_out.points: expected more than 0, got 0"),
+        ({"stop_after": 0}, "held_out.stop_after: expected more than 0, got 0"),
+    ],
+)
+def test_measurements_that_cannot_be(settings, said):
+    with pytest.raises(TrainError, match=said):
+        HeldOut(EXAMPLES, "warpup.data:verify", **settings)
+    with pytest.raises(TrainError, match=said):
+        HeldOutConfig(data="test.jsonl", **settings).check()

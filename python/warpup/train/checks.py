@@ -22,6 +22,12 @@ def check_values(settings, *, place: str) -> None:
     check_not_negative(settings, "weight_decay", place=place)
 
 
+def check_held_out(settings) -> None:
+    """Raise TrainError on settings of a measurement that cannot be, from Python or from a config."""
+    check_positive(settings, "points", "max_new_tokens", "stop_after", place="held_out")
+    check_not_negative(settings, "samples", place="held_out")
+
+
 def check_positive(settings, *names: str, place: str) -> None:
     """Raise TrainError unless the named settings are above 0 or None."""
     for name in names:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from .checks import check_not_negative, check_positive, check_unused
+from .checks import check_held_out, check_unused
 from .errors import TrainError
 from .examples import RewardName, TemplateArguments
 from .model.lora import LoRA
@@ -71,11 +71,8 @@ class HeldOutConfig:
 
     def check(self) -> None:
         """Raise TrainError on settings that cannot be."""
-        check_positive(self, "points", "max_new_tokens", place="held_out")
-        check_not_negative(self, "samples", place="held_out")
+        check_held_out(self)
         check_stop(self.stop, "held_out.stop")
-        if self.stop_after is not None and self.stop_after < 1:
-            raise TrainError(f"held_out.stop_after: expected at least 1, or none for never, got {self.stop_after}")
         self.reward_set()
 
     def reward_set(self) -> RewardSet:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from . import checkpoint
+from .checks import check_held_out
 from .errors import Interrupted, TrainError
 from .evaluation import evaluate
 from .files import write_folder
@@ -50,6 +51,9 @@ class HeldOut:
     keep_best: bool = False
     stop_after: int | None = None
     stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        check_held_out(self)
 
     def due(self, step: int, steps: int) -> bool:
         """Whether to measure after `step` of `steps` steps; the last step always is."""
