@@ -2,7 +2,6 @@
 evaluated. On a pretrained model where there is one, on a tiny one everywhere."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.command import call
 from tests.support.models import pretrained
 from tests.support.tiny import llama
 from tests.train.model.test_tokens import chat_tokenizer
@@ -92,31 +92,25 @@ def project(request, tmp_path_factory):
     return folder
 
 
-def warpup(folder, *arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "warpup", *map(str, arguments)], cwd=folder, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options,
-    )  # fmt: skip
-
-
-def done(process):
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    return out
-
-
 def log(folder):
     """What a run computed: its lines without what depends on the machine."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if "second" not in k and "per_s" not in k} for line in lines]
 
 
-def test_trained_killed_gone_on_with_sampled_and_evaluated(project):
-    whole = done(warpup(project, "train", "train.toml", "--out", "whole"))
-    assert "trained model: whole/model" in whole
+def test_trained_killed_gone_on_with_sampled_and_evaluated(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+
+    def warpup(*arguments):
+        code, out, err = call(capsys, *arguments)
+        assert code == 0, err
+        return out
+
+    assert "trained model: whole/model" in warpup("train", "train.toml", "--out", "whole")
 
     # Killed once reinforcement has begun, wherever it is then.
-    process = warpup(project, "train", "train.toml")
+    command = [sys.executable, "-m", "warpup", "train", "train.toml"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 600
     while not list((project / "run").glob("2-rlvr/step-*")):
         assert process.poll() is None, process.communicate()
@@ -125,7 +119,7 @@ def test_trained_killed_gone_on_with_sampled_and_evaluated(project):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (project / "run" / "model").exists()
-    done(warpup(project, "train", "train.toml"))
+    warpup("train", "train.toml")
     for name in ("whole", "run"):
         assert (project / name / "report.html").exists()
     one, other = (load_file(project / name / "model" / "adapter_model.safetensors") for name in ("whole", "run"))
@@ -134,11 +128,9 @@ def test_trained_killed_gone_on_with_sampled_and_evaluated(project):
     assert any(v.abs().max() > 0 for k, v in one.items() if "lora_B" in k)
     assert log(project / "run") == log(project / "whole")
 
-    said = done(
-        warpup(project, "sample", "run", "--prompt", "What is 3 + 3?", "--temperature", 0, "--max-new-tokens", 8)
-    )
+    said = warpup("sample", "run", "--prompt", "What is 3 + 3?", "--temperature", 0, "--max-new-tokens", 8)
     assert said.strip()
-    found = json.loads(done(warpup(project, "eval", "run", "--max-new-tokens", 8, "--samples", 0, "--json")))
+    found = json.loads(warpup("eval", "run", "--max-new-tokens", 8, "--samples", 0, "--json"))
     last = [line for line in log(project / "run") if "held_out_reward" in line][-1]
     # The adapters were found and loaded: what was measured at the end of training is measured again.
     assert (found["examples"], found["reward"]) == (2, pytest.approx(last["held_out_reward"], abs=1e-6))
