@@ -28,7 +28,9 @@ import pytest
 @functools.cache
 def _fetched(project: str, version: str, folder: str) -> tuple[Path, str]:
     """The place of the files, and why they are not there."""
-    place = Path(tempfile.gettempdir()) / f"warpup-released-{os.getuid()}" / f"{project}-{version}"
+    # The user's own folder: what lies there is run, and a common temporary folder is open to others.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    place = cache / "warpup-released" / f"{project}-{version}"
     place.mkdir(parents=True, exist_ok=True)
     with open(place.parent / f"{place.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other workers wait for the one that fetches
@@ -47,7 +49,8 @@ def _fetched(project: str, version: str, folder: str) -> tuple[Path, str]:
                 for member in wheel.infolist():
                     member.filename = member.filename.rpartition(".data/purelib/")[2]  # of a wheel with a compiled tag
                     if member.filename.startswith(f"{folder}/") and member.filename.endswith(".py"):
-                        wheel.extract(member, place)
+                        wheel.extract(member, wheels)
+            (Path(wheels) / folder).rename(place / folder)  # whole or not at all
     return place, ""
 
 

@@ -93,6 +93,21 @@ def test_tokens_of_a_group():
     assert [batch.prompts.ids.shape for batch in batches] == [(1, 40)] * len(batches)
 
 
+def padded(batches):
+    """Tokens that go through the model."""
+    return sum(b.inputs.numel() + (b.prompts.ids.numel() if b.prompts else 0) for b in batches)
+
+
+def test_rows_lie_by_prompt_or_by_length_whichever_leaves_less():
+    """Long prompts, lengths that differ: a prompt's rows side by side. Short prompts: rows of one length."""
+    lengths = [40, 36, 3, 38, 34, 4]
+    for prompt, by_prompt in (([5] * 60, True), ([5], False)):
+        pairs = [([*prompt, 6 + n // 3], [7] * length) for n, length in enumerate(lengths)]
+        batches = list(micro_batches(pairs, range(6), 0, 200, share=True))
+        assert padded(batches) <= padded(micro_batches(pairs, range(6), 0, 200))
+        assert all(len({row // 3 for row in b.rows}) == 1 for b in batches) == by_prompt
+
+
 def test_prompts_of_their_own_are_not_shared():
     pairs = [([n], [6, 7]) for n in range(5, 9)]
     assert [batch.prompts for batch in micro_batches(pairs, range(4), 0, 1000, share=True)] == [None]
