@@ -49,6 +49,21 @@ def test_free_memory_is_some_of_this_machine():
     assert free is None or 2**20 < free < 2**50
 
 
+@pytest.mark.parametrize(
+    ("folder", "limit", "used"), [(".", "max", "current"), ("memory", "limit_in_bytes", "usage_in_bytes")]
+)
+def test_a_control_group_bounds_it(tmp_path, folder, limit, used):
+    """Of both versions; what its files in memory take would give way, and does not count."""
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    (place / f"memory.{limit}").write_text("3000000\n")
+    (place / f"memory.{used}").write_text("2500000\n")
+    (place / "memory.stat").write_text("anon 7\nactive_file 100000\ninactive_file 20000\n")
+    assert free_memory(torch.device("cpu"), tmp_path) == 620_000
+    (place / f"memory.{limit}").write_text("max\n")
+    assert free_memory(torch.device("cpu"), tmp_path) != 620_000
+
+
 @pytest.mark.parametrize("stage", [warmup, rlvr])
 def test_a_run_goes_on_with_the_number_it_began_with(tmp_path, monkeypatch, stage):
     """A machine with less to spare cuts the steps in other places, which would change the last bits."""

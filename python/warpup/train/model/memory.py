@@ -57,7 +57,7 @@ def bytes_of_a_token(model: nn.Module, dtype: torch.dtype | None = None) -> floa
     return found
 
 
-def free_memory(device: torch.device) -> int | None:
+def free_memory(device: torch.device, group: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Bytes that may still be taken: of a GPU, of this machine, of the control group that the process is in. None where
     the system does not tell."""
     if device.type == "cuda":
@@ -70,10 +70,11 @@ def free_memory(device: torch.device) -> int | None:
         if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
             return None
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)  # of all there is, half
-    group = Path("/sys/fs/cgroup")
     for limit, used in (("max", "current"), ("limit_in_bytes", "usage_in_bytes")):  # of version 2, and 1
         try:
-            found.append(int((group / f"memory.{limit}").read_text()) - int((group / f"memory.{used}").read_text()))
-        except (OSError, ValueError):  # no such files, or no limit
+            room = int((group / f"memory.{limit}").read_text()) - int((group / f"memory.{used}").read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            found.append(room + int(stat["active_file"]) + int(stat["inactive_file"]))  # files that were read give way
+        except (OSError, ValueError, KeyError):  # no such files, or no limit
             group = group / "memory"
     return min(found)
