@@ -26,13 +26,20 @@ def number(completion: str, example: Mapping[str, Any], *, tolerance: float = 0.
 
     Numbers are compared exactly: 72, "72.", "$72.00", "#### 72" and 144/2 are one number, -72 and 720 are others. Read
     are signs, thousands with commas, decimals, exponents (1e3), fractions and mixed numbers (2 1/2, \\frac{5}{2}); the
-    digits of x2, cm^2 and the like are none. tolerance: largest difference, as a share of the known number.
+    digits of x2, cm^2 and the like are none. 5% is both 5 and .05. Units are not compared: 5 m is 5 cm. tolerance:
+    largest difference, as a share of the known number.
     Raises ValueError if the example's answer holds no number.
     """
-    wanted, found = last_number(known_answer(example)), last_number(final_answer(completion))
+    known, said = known_answer(example), final_answer(completion)
+    wanted, found = last_number(known), last_number(said)
     if wanted is None:
         raise ValueError(f"answer: expected a number, got {example['answer']!r}")
-    return Grade.of(found is not None and abs(found - wanted) <= abs(wanted) * Fraction(tolerance))
+    if found is None:
+        return Grade.of(False)
+    read = [found]
+    if is_percent(said) != is_percent(known):
+        read.append(found / 100 if is_percent(said) else found * 100)
+    return Grade.of(any(abs(one - wanted) <= abs(wanted) * Fraction(tolerance) for one in read))
 
 
 def exact(completion: str, example: Mapping[str, Any]) -> Grade:
@@ -56,7 +63,12 @@ def final_answer(completion: str) -> str:
         text = text.rpartition("<answer>")[2].partition("</answer>")[0]
     if r"\boxed{" in text:
         text = _braced(text.rpartition(r"\boxed{")[2])
-    return text.rpartition("####")[2].strip()
+    return unadorned(text.rpartition("####")[2])
+
+
+def unadorned(text: str) -> str:
+    """The text without white space around it, and without Markdown's bold, italics or code around all of it."""
+    return re.sub(r"^(\*\*?|__?|`)([^*_`]+)\1(\.?)$", r"\2\3", text.strip())
 
 
 def is_marked(completion: str) -> bool:
@@ -75,24 +87,21 @@ def known_answer(example: Mapping[str, Any]) -> str:
 
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+UNIT = "(?:[kcm]m|[km]g|ml)"  # written to a number without a space between them; 3x and 2nd are no numbers
 _NUMBER = re.compile(
     rf"""(?<![\w.^\\])            # no part of a word, of another number, or of a power
     (?P<sign>(?<![\w)\]}}])[-+])?(?:\$\s?(?P<inner_sign>-)?)?   # 7-4 holds no minus 4; -$5 and $-5 are -5
     (?:(?P<whole>\d+)\s+(?=\d+/\d))?         # 2 1/2
     (?P<value>{_DIGITS})(?:[eE](?P<exponent>[-+]?\d{{1,3}}))?
-    (?:\s?/\s?(?P<below>\d+))?(?!\w|\.\d)""",
+    (?:\s?/\s?(?P<below>\d+))?(?:(?!\w|\.\d)|(?={UNIT}\b))
+    (?P<percent>\s?(?:\\?%|percent\b|per\ cent\b))?""",
     re.VERBOSE,
 )
 
 
 def last_number(text: str) -> Fraction | None:
-    """The last number of a text, exactly, or None."""
-    text = text.replace("\N{MINUS SIGN}", "-").replace(r"\$", "$")
-    text = re.sub(r"(?<=\d)(?:\{,\}|\\,|\\!)(?=\d)", "", re.sub(r"(?<=\d),\\!(?=\d{3})", "", text))
-    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2 ", re.sub(r"(?<=\d)(?=\\[dt]?frac)", " ", text))
-    found = None
-    for found in _NUMBER.finditer(text):  # noqa: B007  the last one is meant
-        pass
+    """The last number of a text, exactly, or None. Of a percentage the number before the sign."""
+    found = _last(text)
     if found is None:
         return None
     try:
@@ -101,6 +110,30 @@ def last_number(text: str) -> Fraction | None:
     except (ValueError, ZeroDivisionError):  # thousands of digits; nothing over 0
         return None
     return -value if "-" in (found["sign"], found["inner_sign"]) else value
+
+
+def is_percent(text: str) -> bool:
+    """Whether the last number of a text is a percentage."""
+    found = _last(text)
+    return found is not None and found["percent"] is not None
+
+
+# Between the digits of one number: what TeX and typographers write for a comma.
+SEPARATORS = r"(?:\{,\}|\\,|\\!|,\\!|['\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}](?=\d{3}(?!\d)))"
+
+
+def _last(text: str) -> re.Match | None:
+    """The last number in the spelling of `_NUMBER`."""
+    text = re.sub("[\N{MINUS SIGN}\N{EN DASH}]", "-", text).replace(r"\$", "$")
+    text = re.sub(rf"(?<=\d){SEPARATORS}(?=\d)", "", text)
+    text = re.sub(r"\\[dt]?frac", r"\\frac", text)
+    text = re.sub(r"\\frac\s?(\d)(\d)(?!\d)", r"\\frac{\1}{\2}", text)  # TeX's arguments of one digit
+    text = re.sub(r"\\frac\{-(\d+)\}\{(\d+)\}", r"-\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac\{(\d+)\}\{(\d+)\}", r"\1/\2 ", re.sub(r"(?<=\d)(?=\\frac)", " ", text))
+    found = None
+    for found in _NUMBER.finditer(text):  # noqa: B007  the last one is meant
+        pass
+    return found
 
 
 def _folded(text: str) -> str:

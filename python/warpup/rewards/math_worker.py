@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from math_verify import parse, verify
 
+from .answers import SEPARATORS, UNIT
+
 MEMORY = 4 << 30  # bytes that the process may take
 
 resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -35,9 +37,11 @@ def compare(answer: str, known: str) -> Comparison:
 
 def plain(text: str) -> str:
     """An expression in the spelling that math-verify reads as it is meant: it takes 2 1/2 for 3/2 and 1e3 for 1 times e
-    times 3."""
-    text = text.strip().removesuffix(".").replace("\N{MINUS SIGN}", "-")
-    text = re.sub(r"(?<=\d)(?:,?\\!|\{,\}|\\,)(?=\d)", "", text)
+    times 3, and a unit's power for one of the number."""
+    text = re.sub("^\N{EN DASH}", "-", text.strip().removesuffix(".").replace("\N{MINUS SIGN}", "-"))
+    text = re.sub(r"^([-+]?)[€£]\s?(?=\d)", r"\1", text)
+    text = re.sub(rf"(?<=\d)\s?(?:{UNIT}|m)(?:\^\{{?[23]\}}?|[²³])$", "", text)
+    text = re.sub(rf"(?<=\d){SEPARATORS}(?=\d)", "", text)
     mixed = re.compile(r"(?<![\w.)])(\d+)\s+(\d+)/(\d+)(?![\w.(])")
     text = mixed.sub(lambda m: f"({int(m[1]) * int(m[3]) + int(m[2])})/{m[3]}", text)
     text = re.sub(r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]([-+]?\d+)(?!\w)", r"\1 \\times 10^{\2}", text)

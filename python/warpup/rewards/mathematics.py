@@ -31,7 +31,7 @@ def same(answer: str, known: str, *, timeout: float = 5.0) -> bool | None:
     """Whether two expressions are the same; None if there is none in `answer`. Errors as `math_verify`."""
     if importlib.util.find_spec("math_verify") is None:
         raise ImportError("this needs the package math-verify: pip install math-verify")
-    outcome = call("warpup.rewards.math_worker:compare", answer, known, timeout)
+    outcome = call("warpup.rewards.math_worker:compare", final_answer(answer), known, timeout)
     if outcome is None:
         return False
     if outcome.correct == 0:  # see `compare`
