@@ -6,15 +6,29 @@ import json
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MambaConfig, MambaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, log_of, rlvr, same, warmup, weights
+from tests.support.mixtures import mixture_of
+from tests.support.tiny import (
+    EXAMPLES,
+    TOKENIZER,
+    Killed,
+    gpt2,
+    killer,
+    llama,
+    log_of,
+    mixture,
+    rlvr,
+    same,
+    warmup,
+    weights,
+)
 from warpup.train import Recipe, TrainError, evaluate, load_model, newest_model
 from warpup.train.config import TrainConfig
 from warpup.train.model.heads import Head
 from warpup.train.model.load_model import start_model
-from warpup.train.model.lora import LoRA, add_adapters, add_before_rounding, merged
+from warpup.train.model.lora import LoRA, add_adapters, add_before_rounding, describe_reach, merged, reach
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -194,3 +208,51 @@ def test_merged_weights_keep_a_small_delta():
     assert change.dtype == torch.float32
     assert float(change.norm() / base.norm()) == pytest.approx(1e-4, rel=0.3)
     assert adapted.get_base_model()[0].base_layer.weight.dtype == torch.bfloat16
+
+
+def test_layers_of_gpt2_are_reached_by_name():
+    """They are Conv1D, not Linear."""
+    model = add_adapters(gpt2(), LoRA(r=2, targets=("c_attn",)))
+    assert reach(model)[0] == {"attn.c_attn": 2}
+    assert "adapters on 2 x attn.c_attn; none on transformer.wte (" in describe_reach(model)
+
+
+def test_what_has_no_adapter_is_said():
+    """Of a mixture by peft: here the shared experts but not the fused ones, there the fused ones but neither the dense
+    layer nor the shared experts."""
+    got, left = reach(add_adapters(mixture(), LoRA(r=2)))
+    assert got["shared_expert.gate_proj"] == got["self_attn.q_proj"] == 2
+    assert "experts.gate_up_proj" in left
+    assert not got & left
+    got, left = reach(add_adapters(mixture_of("deepseek_v3"), LoRA(r=2)))
+    assert got["experts.gate_up_proj"] == 1
+    assert left["mlp.gate_proj"] == left["mlp.up_proj"] == 16 * 24
+    assert left["shared_experts.down_proj"] == 16 * 12
+    with pytest.raises(TrainError, match="lora: peft refuses this model: Cannot convert PEFT target"):
+        add_adapters(mixture_of("deepseek_v3"), LoRA(r=2, targets=("gate_proj",)))
+
+
+def test_a_model_that_peft_refuses():
+    config = MambaConfig(vocab_size=31, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(TrainError, match=r"lora: peft refuses this model: .*incompatible with Mamba"):
+        add_adapters(MambaForCausalLM(config), LoRA(r=2))
+
+
+@pytest.mark.parametrize(
+    "make", [gpt2, mixture, lambda: mixture_of("qwen3_moe"), lambda: llama(tie_word_embeddings=True)]
+)
+def test_merged_logits_are_those_beside_the_weights(make):
+    """Fused experts, convolutions, a tied output layer; after their adapters have become something."""
+    torch.manual_seed(0)
+    model = add_adapters(make(), LoRA(r=2)).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    base = model(ids).logits
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.05)
+    beside = model(ids).logits
+    torch.testing.assert_close(merged(model)(ids).logits, beside, rtol=1e-4, atol=1e-5)
+    assert float((beside - base).detach().abs().max()) > 1e-3
+    beside.logsumexp(-1).sum().backward()
+    silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not silent

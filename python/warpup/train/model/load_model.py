@@ -1,6 +1,7 @@
 """Saved models: the newest of a run, and loading one with its tokenizer."""
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from .. import checkpoint
 from ..errors import TrainError
 from ..run_config import seed_everything
-from .lora import add_adapters, add_before_rounding, is_adapted, peft
+from .lora import add_adapters, add_before_rounding, describe_reach, is_adapted, peft
 from .precision import autocast_dtype, in_bfloat16
 from .tokens import check_tokenizer
 
@@ -90,6 +91,7 @@ def start_model(config):
         if autocast_dtype(config.dtype, model):
             in_bfloat16(model)
         model = add_adapters(model, config.lora)
+        print(f"lora: {describe_reach(model)} of the weights", file=sys.stderr)
     elif config.weights == "bfloat16":
         if is_adapted(model):
             raise TrainError(f"weights: {config.model} has adapters, which stay float32; leave it out")

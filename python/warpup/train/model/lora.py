@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import TrainError
 
@@ -52,7 +54,7 @@ def add_adapters(model, settings: LoRA):
     layer whose weight another one shares (a tied output layer: peft would change both)."""
     settings.check()
     library = peft()
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]  # GPT-2 has Conv1D
     tied = tied_names(model)
     for target in settings.targets:
         if target in tied:
@@ -67,12 +69,42 @@ def add_adapters(model, settings: LoRA):
         target_modules=list(settings.targets) or "all-linear",
         task_type="CAUSAL_LM",
     )
-    adapted = library.get_peft_model(model, config)
-    reached = adapted.targeted_module_names
+    try:
+        adapted = library.get_peft_model(model, config)
+    except ValueError as error:  # such as layers of Mamba, whose kernels read the weights themselves
+        raise TrainError(f"lora: peft refuses this model: {' '.join(str(error).split())}") from error
     for target in settings.targets:
-        if not any(name == target or name.endswith(f".{target}") for name in reached):
-            raise TrainError(f"lora.targets: peft put no adapter on {target!r}; reached are {', '.join(reached)}")
+        if not any(name == target or name.endswith(f".{target}") for name in adapted.targeted_module_names):
+            reached, _ = reach(adapted)
+            raise TrainError(
+                f"lora.targets: peft put no adapter on {target!r}, but on {', '.join(reached) or 'nothing'}; on some "
+                "mixtures such a name means the fused experts alone"
+            )
     return add_before_rounding(adapted)
+
+
+def reach(adapted) -> tuple[Counter[str], Counter[str]]:
+    """What of a model has adapters and what not: how often layers of a name, such as self_attn.q_proj, got one; and of
+    the weight matrices without one, how many weights they have under each name."""
+
+    def short(name: str) -> str:
+        parts = [part for part in name.split(".") if not part.isdigit() and part not in ("base_layer", "weight")]
+        return ".".join(parts[-2:])
+
+    got = Counter(map(short, [*adapted.targeted_module_names, *getattr(adapted, "targeted_parameter_names", ())]))
+    left: Counter[str] = Counter()
+    for name, weight in adapted.get_base_model().named_parameters():
+        if weight.ndim > 1 and "lora_" not in name and ".base_layer." not in name:
+            left[short(name)] += weight.numel()
+    return got, left
+
+
+def describe_reach(adapted) -> str:
+    """`reach` as one line."""
+    got, left = reach(adapted)
+    total = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" not in name)
+    on = ", ".join(f"{count} x {name}" for name, count in got.items())
+    return f"adapters on {on}; none on " + ", ".join(f"{name} ({n / total:.0%})" for name, n in left.items())
 
 
 def add_before_rounding(model):
