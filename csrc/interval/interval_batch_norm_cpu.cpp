@@ -132,10 +132,11 @@ void forward_segment(const IntervalBatchNormArgs<T>& args, const Segment& at, bo
   }
   if constexpr (!std::is_same_v<T, Acc>) {
     if (args.sound) {
-      T rounded[2][kBlock];
-      round_sound_boxes<T>(c, r, n, rounded[0], rounded[1]);
-      put(rounded[0], n, args.out_center + at.begin, streamed);
-      put(rounded[1], n, args.out_radius + at.begin, streamed);
+      T rounded[kBlock];
+      narrow(c, n, rounded), widen(rounded, n, wide[0]);
+      sound_radii<T>(c, r, wide[0], n, wide[1]);
+      put(rounded, n, args.out_center + at.begin, streamed);
+      put_rounded(wide[1], n, args.out_radius + at.begin, streamed);
     }
   }
   if (std::is_same_v<T, Acc> || !args.sound) {

@@ -67,12 +67,9 @@ WARPUP_CLONES void relu_boxes(const Acc* c, const Acc* r, int64_t n, Acc* yc, Ac
 }
 
 template <class T>
-WARPUP_CLONES void round_sound_boxes(const acc_t<T>* c, const acc_t<T>* r, int64_t n, T* to_c, T* to_r) {
+WARPUP_CLONES void sound_radii(const acc_t<T>* c, const acc_t<T>* r, const acc_t<T>* rounded, int64_t n, acc_t<T>* to) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const auto y = sound_box<T>(c[i], r[i]);
-    to_c[i] = y.center, to_r[i] = y.radius;
-  }
+  for (int64_t i = 0; i < n; ++i) to[i] = sound_radius<T>(c[i], r[i], rounded[i]);
 }
 
 template <class Acc, int kStep, bool kRelu>

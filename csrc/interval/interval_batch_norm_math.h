@@ -59,14 +59,19 @@ WARPUP_HD Box<Acc> relu_box(Acc c, Acc r, bool sound) {
   return {choose(active, c, half), choose(active, r, half)};
 }
 
-// A sound result rounded to a 16-bit T: the center's rounding (exact: both have its leading digits) goes into the
-// radius, which is rounded up.
+// The radius of a sound result whose center c is rounded to a 16-bit T: that rounding goes into it (exactly: both have
+// c's leading digits), and it is so wide that its own rounding to T cannot make it too small.
+template <class T>
+WARPUP_HD acc_t<T> sound_radius(acc_t<T> c, acc_t<T> r, acc_t<T> rounded) {
+  using Acc = acc_t<T>;
+  const Acc off = magnitude(c - rounded);
+  return choose(r == 0 && off == 0, Acc(0), above<T>(above<Acc>(r + off)));
+}
+
 template <class T>
 WARPUP_HD Box<T> sound_box(acc_t<T> c, acc_t<T> r) {
-  using Acc = acc_t<T>;
   const T rounded = store<T>(c);
-  const Acc off = magnitude(c - load(rounded)), wider = above<T>(above<Acc>(r + off));
-  return {rounded, store<T>(choose(r == 0 && off == 0, Acc(0), wider))};
+  return {rounded, store<T>(sound_radius<T>(c, r, load(rounded)))};
 }
 
 // The gradient before the ReLU of the box y, from g after it. `added` (or null) as in IntervalBatchNormBackwardArgs.

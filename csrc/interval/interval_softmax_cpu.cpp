@@ -40,48 +40,62 @@ struct InOrder {
   }
 };
 
+// The first place where x is `value`, which is there. Pieces are looked at as a whole before one is searched.
+template <class Acc>
+WARPUP_HD int64_t place_of(Acc value, const Acc* x, int64_t n) {
+  constexpr int64_t kPiece = 64;
+  for (int64_t begin = 0;; begin += kPiece) {
+    const int64_t end = begin + kPiece < n ? begin + kPiece : n;
+    int here = 0;
+#pragma omp simd reduction(| : here)
+    for (int64_t j = begin; j < end; ++j) here |= x[j] == value;
+    if (here || end == n) return std::find(x + begin, x + end, value) - x;
+  }
+}
+
+// What the elements of x compete with, and the term of each in it.
 struct Compete {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* x, int64_t n, Competition<Acc>* out) {
+  WARPUP_HD static void run(const Acc* x, int64_t n, Competition<Acc>* out, Acc* terms) {
     Acc max = -kInf<Acc>, second = -kInf<Acc>;
 #pragma omp simd reduction(largest : max)
     for (int64_t j = 0; j < n; ++j) max = x[j] > max ? x[j] : max;
-    const int64_t at = max > -kInf<Acc> ? std::find(x, x + n, max) - x : -1;
+    const int64_t at = max > -kInf<Acc> ? place_of(max, x, n) : -1;
 #pragma omp simd reduction(largest : second)
     for (int64_t j = 0; j < n; ++j) second = j != at && x[j] > second ? x[j] : second;
     Competition<Acc> all(Largest<Acc>{max, second, at});
     Acc rest = 0;
 #pragma omp simd reduction(+ : rest)
-    for (int64_t j = 0; j < n; ++j) rest += all.term(x[j], j);
+    for (int64_t j = 0; j < n; ++j) rest += terms[j] = all.term(x[j], j);
     all.rest = rest;
     *out = all;
   }
 };
 
-struct Shares {
+struct Shares {  // in the place of the terms
   template <class Acc>
-  WARPUP_HD static void run(const Acc* own, const Acc* x, int64_t n, const Competition<Acc>* all, Acc* out) {
+  WARPUP_HD static void run(const Acc* own, int64_t n, const Competition<Acc>* all, Acc* out) {
     const Competition<Acc> local = *all;
     if (local.empty()) {
       for (int64_t j = 0; j < n; ++j) out[j] = local.uncontested(own[j]);
       return;
     }
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) out[j] = local.share(own[j], x[j], j).value;
+    for (int64_t j = 0; j < n; ++j) out[j] = local.share(own[j], out[j], j).value;
   }
 };
 
-// d_own += the gradient of own, d_x += that of x; `part` is scratch.
+// d_own += the gradient of own, d_x += that of x, whose terms are given; `part` is scratch.
 struct ShareGradients {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* own, const Acc* x, const Acc* grad, int64_t n, const Competition<Acc>* all,
+  WARPUP_HD static void run(const Acc* own, const Acc* terms, const Acc* grad, int64_t n, const Competition<Acc>* all,
                             Acc* part, Acc* d_own, Acc* d_x) {
     const Competition<Acc> local = *all;
     if (local.empty()) return;
     Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < n; ++j) {
-      const Share<Acc> s = local.share(own[j], x[j], j);
+      const Share<Acc> s = local.share(own[j], terms[j], j);
       const Acc g = grad[j] * s.value * s.complement;
       d_own[j] += g;
       part[j] = j == local.at ? Acc(0) : g / s.others;
@@ -89,11 +103,11 @@ struct ShareGradients {
     }
     Acc top = 0;
     if (local.at >= 0 && local.rest != 0) {
-      const Share<Acc> s = local.share(own[local.at], x[local.at], local.at);
+      const Share<Acc> s = local.share(own[local.at], Acc(0), local.at);
       top = grad[local.at] * s.value * s.complement / local.rest;
     }
 #pragma omp simd
-    for (int64_t j = 0; j < n; ++j) d_x[j] -= local.term(x[j], j) * (local.ratio * (sum - part[j]) + top);
+    for (int64_t j = 0; j < n; ++j) d_x[j] -= terms[j] * (local.ratio * (sum - part[j]) + top);
     if (local.at >= 0) d_x[local.at] -= sum;
   }
 };
@@ -115,9 +129,9 @@ void interval_softmax_cpu(const IntervalSoftmaxArgs<T>& args) {
       // The ends of the boxes, and what they compete with: a lower bound with the others' upper ends.
       Competition<Acc> high{Largest<Acc>{}}, low{Largest<Acc>{}};
       run_loop<Ends>(in_block(args.center, at, n, lower), in_block(args.radius, at, n, upper), n, l, u);
-      run_loop<Compete>(u, n, &high), run_loop<Compete>(l, n, &low);
+      run_loop<Compete>(u, n, &high, lower), run_loop<Compete>(l, n, &low, upper);
       // The probabilities' bounds, and their boxes.
-      run_loop<Shares>(l, u, n, &high, lower), run_loop<Shares>(u, l, n, &low, upper);
+      run_loop<Shares>(l, n, &high, lower), run_loop<Shares>(u, n, &low, upper);
       run_loop<InOrder>(l, u, n, lower, upper);
       Acc *c = out_block(args.out_center + at, lower), *r = out_block(args.out_radius + at, upper);
       run_loop<BoxesOfEnds>(lower, upper, n, c, r);
@@ -132,19 +146,20 @@ void interval_softmax_backward_cpu(const IntervalSoftmaxBackwardArgs<T>& args) {
   const IntervalSoftmaxArgs<T>& f = args.forward;
   const int64_t n = f.n;
   parallel_for(0, f.rows, rows_at_once(n), [&](int64_t first, int64_t last) {
-    std::vector<Acc> buffer(7 * n);
-    Acc *l = buffer.data(), *u = l + n, *g_low = u + n, *g_high = g_low + n, *part = g_high + n, *d_l = part + n;
-    Acc* d_u = d_l + n;
+    std::vector<Acc> buffer(8 * n);
+    Acc *l = buffer.data(), *u = l + n, *g_low = u + n, *g_high = g_low + n, *part = g_high + n, *terms = part + n;
+    Acc *d_l = terms + n, *d_u = d_l + n;
     for (int64_t at = first * n; at < last * n; at += n) {
       // As in the forward; the gradients of the bounds are twice those of center and radius, undone in the end.
       Competition<Acc> high{Largest<Acc>{}}, low{Largest<Acc>{}};
       run_loop<Ends>(in_block(f.center, at, n, d_l), in_block(f.radius, at, n, d_u), n, l, u);
       run_loop<Ends>(in_block(args.grad_out_center, at, n, d_l), in_block(args.grad_out_radius, at, n, d_u), n, g_low,
                      g_high);
-      run_loop<Compete>(u, n, &high), run_loop<Compete>(l, n, &low);
       std::fill(d_l, d_l + 2 * n, Acc(0));
-      run_loop<ShareGradients>(l, u, g_low, n, &high, part, d_l, d_u);
-      run_loop<ShareGradients>(u, l, g_high, n, &low, part, d_u, d_l);
+      run_loop<Compete>(u, n, &high, terms);
+      run_loop<ShareGradients>(l, terms, g_low, n, &high, part, d_l, d_u);
+      run_loop<Compete>(l, n, &low, terms);
+      run_loop<ShareGradients>(u, terms, g_high, n, &low, part, d_u, d_l);
       Acc *c = out_block(args.grad_center + at, d_l), *r = out_block(args.grad_radius + at, d_u);
       run_loop<BoxesOfEnds>(d_l, d_u, n, c, r);
       settle(c, n, args.grad_center + at), settle(r, n, args.grad_radius + at);

@@ -52,9 +52,9 @@ __global__ __launch_bounds__(kThreads) void interval_softmax_kernel(const Interv
   const Competition<Acc> high = compete(u, args.n), low = compete(l, args.n);
   for (int64_t j = threadIdx.x; j < args.n; j += kThreads) {
     const Acc below = l[j], above = u[j];
-    const Acc upper = low.empty() ? low.uncontested(above) : low.share(above, below, j).value;
+    const Acc upper = low.empty() ? low.uncontested(above) : low.share(above, low.term(below, j), j).value;
     const Acc share =
-        high.empty() ? Acc(0) : high.share(below, above, j).value;  // empty: a box's lower ends are -inf, too
+        high.empty() ? Acc(0) : high.share(below, high.term(above, j), j).value;  // empty: a box's lower ends are -inf, too
     const Acc lower = in_order(below, above, share, upper);
     args.out_center[at + j] = store<T>((lower + upper) / 2);
     args.out_radius[at + j] = store<T>((upper - lower) / 2);
@@ -70,7 +70,7 @@ struct SharesGradient {
   Acc sum = 0, top = 0;
 
   __device__ Acc of_own(int64_t j, Acc* part) const {
-    const Share<Acc> s = all.share(own[j], x[j], j);
+    const Share<Acc> s = all.share(own[j], all.term(x[j], j), j);
     const Acc g = grad[j] / 2 * s.value * s.complement;
     *part = j == all.at ? Acc(0) : g / s.others;
     return g;

@@ -35,9 +35,9 @@ struct Competition {
   WARPUP_HD Acc uncontested(Acc own) const { return own == -kInf<Acc> ? Acc(0) : Acc(1); }  // where empty()
   WARPUP_HD Acc term(Acc x, int64_t j) const { return j == at ? Acc(0) : exp_neg(x - second); }
 
-  WARPUP_HD Share<Acc> share(Acc own, Acc x, int64_t i) const {
+  WARPUP_HD Share<Acc> share(Acc own, Acc term, int64_t i) const {  // term: term(x, i)
     const bool top = i == at;
-    const Acc others = top ? rest : 1 + (rest - term(x, i)) * ratio;
+    const Acc others = top ? rest : 1 + (rest - term) * ratio;
     const Acc a = own - (top ? second : max), t = exp_neg(a < 0 ? a : -a);
     const Acc part = a < 0 ? t : Acc(1), against = a < 0 ? others : others * t, sum = part + against;
     return others == 0 ? Share<Acc>{1, 0, 0} : Share<Acc>{part / sum, against / sum, others};

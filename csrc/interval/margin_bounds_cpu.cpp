@@ -105,15 +105,25 @@ void margin_bounds_cpu(const MarginBoundsArgs<T>& args) {
   });
 }
 
+// Vectors as wide as this file's instruction set has them: of wider ones g++ makes a comparison or a choice one element
+// at a time.
+#if defined(__AVX512F__)
+constexpr int64_t kVectorBytes = 64;
+#elif defined(__AVX__)
+constexpr int64_t kVectorBytes = 32;
+#else
+constexpr int64_t kVectorBytes = 16;
+#endif
+
 // A tile is two vectors wide: what a sample adds up over the classes stays in registers.
 template <class Acc>
-inline constexpr int64_t kMarginTile = 128 / sizeof(Acc);
+inline constexpr int64_t kMarginTile = 2 * kVectorBytes / sizeof(Acc);
 
 // One sample's part in a tile of columns; weight and grad_weight [classes, kMarginTile]; box = c, r; grads = dc, dr.
 template <class Acc>
 WARPUP_CLONES void margin_tile(const Acc* weight, int64_t classes, int64_t y, const Acc* grad_bounds, const Acc* box,
                                Acc* grad_weight, Acc* grads) {
-  typedef Acc Lanes __attribute__((vector_size(64)));
+  typedef Acc Lanes __attribute__((vector_size(kVectorBytes)));
   constexpr int64_t kTile = kMarginTile<Acc>, kLanes = kTile / 2;
   Lanes own[2], c[2], r[2], dc[2] = {}, dr[2] = {}, total[2] = {};
   __builtin_memcpy(own, weight + y * kTile, sizeof own);
