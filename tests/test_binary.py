@@ -1,6 +1,8 @@
-"""The three libraries: what they link, what they carry, which ABI they stand on; and what the sources may include."""
+"""The four libraries: what they link, what they carry, which ABI they stand on; and what the sources may include."""
 
 import importlib.metadata
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -10,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, build
-from warpup import _native
+from warpup import _cpu, _native
 
 ARRAYS = Path(_native.arrays.__file__)
 KERNELS = ARRAYS.with_name("libwarpup_kernels.so")
+CPU = [ARRAYS.with_name("libwarpup_cpu.so"), *sorted(ARRAYS.parent.glob("glibc-hwcaps/*/libwarpup_cpu.so"))]
 
 
 def output_of(*command) -> str:
@@ -59,7 +62,7 @@ def test_ops_library_is_python_agnostic_and_needs_no_cudart():
     ]
 
 
-@pytest.mark.parametrize("library", [ARRAYS, KERNELS], ids=["arrays", "kernels"])
+@pytest.mark.parametrize("library", [ARRAYS, KERNELS, *CPU], ids=lambda path: path.name)
 def test_only_the_ops_library_links_torch(library):
     assert not [name for name in needed(library) if re.match(r"libtorch|libc10|libcudart|libcuda\.|libpython", name)]
 
@@ -71,18 +74,58 @@ def test_kernels_are_linked_once(library):
     assert library.stat().st_size < KERNELS.stat().st_size / 2
 
 
-def test_kernels_export_nothing_but_warpup():
-    names = exported(KERNELS)
+@pytest.mark.parametrize("library", [KERNELS, *CPU], ids=lambda path: path.name)
+def test_kernels_export_nothing_but_warpup(library):
+    names = exported(library)
     assert names
     assert not [name for name in names if "warpup::" not in name]
 
 
-@pytest.mark.parametrize("library", [_native.OPS_LIBRARY, ARRAYS, KERNELS], ids=["ops", "arrays", "kernels"])
+@pytest.mark.parametrize("library", [_native.OPS_LIBRARY, ARRAYS, KERNELS, *CPU], ids=lambda path: path.name)
 def test_no_build_paths(library):
     """Error messages of torch's headers carry __FILE__."""
     carried = {path for path in (str(ROOT), str(Path.home()), sys.prefix) if len(path) > 5}
     text = library.read_bytes()
     assert not [path for path in carried if path.encode() in text]
+
+
+def test_instruction_sets():
+    """Each library is compiled for its own, and exports what the others do."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("one for all on this machine")
+    assert [path.parent.name for path in CPU[1:]] == ["x86-64-v3", "x86-64-v4"]
+    functions = [{name for name in exported(path) if re.match(r"T warpup::\w+_cpu\(", name)} for path in CPU]
+    assert functions[0]
+    assert functions[0] == functions[1] == functions[2]
+    zmm, ymm = ({path for path in CPU if register in output_of("objdump", "-d", path)} for register in ("zmm", "ymm"))
+    assert ymm >= set(CPU[1:])  # files for one instruction set alone choose at run time, in each of the libraries
+    assert CPU[2] in zmm
+
+
+def under_level(level: str, code: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "WARPUP_CPU": level}
+    return subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True)
+
+
+def test_a_level_is_forced():
+    """WARPUP_CPU chooses the library; what it may not be is said with what it may."""
+    say = "from warpup import arrays; print(arrays.build_info()['cpu'])"
+    levels = _cpu.levels()
+    for level in levels:
+        assert under_level(level, say).stdout.startswith(level), level
+    refused = under_level("pentium", say)
+    assert refused.returncode != 0
+    assert "WARPUP_CPU=pentium" in refused.stderr
+    assert all(level in refused.stderr for level in levels)
+
+
+def test_the_loader_takes_the_best_level():
+    levels = _cpu.levels()
+    if not levels:
+        pytest.skip("one for all on this machine")
+    if "WARPUP_CPU" in os.environ:
+        pytest.skip("one is forced")
+    assert _native.arrays.build_info()["cpu"].startswith(list(levels)[-1])
 
 
 def test_version():

@@ -24,5 +24,5 @@ for python in "${@:-python3}"; do
 done
 for wheel in "$work"/wheels/*.whl; do
   auditwheel repair --plat auto -w "$folder" "$wheel" \
-    --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp.so.1' --exclude libwarpup_kernels.so
+    --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp.so.1' --exclude libwarpup_kernels.so --exclude libwarpup_cpu.so
 done

@@ -10,7 +10,7 @@ namespace warpup {
 
 // The elements that count, moved together: what follows then needs no mask, and NaN in what is left out cannot spread.
 template <class T>
-WARPUP_CLONES int64_t gather(const MaskedMomentsArgs<T>& args, int64_t begin, int64_t end, T* kept) {
+WARPUP_LOOP int64_t gather(const MaskedMomentsArgs<T>& args, int64_t begin, int64_t end, T* kept) {
   int64_t n = 0;
   for (int64_t i = begin; i < end; ++i) {
     kept[n] = args.x[i];
@@ -20,7 +20,7 @@ WARPUP_CLONES int64_t gather(const MaskedMomentsArgs<T>& args, int64_t begin, in
 }
 
 template <class T>
-WARPUP_CLONES void chunk_moments(const T* x, int64_t n, Moments* out) {
+WARPUP_LOOP void chunk_moments(const T* x, int64_t n, Moments* out) {
   if (n == 0) return;
   T sum = 0, max = x[0], min = x[0];
 #pragma omp simd reduction(+ : sum) reduction(largest : max) reduction(smallest : min)
@@ -60,8 +60,7 @@ void masked_moments_cpu(const MaskedMomentsArgs<T>& args) {
 }
 
 template <class T>
-WARPUP_CLONES void whiten(const MaskedWhitenArgs<T>& args, T high, T low, T factor, T shift, int64_t begin,
-                          int64_t end) {
+WARPUP_LOOP void whiten(const MaskedWhitenArgs<T>& args, T high, T low, T factor, T shift, int64_t begin, int64_t end) {
   const T* x = args.of.x;
   const uint8_t* mask = args.of.mask;
 #pragma omp simd

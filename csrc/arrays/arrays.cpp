@@ -4,7 +4,7 @@
 
 #include <pybind11/stl.h>
 
-#include "core/cpu.h"
+#include "core/instruction_set.h"
 #include "core/parallel.h"
 
 namespace py = pybind11;

@@ -12,13 +12,8 @@
 #define WARPUP_HD inline __attribute__((always_inline))  // in a loop, what is not inlined is not vectorised
 #endif
 
-// One source, several instruction sets: the loader picks the widest clone that the CPU has.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && !defined(__SANITIZE_ADDRESS__)
-#define WARPUP_HAS_CLONES 1
-#define WARPUP_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define WARPUP_CLONES
-#endif
+// A hot loop, compiled by itself: merged into its caller g++ forgets what __restrict says, and vectorises no more.
+#define WARPUP_LOOP __attribute__((noinline))
 
 namespace warpup {
 

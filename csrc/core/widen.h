@@ -5,23 +5,20 @@
 #include "core/types.h"
 
 namespace warpup {
-namespace {  // each object file has clones of its own
 
 template <class T>
-WARPUP_CLONES void widen(const T* __restrict x, int64_t n, acc_t<T>* __restrict to) {
+WARPUP_LOOP void widen(const T* __restrict x, int64_t n, acc_t<T>* __restrict to) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) to[j] = load(x[j]);
 }
 
 template <class T>
-WARPUP_CLONES void narrow(const acc_t<T>* __restrict x, int64_t n, T* __restrict to) {
+WARPUP_LOOP void narrow(const acc_t<T>* __restrict x, int64_t n, T* __restrict to) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) to[j] = store<T>(x[j]);
 }
 
-}  // namespace
-
-// Within a clone: x itself, or widened in `buffer`.
+// Within a loop: x itself, or widened in `buffer`.
 template <class T>
 WARPUP_HD const acc_t<T>* widened(const T* x, int64_t n, acc_t<T>* buffer) {
   if constexpr (sizeof(T) > 2) {

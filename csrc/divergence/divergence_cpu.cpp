@@ -56,10 +56,10 @@ Loops<Acc> loops_of(Divergence kind) {
   Loops<Acc> loops{};
   dispatch_divergence(kind, [&loops]<Divergence kind>() {
     loops.add_terms = [](const Acc* z_s, const Acc* z_t, int64_t n, const DivergenceRow<Acc>& row, Sums* sums) {
-      cloned<Acc>(AddTerms<kind>{}, z_s, z_t, n, row, sums);
+      run_alone(AddTerms<kind>{}, z_s, z_t, n, row, sums);
     };
     loops.slopes = [](const Acc* z_s, const Acc* z_t, int64_t n, const DivergenceRow<Acc>& row, Acc factor, Acc* to) {
-      cloned<Acc>(Slopes<kind>{}, z_s, z_t, n, row, factor, to);
+      run_alone(Slopes<kind>{}, z_s, z_t, n, row, factor, to);
     };
   });
   return loops;

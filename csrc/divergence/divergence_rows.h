@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "core/clones.h"
+#include "core/alone.h"
 #include "core/extremes.h"
 #include "core/parallel.h"
 #include "core/stream_store.h"
@@ -62,7 +62,7 @@ RowSum<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t) {
   RowSum<Acc> row{-kInf<Acc>, 0, 0};
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t count = std::min(kBlock, n - begin);
-    cloned<T>(AddBlock{}, block_of(x + begin, count, buffer), begin, count, inv_t, &row);
+    run_alone(AddBlock{}, block_of(x + begin, count, buffer), begin, count, inv_t, &row);
   }
   return row;
 }

@@ -37,19 +37,10 @@ void settle(const acc_t<T>* from, int64_t n, T* to) {
   if constexpr (!std::is_same_v<T, acc_t<T>>) narrow(from, n, to);
 }
 
-// Loop::run(arguments) in each instruction set; in float64, whose exp, tanh and erfc are the C library's and take one
-// number at a time anyway, in the baseline.
+// Loop::run(arguments), compiled by itself.
 template <class Loop, class... A>
-WARPUP_CLONES void run_in_clones(A... arguments) {
+WARPUP_LOOP void run_loop(A... arguments) {
   Loop::run(arguments...);
-}
-template <class Loop, class Acc, class... A>
-void run_loop(const Acc* x, A... arguments) {
-  if constexpr (std::is_same_v<Acc, double>) {
-    Loop::run(x, arguments...);
-  } else {
-    run_in_clones<Loop>(x, arguments...);
-  }
 }
 
 }  // namespace warpup

@@ -1,5 +1,5 @@
-// The loops of interval_batch_norm's CPU kernels over one block, on the accumulator's type: each is compiled once for an
-// instruction set, whatever dtypes and options call it.
+// The loops of interval_batch_norm's CPU kernels over one block, on the accumulator's type: each is compiled once,
+// whatever dtypes and options call it.
 //
 // What belongs to a channel is read at i * kStep: kStep 1 where each element has a channel of its own, 0 where one
 // channel has them all. Outputs may be the inputs at the same place.
@@ -9,7 +9,7 @@
 #include "interval/interval_batch_norm_math.h"
 
 namespace warpup {
-namespace {  // each object file has clones of its own
+namespace {
 
 template <class Acc>
 struct Channel {
@@ -17,7 +17,7 @@ struct Channel {
 };
 
 template <class Acc>
-WARPUP_CLONES bool any_negative(const Acc* r, int64_t n) {
+WARPUP_LOOP bool any_negative(const Acc* r, int64_t n) {
   int found = 0;
 #pragma omp simd reduction(| : found)
   for (int64_t i = 0; i < n; ++i) found |= r[i] < 0;
@@ -26,7 +26,7 @@ WARPUP_CLONES bool any_negative(const Acc* r, int64_t n) {
 
 // Sums of v - v0 and its square, v0 the channel's first element: little is lost to a large mean.
 template <class Acc, int kStep>
-WARPUP_CLONES void add_moments(const Acc* v, const Acc* v0, int64_t n, Acc* sums) {
+WARPUP_LOOP void add_moments(const Acc* v, const Acc* v0, int64_t n, Acc* sums) {
   if constexpr (kStep == 1) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
@@ -46,7 +46,7 @@ WARPUP_CLONES void add_moments(const Acc* v, const Acc* v0, int64_t n, Acc* sums
 }
 
 template <class Acc, int kStep, bool kSound>
-WARPUP_CLONES void scale_boxes(const Acc* c, const Acc* r, const Channel<Acc>& at, int64_t n, Acc* yc, Acc* yr) {
+WARPUP_LOOP void scale_boxes(const Acc* c, const Acc* r, const Channel<Acc>& at, int64_t n, Acc* yc, Acc* yr) {
   const Acc *s = at.scale, *t = at.shift, *mean = at.mean, *bias = at.bias;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
@@ -58,7 +58,7 @@ WARPUP_CLONES void scale_boxes(const Acc* c, const Acc* r, const Channel<Acc>& a
 }
 
 template <class Acc, bool kSound>
-WARPUP_CLONES void relu_boxes(const Acc* c, const Acc* r, int64_t n, Acc* yc, Acc* yr) {
+WARPUP_LOOP void relu_boxes(const Acc* c, const Acc* r, int64_t n, Acc* yc, Acc* yr) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const auto y = relu_box(c[i], r[i], kSound);
@@ -67,13 +67,13 @@ WARPUP_CLONES void relu_boxes(const Acc* c, const Acc* r, int64_t n, Acc* yc, Ac
 }
 
 template <class T>
-WARPUP_CLONES void sound_radii(const acc_t<T>* c, const acc_t<T>* r, const acc_t<T>* rounded, int64_t n, acc_t<T>* to) {
+WARPUP_LOOP void sound_radii(const acc_t<T>* c, const acc_t<T>* r, const acc_t<T>* rounded, int64_t n, acc_t<T>* to) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) to[i] = sound_radius<T>(c[i], r[i], rounded[i]);
 }
 
 template <class Acc, int kStep, bool kRelu>
-WARPUP_CLONES void scale_points(const Acc* x, const Channel<Acc>& at, int64_t n, Acc* y) {
+WARPUP_LOOP void scale_points(const Acc* x, const Channel<Acc>& at, int64_t n, Acc* y) {
   const Acc *s = at.scale, *t = at.shift;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
@@ -83,7 +83,7 @@ WARPUP_CLONES void scale_points(const Acc* x, const Channel<Acc>& at, int64_t n,
 }
 
 template <class Acc>
-WARPUP_CLONES void add_box_sums(const Acc* c, const Acc* r, int64_t n, double* total) {
+WARPUP_LOOP void add_box_sums(const Acc* c, const Acc* r, int64_t n, double* total) {
   double radius = 0, center = 0, active = 0, ac = 0, ac2 = 0, inactive = 0, ic = 0, ic2 = 0;
 #pragma omp simd reduction(+ : radius, center, active, ac, ac2, inactive, ic, ic2)
   for (int64_t i = 0; i < n; ++i) {
@@ -98,8 +98,8 @@ WARPUP_CLONES void add_box_sums(const Acc* c, const Acc* r, int64_t n, double* t
 }
 
 template <class Acc, bool kRelu, bool kAdded>
-WARPUP_CLONES void gradients_before_relu(const Acc* gc, const Acc* gr, const Acc* yc, const Acc* yr, const Acc* added,
-                                         int64_t n, Acc* hc, Acc* hr) {
+WARPUP_LOOP void gradients_before_relu(const Acc* gc, const Acc* gr, const Acc* yc, const Acc* yr, const Acc* added,
+                                       int64_t n, Acc* hc, Acc* hr) {
   Acc more[6] = {};
   for (int k = 0; kAdded && k < 6; ++k) more[k] = added[k];
 #pragma omp simd
@@ -111,8 +111,8 @@ WARPUP_CLONES void gradients_before_relu(const Acc* gc, const Acc* gr, const Acc
 
 // h becomes the gradient before the scale; g0 and g1 are what each element adds to the channel's sums.
 template <class Acc, int kStep, bool kOutputs>
-WARPUP_CLONES void scale_gradients(const Acc* c, const Acc* r, const Channel<Acc>& at, int64_t n, Acc* hc, Acc* hr,
-                                   Acc* g0, Acc* g1) {
+WARPUP_LOOP void scale_gradients(const Acc* c, const Acc* r, const Channel<Acc>& at, int64_t n, Acc* hc, Acc* hr,
+                                 Acc* g0, Acc* g1) {
   const Acc *s = at.scale, *mean = at.mean, *bias = at.bias;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
@@ -124,8 +124,8 @@ WARPUP_CLONES void scale_gradients(const Acc* c, const Acc* r, const Channel<Acc
 }
 
 template <class Acc, int kStep, bool kRelu>
-WARPUP_CLONES void point_gradients(const Acc* x, const Acc* gx, const Channel<Acc>& at, int64_t n, Acc* dx, Acc* g0,
-                                   Acc* g1) {
+WARPUP_LOOP void point_gradients(const Acc* x, const Acc* gx, const Channel<Acc>& at, int64_t n, Acc* dx, Acc* g0,
+                                 Acc* g1) {
   const Acc *s = at.scale, *t = at.shift, *mean = at.mean;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
@@ -136,13 +136,13 @@ WARPUP_CLONES void point_gradients(const Acc* x, const Acc* gx, const Channel<Ac
 }
 
 template <class Acc>
-WARPUP_CLONES void relu_gradients(const Acc* x, const Acc* gx, int64_t n, Acc* dx) {
+WARPUP_LOOP void relu_gradients(const Acc* x, const Acc* gx, int64_t n, Acc* dx) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) dx[i] = x[i] <= 0 ? Acc(0) : gx[i];
 }
 
 template <class Acc, int kStep>
-WARPUP_CLONES void add_channel_sums(const Acc* g0, const Acc* g1, int64_t n, Acc* sums) {
+WARPUP_LOOP void add_channel_sums(const Acc* g0, const Acc* g1, int64_t n, Acc* sums) {
   if constexpr (kStep == 1) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) sums[2 * i] += g0[i], sums[2 * i + 1] += g1[i];
@@ -156,8 +156,8 @@ WARPUP_CLONES void add_channel_sums(const Acc* g0, const Acc* g1, int64_t n, Acc
 
 // What the statistics' own gradient takes off that of their source v.
 template <class Acc, int kStep>
-WARPUP_CLONES void source_gradients(const Acc* v, const Acc* g, const Acc* a, const Acc* b, const Acc* mean, int64_t n,
-                                    Acc* d) {
+WARPUP_LOOP void source_gradients(const Acc* v, const Acc* g, const Acc* a, const Acc* b, const Acc* mean, int64_t n,
+                                  Acc* d) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) d[i] = g[i] - (a[i * kStep] + b[i * kStep] * (v[i] - mean[i * kStep]));
 }

@@ -10,7 +10,7 @@ constexpr int64_t kColumns = 4;   // share the loads of a row
 constexpr int64_t kWidth = 1024;  // a piece of a gradient row in L1
 
 template <class T>
-WARPUP_CLONES void exact_row(const IntervalLinearExactArgs<T>& args, int64_t row) {
+WARPUP_LOOP void exact_row(const IntervalLinearExactArgs<T>& args, int64_t row) {
   const T *ac = args.a_center + row * args.width, *ar = args.a_radius + row * args.width;
   for (int64_t j = 0; j < args.columns; j += kColumns) {
     const int64_t last = args.columns - 1;
@@ -37,7 +37,7 @@ WARPUP_CLONES void exact_row(const IntervalLinearExactArgs<T>& args, int64_t row
 }
 
 template <class T>
-WARPUP_CLONES void exact_gradient_row(const IntervalLinearExactBackwardArgs<T>& args, int64_t row) {
+WARPUP_LOOP void exact_gradient_row(const IntervalLinearExactBackwardArgs<T>& args, int64_t row) {
   const int64_t step = args.transposed ? args.rows : 1, start = args.transposed ? row : row * args.columns;
   static constexpr T none[kWidth] = {};
   T dc[kWidth], dr[kWidth];
@@ -75,7 +75,7 @@ int64_t rows_at_once(const Args& args) {
 }
 
 template <class T>
-WARPUP_CLONES void sign_range(const IntervalLinearSignArgs<T>& args, int64_t first, int64_t last) {
+WARPUP_LOOP void sign_range(const IntervalLinearSignArgs<T>& args, int64_t first, int64_t last) {
   const T *w = args.weight, *base = args.base;
   T* g = args.gradient;
   if (base) {

@@ -54,8 +54,8 @@ inline __attribute__((always_inline)) void sums_abreast(const Acc* c, const Acc*
 
 // out[k] = D[k] . c - |D[k]| . r for `count` rows of the weight.
 template <class Acc>
-WARPUP_CLONES void margin_sums(const Acc* c, const Acc* r, const Acc* own, const Acc* w, int64_t stride, int64_t count,
-                               int64_t n, Acc* out) {
+WARPUP_LOOP void margin_sums(const Acc* c, const Acc* r, const Acc* own, const Acc* w, int64_t stride, int64_t count,
+                             int64_t n, Acc* out) {
   int64_t k = 0;
   for (; k + kAbreast <= count; k += kAbreast)
     sums_abreast<Acc, kAbreast>(c, r, own, w + k * stride, stride, n, out + k);
@@ -64,7 +64,7 @@ WARPUP_CLONES void margin_sums(const Acc* c, const Acc* r, const Acc* own, const
 
 // loss = log(1 + sum exp(-m)), share = exp(-m - loss)
 template <class Acc>
-WARPUP_CLONES void margin_loss(const Acc* m, int64_t n, Acc* loss, Acc* share) {
+WARPUP_LOOP void margin_loss(const Acc* m, int64_t n, Acc* loss, Acc* share) {
   Acc high = 0, sum = 0;
 #pragma omp simd reduction(largest : high)
   for (int64_t k = 0; k < n; ++k) high = -m[k] > high ? -m[k] : high;
@@ -121,8 +121,8 @@ inline constexpr int64_t kMarginTile = 2 * kVectorBytes / sizeof(Acc);
 
 // One sample's part in a tile of columns; weight and grad_weight [classes, kMarginTile]; box = c, r; grads = dc, dr.
 template <class Acc>
-WARPUP_CLONES void margin_tile(const Acc* weight, int64_t classes, int64_t y, const Acc* grad_bounds, const Acc* box,
-                               Acc* grad_weight, Acc* grads) {
+WARPUP_LOOP void margin_tile(const Acc* weight, int64_t classes, int64_t y, const Acc* grad_bounds, const Acc* box,
+                             Acc* grad_weight, Acc* grads) {
   typedef Acc Lanes __attribute__((vector_size(kVectorBytes)));
   constexpr int64_t kTile = kMarginTile<Acc>, kLanes = kTile / 2;
   Lanes own[2], c[2], r[2], dc[2] = {}, dr[2] = {}, total[2] = {};

@@ -1,7 +1,7 @@
 // One pass over a row in blocks that stay in L1: each block's maximum, then its sums under the largest maximum so far.
 #include <algorithm>
 
-#include "core/clones.h"
+#include "core/alone.h"
 #include "core/extremes.h"
 #include "core/parallel.h"
 #include "core/stream_store.h"
@@ -89,7 +89,7 @@ const acc_t<T>* block_of(const TokenLogprobArgs<T>& args, int64_t r, int64_t beg
   }
   widen(x, n, buffer);
   if (args.token_set || args.kept_mask) {
-    cloned<T>(Replay{}, args.token_set ? args.token_set + begin : nullptr,
+    run_alone(Replay{}, args.token_set ? args.token_set + begin : nullptr,
               args.kept_mask ? args.kept_mask + args.kept_rows.offset(r) + begin : nullptr, delta_of(args, r), n,
               buffer);
   }
@@ -111,11 +111,11 @@ Softmax<acc_t<T>, double> sum_row(const TokenLogprobArgs<T>& args, int64_t r, Su
     const int64_t n = std::min(kBlock, args.vocab - begin);
     const Acc* z = block_of(args, r, begin, n, buffer);
     Acc high;
-    cloned<T>(BlockMax{}, z, n, &high);
+    run_alone(BlockMax{}, z, n, &high);
     if (high > row.max) row = row.under(high, inv_t);
     // A block of -inf before any finite logit has no maximum to subtract; NaN still has to come through.
     const Acc shift = row.max == -kInf<Acc> ? Acc(0) : row.max;
-    cloned<T>(sums, z, n, shift, inv_t, &row);
+    run_alone(sums, z, n, shift, inv_t, &row);
   }
   return row;
 }
@@ -166,9 +166,9 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
         const Acc* z = block_of(f, r, begin, n, buffer);
         T* to = streamed ? block : dz + begin;
         if constexpr (sizeof(T) > 2) {
-          cloned<T>(GradientBlock{}, z, n, row, to);
+          run_alone(GradientBlock{}, z, n, row, to);
         } else {
-          cloned<T>(GradientBlock{}, z, n, row, &buffer[0]);
+          run_alone(GradientBlock{}, z, n, row, &buffer[0]);
           narrow(buffer, n, to);
         }
         if (streamed) stream_store(dz + begin, block, n);

@@ -16,8 +16,8 @@ constexpr int64_t kGrain = int64_t(1) << 15;  // elements that are worth waking 
 
 // 16-bit values are widened, and g and u parted, in loops of their own.
 template <class T, bool kInterleaved>
-WARPUP_CLONES void split(const T* __restrict h, int64_t width, int64_t n, acc_t<T>* __restrict g,
-                         acc_t<T>* __restrict u) {
+WARPUP_LOOP void split(const T* __restrict h, int64_t width, int64_t n, acc_t<T>* __restrict g,
+                       acc_t<T>* __restrict u) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) g[j] = load(h[kInterleaved ? 2 * j : j]);
 #pragma omp simd
@@ -25,8 +25,8 @@ WARPUP_CLONES void split(const T* __restrict h, int64_t width, int64_t n, acc_t<
 }
 
 template <class T, bool kInterleaved>
-WARPUP_CLONES void join(const acc_t<T>* __restrict g, const acc_t<T>* __restrict u, int64_t width, int64_t n,
-                        T* __restrict h) {
+WARPUP_LOOP void join(const acc_t<T>* __restrict g, const acc_t<T>* __restrict u, int64_t width, int64_t n,
+                      T* __restrict h) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) h[kInterleaved ? 2 * j : j] = store<T>(g[j]);
 #pragma omp simd
@@ -34,15 +34,15 @@ WARPUP_CLONES void join(const acc_t<T>* __restrict g, const acc_t<T>* __restrict
 }
 
 template <class Acc, GluKind kKind>
-WARPUP_CLONES void glu_block(const Acc* __restrict g, const Acc* __restrict u, int64_t n, Acc w, Acc* __restrict a) {
+WARPUP_LOOP void glu_block(const Acc* __restrict g, const Acc* __restrict u, int64_t n, Acc w, Acc* __restrict a) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) a[j] = w * (gate_factor<kKind>(g[j]).value * up_factor<kKind>(u[j]).value);
 }
 
 // g and u become their gradients, d becomes w f U; what is added to *dot is sum d f U.
 template <class Acc, GluKind kKind>
-WARPUP_CLONES void glu_backward_block(Acc* __restrict g, Acc* __restrict u, int64_t n, Acc w, Acc* __restrict d,
-                                      Acc* __restrict dot) {
+WARPUP_LOOP void glu_backward_block(Acc* __restrict g, Acc* __restrict u, int64_t n, Acc w, Acc* __restrict d,
+                                    Acc* __restrict dot) {
   Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t j = 0; j < n; ++j) {

@@ -16,8 +16,8 @@ constexpr int64_t kPacked = int64_t(1) << 17;  // pairs of b that stay in half o
 constexpr int64_t kDepth = 128;                // pairs of a sum at once: of b, 64 columns of them stay in an L1
 constexpr int64_t kSkinnyPacked = 3 << 16;     // pairs of packed a that stay in an L2 while b is read
 
-WARPUP_CLONES void portable_sums(const uint32_t* __restrict a, const uint32_t* __restrict b, int64_t pairs,
-                                 float* __restrict sums) {
+WARPUP_LOOP void portable_sums(const uint32_t* __restrict a, const uint32_t* __restrict b, int64_t pairs,
+                               float* __restrict sums) {
   for (int64_t p = 0; p < pairs; ++p) {
     for (int i = 0; i < kRows; ++i) {
       const uint32_t pair = a[p * kRows + i];
@@ -32,8 +32,8 @@ WARPUP_CLONES void portable_sums(const uint32_t* __restrict a, const uint32_t* _
   }
 }
 
-WARPUP_CLONES void pack_pairs(const bfloat16* __restrict low, const bfloat16* __restrict high, int64_t n,
-                              uint32_t* __restrict to) {
+WARPUP_LOOP void pack_pairs(const bfloat16* __restrict low, const bfloat16* __restrict high, int64_t n,
+                            uint32_t* __restrict to) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) to[j] = uint32_t(low[j].bits) | uint32_t(high[j].bits) << 16;
 }

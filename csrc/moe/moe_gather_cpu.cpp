@@ -18,26 +18,26 @@ int64_t grain(int64_t k, int64_t width) {  // tokens
 }  // namespace
 
 template <class T>
-WARPUP_CLONES void add_scaled(const T* __restrict y, int64_t n, acc_t<T> w, acc_t<T>* __restrict sum) {
+WARPUP_LOOP void add_scaled(const T* __restrict y, int64_t n, acc_t<T> w, acc_t<T>* __restrict sum) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) sum[i] += w * load(y[i]);
 }
 
 template <class T>
-WARPUP_CLONES void round_block(const acc_t<T>* __restrict from, int64_t n, T* __restrict to) {
+WARPUP_LOOP void round_block(const acc_t<T>* __restrict from, int64_t n, T* __restrict to) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) to[i] = store<T>(from[i]);
 }
 
 template <class T>
-WARPUP_CLONES void scaled_block(const T* __restrict x, int64_t n, acc_t<T> w, T* __restrict to) {
+WARPUP_LOOP void scaled_block(const T* __restrict x, int64_t n, acc_t<T> w, T* __restrict to) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) to[i] = store<T>(w * load(x[i]));
 }
 
 // Blocks are added up in double: the sum over a long row keeps its digits.
 template <class T>
-WARPUP_CLONES void row_dot(const T* __restrict x, const T* __restrict y, int64_t width, acc_t<T>* __restrict out) {
+WARPUP_LOOP void row_dot(const T* __restrict x, const T* __restrict y, int64_t width, acc_t<T>* __restrict out) {
   double total = 0;
   for (int64_t first = 0; first < width; first += kBlock) {
     const int64_t last = width - first < kBlock ? width : first + kBlock;

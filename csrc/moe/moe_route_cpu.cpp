@@ -29,7 +29,7 @@ struct RouteRow {
 
 // p = softmax z (0 without a logit above -inf), and (max, log of the sum).
 template <class Acc>
-WARPUP_CLONES void route_softmax(const Acc* __restrict z, int64_t n, Acc* __restrict p, Acc* __restrict stats) {
+WARPUP_LOOP void route_softmax(const Acc* __restrict z, int64_t n, Acc* __restrict p, Acc* __restrict stats) {
   Acc max = -kInf<Acc>, sum = 0;
 #pragma omp simd reduction(largest : max)
   for (int64_t e = 0; e < n; ++e) max = z[e] > max ? z[e] : max;
@@ -43,13 +43,13 @@ WARPUP_CLONES void route_softmax(const Acc* __restrict z, int64_t n, Acc* __rest
 }
 
 template <class Acc>
-WARPUP_CLONES void route_probabilities(const Acc* __restrict z, int64_t n, Acc max, Acc log_sum, Acc* __restrict p) {
+WARPUP_LOOP void route_probabilities(const Acc* __restrict z, int64_t n, Acc max, Acc log_sum, Acc* __restrict p) {
 #pragma omp simd
   for (int64_t e = 0; e < n; ++e) p[e] = exp_neg(z[e] - max - log_sum);
 }
 
 template <RouteScore kScore, class Acc>
-WARPUP_CLONES void route_scores(const Acc* __restrict z, int64_t n, Acc* __restrict s, Acc* __restrict total) {
+WARPUP_LOOP void route_scores(const Acc* __restrict z, int64_t n, Acc* __restrict s, Acc* __restrict total) {
   Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t e = 0; e < n; ++e) sum += s[e] = route_score<kScore>(z[e]);
@@ -58,13 +58,13 @@ WARPUP_CLONES void route_scores(const Acc* __restrict z, int64_t n, Acc* __restr
 
 // What is chosen by; a NaN is the smallest of all.
 template <class Acc>
-WARPUP_CLONES void route_keys(const Acc* __restrict x, const Acc* bias, int64_t n, Acc* __restrict key) {
+WARPUP_LOOP void route_keys(const Acc* __restrict x, const Acc* bias, int64_t n, Acc* __restrict key) {
 #pragma omp simd
   for (int64_t e = 0; e < n; ++e) key[e] = bias ? x[e] + bias[e] : x[e];
 }
 
 template <class Acc>
-WARPUP_CLONES void route_rank(const Acc* __restrict key, int64_t n, Ranked<Acc>* __restrict ranked) {
+WARPUP_LOOP void route_rank(const Acc* __restrict key, int64_t n, Ranked<Acc>* __restrict ranked) {
   using Bits = std::conditional_t<sizeof(Acc) == 8, int64_t, int32_t>;
 #pragma omp simd
   for (int64_t e = 0; e < n; ++e) {
@@ -77,8 +77,7 @@ WARPUP_CLONES void route_rank(const Acc* __restrict key, int64_t n, Ranked<Acc>*
 // The places of the k largest, falling: each time the largest below the last. Nothing is written on the way that the
 // next round would have to wait for, and which place it is needs no branch that nobody can predict.
 template <class Acc>
-WARPUP_CLONES void route_select(const Ranked<Acc>* __restrict ranked, int64_t n, int64_t k,
-                                int64_t* __restrict chosen) {
+WARPUP_LOOP void route_select(const Ranked<Acc>* __restrict ranked, int64_t n, int64_t k, int64_t* __restrict chosen) {
   constexpr int64_t kLanes = 32;  // with the compiler's one vector of maxima, each would wait for the one before it
   Ranked<Acc> last = ~kOut<Acc>;
   for (int64_t j = 0; j < k; ++j) {
@@ -102,7 +101,7 @@ WARPUP_CLONES void route_select(const Ranked<Acc>* __restrict ranked, int64_t n,
 }
 
 template <class Acc>
-WARPUP_CLONES void route_dot(const Acc* __restrict x, const Acc* __restrict y, int64_t n, Acc* __restrict out) {
+WARPUP_LOOP void route_dot(const Acc* __restrict x, const Acc* __restrict y, int64_t n, Acc* __restrict out) {
   Acc sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t e = 0; e < n; ++e) sum += x[e] * y[e];
@@ -111,26 +110,26 @@ WARPUP_CLONES void route_dot(const Acc* __restrict x, const Acc* __restrict y, i
 
 // From the gradient of the scores to that of the logits, in place.
 template <class Acc>
-WARPUP_CLONES void softmax_gradient(const Acc* __restrict p, int64_t n, Acc mean, Acc pull, Acc* __restrict dz) {
+WARPUP_LOOP void softmax_gradient(const Acc* __restrict p, int64_t n, Acc mean, Acc pull, Acc* __restrict dz) {
 #pragma omp simd
   for (int64_t e = 0; e < n; ++e) dz[e] = p[e] * (dz[e] - mean + pull);
 }
 
 template <RouteScore kScore, class Acc>
-WARPUP_CLONES void score_gradient(const Acc* __restrict z, const Acc* __restrict s, int64_t n, Acc mean, Acc share,
-                                  Acc* __restrict dz) {
+WARPUP_LOOP void score_gradient(const Acc* __restrict z, const Acc* __restrict s, int64_t n, Acc mean, Acc share,
+                                Acc* __restrict dz) {
 #pragma omp simd
   for (int64_t e = 0; e < n; ++e) dz[e] = route_slope<kScore>(z[e], s[e]) * (dz[e] - mean) * share;
 }
 
 template <class Acc>
-WARPUP_CLONES void add_shares(const Acc* __restrict s, int64_t n, Acc total, Acc* __restrict to) {
+WARPUP_LOOP void add_shares(const Acc* __restrict s, int64_t n, Acc total, Acc* __restrict to) {
 #pragma omp simd
   for (int64_t e = 0; e < n; ++e) to[e] += s[e] / total;
 }
 
 template <class Acc>
-WARPUP_CLONES void add_scaled_row(const Acc* __restrict x, int64_t n, Acc factor, Acc* __restrict to) {
+WARPUP_LOOP void add_scaled_row(const Acc* __restrict x, int64_t n, Acc factor, Acc* __restrict to) {
 #pragma omp simd
   for (int64_t e = 0; e < n; ++e) to[e] += factor * x[e];
 }

@@ -52,7 +52,7 @@ inline void widen(const uint8_t* mask, int64_t n, T* on) {
 
 // Loads are unconditional and the mask selects afterwards: that is what lets the compiler vectorise.
 template <class T>
-WARPUP_CLONES void load_run(const Inputs<T> in, int64_t n, Run<T>* __restrict run) {
+WARPUP_LOOP void load_run(const Inputs<T> in, int64_t n, Run<T>* __restrict run) {
   widen(in.mask, n, run->on);
 #pragma omp simd
   for (int64_t t = 0; t < n; ++t) {
@@ -74,7 +74,7 @@ WARPUP_CLONES void load_run(const Inputs<T> in, int64_t n, Run<T>* __restrict ru
 
 // The sum of row_term over a run, and its tokens.
 template <class T, PolicyLevel kLevel>
-WARPUP_CLONES RowSums<double> row_run(const Run<T>& run, int64_t n, const PolicyBounds<T> bounds) {
+WARPUP_LOOP RowSums<double> row_run(const Run<T>& run, int64_t n, const PolicyBounds<T> bounds) {
   T sum = 0, tokens = 0;
 #pragma omp simd reduction(+ : sum, tokens)
   for (int64_t t = 0; t < n; ++t) {
@@ -85,8 +85,8 @@ WARPUP_CLONES RowSums<double> row_run(const Run<T>& run, int64_t n, const Policy
 
 // The policy term and, for the forward, the sums that belong to it.
 template <class T, PolicyFormula kFormula, bool kForward>
-WARPUP_CLONES void policy_run(const T* logp, int64_t n, bool by_row, T positive, T negative, const PolicyBounds<T> p,
-                              Run<T>* __restrict run, PolicySums<T>* out) {
+WARPUP_LOOP void policy_run(const T* logp, int64_t n, bool by_row, T positive, T negative, const PolicyBounds<T> p,
+                            Run<T>* __restrict run, PolicySums<T>* out) {
   T low = 0, high = 0, dual = 0, ratios = 0, ratio_max = 0, approx_kl = 0, tokens = 0;
   const T own = by_row ? T(0) : T(1);  // a number: the vectoriser takes no bool from outside the loop
 #pragma omp simd reduction(+ : low, high, dual, ratios, approx_kl, tokens) reduction(largest : ratio_max)
@@ -112,8 +112,8 @@ WARPUP_CLONES void policy_run(const T* logp, int64_t n, bool by_row, T positive,
 
 // penalty |x| and proximal / 2 x^2, then the weights.
 template <class T>
-WARPUP_CLONES void weigh_run(const T* penalty, T proximal, const T* weights, bool row_weight, int64_t n,
-                             Run<T>* __restrict run) {
+WARPUP_LOOP void weigh_run(const T* penalty, T proximal, const T* weights, bool row_weight, int64_t n,
+                           Run<T>* __restrict run) {
   if (penalty) {
 #pragma omp simd
     for (int64_t t = 0; t < n; ++t) {
@@ -138,8 +138,8 @@ WARPUP_CLONES void weigh_run(const T* penalty, T proximal, const T* weights, boo
 }
 
 template <class T>
-WARPUP_CLONES void kl_run(const T* logp, const T* ref, int64_t n, bool own, const KlWeights<T> weights,
-                          Run<T>* __restrict run) {
+WARPUP_LOOP void kl_run(const T* logp, const T* ref, int64_t n, bool own, const KlWeights<T> weights,
+                        Run<T>* __restrict run) {
   const T through = own ? T(1) : T(0);
 #pragma omp simd
   for (int64_t t = 0; t < n; ++t) {
@@ -152,8 +152,8 @@ WARPUP_CLONES void kl_run(const T* logp, const T* ref, int64_t n, bool own, cons
 // The caller's KL, and the correction by the ratio, whose gradient goes to the token itself (own) or, where a KL counts
 // (coef is not 0), to the slope that its row shares.
 template <class T>
-WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, bool own, bool shared, int64_t n,
-                              Run<T>* __restrict run) {
+WARPUP_LOOP void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row, bool own, bool shared, int64_t n,
+                            Run<T>* __restrict run) {
   if (ref_kl) {
 #pragma omp simd
     for (int64_t t = 0; t < n; ++t) {
@@ -175,8 +175,8 @@ WARPUP_CLONES void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_r
 }
 
 template <class T>
-WARPUP_CLONES void sum_run(const T* entropy, T entropy_coef, T kl_coef, int64_t n, const Run<T>& run,
-                           PolicySums<T>* out) {
+WARPUP_LOOP void sum_run(const T* entropy, T entropy_coef, T kl_coef, int64_t n, const Run<T>& run,
+                         PolicySums<T>* out) {
   T loss = 0, kl = 0, slope = 0;
 #pragma omp simd reduction(+ : loss, kl, slope)
   for (int64_t t = 0; t < n; ++t) loss += run.loss[t], kl += run.kl[t], slope += run.slope[t];
@@ -194,8 +194,8 @@ WARPUP_CLONES void sum_run(const T* entropy, T entropy_coef, T kl_coef, int64_t 
 }
 
 template <class T>
-WARPUP_CLONES void write_run(T scale, T kl_coef, const T* state, bool spread, bool clipped, int64_t n,
-                             const Run<T>& run, T* __restrict grad) {
+WARPUP_LOOP void write_run(T scale, T kl_coef, const T* state, bool spread, bool clipped, int64_t n, const Run<T>& run,
+                           T* __restrict grad) {
   const T slope = state[kSlope];
   const T* open = clipped ? run.open : run.on;
   if (spread) {
@@ -210,7 +210,7 @@ WARPUP_CLONES void write_run(T scale, T kl_coef, const T* state, bool spread, bo
 // The gradient of an input that the loss is linear in (ref_kl, entropy): its coefficient and the row's weight, both in
 // scale, times the ratio where the KL is corrected by it.
 template <class T>
-WARPUP_CLONES void write_linear(T scale, const T* q, int64_t n, const Run<T>& run, T* __restrict grad) {
+WARPUP_LOOP void write_linear(T scale, const T* q, int64_t n, const Run<T>& run, T* __restrict grad) {
 #pragma omp simd
   for (int64_t t = 0; t < n; ++t) grad[t] = scale * run.on[t];
   if (!q) return;

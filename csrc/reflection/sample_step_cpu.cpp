@@ -16,14 +16,14 @@ constexpr int64_t kRun = 1024;    // added up in Acc: longer sums lose digits
 }  // namespace
 
 template <class T>
-WARPUP_CLONES void add_difference(const T* __restrict tuned, const T* __restrict base, int64_t n, acc_t<T> beta,
-                                  acc_t<T>* __restrict z) {
+WARPUP_LOOP void add_difference(const T* __restrict tuned, const T* __restrict base, int64_t n, acc_t<T> beta,
+                                acc_t<T>* __restrict z) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) z[j] += beta * (load(tuned[j]) - load(base[j]));
 }
 
 template <class Acc>
-WARPUP_CLONES void penalize_row(const RowPlan<Acc>& plan, int64_t n, Acc* __restrict z) {
+WARPUP_LOOP void penalize_row(const RowPlan<Acc>& plan, int64_t n, Acc* __restrict z) {
   const Acc by = plan.repetition, inverse = 1 / by, presence = plan.presence;
   const uint8_t* seen = plan.seen;
 #pragma omp simd
@@ -35,7 +35,7 @@ WARPUP_CLONES void penalize_row(const RowPlan<Acc>& plan, int64_t n, Acc* __rest
 }
 
 template <class Acc>
-WARPUP_CLONES void row_max(const Acc* __restrict z, int64_t n, Acc* __restrict out) {
+WARPUP_LOOP void row_max(const Acc* __restrict z, int64_t n, Acc* __restrict out) {
   Acc high = -kInf<Acc>;
 #pragma omp simd reduction(largest : high)
   for (int64_t j = 0; j < n; ++j) high = z[j] > high ? z[j] : high;
@@ -44,7 +44,7 @@ WARPUP_CLONES void row_max(const Acc* __restrict z, int64_t n, Acc* __restrict o
 
 // Sum of e^x.
 template <class Acc>
-WARPUP_CLONES void mass_of(const Acc* __restrict z, int64_t n, Acc max, Acc inv_t, double* __restrict out) {
+WARPUP_LOOP void mass_of(const Acc* __restrict z, int64_t n, Acc max, Acc inv_t, double* __restrict out) {
   double mass = 0;
   for (int64_t first = 0; first < n; first += kRun) {
     const int64_t last = n - first < kRun ? n : first + kRun;
@@ -58,8 +58,7 @@ WARPUP_CLONES void mass_of(const Acc* __restrict z, int64_t n, Acc max, Acc inv_
 
 // The same of the elements >= least alone, and how many they are.
 template <class Acc>
-WARPUP_CLONES void mass_from(const Acc* __restrict z, int64_t n, Acc least, Acc max, Acc inv_t,
-                             Weight* __restrict out) {
+WARPUP_LOOP void mass_from(const Acc* __restrict z, int64_t n, Acc least, Acc max, Acc inv_t, Weight* __restrict out) {
   double mass = 0;
   int64_t count = 0;
   for (int64_t first = 0; first < n; first += kRun) {
@@ -78,7 +77,7 @@ WARPUP_CLONES void mass_from(const Acc* __restrict z, int64_t n, Acc least, Acc 
 }
 
 template <class Acc>
-WARPUP_CLONES void count_from(const Acc* __restrict z, int64_t n, Acc least, int64_t* __restrict out) {
+WARPUP_LOOP void count_from(const Acc* __restrict z, int64_t n, Acc least, int64_t* __restrict out) {
   int64_t count = 0;
   for (int64_t first = 0; first < n; first += 1 << 20) {
     const int64_t last = n - first < (1 << 20) ? n : first + (1 << 20);
@@ -91,8 +90,8 @@ WARPUP_CLONES void count_from(const Acc* __restrict z, int64_t n, Acc least, int
 }
 
 template <class Acc, bool kListed>
-WARPUP_CLONES void race_block(const Acc* __restrict z, const int32_t* __restrict ids, int64_t begin, int64_t n, Acc max,
-                              Acc inv_t, RandomKey key, Acc* __restrict speed) {
+WARPUP_LOOP void race_block(const Acc* __restrict z, const int32_t* __restrict ids, int64_t begin, int64_t n, Acc max,
+                            Acc inv_t, RandomKey key, Acc* __restrict speed) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
     const uint32_t token = kListed ? uint32_t(ids[j]) : uint32_t(begin + j);

@@ -11,4 +11,7 @@ beside this file, `__init__.pyi`: one list for type checkers and for this module
 
 import lazy_loader
 
+from warpup._cpu import load_kernels
+
+load_kernels()  # before any of the libraries that need them
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

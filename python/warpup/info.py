@@ -89,7 +89,7 @@ def describe() -> dict[str, str]:
     """Facts about the installation, in the order in which they are printed."""
     import torch
 
-    from warpup import _native
+    from warpup import _cpu, _native
 
     build = _native.arrays.build_info()
     archs = build["cuda_archs"]
@@ -98,7 +98,7 @@ def describe() -> dict[str, str]:
         "warpup": build["version"],
         "torch": f"{torch.__version__} (built against {build['torch_headers']}; any from 2.10 on works)",
         "compiler": build["compiler"],
-        "CPU capability": build["cpu"],
+        "CPU kernels": f"{build['cpu']} (WARPUP_CPU forces one of: {', '.join(_cpu.levels()) or 'no other was built'})",
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads holds for the ops)",
         "CUDA archs built": f"{archs} with nvcc {build['cuda_toolkit']}" if archs else "none",
         "GPU": ", ".join(gpus) or "none seen by torch",

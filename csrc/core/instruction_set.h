@@ -3,7 +3,7 @@
 
 namespace warpup {
 
-// The instruction set that the kernels' loops run with on this machine, in words.
+// The instruction set that the loaded CPU kernels were compiled for, in words.
 const char* instruction_set();
 
 }  // namespace warpup

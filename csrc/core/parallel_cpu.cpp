@@ -1,8 +1,8 @@
 // The pool of a process without torch: OpenMP where the compiler has it, else threads that live for one call (cheap
 // beside a loop that is worth sharing out, and nothing to lose in a fork).
-#include "core/parallel.h"
-
 #include <algorithm>
+
+#include "core/parallel.h"
 
 #ifdef _OPENMP
 #include <omp.h>

@@ -1,14 +1,8 @@
-#include "core/cpu.h"
-
-#include "core/types.h"
+#include "core/instruction_set.h"
 
 namespace warpup {
 
 const char* instruction_set() {
-#ifdef WARPUP_HAS_CLONES
-  if (__builtin_cpu_supports("x86-64-v4")) return "x86-64-v4 (AVX-512)";
-  if (__builtin_cpu_supports("x86-64-v3")) return "x86-64-v3 (AVX2, FMA)";
-#endif
 #if defined(__AVX512F__)
   return "x86-64-v4 (AVX-512)";
 #elif defined(__AVX2__)
