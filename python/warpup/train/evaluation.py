@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .model.memory import rows_that_fit
 from .model.tokens import encode_prompt, end_tokens
 from .rewards.calls import completions_of
 from .rewards.reward_set import Reward, RewardSet, Scores
@@ -54,12 +55,13 @@ def evaluate(
     stop: Sequence[str] = (),
     reflection_words: Sequence[str] = (),
     seed: int = 0,
-    rows: int = 256,
+    rows: int | None = None,
     traces: int = 8,
 ) -> Evaluation:
     """Score `samples` sampled completions of each example and, if asked, its greedy one (else NaN).
 
-    stop: texts that end a completion. rows: completions sampled at once. traces: keep the first so many examples'
+    stop: texts that end a completion. rows: completions sampled at once; None: as many as half of the free memory
+    holds, at most 256. traces: keep the first so many examples'
     greedy (else first sampled) completions. The means of reward, format, length and reflections are over the samples,
     or over the greedy ones if samples is 0. The run's own random state is not touched. Raises TrainError as `rollout`
     and `RewardSet` do.
@@ -104,14 +106,15 @@ def evaluate(
     )
 
 
-def _run(model, tokenizer, examples, rewards, copies, temperature, top_p, **options):
+def _run(model, tokenizer, examples, rewards, copies, temperature, top_p, rows, **options):
     """Scores, texts, lengths and finished flags of `copies` completions of each example."""
     if copies == 0 or not examples:
         return Scores(), [], [], []
     prompts = [encode_prompt(tokenizer, example["prompt"], example) for example in examples]
+    rows = rows or rows_that_fit(model, max(map(len, prompts)) + options["max_new_tokens"])
     rolls = rollout(
         model, prompts, eos=end_tokens(model, tokenizer), pad=tokenizer.pad_token_id, copies=copies,
-        temperature=temperature, top_p=top_p, **options,
+        temperature=temperature, top_p=top_p, rows=rows, **options,
     )  # fmt: skip
     said = completions_of(tokenizer, rolls)
     scores = rewards.score(said, [example for example in examples for _ in range(copies)], group=copies)

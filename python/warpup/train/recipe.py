@@ -8,7 +8,7 @@ OUT/model                  the trained model, as `transformers` saves it; of ada
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,18 +22,22 @@ from .examples import examples_of
 from .files import locked, write_folder, write_text
 from .log import MetricsLog, Report, quiet
 from .model.lora import is_adapted, merged
-from .model.memory import tokens_that_fit
+from .model.memory import rows_that_fit, tokens_that_fit
 from .model.precision import Precision, autocast_dtype, checkpoint_layers
 from .model.tokens import check_tokenizer
 from .run import HeldOut, StageRun
 from .run_config import check_config, check_stage, describe_model, describe_stage, seed_everything
 
+FITTED = ("max_tokens", "rows")  # settings of a stage that are measured where they are left open
+
 
 class Stage(Protocol):
     """What a recipe is made of: a dataclass whose fields are its settings, `data` and `steps` among them.
 
-    FREE, if it has one, names settings that do not change what is computed, so that they may change on resuming. Its
-    folder is its place and its class's name in lower case: 1-warmup, 2-rlvr.
+    FREE, if it has one, names settings that do not change what is computed, so that they may change on resuming. Of the
+    settings `max_tokens` and `rows`, if it has them, None becomes what fits into memory; `rows` needs a method
+    `longest_row(prepared)`, the tokens of a prompt and its completion. Its folder is its place and its class's name in
+    lower case: 1-warmup, 2-rlvr.
     """
 
     data: Any
@@ -105,9 +109,8 @@ class Recipe:
                     checkpoint.load_weights(model, newest[i])
                     continue
                 folders[i].mkdir(exist_ok=True)
-                stage = self.fitted(stage, folders[i], model, dtype)
-                if hasattr(stage, "max_tokens"):
-                    settings[i]["max_tokens"] = stage.max_tokens
+                stage = self.fitted(stage, folders[i], model, dtype, prepared[i])
+                settings[i] |= {name: getattr(stage, name) for name in FITTED if hasattr(stage, name)}
                 write_text(folders[i] / "stage.json", json.dumps(settings[i], indent=2) + "\n")
                 # Each stage begins with fresh random states, so it does not depend on what was drawn before it, in
                 # this process or in one that was stopped.
@@ -139,14 +142,17 @@ class Recipe:
         return data, [s.prepare(model, tokenizer, d) for s, d in zip(self.stages, data, strict=True)]
 
     @staticmethod
-    def fitted(stage: Stage, folder: Path, model, dtype: torch.dtype | None) -> Stage:
-        """The stage with a number of tokens at once, if it leaves that open: the one it began with, so that it resumes
-        bit for bit on a machine with less to spare; else what fits."""
-        if getattr(stage, "max_tokens", 1) is not None:
-            return stage
+    def fitted(stage: Stage, folder: Path, model, dtype: torch.dtype | None, prepared: Any) -> Stage:
+        """The stage with numbers of tokens and of rows at once, if it leaves them open: those it began with, so that it
+        resumes bit for bit on a machine with less to spare; else what fits."""
         path = folder / "stage.json"
-        begun = json.loads(path.read_text()).get("max_tokens") if path.exists() else None
-        return replace(stage, max_tokens=begun or tokens_that_fit(model, dtype))
+        begun = json.loads(path.read_text()) if path.exists() else {}
+        what_fits: dict[str, Callable[[], int]] = {
+            "max_tokens": lambda: tokens_that_fit(model, dtype),
+            "rows": lambda: rows_that_fit(model, stage.longest_row(prepared), dtype),
+        }
+        open_ones = [name for name in FITTED if getattr(stage, name, 0) is None]
+        return replace(stage, **{name: begun.get(name) or what_fits[name]() for name in open_ones})
 
     def names(self) -> list[str]:
         """Folder names of the stages: 1-warmup, 2-rlvr."""

@@ -5,12 +5,21 @@ import json
 import pytest
 import torch
 
-from tests.support.tiny import TOKENIZER, Killed, killer, llama, mixture, rlvr, same, warmup, weights
+from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, mixture, rlvr, same, warmup, weights
+from tests.train.model.test_heads import build
+from tests.train.sampling.test_episodes import Asks
 from warpup.train import Recipe
 from warpup.train.model import memory
 from warpup.train.model.lora import LoRA, add_adapters
-from warpup.train.model.memory import bytes_of_a_token, free_memory, tokens_that_fit
+from warpup.train.model.memory import (
+    bytes_of_a_cached_row,
+    bytes_of_a_token,
+    free_memory,
+    rows_that_fit,
+    tokens_that_fit,
+)
 from warpup.train.model.precision import checkpoint_layers
+from warpup.train.rewards.reward_set import VERIFIER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,6 +51,49 @@ def test_half_of_what_is_free_beside_gradients_and_moments(monkeypatch):
     assert tokens_that_fit(model) == 1
     monkeypatch.setattr(memory, "free_memory", lambda device: None)
     assert tokens_that_fit(model) == 16384
+
+
+def test_what_a_cached_row_takes():
+    """Of attention keys and values of each token, of recurrent layers a state; weights do not count."""
+    assert bytes_of_a_cached_row(llama(num_hidden_layers=3)) == (0, 3 * 2 * 32 * 4)
+    # Under autocast a rotation leaves keys in float32.
+    assert bytes_of_a_cached_row(llama(num_hidden_layers=3), torch.bfloat16) == (0, 3 * 32 * (4 + 2))
+    adapted = add_adapters(llama(num_hidden_layers=3), LoRA(r=1, targets=("q_proj",)))
+    assert bytes_of_a_cached_row(adapted) == (0, 3 * 2 * 32 * 4)
+    fixed, each = bytes_of_a_cached_row(build("Mamba", state_size=4))
+    assert fixed > 0 == each
+    model = llama().train()
+    bytes_of_a_cached_row(model)
+    assert model.training
+
+
+def test_rows_take_half_of_what_is_free(monkeypatch):
+    each = 2 * 2 * 32 * 4 * 50 + 12 * len(TOKENIZER)
+    for rows in (1, 9, 100):
+        monkeypatch.setattr(memory, "free_memory", lambda device, n=rows: int(2 * each * (n + 0.5)))
+        assert rows_that_fit(llama(), 50) == rows
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    assert (rows_that_fit(llama(), 50), rows_that_fit(llama(), 0)) == (1, 256)
+    monkeypatch.setattr(memory, "free_memory", lambda device: None)
+    assert rows_that_fit(llama(), 50) == 256
+
+
+def test_rows_are_kept_for_resuming(tmp_path, monkeypatch):
+    """They are measured for the longest prompt and a whole completion, of an episode for all its turns."""
+    asked = []
+    monkeypatch.setattr("warpup.train.recipe.rows_that_fit", lambda model, length, dtype: asked.append(length) or 5)
+    stage = rlvr(steps=2, save_every=1)
+    with pytest.raises(Killed):
+        Recipe([stage]).run(llama(), TOKENIZER, tmp_path / "run", report=killer(2))
+    monkeypatch.setattr("warpup.train.recipe.rows_that_fit", lambda *arguments: 1 / 0)
+    resumed = Recipe([stage]).run(llama(), TOKENIZER, tmp_path / "run")
+    longest = max(len(TOKENIZER(row["prompt"])["input_ids"]) for row in EXAMPLES)
+    assert asked == [longest + 8]
+    assert json.loads((tmp_path / "run/1-rlvr/stage.json").read_text())["rows"] == 5
+    given = Recipe([rlvr(steps=2, rows=5)]).run(llama(), TOKENIZER, tmp_path / "given")
+    assert same(weights(resumed), weights(given))
+    played = rlvr(environment=Asks, reward=VERIFIER, turns=3)
+    assert played.longest_row(played.prepare(llama(), TOKENIZER, EXAMPLES)) == 3 * (longest + 8)
 
 
 def test_free_memory_is_some_of_this_machine():

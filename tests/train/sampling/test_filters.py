@@ -179,7 +179,6 @@ def test_the_first_step_has_ratio_one_and_no_kl(tmp_path):
         ({"min_p": 2.0}, "rlvr.min_p: expected 0"),
         ({"top_k": 1}, "rlvr.top_k: 1 leaves the likeliest token alone"),
         ({"top_p": 0.0}, "rlvr.top_p: 0 leaves the likeliest token alone"),
-        ({"top_p": 0.9, "kl": "full", "kl_coef": 0.1}, "rlvr.kl: full takes none of top_p"),
     ],
 )
 def test_wrong_settings(options, message):

@@ -26,6 +26,7 @@ from warpup.train.model.heads import Head
 from warpup.train.model.tokens import encode_pair
 from warpup.train.rewards.reward_set import VERIFIER
 from warpup.train.sampling.decoding import DecodingStrategy
+from warpup.train.sampling.episodes import play
 from warpup.train.sampling.penalties import Penalties, SeenTokens
 from warpup.train.stages.policy_step import Experience
 
@@ -44,6 +45,11 @@ def penalized_by_hand(logits, prompt, before, repetition=1.0, presence=0.0):
     for token in set(before):
         logits[token] = logits[token] - presence
     return logits
+
+
+def learned_of(pairs):
+    """(B, L) bool: all tokens of these completions."""
+    return torch.arange(max(len(said) for _, said in pairs)) < torch.tensor([[len(said)] for _, said in pairs])
 
 
 def sample(model, decoding=None, **options):
@@ -93,7 +99,7 @@ def test_by_hand_for_heads_of_every_form(name, filtered):
     logits = model(input_ids=batch.inputs, attention_mask=batch.attention, use_cache=False).logits.double()[batch.mask]
     contexts = [(prompt, said[:t]) for prompt, said in PAIRS for t in range(len(said))]
     moved = torch.stack([penalized_by_hand(z, *at, **options) for z, at in zip(logits, contexts, strict=True)])
-    replay = {"penalties": Penalties(**options), "seen": SeenTokens(PAIRS, torch.device("cpu"))}
+    replay = {"penalties": Penalties(**options), "seen": SeenTokens(PAIRS, learned_of(PAIRS))}
     if filtered:
         mask = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0)) < 0.3
         mask[torch.arange(n), batch.completion] = True
@@ -146,13 +152,53 @@ def test_killed_and_resumed_bit_for_bit(tmp_path):
     assert same(whole, weights(Recipe([stage()]).run(llama(), TOKENIZER, tmp_path / "run")))
 
 
+class Silent(Asks):
+    """Between its turns nothing is said."""
+
+    def step(self, completion):
+        return super().step(completion)._replace(observation="")
+
+
+@pytest.mark.parametrize("make", [Asks, Silent])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 6}], ids=str)
+def test_over_turns_each_turn_is_a_completion_of_its_own(make, filters):
+    """All before a turn is its prompt: by hand, and the ratio of fresh samples is 1."""
+    model, options = llama().eval(), PENALTIES[3]
+    played = play(
+        model, TOKENIZER, make, EXAMPLES[:3], turns=3, ends=[TOKENIZER.eos_token_id, 5], copies=4, limit=500,
+        max_new_tokens=6, generator=torch.Generator().manual_seed(0), record=True, **options, **filters,
+    )  # fmt: skip
+    rolls = played.rolls
+    experience, batch = Experience(played.pairs, rolls, torch.zeros(12), 1.0), collate(played.pairs, range(12), pad=0)
+    replay = experience.replay(batch)
+    old = experience.packed(rolls.logp, batch)
+    torch.testing.assert_close(completion_logprob(model, batch, **replay), old, rtol=0, atol=3e-5)
+    assert max(len(texts) for texts in played.texts) > 1
+    if filters:
+        return
+    by_hand = []
+    for n, (prompt, said, own) in enumerate(played.pairs):
+        logits = model(torch.tensor([prompt + said])).logits[0].detach()
+        turns = rolls.turn[n].tolist()
+        for t in (t for t, mine in enumerate(own) if mine):
+            begin = turns.index(turns[t])
+            row = penalized_by_hand(logits[len(prompt) + t - 1], prompt + said[:begin], said[begin:t], **options)
+            by_hand.append(torch.log_softmax(row, -1)[said[t]])
+    torch.testing.assert_close(torch.stack(by_hand), old, rtol=0, atol=3e-5)
+
+
+def test_a_step_on_episodes_under_penalties(tmp_path):
+    stage = rlvr(steps=1, environment=Asks, reward=VERIFIER, turns=3, max_new_tokens=4, max_tokens=40, **PENALTIES[3])
+    Recipe([stage]).run(llama(), TOKENIZER, tmp_path)
+    (line,) = (line for line in log_of(tmp_path) if "loss" in line)
+    assert line["ratio_max"] == pytest.approx(1, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"repetition": 0.0}, "rlvr.repetition: expected "),
         ({"presence": float("nan")}, "rlvr.presence: expected "),
-        ({"presence": 1.0, "environment": Asks, "reward": VERIFIER}, "rlvr.presence: .*not followed over turns"),
-        ({"repetition": 1.1, "kl": "full", "kl_coef": 0.1}, "rlvr.kl: full takes none of"),
     ],
 )
 def test_wrong_settings(options, message):

@@ -62,6 +62,35 @@ def test_advantages_by_hand():
     assert baselines.state.tolist() == [0.625, 1.25]
 
 
+def test_roles_against_the_group_by_hand():
+    """Two groups of two episodes: each role against what it earned in the other; who did not speak has no part."""
+    earned = torch.tensor([[1.0, -1.0], [3.0, NAN], [0.0, 3.0], [4.0, 5.0]])
+    got = Roles(earned, torch.tensor([[0, 1, -1], [0, 0, -1], [1, 0, 0], [0, 1, -1]])).against_group(2)
+    assert got.tolist() == [[-1, 0, 0], [1, 1, 0], [-1, -2, -2], [2, 1, 0]]
+
+
+def test_a_step_against_the_group(tmp_path):
+    """No running mean: nothing of one step reaches the next, but the weights."""
+    Recipe([duel(steps=2, advantage="hierarchical_grpo", loss="gpg")]).run(llama(), TOKENIZER, tmp_path)
+    lines = [line for line in log_of(tmp_path) if "loss" in line]
+    assert {"reward/role 0", "reward/role 1"} <= lines[0].keys()
+    assert lines[0]["advantage"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"advantage": "hierarchical_grpo", "samples": 1}, "rlvr.samples: a group needs at least 2"),
+        ({"advantage": "hierarchical_grpo", "role_decay": 0.5}, "rlvr.role_decay: .*keeps no running mean"),
+        ({"advantage": "hierarchical_grpo", "credit": "episode"}, "set credit to role"),
+        ({"advantage": "rloo"}, "rlvr.advantage: got 'rloo', but roles have running means"),
+    ],
+)
+def test_what_does_not_go_with_it(options, message):
+    with pytest.raises(TrainError, match=message):
+        duel(**options).check()
+
+
 def test_a_run_logs_both_sides_and_resumes_bit_for_bit(tmp_path):
     more = {"steps": 5, "save_every": 1, "samples": 3, "max_tokens": 60, "role_decay": 0.5}
     whole = weights(Recipe([duel(**more)]).run(llama(), TOKENIZER, tmp_path / "whole"))

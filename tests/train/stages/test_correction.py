@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support.tiny import TOKENIZER, llama, log_of, rlvr, weights
+from warpup.policy.masks import rollout_mask
 from warpup.train import Recipe, TrainError
 from warpup.train.sampling import rounds
 from warpup.train.stages.correction import Correction
@@ -68,6 +69,35 @@ def test_a_step_is_that_of_a_computation_by_hand(tmp_path, engine, mode):
     d = difference[mask]
     assert line["sampler_kl"] == pytest.approx((d.exp() - d - 1).mean().item(), rel=1e-4)
     assert line["weight"] == pytest.approx(each[mask].mean().item(), rel=1e-4)
+
+
+MASKS = [("ratio", "token", 1.5, 0.6), ("k3", "max", 0.65, None), ("binary_kl", "mean", 0.02, None)]
+
+
+@pytest.mark.parametrize(("measure", "over", "cap", "floor"), MASKS)
+@pytest.mark.parametrize("correction", [None, "sequence_truncate"])
+def test_what_the_sampler_gives_otherwise_is_left_out(tmp_path, engine, measure, over, cap, floor, correction):
+    """Left out of the sum, kept in the denominator; beside weights it multiplies them."""
+    settings = {
+        "rollout_mask": measure,
+        "rollout_mask_over": over,
+        "rollout_mask_cap": cap,
+        "rollout_mask_floor": floor,
+    }
+    more = {"correction": correction, "correction_max": 1.5} if correction else {}
+    _, line = trained(tmp_path, **settings, **more, max_tokens=40)
+    own, rolls = engine["own"], engine["rolls"]
+    mask = rolls.learned() & engine["advantages"].view(3, 4).any(1).repeat_interleave(4)[:, None]
+    kept = rollout_mask(own.logp, rolls.logp, mask, measure=measure, over=over, cap=cap, floor=floor)
+    kept = kept if kept.dim() == 2 else kept[:, None].expand_as(mask)
+    assert 0 < kept[mask].double().mean() < 1
+    w = ((own.logp - rolls.logp).double() * mask).sum(1).exp().clamp(max=1.5) if correction else torch.ones(len(mask))
+    each = w[:, None] * kept
+    want = -(each * engine["advantages"].double()[:, None])[mask].sum() / mask.sum()
+    assert line["loss"] == pytest.approx(want.item(), rel=1e-4, abs=1e-6)
+    assert line["ratio_mean"] == pytest.approx(1, abs=1e-4)  # against the trainer's own log-probs
+    assert line["rollout_masked"] == pytest.approx(1 - kept[mask].double().mean().item(), abs=1e-6)
+    assert ("correction_ess" in line) == bool(correction)
 
 
 def test_a_sampler_that_computes_alike_needs_no_correction(tmp_path):
@@ -152,6 +182,10 @@ def test_it_goes_together_with_what_else_weighs_tokens(tmp_path, engine):
         ({"correction_max": 2.0}, "rlvr.correction_max: got 2.0, but correction is none"),
         ({"correction": "token_mask", "correction_max": 0.5}, "expected bounds above and below 1"),
         ({"correction": "token_mask", "correction_min": 1.5}, "expected bounds above and below 1"),
+        ({"rollout_mask": "k3"}, "rlvr.rollout_mask_cap: nothing given"),
+        ({"rollout_mask_cap": 1.0}, "rlvr.rollout_mask_cap: got 1.0, but nothing is measured"),
+        ({"rollout_mask": "k3", "rollout_mask_cap": 1.0, "rollout_mask_floor": 0.5}, "measure 'k3' has no floor"),
+        ({"rollout_mask": "ratio", "rollout_mask_cap": 2.0, "rollout_mask_over": "max"}, "no max"),
         ({"off_policy_mask_threshold": -1.0}, "rlvr.off_policy_mask_threshold: expected at least 0"),
     ],
 )

@@ -40,6 +40,27 @@ def test_a_step_is_that_of_a_computation_by_hand(tmp_path, kind, teacher):
 
 
 @pytest.mark.parametrize("online", [0.0, 1.0])
+def test_packed_examples_are_read_each_by_itself(tmp_path, online):
+    """The same first step with examples in one row or in one each, the student's own completions too."""
+    found = []
+    for packing in (False, True):
+        out = tmp_path / str(packing)
+        Recipe([stage(steps=1, batch_size=12, packing=packing, online=online)]).run(llama(), TOKENIZER, out)
+        found += [line for line in log_of(out) if "loss" in line]
+    assert found[1]["tokens"] == found[0]["tokens"]
+    for name in ("loss", "grad_norm"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-4)
+
+
+@pytest.mark.parametrize("recurrent", ["student", "teacher"])
+def test_packing_is_refused_where_either_reads_on(tmp_path, recurrent):
+    mamba = build("Mamba", state_size=4)
+    student, teacher = (mamba, llama()) if recurrent == "student" else (llama(), mamba)
+    with pytest.raises(TrainError, match=r"distill.packing: MambaForCausalLM"):
+        Recipe([stage(packing=True, teacher=teacher)]).run(student, TOKENIZER, tmp_path)
+
+
+@pytest.mark.parametrize("online", [0.0, 1.0])
 def test_the_student_comes_nearer(tmp_path, online):
     Recipe([stage(steps=25, batch_size=8, online=online)]).run(llama(), TOKENIZER, tmp_path)
     losses = [loss for _, loss in steps_of(tmp_path, "loss")]

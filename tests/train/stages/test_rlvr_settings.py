@@ -2,16 +2,25 @@
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+import warpup
 from tests.support.tiny import EXAMPLES, TOKENIZER, llama, log_of, rlvr, weights
+from tests.train.model.test_heads import build
+from tests.train.sampling.test_penalties import penalized_by_hand
+from tests.train.sampling.test_roles import Duel
+from warpup import advantage
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens
 from warpup.train import RLVR, Recipe, TrainError
 from warpup.train.config import TrainConfig, fill
+from warpup.train.rewards.reward_set import VERIFIER
 from warpup.train.sampling import rounds
+from warpup.train.stages.rlvr_checks import ADVANTAGES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,7 +93,6 @@ def test_they_are_written_in_a_config():
         ({"loss": "kl_cov", "cov_bounds": (0.0, 1.0)}, "rlvr.cov_bounds: .*'kl_cov' draws no tokens"),
         ({"loss": "clip_cov", "cov_bounds": (1.0, 1.0)}, "rlvr.cov_bounds: expected a lower"),
         ({"loss": "kl_cov", "cov_share": 0.0}, "rlvr.cov_share: expected more than 0"),
-        ({"kl_coef": 0.1, "kl": "full", "schedule": "cyclic:amplitude=4,period=8"}, "rlvr.kl: full takes no schedule"),
     ],
 )
 def test_wrong_settings(options, message):
@@ -135,26 +143,106 @@ def test_the_shares_and_bounds_of_cov_are_those_of_the_masks(tmp_path, monkeypat
     assert seen["kl_cov_tokens"]["share"] == 0.4
 
 
-def test_the_full_kl_is_that_of_all_logits(tmp_path, monkeypatch):
+SCHEDULE = "cyclic:amplitude=4,period=8,phase=any"
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [{}, {"top_k": 6}, {"schedule": SCHEDULE, "words": "wait,back", "top_p": 0.9, "repetition": 1.3, "presence": 0.4}],
+    ids=["plain", "filter", "all"],
+)
+def test_the_full_kl_is_that_of_all_that_could_be_drawn(tmp_path, monkeypatch, drawn):
     """After a step on the same rollouts the policy has left its reference: the KL of whole distributions, by hand. It
     does not depend on how the step is cut."""
     rolled, at, rollout, step = [], [], rounds.rollout, torch.optim.AdamW.step
     model = llama()
     monkeypatch.setattr(rounds, "rollout", lambda m, p, **k: rolled.append((p, rollout(m, p, **k))) or rolled[0][1])
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda o, *a: at.append(weights(model)) or step(o, *a))
-    options = {"steps": 1, "inner_epochs": 2, "kl_coef": 0.5, "kl": "full", "temperature": 0.7}
+    options = {"steps": 1, "inner_epochs": 2, "kl_coef": 0.5, "kl": "full", "temperature": 0.7, **drawn}
     Recipe([rlvr(**options, max_tokens=40)]).run(model, TOKENIZER, tmp_path / "cut")
     Recipe([rlvr(**options)]).run(llama(), TOKENIZER, tmp_path / "whole")
     cut, whole = (next(line for line in log_of(tmp_path / name) if "ref_kl" in line) for name in ("cut", "whole"))
     now, before, total, tokens = llama(), llama(), 0.0, 0
     now.load_state_dict(at[1])  # what the second of the two steps was taken at
     prompts, rolls = rolled[0]
+    left = None if rolls.kept is None else rolls.kept.to_mask(len(TOKENIZER)).view(*rolls.tokens.shape, -1)
     with torch.no_grad():
         for n in range(len(rolls.tokens)):
             prompt, completion = list(prompts[n // 4]), rolls.completion(n)
             logits = [m(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] for m in (now, before)]
-            p, q = (torch.log_softmax(z.double() / 0.7, -1) for z in logits)
-            total, tokens = total + (p.exp() * (p - q)).sum().item(), tokens + len(completion)
+            for t in range(len(completion)):
+                rows = [z[t].double() for z in logits]
+                if rolls.delta is not None:
+                    rows = [torch.where(rolls.token_set, z + rolls.delta[n, t], z) for z in rows]
+                if rolls.penalties is not None:
+                    penalties = {"repetition": rolls.penalties.repetition, "presence": rolls.penalties.presence}
+                    rows = [penalized_by_hand(z, prompt, completion[:t], **penalties) for z in rows]
+                if left is not None:
+                    rows = [z[left[n, t]] for z in rows]
+                p, q = (torch.log_softmax(z / 0.7, -1) for z in rows)
+                total += (p.exp() * (p - q)).sum().item()
+            tokens += len(completion)
     assert cut["tokens"] == tokens  # no group was left out
+    assert total / tokens > 1e-4
     assert cut["ref_kl"] == pytest.approx(total / tokens, rel=1e-3)
     assert whole["ref_kl"] == pytest.approx(cut["ref_kl"], rel=1e-4)
+
+
+def test_the_full_kl_of_a_head_that_is_not_linear(tmp_path):
+    """Whole rows are made of it, a few at a time; a fresh copy is no nat away."""
+    model = build("Gemma2", final_logit_softcapping=3.0)
+    Recipe([rlvr(steps=2, kl_coef=0.5, kl="full", lr=3e-2)]).run(model, TOKENIZER, tmp_path)
+    first, second = (line["ref_kl"] for line in log_of(tmp_path) if "ref_kl" in line)
+    assert first == pytest.approx(0, abs=1e-6)
+    assert second > 1e-3
+
+
+# What of the public names of advantages and token masks RLVR reaches by which settings; and what does not fit in it.
+ROLES = {"environment": Duel, "reward": VERIFIER, "credit": "role"}
+ADVANTAGE_OPTIONS = {"hierarchical_grpo": ROLES, "segment": {"branches": 2}, "tree": {"branches": 2}}
+REACHED = {
+    "gae": {"advantage": "gae"},
+    "reward_to_go": {"advantage": "reinforce_pp", "gamma": 0.9},
+    "masked_whiten": {"advantage": "reinforce_pp"},
+    "group_advantage": {"baseline": "leave_one_out", "scale": "batch_std"},
+    "role_advantage": ROLES,
+    "segment_advantage": {"advantage": "segment"},
+    "tree_advantage": {"advantage": "tree"},
+    "clip_cov_tokens": {"loss": "clip_cov"},
+    "kl_cov_tokens": {"loss": "kl_cov"},
+    "rollout_mask": {"rollout_mask": "k3", "rollout_mask_cap": 0.1},
+    "rollout_weights": {"correction": "token_truncate"},
+    "sequence_mask": {"off_policy_mask_threshold": 0.1},
+    "top_entropy_mask": {"entropy_quantile": 0.5},
+}
+NOT_FITTING = {
+    "segment_ids": "a part of segment_advantage",
+    "group_plan": "groups of any rows; those of a stage are `samples` rows each",
+    "GroupPlan": "what group_plan returns",
+    "GroupStats": "what group_advantage returns if asked to",
+    "ESTIMATORS": "the table of names",
+    "linear_policy_loss": "every loss, from hidden states: what the stage calls",
+    "policy_loss": "the same from log-probs",
+    "preference_loss": "pairs: the stage Preference",
+    "kto_loss": "judged completions: the stage Preference",
+    "degree_loss": "rankings",
+}
+
+
+def test_every_public_name_is_reached_or_does_not_fit():
+    stub = Path(warpup.__file__).with_suffix(".pyi").read_text()
+    public = {*advantage.__all__}
+    for names in re.findall(r"^from \.(?:advantage|policy)\.\w+ import (\([^)]*\)|.*)$", stub, re.MULTILINE):
+        public |= {name for name in re.findall(r"\w+", names)}
+    known = REACHED.keys() | NOT_FITTING.keys() | {name for name in ADVANTAGES if hasattr(advantage, name)}
+    assert public == known
+    for options in REACHED.values():
+        rlvr(**options).check()
+
+
+@pytest.mark.parametrize("name", ADVANTAGES)
+def test_every_advantage_trains(tmp_path, name):
+    Recipe([rlvr(steps=1, advantage=name, **ADVANTAGE_OPTIONS.get(name, {}))]).run(llama(), TOKENIZER, tmp_path)
+    (line,) = (line for line in log_of(tmp_path) if "loss" in line)
+    assert line["grad_norm"] > 0
+    assert line["advantage"] > 0

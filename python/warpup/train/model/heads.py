@@ -7,8 +7,10 @@ output layer's weight, to `linear_logprob` and `linear_policy_loss`, which make 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from warpup import linear_logprob, replay_logprob
+from warpup import KeptTokens, linear_logprob, replay_logprob
 from warpup._op import accumulator, autocast
 from warpup.logprob.kept import check_kept, kept_logits
 from warpup.logprob.token_logprob import IGNORE_INDEX, kept_logprob, sampled_tokens, token_mask
@@ -118,6 +120,14 @@ class Head:
         """Whether the logits are a product of the hidden states and the weight, and a scale."""
         return self.form == "linear" and self.layer.bias is None
 
+    def fixed(self) -> Head:
+        """The same with the output layer's weights of now, without gradients: what a `Snapshot` puts back stays."""
+        found = copy.copy(self)
+        if self.form != "opaque":
+            bias = None if self.layer.bias is None else self.layer.bias.detach()
+            found.layer = SimpleNamespace(weight=self.layer.weight.detach(), bias=bias)
+        return found
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(N, V) logits as the model makes them, as a whole."""
         if self.form == "opaque":
@@ -130,21 +140,23 @@ class Head:
         return self.cap * torch.tanh(z / self.cap) if self.form == "capped" else z
 
     def logprob(
-        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy: bool = False, **replay: Any
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Log-probs (N,) of the targets (N,) from `hidden`, and their entropies if asked for. replay: `delta` (N,) and
-        `token_set` of a schedule, `kept` of filters, with which no logits but those of the kept tokens are made;
-        `penalties` and `seen`."""
+        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy: bool = False, sum_p2: bool = False,
+        **replay: Any,
+    ) -> Tensor | tuple[Tensor, ...]:  # fmt: skip
+        """Log-probs (N,) of the targets (N,) from `hidden`; if asked for the entropies and the sums of the squared
+        probabilities. replay: `delta` (N,) and `token_set` of a schedule, `kept` of filters, with which no logits but
+        those of the kept tokens are made; `penalties` and `seen`."""
+        asked = {"entropy": entropy, "sum_p2": sum_p2}
         if self._takes_rows(targets, replay):
-            return self._by_rows(hidden, targets, temperature, entropy, **replay)
+            return self._by_rows(hidden, targets, temperature, asked, replay)
         if self.form == "linear":
             return linear_logprob(
                 hidden, self.layer.weight, targets, bias=self.layer.bias, temperature=temperature / self.scale,
-                entropy=entropy, **scaled(replay, self.scale),
+                **asked, **scaled(replay, self.scale),
             )  # fmt: skip
         if self.form == "opaque":
-            return replay_logprob(hidden, targets, temperature=temperature, entropy=entropy, **replay)
-        return self._of_kept(hidden, targets, temperature, entropy, **replay)
+            return replay_logprob(hidden, targets, temperature=temperature, **asked, **replay)
+        return self._of_kept(hidden, targets, temperature, (entropy, False, sum_p2), **replay)
 
     def _takes_rows(self, targets: Tensor, replay: dict[str, Any]) -> bool:
         """Whether whole rows of logits are made: under penalties, and else where that costs the least."""
@@ -153,34 +165,38 @@ class Head:
             return "penalties" in replay or self.form == "capped"
         return len(kept.token_ids) > FEW * len(targets) * self.layer.weight.shape[0]
 
-    def _by_rows(
-        self, hidden, targets, temperature, entropy, delta=None, token_set=None, kept=None, penalties=None, seen=None
-    ):
+    def drawn(
+        self, hidden: Tensor, begin: int, *, delta=None, token_set=None, kept=None, penalties=None, seen=None
+    ) -> tuple[Tensor, KeptTokens | None]:
+        """Whole logits (R, V) as tokens were drawn from them, under a schedule and penalties, and what of them filters
+        had left; hidden (R, H), of the tokens from `begin` on."""
+        logits, end = self.logits(hidden), begin + len(hidden)
+        if delta is not None:
+            logits = logits.to(accumulator(logits))
+            on = token_mask("Head.drawn", logits.shape[1], token_set, logits.device)
+            logits = torch.where(on, logits + delta[begin:end, None], logits)
+        if penalties is not None:
+            logits = penalties.apply(logits.to(accumulator(logits)), *seen.masks(begin, end, logits.shape[1]))
+        return logits, None if kept is None else kept.select(torch.arange(begin, end, device=logits.device))
+
+    def _by_rows(self, hidden: Tensor, targets: Tensor, temperature: float, asked: dict, replay: dict):
         """`logprob` from whole logits, ROWS at a time, and again backward."""
 
         def of_rows(h: Tensor, begin: int):
-            end = begin + len(h)
-            logits = self.logits(h)
-            if delta is not None:
-                logits = logits.to(accumulator(logits))
-                on = token_mask("Head.logprob", logits.shape[1], token_set, logits.device)
-                logits = torch.where(on, logits + delta[begin:end, None], logits)
-            if penalties is not None:
-                logits = penalties.apply(logits.to(accumulator(logits)), *seen.masks(begin, end, logits.shape[1]))
-            sets = None if kept is None else kept.select(torch.arange(begin, end, device=logits.device))
-            return replay_logprob(logits, targets[begin:end], temperature=temperature, kept=sets, entropy=entropy)
+            logits, kept = self.drawn(h, begin, **replay)
+            return replay_logprob(logits, targets[begin : begin + len(h)], temperature=temperature, kept=kept, **asked)
 
         parts = [checkpoint(of_rows, h, n * ROWS, use_reentrant=False) for n, h in enumerate(hidden.split(ROWS))]
-        return tuple(map(torch.cat, zip(*parts, strict=True))) if entropy else torch.cat(parts)
+        return tuple(map(torch.cat, zip(*parts, strict=True))) if any(asked.values()) else torch.cat(parts)
 
-    def _of_kept(self, hidden, targets, temperature, entropy, kept, delta=0.0, token_set=None):
+    def _of_kept(self, hidden, targets, temperature, flags, kept, delta=0.0, token_set=None):
         """`logprob` of a capped head, from the logits of the kept tokens alone."""
         where, vocab = "Head.logprob", self.layer.weight.shape[0]
         hidden, weight, bias = autocast(hidden, self.layer.weight, self.layer.bias)
         kept = check_kept(where, kept, len(targets), vocab, hidden.device)
         logits = self._finished(kept_logits(hidden, weight, bias, *kept))
         tokens = sampled_tokens(where, vocab, targets, temperature, IGNORE_INDEX, delta, token_set)
-        return kept_logprob(where, logits, kept, tokens, vocab, entropy, False, False)
+        return kept_logprob(where, logits, kept, tokens, vocab, *flags)
 
     def policy_loss(
         self,

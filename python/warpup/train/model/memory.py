@@ -1,19 +1,25 @@
-"""How many tokens may go through a model at once, from what it keeps of one for the backward pass and what is free."""
+"""How much goes through a model at once, from what it keeps of a token, for the backward pass or in its cache, and what
+is free."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .batch import collate
+from .cache import CachedModel
 from .heads import Head
 from .precision import computing
 
 MOST = 16384  # more at once gains nothing: products are large enough
+MOST_ROWS = 256  # the same of sampling
+LOGITS = 3 * 4  # bytes of a logit that is sampled from: as it came, in float32, and what filters make of it
 
 
 def tokens_that_fit(model: nn.Module, dtype: torch.dtype | None = None, most: int = MOST) -> int:
@@ -55,6 +61,51 @@ def bytes_of_a_token(model: nn.Module, dtype: torch.dtype | None = None) -> floa
     found = sum(kept.values()) / (2 * length)
     del hidden
     return found
+
+
+def rows_that_fit(model: nn.Module, length: int, dtype: torch.dtype | None = None, most: int = MOST_ROWS) -> int:
+    """Completions of `length` tokens, prompts included, whose cache and logits take half of the memory that is free, at
+    least 1, at most `most`. The other half is for the copy of the cache when rows leave it. length 0: none is sampled.
+    dtype: as for `computing`.
+    """
+    free = free_memory(next(model.parameters()).device)
+    if free is None or length == 0:
+        return most
+    fixed, each = bytes_of_a_cached_row(model, dtype)
+    row = fixed + each * length + LOGITS * model.get_input_embeddings().num_embeddings
+    return max(1, min(most, int(free / 2 / row)))
+
+
+@torch.no_grad()
+def bytes_of_a_cached_row(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[float, float]:
+    """What the cache keeps of a row, whatever its length (recurrent layers), and of each token, measured on a few;
+    sliding windows count as if they were open."""
+    device, vocab = next(model.parameters()).device, model.get_input_embeddings().num_embeddings
+    was_training = [m for m in model.modules() if m.training]
+    model.eval()  # checkpointed layers keep no cache in training
+    sizes = []
+    try:
+        for length in (4, 8):
+            cached, ids = CachedModel(model, length), torch.arange(2 * length, device=device).view(2, length) % vocab
+            with computing(model, dtype):
+                cached(ids, torch.ones_like(ids), torch.arange(length, device=device).expand(2, length))
+            held = [x for layer in cached.cache.layers for value in vars(layer).values() for x in tensors_in(value)]
+            storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+            sizes.append(sum(storages.values()) / 2)
+    finally:
+        for module in was_training:
+            module.training = True
+    each = (sizes[1] - sizes[0]) / 4
+    return max(0.0, sizes[0] - 4 * each), each
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a value: itself, or those of a list, tuple or dict."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(part)
 
 
 def free_memory(device: torch.device, group: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -111,14 +111,14 @@ def _play(
     speakers: list[list[int]] = [[] for _ in prompts]
     shares: list[dict[int, float]] = [{} for _ in prompts]
     rewards, correct, finished = torch.full((count, turns), math.nan), [math.nan] * count, [True] * count
-    going = list(range(count))
+    going, penalties = list(range(count)), None
 
     for turn in range(turns):
         # The first turn's prompts are the same for all copies of an example, so each runs through the model once.
         same = turn == 0 and all(prompts[n] == prompts[n - n % copies] for n in range(count))
         contexts = [prompts[n] + said[n] for n in (going[::copies] if same else going)]
         rolls = rollout(model, contexts, eos=ends, pad=pad, copies=copies if same else 1, **options)
-        still = []
+        still, penalties = [], rolls.penalties
         for row, n in enumerate(going):
             ids = rolls.completion(row)
             filtered.add(n, len(said[n]), rolls, row)
@@ -157,7 +157,7 @@ def _play(
     whole = Rollouts(
         padded(said, pad), lengths.to(model.device), padded(logp, 0.0),
         torch.tensor(finished, device=model.device), sampled=padded(sampled, False), turn=padded(turn_of, -1),
-        **filtered.joined(width),
+        penalties=penalties, **filtered.joined(width),
     )  # fmt: skip
     pairs: list[TokenPair] = [(prompt, ids, own) for prompt, ids, own in zip(prompts, said, sampled, strict=True)]
     return Episodes(pairs, whole, rewards, correct, texts, speakers, shares)

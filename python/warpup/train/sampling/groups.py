@@ -76,6 +76,17 @@ class Groups:
         width = self.rolls.tokens.shape[1]
         return torch.cat([torch.nn.functional.pad(v, (0, width - v.shape[1])) for v in (values, more)])
 
+    def rows(self, *, finished: bool, rewarded: bool) -> list[int]:
+        """The completions that are learned from: of groups that teach something, with a token that carries loss; if
+        asked for those alone that came to an end, or have a reward."""
+        rolls = self.rolls
+        rows = self.used.repeat_interleave(self.samples).to(rolls.finished.device) & rolls.learned().any(1)
+        if finished:
+            rows &= rolls.finished
+        if rewarded:
+            rows &= ~torch.tensor(self.scores.rewards, device=rows.device).isnan()
+        return rows.nonzero().squeeze(1).tolist()
+
     def numbers(self) -> dict[str, Any]:
         """What the log has of a step's sampling."""
         learned, columns = self.rolls.learned(), self.scores.columns

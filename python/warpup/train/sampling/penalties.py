@@ -29,22 +29,37 @@ class Penalties:
 
 
 class SeenTokens:
-    """What each token of some completions was drawn after, the N of them packed, one completion after the other."""
+    """What each of the N tokens that carry loss in B completions was drawn after, one completion after the other.
 
-    def __init__(self, pairs: Sequence[TokenPair], device: torch.device):
+    learned (B, L) bool: which tokens these are. turn (B, L): of episodes the turns of tokens, -1 where the environment
+    spoke; a turn is a completion, and all before it its prompt, as where each turn is a request to a server.
+    """
+
+    def __init__(self, pairs: Sequence[TokenPair], learned: Tensor, turn: Tensor | None = None):
         def padded(rows: list) -> Tensor:
-            return pad_sequence([torch.tensor(row, device=device) for row in rows], batch_first=True, padding_value=-1)
+            return pad_sequence(
+                [torch.tensor(row, device=learned.device) for row in rows], batch_first=True, padding_value=-1
+            )
 
         self.prompts, self.completions = (padded([pair[part] for pair in pairs]) for part in (0, 1))
-        self.row, self.place = (self.completions >= 0).nonzero().unbind(1)
+        self.row, self.place = learned[:, : self.completions.shape[1]].nonzero().unbind(1)
+        self.begin = torch.zeros_like(self.place)  # where the token's turn begins
+        if turn is not None:
+            places = torch.arange(turn.shape[1], device=turn.device)
+            fresh = turn != torch.nn.functional.pad(turn[:, :-1], (1, 0), value=-2)
+            self.begin = (places * fresh).cummax(1).values[self.row, self.place]
 
     def masks(self, begin: int, end: int, vocab: int) -> tuple[Tensor, Tensor]:
         """(in_prompt, generated), both (end - begin, vocab) bool, before the tokens [begin, end)."""
-        row, place = self.row[begin:end], self.place[begin:end]
+        row, place, first = (x[begin:end] for x in (self.row, self.place, self.begin))
+        at = torch.arange(self.completions.shape[1], device=row.device)
+        early, late = at < first[:, None], at >= place[:, None]
 
-        def marked(ids: Tensor) -> Tensor:
-            spare = torch.zeros(len(row), vocab + 1, dtype=torch.bool, device=ids.device)
-            return spare.scatter_(1, ids.masked_fill(ids < 0, vocab), True)[:, :vocab]
+        def marked(*ids: Tensor) -> Tensor:
+            spare = torch.zeros(len(row), vocab + 1, dtype=torch.bool, device=row.device)
+            for some in ids:
+                spare.scatter_(1, some.masked_fill(some < 0, vocab), True)
+            return spare[:, :vocab]
 
-        later = torch.arange(self.completions.shape[1], device=row.device) >= place[:, None]
-        return marked(self.prompts[row]), marked(self.completions[row].masked_fill(later, -1))
+        said = self.completions[row]
+        return marked(self.prompts[row], said.masked_fill(~early, -1)), marked(said.masked_fill(early | late, -1))

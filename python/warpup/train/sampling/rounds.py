@@ -48,7 +48,7 @@ def complete(
     asked = [prompts.examples[k] for k in picked for _ in range(settings.samples)]
     completions = completions_of(run.tokenizer, rolls)
     scores = rewards.score(completions, asked, group=settings.samples)
-    pairs = [(prompts.ids[picked[n // settings.samples]], rolls.completion(n)) for n in range(len(asked))]
+    pairs = [(prompts.ids[picked[n // settings.samples]], c.token_ids) for n, c in enumerate(completions)]
     shown = {"prompt": asked[0]["prompt"], "completion": completions[0].text, "reward": scores.rewards[0]}
     advantages = advantages_of(settings, scores, rolls.learned().cpu()).to(rolls.logp)
     sampled = Sampled(pairs, rolls, scores, advantages, shown, seconds)
@@ -74,7 +74,7 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
     scores = Scores(rewards=total.tolist(), correct=played.correct, format_ok=[math.nan] * len(total))
     scores.errors += ["the environment could not tell a reward (NaN)"] * int(failed.sum())
     roles = None
-    if settings.advantage == "gae":
+    if settings.advantage in ("gae", "optimal_token_baseline"):
         scores.token_rewards = at_turn_ends(played.rewards, played.rolls.turn)
     if settings.credit == "turn":
         advantages = turn_advantages(
@@ -85,7 +85,8 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
     elif settings.credit == "role":
         roles = Roles.of(played.speakers, played.shares, played.rolls.turn, settings.roles)
         scores.columns = {f"role {k}": column.tolist() for k, column in enumerate(roles.earned.T)}
-        advantages = torch.zeros(len(total))  # come of the baselines: `RoleBaselines.credit`
+        # Without an estimator they come of running means: `RoleBaselines.credit`.
+        advantages = roles.against_group(settings.samples) if settings.advantage else torch.zeros(len(total))
     else:
         advantages = advantages_of(settings, scores, played.rolls.learned().cpu())
     example = prompts.examples[picked[0]]
@@ -93,6 +94,8 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
     return Sampled(played.pairs, played.rolls, scores, advantages.to(played.rolls.logp), shown, seconds, roles=roles)
 
 
+# Advantages that come of more than the rewards: of values, of continuations, of what roles have earned.
+BEHIND_SAMPLING = ("gae", "segment", "tree", "optimal_token_baseline", "hierarchical_grpo")
 FILTERS = ("top_p", "top_k", "min_p", "repetition", "presence")  # as a stage and `rollout` call them
 
 
@@ -108,7 +111,7 @@ def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Te
     (N,), or (N, L) of an estimator that gives each token its own. learned (N, L) bool: the tokens that the model has
     drawn."""
     rewards, groups = torch.tensor(scores.rewards), settings.samples
-    if settings.advantage in ("gae", "segment", "tree"):  # come of what is sampled or computed behind: values
+    if settings.advantage in BEHIND_SAMPLING:
         return torch.zeros_like(rewards)
     if settings.advantage is None:
         return group_advantage(rewards, groups, baseline=settings.baseline, scale=settings.scale)

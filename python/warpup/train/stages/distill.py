@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from warpup import divergence, linear_divergence
+from warpup import divergence
 from warpup.data.spool import Spool
 
 from ..checks import check_not_negative, check_positive, check_values
 from ..errors import TrainError
 from ..examples import Data, check_columns
 from ..model.batch import LengthBuckets, micro_batches
+from ..model.compare import divergence_between
 from ..model.heads import Head
 from ..model.load_model import load_model
 from ..model.optim import RateSchedule, adamw, learning_rate
+from ..model.packing import check_packing, packed_batches
 from ..model.precision import without_dropout
 from ..model.tokens import TokenPair, check_length, encode_pair, encode_prompt, end_tokens
 from ..run import StageRun
@@ -66,11 +67,15 @@ class Distill:
     """AdamW's weight decay."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
+    packing: bool = False
+    """Put several examples into a row, each by itself, so that there is next to no padding; batches are then drawn
+    whatever the examples' lengths are."""
     max_tokens: int | None = None
     """Padded tokens that go through the model at once: less memory, same result; none: as many as half of the free
     memory holds, at most 16384."""
-    rows: int = 256
-    """Completions sampled at once: less memory, same distribution."""
+    rows: int | None = None
+    """Completions sampled at once: less memory, same distribution; none: as many as half of the free memory holds, at
+    most 256."""
     save_every: int = 50
     """Steps between checkpoints."""
     limit: int | None = None
@@ -118,14 +123,22 @@ class Distill:
             longest = max(longest, len(prompt) + max(len(completion), self.max_new_tokens * (self.online > 0)))
         for each in (model, teacher):
             check_length(each, longest, "the longest example")
+            if self.packing:
+                check_packing(each, "distill")
         return pairs, ends, teacher.requires_grad_(False).eval()
+
+    def longest_row(self, prepared: tuple[Sequence[TokenPair], list[int], Any]) -> int:
+        """Tokens of the longest prompt and a completion of the student's; 0 where it writes none."""
+        return self.online and max(len(prompt) for prompt, _ in prepared[0]) + self.max_new_tokens
 
     def train(self, run: StageRun, prepared: tuple[Sequence[TokenPair], list[int], Any]) -> None:
         """Train `run.model` towards the teacher."""
         pairs, ends, teacher = prepared
         model, pad = without_dropout(run.model), run.tokenizer.pad_token_id
         student_head, teacher_head = Head(model), Head(teacher)
-        batches = LengthBuckets(pairs, self.batch_size, run.seed)
+        batches = LengthBuckets(pairs, self.batch_size, run.seed, window=1 if self.packing else 32)
+        cut = packed_batches if self.packing else micro_batches
+        options = {"kind": self.divergence, "beta": self.beta, "temperature": self.temperature}
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
 
         for i in run.steps(self.steps, self.save_every, optimizer):
@@ -142,11 +155,12 @@ class Distill:
                     )  # fmt: skip
                 batch_pairs = [(prompt, rolls.completion(n)) for n, (prompt, _) in enumerate(batch_pairs)]
             tokens, total = sum(len(completion) for _, completion in batch_pairs), 0.0
-            for batch in micro_batches(batch_pairs, range(len(batch_pairs)), pad, self.max_tokens, model.device):
+            for batch in cut(batch_pairs, range(len(batch_pairs)), pad, self.max_tokens, model.device):
                 with run.computing():
                     with torch.no_grad():
                         theirs = teacher_head.hidden(batch)
-                    each = self.per_token(student_head, student_head.hidden(batch), teacher_head, theirs)
+                    ours = student_head.hidden(batch)
+                    each = divergence_between(student_head, ours, teacher_head, theirs, **options)
                 loss = each.sum() / tokens
                 loss.backward()
                 total += loss.item()
@@ -155,14 +169,3 @@ class Distill:
             speed = tokens / (time.perf_counter() - began)
             numbers = {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": speed}
             run.record(numbers | {"online": float(own)})
-
-    def per_token(self, student: Head, ours: Tensor, teacher: Head, theirs: Tensor) -> Tensor:
-        """(N,): divergences, from hidden states where both heads are linear, else from logits."""
-        options: dict[str, Any] = {"kind": self.divergence, "beta": self.beta, "temperature": self.temperature}
-        if student.is_plain and teacher.is_plain:
-            return linear_divergence(
-                ours * student.scale, student.layer.weight, theirs * teacher.scale, teacher.layer.weight, **options
-            )
-        with torch.no_grad():
-            constant = teacher.logits(theirs)
-        return divergence(student.logits(ours), constant, **options)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from warpup.divergence.linear_divergence import linear_divergence
 from warpup.policy.kinds import PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, sequence_mask, top_entropy_mask
 
 from ..model.batch import Batch, micro_batches
+from ..model.compare import divergence_between
 from ..model.heads import Head
 from ..model.reference import Snapshot
 from ..model.routers import Routers
@@ -72,7 +72,8 @@ class Experience:
             places = torch.arange(rolls.tokens.numel(), device=rolls.tokens.device).view_as(rolls.tokens)
             found["kept"] = rolls.kept.select(self.packed(places, batch))
         if rolls.penalties is not None:
-            seen = SeenTokens([self.pairs[n] for n in batch.rows], rolls.tokens.device)
+            turn = None if rolls.turn is None else rolls.turn[batch.rows]
+            seen = SeenTokens([self.pairs[n] for n in batch.rows], self.learned[batch.rows], turn)
             found |= {"penalties": rolls.penalties, "seen": seen}
         return found
 
@@ -116,17 +117,16 @@ def spread(packed: Tensor, experience: Experience, batch: Batch, into: Tensor) -
 
 @torch.no_grad()
 def score_tokens(
-    run: StageRun, head: Head, experience: Experience, rows: Sequence[int], max_tokens: int, entropy: bool = False
+    run: StageRun, head: Head, experience: Experience, rows: Sequence[int], max_tokens: int, **asked: bool
 ) -> list[Tensor]:
-    """Log-probs (N, L) under the model as it is, and entropies if asked for; 0 in rows that are not asked for."""
-    found = [torch.zeros_like(experience.rolls.logp) for _ in range(1 + entropy)]
+    """Log-probs (N, L) under the model as it is, and what else is asked for of `Head.logprob` (entropy, sum_p2); 0 in
+    other rows."""
+    found = [torch.zeros_like(experience.rolls.logp) for _ in range(1 + sum(asked.values()))]
     for batch in token_batches(run, head, experience, rows, max_tokens):
         with run.computing():
-            hidden = head.hidden(batch)
-            values = head.logprob(
-                hidden, batch.completion, experience.temperature, entropy=entropy, **experience.replay(batch)
-            )
-        for into, packed in zip(found, values if entropy else (values,), strict=True):
+            hidden, replay = head.hidden(batch), experience.replay(batch)
+            values = head.logprob(hidden, batch.completion, experience.temperature, **asked, **replay)
+        for into, packed in zip(found, values if isinstance(values, tuple) else (values,), strict=True):
             spread(packed, experience, batch, into)
     return found
 
@@ -167,13 +167,13 @@ def chosen_tokens(
     return chosen
 
 
-def full_kl(head: Head, reference: Snapshot, batch: Batch, hidden: Tensor, temperature: float) -> Tensor:
-    """(N,): the KL of the model from its reference at each of the batch's tokens, over the whole vocabulary."""
+def full_kl(
+    head: Head, reference: Snapshot, batch: Batch, hidden: Tensor, temperature: float, replay: dict[str, Any]
+) -> Tensor:
+    """(N,): the KL of the model from its reference at each of the batch's tokens, over all that could be drawn."""
     with reference.restored(), torch.no_grad():
-        theirs, weight = head.hidden(batch), head.layer.weight.detach()  # of the reference, as its body
-    return linear_divergence(
-        hidden * head.scale, head.layer.weight, theirs * head.scale, weight, kind="reverse", temperature=temperature
-    )
+        theirs, layer = head.hidden(batch), head.fixed()  # of the reference, as its body
+    return divergence_between(head, hidden, layer, theirs, replay, kind="reverse", temperature=temperature)
 
 
 def policy_step(
@@ -197,7 +197,7 @@ def policy_step(
     apart = chosen_tokens(run, head, experience, rows, update)
     if experience.ref_logp is not None:
         apart["ref_logp"] = experience.ref_logp
-    total: dict[str, float] = {}
+    total: dict[str, Any] = {}  # numbers on the device are read once all is under way
     if (weights := apart.get("weights")) is not None:
         total["weight"] = float(per_token(weights, experience.rolls.logp)[in_rows(experience, rows)].mean())
     batches = list(token_batches(run, head, experience, rows, update.max_tokens))
@@ -209,9 +209,9 @@ def policy_step(
         with run.computing():
             with routers.watch(batch.attention):
                 hidden = head.hidden(batch)
-            tensors = {name: experience.packed(values, batch) for name, values in apart.items()}
+            tensors, replay = {k: experience.packed(v, batch) for k, v in apart.items()}, experience.replay(batch)
             if update.full_kl:
-                tensors["ref_kl"] = full_kl(head, update.full_kl, batch, hidden, experience.temperature)
+                tensors["ref_kl"] = full_kl(head, update.full_kl, batch, hidden, experience.temperature, replay)
             loss, metrics = head.policy_loss(
                 options,
                 hidden,
@@ -220,21 +220,22 @@ def policy_step(
                 experience.packed(experience.advantages, batch),
                 batch.cu_seqlens,
                 experience.temperature,
-                replay=experience.replay(batch),
+                replay=replay,
                 **tensors,
             )
             value_loss = 0.0
             if update.critic:
                 old, returns = (experience.packed(v, batch) for v in (experience.values, experience.returns))
                 value_loss, more = update.critic.loss(hidden, old, returns, tokens)
-                total["value_loss"] = total.get("value_loss", 0.0) + float(value_loss.detach())
+                total["value_loss"] = total.get("value_loss", 0.0) + value_loss.detach().double()
                 metrics |= more
         (loss + value_loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
         share = int(batch.mask.sum()) / tokens
         # Metrics are means over this piece's tokens, weighted by its share of the step's; a maximum stays one.
-        total["loss"] = total.get("loss", 0.0) + float(loss.detach())
+        total["loss"] = total.get("loss", 0.0) + loss.detach().double()
         for name, value in metrics.items():
-            before, value = total.get(name, 0.0), float(value)
-            total[name] = max(before, value) if name == "ratio_max" else before + value * share
+            before, value = total.get(name, 0.0), value.detach().double()
+            total[name] = value.clamp_min(before) if name == "ratio_max" else before + value * share
+    total = {name: float(value) for name, value in total.items()}
     norm = run.optimizer_step(optimizer, total["loss"], lr, update.clip)
     return total | routers.numbers() | {"grad_norm": norm, "lr": lr, "tokens": tokens}

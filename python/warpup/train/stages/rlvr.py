@@ -4,9 +4,9 @@ Group-relative policy gradient (GRPO, arXiv 2402.03300) in the variant of "Warm 
 advantage r - mean without division by the deviation, mean over tokens, no KL term unless asked for.
 """
 
-import math
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..rewards.reward_set import RewardSet
 from ..run import StageRun
 from ..sampling.decoding import DecodingStrategy, split_words
 from ..sampling.episodes import first_prompts, load_environment
-from ..sampling.groups import Groups, mean, parts
+from ..sampling.groups import Groups, Sampled, mean, parts
 from ..sampling.prompts import Prompts, make_sampler
 from ..sampling.roles import RoleBaselines
 from ..sampling.rounds import complete, play_some
@@ -33,6 +33,9 @@ from .critic import Critic
 from .policy_step import Experience, Update, policy_step, score_tokens
 from .rlvr_checks import check_rlvr
 from .rlvr_settings import RLVRSettings
+from .token_baseline import credit_tokens
+
+Credit = Callable[[Sampled], Sampled]  # gives completions their advantages
 
 
 @dataclass
@@ -48,8 +51,6 @@ class RLVR(RLVRSettings):
         check_balance(model, self.balance, "rlvr")
         if self.advantage == "gae" and Head(model).form == "opaque":
             raise TrainError("rlvr.advantage: gae needs hidden states, and this model's output layer hides them")
-        if self.kl == "full" and not Head(model).is_plain:
-            raise TrainError("rlvr.kl: full needs a model whose output layer is a linear one; choose another estimator")
         opened = [example["prompt"] for example in examples]
         if self.environment:
             opened = first_prompts(load_environment(self.environment), examples)
@@ -65,6 +66,12 @@ class RLVR(RLVRSettings):
         ends, stop = end_tokens(model, tokenizer), stop_strings(tokenizer, self.stop)
         return Prompts(examples, ids, ends, used, limit, stop)
 
+    def longest_row(self, prompts: Prompts) -> int:
+        """Tokens of the longest prompt and its completion; of an episode as if what is said between its turns were as
+        long as the prompt."""
+        turns = self.turns if self.environment else 1
+        return min(prompts.limit, turns * (max(map(len, prompts.ids)) + self.max_new_tokens))
+
     def train(self, run: StageRun, prompts: Prompts) -> None:
         """Reinforce `run.model` on these prompts."""
         # Dropout stays off throughout: the loss compares log-probs with those of sampling, so both have to be of the
@@ -76,13 +83,17 @@ class RLVR(RLVRSettings):
         # The KL term holds the model to what it was before this stage, so its weights are kept if it is asked for.
         reference = Snapshot(model) if self.kl_coef else None
         kept = list(reference.values) if reference and self.reference_sync else []  # what a checkpoint holds as well
+        # Most advantages come of the rewards alone; others also of a critic, of running means, or of log-probs.
         critic = Critic(head, self, reference) if self.advantage == "gae" else None
         if critic:
             parameters = list(critic.value.parameters())
             optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr_scale": self.value_lr / self.lr})
             kept += [parameter.data for parameter in parameters]
-        roles = RoleBaselines(self.roles, self.role_decay) if self.credit == "role" else None
+        roles = RoleBaselines(self.roles, self.role_decay) if self.credit == "role" and not self.advantage else None
         kept += [roles.state] if roles else []
+        credit: Credit | None = functools.partial(critic.credit, run) if critic else roles.credit if roles else None
+        if self.advantage == "optimal_token_baseline":
+            credit = functools.partial(credit_tokens, self, run, head)
         empty = 0  # steps in a row that had nothing to learn from
 
         for i in run.steps(self.steps, self.save_every, optimizer, sampler, kept):
@@ -92,23 +103,18 @@ class RLVR(RLVRSettings):
             # Sample: a group of completions for each prompt, with the log-probs they were drawn at, and score each by a
             # function that checks it. A group whose rewards are all alike teaches nothing; with `refill`, others are
             # sampled in its place.
-            groups = self.sample(run, prompts, sampler, rewards, critic, roles)
-            used = groups.used.tolist()
-            empty = 0 if any(used) else empty + 1
+            groups = self.sample(run, prompts, sampler, rewards, credit)
+            empty = 0 if groups.used.any() else empty + 1
             if empty == self.patience:
                 raise TrainError(
                     f"{run.name}: no usable group in {empty} steps in a row, every group's rewards are all alike (mean "
                     f"{mean(groups.scores.rewards):.3g}): the prompts are too hard, too easy, or the reward is constant"
                 )
+            # What has no reward has no return that a critic could learn.
+            rows = groups.rows(finished=self.mask_truncated, rewarded=critic is not None)
+            experience = Experience(groups.pairs, groups.rolls, groups.advantages, self.temperature, **groups.tensors)
 
             # The reference's log-probs of the same tokens, once a step.
-            rows = [g * self.samples + n for g, use in enumerate(used) if use for n in range(self.samples)]
-            rows = [n for n in rows if groups.rolls.finished[n] or not self.mask_truncated]
-            learned = groups.rolls.learned().any(1)
-            rows = [n for n in rows if learned[n]]
-            if critic:  # what has no reward has no return
-                rows = [n for n in rows if not math.isnan(groups.scores.rewards[n])]
-            experience = Experience(groups.pairs, groups.rolls, groups.advantages, self.temperature, **groups.tensors)
             if reference and self.kl != "full" and not self.kl_in_reward and rows:
                 with reference.restored():
                     (ref_logp,) = score_tokens(run, head, experience, rows, self.max_tokens)
@@ -137,9 +143,8 @@ class RLVR(RLVRSettings):
             run.record(numbers | groups.numbers())
 
     def sample(
-        self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet | None, critic: Critic | None,
-        roles: RoleBaselines | None,
-    ) -> Groups:  # fmt: skip
+        self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet | None, credit: Credit | None
+    ) -> Groups:
         """Groups of completions of the next prompts, scored, with their advantages."""
         groups = Groups(self.samples)
         for _ in range(1 + self.refill):
@@ -150,10 +155,8 @@ class RLVR(RLVRSettings):
                 run.count("reward_errors", message=error)
             if sampled.scores.abstained:
                 run.count("abstained", sampled.scores.abstained)
-            if critic:
-                sampled = critic.credit(run, sampled)
-            if roles:
-                sampled = roles.credit(sampled)
+            if credit:
+                sampled = credit(sampled)
             groups.add(sampled, run.tokenizer.pad_token_id)
             # A curriculum prefers prompts whose rewards differ.
             by_group = sampled.advantages.reshape(len(picked), self.samples, -1).mean(-1)

@@ -5,6 +5,7 @@ import torch
 from warpup.advantage import ESTIMATORS
 from warpup.advantage.tree_advantage import tree_advantage
 from warpup.policy.kinds import POLICY_KINDS
+from warpup.policy.masks import rollout_mask
 
 from ..checks import check_not_negative, check_positive, check_unused, check_values
 from ..errors import TrainError
@@ -13,13 +14,13 @@ from ..rewards.reward_set import Scores
 from ..sampling.decoding import Filters
 from ..sampling.episodes import load_environment
 from ..sampling.prompts import SAMPLERS
-from ..sampling.rounds import FILTERS, advantages_of
+from ..sampling.rounds import BEHIND_SAMPLING, FILTERS, advantages_of
 from ..sampling.stopping import check_stop
 from ..sampling.trees import depth_of
 from .rlvr_settings import RLVRSettings
 
 PLACE = "rlvr"
-ADVANTAGES = (*ESTIMATORS, "gae", "segment", "tree")
+ADVANTAGES = (*ESTIMATORS, *BEHIND_SAMPLING)
 
 
 def check_rlvr(settings: RLVRSettings) -> None:
@@ -33,7 +34,8 @@ def check_rlvr(settings: RLVRSettings) -> None:
         value = getattr(settings, name)
         if value not in known and value is not None:
             raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
-    if settings.samples < (1 if settings.advantage in ("gae", "segment") or settings.credit == "role" else 2):
+    alone = settings.advantage in ("gae", "segment") or (settings.credit == "role" and settings.advantage is None)
+    if settings.samples < (1 if alone else 2):
         raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {settings.samples}")
     if settings.minibatches > settings.prompts:
         raise TrainError(f"rlvr.minibatches: expected at most prompts, {settings.prompts}, got {settings.minibatches}")
@@ -50,7 +52,6 @@ def check_rewards(settings: RLVRSettings) -> None:
         names = ("reward", "reward_weights", "reward_timeout", "reward_workers")
         check_unused(settings, *names, place=PLACE, why="an environment gives the rewards")
         check_unused(settings, "schedule", place=PLACE, why="schedules are not followed over turns")
-        check_unused(settings, "repetition", "presence", place=PLACE, why="penalties are not followed over turns")
         check_positive(settings, "turns", place=PLACE)
         load_environment(settings.environment)
     else:
@@ -65,14 +66,12 @@ def check_sampling(settings: RLVRSettings) -> None:
         check_unused(settings, "words", place=PLACE, why=f"with schedule {settings.schedule!r} {why}; leave it out")
     check_stop(settings.stop, "rlvr.stop")
     try:
-        filters = Filters(settings.temperature, **{name: getattr(settings, name) for name in FILTERS})
+        Filters(settings.temperature, **{name: getattr(settings, name) for name in FILTERS})
     except TrainError as error:
         raise TrainError(f"rlvr.{error}") from error
     for name, alone in (("top_p", 0), ("top_k", 1), ("min_p", 1)):
         if getattr(settings, name) == alone:
             raise TrainError(f"rlvr.{name}: {alone} leaves the likeliest token alone, which teaches nothing")
-    if (filters.cut or filters.penalties) and settings.kl == "full":
-        raise TrainError(f"rlvr.kl: full takes none of {', '.join(FILTERS)} into account; choose another estimator")
     if settings.sampler == "uniform":
         why = "the uniform sampler reads no category; leave it out or choose sampler sec or dump"
         check_unused(settings, "category", place=PLACE, why=why)
@@ -80,9 +79,15 @@ def check_sampling(settings: RLVRSettings) -> None:
 
 def check_advantages(settings: RLVRSettings) -> None:
     """What a token is credited with."""
+    by_group = settings.advantage == "hierarchical_grpo"
+    if by_group and settings.credit != "role":
+        raise TrainError("rlvr.advantage: hierarchical_grpo holds roles against each other; set credit to role")
     if settings.credit == "role":
-        why = "roles have running means as their baselines"
-        check_unused(settings, "advantage", "baseline", "scale", "refill", place=PLACE, why=why)
+        why = "roles have running means as their baselines, or hierarchical_grpo"
+        names = ("baseline", "scale", *(() if by_group else ("advantage", "refill")))
+        check_unused(settings, *names, place=PLACE, why=why)
+        if by_group:
+            check_unused(settings, "role_decay", place=PLACE, why="hierarchical_grpo keeps no running mean")
         check_positive(settings, "roles", place=PLACE)
         if not 0 <= settings.role_decay <= 1:
             raise TrainError(f"rlvr.role_decay: expected 0 to 1, got {settings.role_decay}")
@@ -100,8 +105,10 @@ def check_advantages(settings: RLVRSettings) -> None:
         check_not_negative(settings, "value_coef", place=PLACE)
         if settings.value_clip is not None:
             check_positive(settings, "value_clip", place=PLACE)
-        check_unused(settings, "refill", place=PLACE, why="gae learns from groups whose rewards are all alike too")
-    else:
+    if settings.advantage in ("gae", "optimal_token_baseline"):
+        why = f"{settings.advantage} learns from groups whose rewards are all alike too"
+        check_unused(settings, "refill", place=PLACE, why=why)
+    if settings.advantage != "gae":
         names = ("lam", "value_lr", "value_coef", "value_clip", "kl_in_reward")
         check_unused(settings, *names, place=PLACE, why="there is no value head; set advantage to gae")
     if settings.advantage not in ("gae", "reinforce_pp"):
@@ -164,14 +171,13 @@ def check_loss(settings: RLVRSettings) -> None:
             "rlvr.correction_max, correction_min: expected bounds above and below 1, the weight of what both give the "
             f"same probability, got {importance.cap} and {importance.floor}"
         )
+    check_rollout_mask(settings)
     check_not_negative(settings, "correction_min", "off_policy_mask_threshold", place=PLACE)
     if settings.kl_coef == 0:
         why = "kl_coef is 0 and there is no reference; set kl_coef"
         check_unused(settings, "kl", "kl_corrected", "kl_in_reward", "reference_sync", place=PLACE, why=why)
     if settings.kl_in_reward:
         check_unused(settings, "kl", "kl_corrected", place=PLACE, why="the KL in the reward is k1; leave it out")
-    if settings.kl == "full" and settings.schedule != "plain":
-        raise TrainError("rlvr.kl: full takes no schedule into account; choose another estimator")
     if settings.clip_ratio is not None and not all(bound >= 0 for bound in settings.clip_ratio):
         raise TrainError(f"rlvr.clip_ratio: expected two numbers of at least 0, got {settings.clip_ratio}")
     if settings.clip_ratio is not None and POLICY_KINDS[settings.loss].clip is None:
@@ -193,3 +199,18 @@ def check_loss(settings: RLVRSettings) -> None:
         settings.policy_options()
     except ValueError as error:
         raise TrainError(f"rlvr: {error}") from error
+
+
+def check_rollout_mask(settings: RLVRSettings) -> None:
+    """What is left out because sampler and trainer differ."""
+    if settings.rollout_mask is None:
+        names = ("rollout_mask_over", "rollout_mask_cap", "rollout_mask_floor")
+        check_unused(settings, *names, place=PLACE, why="nothing is measured; set rollout_mask")
+        return
+    if settings.rollout_mask_cap is None:
+        raise TrainError("rlvr.rollout_mask_cap: nothing given; say how large a difference is still learned from")
+    one = torch.ones(1, 1)
+    try:
+        rollout_mask(one, one, one, **settings.mask_options())
+    except ValueError as error:
+        raise TrainError(f"rlvr.rollout_mask: {error}") from error

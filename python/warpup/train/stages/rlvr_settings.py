@@ -1,14 +1,14 @@
 """The settings of `RLVR`: its loop is in rlvr.py, and what of them cannot be in rlvr_checks.py."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 
 from ..examples import Data, NamedNumbers, RewardName, TemplateArguments
 from ..model.optim import RateSchedule
 from ..rewards.reward_set import VERIFIER, RewardSet
-from .correction import Correction, Mode
+from .correction import Correction, Measure, Mode, Over
 
 
 @dataclass
@@ -89,7 +89,8 @@ class RLVRSettings:
     advantage: str | None = None
     """An estimator of `warpup.advantage` by name, such as rloo or opo, in place of baseline and scale; gae: against the
     values that a value head learns to expect (PPO); segment, tree: against the mean reward of what is sampled from
-    places within a completion (SPO)."""
+    places within a completion (SPO); optimal_token_baseline: each token against the group at the same place;
+    hierarchical_grpo: each role against itself in the group's other episodes."""
     branches: int = 4
     """What is sampled from each such place: of advantage segment continuations, of tree branches, of whose number
     samples is a power."""
@@ -143,6 +144,15 @@ class RLVRSettings:
     """Upper bound of these weights; none takes 3."""
     correction_min: float | None = None
     """Their lower bound; none: there is none."""
+    rollout_mask: Measure | None = None
+    """Learn nothing where the model's own log-probs and the sampler's are too far apart by this measure, as
+    `warpup.rollout_mask` has it."""
+    rollout_mask_over: Over = "mean"
+    """What it judges: each token by itself, or a completion by the mean, sum or largest of its tokens."""
+    rollout_mask_cap: float | None = None
+    """The largest difference that is learned from."""
+    rollout_mask_floor: float | None = None
+    """Of measure ratio, the smallest; none: there is none."""
     off_policy_mask_threshold: float | None = None
     """Learn nothing from completions with a negative advantage to whose tokens the model gives log-probs that have
     fallen by more than this on average since they were sampled."""
@@ -171,8 +181,9 @@ class RLVRSettings:
     max_tokens: int | None = None
     """Padded tokens that go through the model at once: less memory, same result; none: as many as half of the free
     memory holds, at most 16384."""
-    rows: int = 256
-    """Completions sampled at once: less memory, same distribution."""
+    rows: int | None = None
+    """Completions sampled at once: less memory, same distribution; none: as many as half of the free memory holds, at
+    most 256."""
     patience: int = 50
     """Steps in a row without one usable group before the run gives up."""
     save_every: int = 20
@@ -199,11 +210,17 @@ class RLVRSettings:
         )  # fmt: skip
 
     def importance(self) -> Correction | None:
-        """How what was sampled is weighted."""
-        if self.correction is None:
+        """How what was sampled is weighted, and what of it left out."""
+        if self.correction is None and self.rollout_mask is None:
             return None
         cap = {} if self.correction_max is None else {"cap": self.correction_max}
-        return Correction(self.correction, floor=self.correction_min, **cap)
+        mask = self.mask_options() if self.rollout_mask else None
+        return Correction(self.correction, floor=self.correction_min, mask=mask, **cap)
+
+    def mask_options(self) -> dict[str, Any]:
+        """Those of `warpup.rollout_mask`."""
+        bounds = {"cap": self.rollout_mask_cap, "floor": self.rollout_mask_floor}
+        return {"measure": self.rollout_mask, "over": self.rollout_mask_over, **bounds}
 
     def constants(self) -> tuple[float, ...] | None:
         """Those of the loss in its own order; None where none is given. ValueError on a name that it does not have."""

@@ -1,0 +1,39 @@
+"""Divergences between the distributions of two output layers, token by token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from warpup import divergence, linear_divergence
+
+from .heads import ROWS, Head
+
+
+def divergence_between(
+    student: Head, ours: Tensor, teacher: Head, theirs: Tensor, replay: dict[str, Any] | None = None, **options: Any
+) -> Tensor:
+    """(N,): `warpup.divergence` of the student from the teacher, from their hidden states (N, H), of which those of the
+    teacher have no gradient. replay, as in `Head.logprob`: both distributions are those that a schedule, penalties and
+    filters make of the logits.
+
+    Where both heads are linear and there is nothing to replay, a slice of the vocabulary is made at a time; else ROWS
+    rows of logits, and again backward."""
+    if student.is_plain and teacher.is_plain and not replay:
+        return linear_divergence(
+            ours * student.scale, student.layer.weight, theirs * teacher.scale, teacher.layer.weight, **options
+        )
+
+    def of_rows(h: Tensor, t: Tensor, begin: int) -> Tensor:
+        logits, kept = student.drawn(h, begin, **replay or {})
+        constant, _ = teacher.drawn(t, begin, **replay or {})
+        if kept is not None:
+            out = ~kept.to_mask(logits.shape[1])
+            logits, constant = logits.masked_fill(out, -torch.inf), constant.masked_fill(out, -torch.inf)
+        return divergence(logits, constant, **options)
+
+    parts = enumerate(zip(ours.split(ROWS), theirs.split(ROWS), strict=True))
+    return torch.cat([checkpoint(of_rows, h, t, n * ROWS, use_reentrant=False) for n, (h, t) in parts])
