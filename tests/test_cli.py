@@ -19,7 +19,6 @@ WRONG_CALLS = [
     (("sample", "start", "--chat", "--n", 2), "--n: a chat has one answer at a time; leave it out"),
     (("sample", "start", "--data", "x.jsonl", "--raw"), "--raw: it is about --prompt, which is not given"),
     (("sample",), "warpup sample: "),
-    (("eval", "start"), "nothing to measure on: give --data"),
     (("demo", "--seeds", 0), "--seeds: expected at least 1, got 0"),
     (("demo", "--jobs", -1), "--jobs: expected at least 0, got -1"),
     (("demo", "--seedz", 0), "--seedz, 0 (perhaps --seeds is meant); `warpup demo --help` lists the options"),

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from warpup.apps import _jobs
-from warpup.train.run import Signals
+from warpup.train.signals import Signals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_train_sample_eval(project, capsys):
     code, out, _ = call(capsys, "train", "run.toml", "--rlvr.lr", "0.001")
     assert code == 0
-    assert "run/model" in out
+    assert out.startswith("trained 1-warmup 3 of 3 steps, 2-rlvr 2 of 2 steps: run/model ")
     assert "run/report.html" in out
     assert "RLVR: 2 steps" in (project / "run" / "report.html").read_text()
     log = [json.loads(line) for line in (project / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -36,10 +36,14 @@ def test_train_sample_eval(project, capsys):
     code, out, _ = call(capsys, "sample", "run", "--data", "test.jsonl", "--n", 2, "--max-new-tokens", 5)
     assert out.count("  -> ") == 2
 
-    code, out, _ = call(capsys, "eval", "run", "--samples", 2, "--max-new-tokens", 8, "--json")
+    # The run's own held-out data and reward; the reward is code that the folder names, so it takes a word.
+    text = error(capsys, "eval", "run", status=2)
+    assert "train.json names the reward mine.py:score, code that would be run: give --trust" in text
+    code, out, _ = call(capsys, "eval", "run", "--samples", 2, "--max-new-tokens", 8, "--json", "--trust")
     numbers = json.loads(out)
     assert (numbers["examples"], numbers["samples"]) == (4, 2)
-    assert numbers["reward"] > 0  # the run's own held-out data and reward
+    assert numbers["reward"] > 0
+    assert "--trust: it is about" in error(capsys, "eval", "run", "--trust", "--reward", "mine.py:score", status=2)
     code, out, _ = call(capsys, "eval", "start", "--data", "test.jsonl", "--samples", 1, "--max-new-tokens", 8)
     assert "reward" in out
     assert "-2" in out  # the verifier's: an untrained model has no format
@@ -137,6 +141,31 @@ def test_wrong_configs_end_in_one_line(project, capsys, change, message):
 def test_what_is_not_there_is_named(project, capsys):
     assert "no config file nowhere.toml" in error(capsys, "train", "nowhere.toml")
     assert "no folder nowhere" in error(capsys, "sample", "nowhere", "--prompt", "A")
+    assert "no folder nowhere" in error(capsys, "eval", "nowhere")
+    assert "nothing to measure on: give --data" in error(capsys, "eval", "start", status=2)
+    assert "no folder nowhere" in error(capsys, "report", "nowhere")
+
+
+def test_a_run_that_learned_nothing_fails(project, capsys):
+    """A constant reward teaches nothing: there is no model, and asking again does not help."""
+    (project / "mine.py").write_text("def score(completion, example):\n    return 1.0\n")
+    for _ in range(2):
+        said = error(capsys, "train", "run.toml")
+        assert "nothing was learned: 2-rlvr 0 of 2 steps (skipped 2)" in said
+        assert "delete run/2-rlvr" in said
+    assert not (project / "run" / "model").exists()
+
+
+def test_a_wrong_config_is_refused_before_torch_is_imported(project):
+    """Which takes some six seconds."""
+    code = (
+        "import sys; from warpup.cli import main; code = main(['train', 'run.toml', *sys.argv[1:]]); "
+        "print(code, *({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    wrong = [["--lora.alpha", "3"], ["--warmup.lr", "-1"], ["--model", "nowhere"], ["--warmup.data", "nowhere.jsonl"]]
+    for flags in wrong:
+        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+        assert done.stdout == "1\n", (flags, done.stdout, done.stderr)
 
 
 def test_another_runs_folder_and_a_broken_reward_end_in_one_line(project, capsys):

@@ -106,7 +106,7 @@ def test_trained_killed_gone_on_with_sampled_and_evaluated(project, monkeypatch,
         assert code == 0, err
         return out
 
-    assert "trained model: whole/model" in warpup("train", "train.toml", "--out", "whole")
+    assert ": whole/model" in warpup("train", "train.toml", "--out", "whole")
 
     # Killed once reinforcement has begun, wherever it is then.
     command = [sys.executable, "-m", "warpup", "train", "train.toml"]
@@ -130,7 +130,7 @@ def test_trained_killed_gone_on_with_sampled_and_evaluated(project, monkeypatch,
 
     said = warpup("sample", "run", "--prompt", "What is 3 + 3?", "--temperature", 0, "--max-new-tokens", 8)
     assert said.strip()
-    found = json.loads(warpup("eval", "run", "--max-new-tokens", 8, "--samples", 0, "--json"))
+    found = json.loads(warpup("eval", "run", "--max-new-tokens", 8, "--samples", 0, "--json", "--trust"))
     last = [line for line in log(project / "run") if "held_out_reward" in line][-1]
     # The adapters were found and loaded: what was measured at the end of training is measured again.
     assert (found["examples"], found["reward"]) == (2, pytest.approx(last["held_out_reward"], abs=1e-6))

@@ -14,7 +14,7 @@ import torch
 
 from warpup.train.errors import Interrupted
 from warpup.train.log import Report, quiet_transformers
-from warpup.train.run import Signals
+from warpup.train.signals import Signals
 
 
 def run_jobs(function: Callable, tasks: Sequence[tuple], jobs: int, report: Report) -> list[Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from warpup.train.files import write_text
+
 from ._charts import Point
 
 STYLE = """
@@ -94,8 +96,9 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def write_page(out: Path, title: str, body: str) -> Path:
     """Write report.html, one file without links, and return its path."""
     path = out / "report.html"
-    path.write_text(
+    write_text(
+        path,
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">\n'
-        f"<title>{escape(title)}</title><style>{STYLE}</style>\n{body}\n</html>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style>\n{body}\n</html>",
     )
     return path

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from warpup.train.evaluation import evaluate
+from warpup.train.files import write_text
 from warpup.train.log import Report
 from warpup.train.sampling.decoding import DecodingStrategy
 
@@ -74,7 +75,7 @@ def show(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     gain, spread = (100 * (best["avg"][i] - (rows[0]["avg"][0] if i == 0 else 0)) for i in (0, 1))
     if len(rows) > 1:
         print(f"best beside plain: {best['decoding']}, {gain:+.1f} points (its spread over seeds {spread:.1f})")
-    (folder / "schedules.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(folder / "schedules.json", json.dumps(rows, indent=1) + "\n")
     picture(rows).savefig(folder / "schedules.png", dpi=150)
     print(f"{folder / 'schedules.png'}, {folder / 'schedules.json'}")
 

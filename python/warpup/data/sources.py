@@ -21,16 +21,21 @@ def read_rows(source: str | Path) -> Rows:
         yield from read_task(text)
         return
     path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"source: no file or directory {path} (a data set on the hub is hub:name, a task reasoning-gym:name)"
-        )
+    check_path(text)
     if path.is_file():
         yield from _reader(path)(path)
     elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
         yield from _numbered(_one_split(_datasets().load_from_disk(str(path)), path), path)
     else:
         yield from _folder(path)
+
+
+def check_path(source: str) -> None:
+    """FileNotFoundError where a source is the path of nothing."""
+    if not source.startswith(("hub:", "reasoning-gym:")) and not Path(source).exists():
+        raise FileNotFoundError(
+            f"source: no file or directory {source} (a data set on the hub is hub:name, a task reasoning-gym:name)"
+        )
 
 
 def _folder(path: Path) -> Rows:

@@ -2,11 +2,11 @@ from .errors import Interrupted, TrainError, UsageError
 from .evaluation import Evaluation, evaluate
 from .log import ProgressBar
 from .model.load_model import load_model, newest_model
-from .model.lora import LoRA
 from .recipe import Recipe, Stage
 from .run import HeldOut
 from .sampling.episodes import Environment, Turn
 from .sampling.rollouts import Rollouts, rollout
+from .settings import LoRA
 from .stages.distill import Distill
 from .stages.preference import Preference
 from .stages.rlvr import RLVR

@@ -2,6 +2,7 @@
 
 import math
 import typing
+from collections.abc import Sequence
 from dataclasses import fields
 
 from .errors import TrainError
@@ -50,3 +51,9 @@ def check_unused(settings, *names: str, place: str, why: str) -> None:
     for name in names:
         if getattr(settings, name) != defaults[name]:
             raise TrainError(f"{place}.{name}: got {getattr(settings, name)!r}, but {why}")
+
+
+def check_stop(stop: Sequence[str], name: str) -> None:
+    """Raise TrainError on what cannot be a list of stop strings; `name` is that of the setting."""
+    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+        raise TrainError(f'{name}: expected a list of texts that are not empty, such as ["</answer>"], got {stop!r}')

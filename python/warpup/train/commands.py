@@ -13,27 +13,32 @@ from warpup._command_line import parse
 
 from .errors import UsageError
 from .examples import RewardName
+from .files import check_folder, read_table
 
 
 def train(arguments: list[str]) -> None:
     """warpup train [CONFIG] [--key value ...]: flags override the file."""
-    import torch
-
-    from .config import TrainConfig, check_config_of_run, load_config
-    from .examples import examples_of
-    from .files import write_text
-    from .log import ProgressBar, quiet_transformers, together
-    from .model.load_model import start_model
-    from .recipe import Recipe
-    from .report import write_report
-    from .run import HeldOut
-    from .trackers import tracking
+    from .config import TrainConfig, check_paths, check_settings, check_stages, load_config
 
     file = TrainConfig()
     if arguments and not arguments[0].startswith("-"):
         file, arguments = load_config(arguments[0]), arguments[1:]
     config = parse(TrainConfig, arguments, "warpup train [CONFIG]", file)
-    check_config_of_run(config, file)
+    check_settings(config, file)
+    check_paths(config)
+    check_stages(config)  # from here on torch is imported
+
+    import torch
+
+    from .examples import examples_of
+    from .files import write_text
+    from .log import ProgressBar, quiet_transformers, together
+    from .model.load_model import start_model
+    from .recipe import Recipe, what_was_learned
+    from .report import write_report
+    from .run import HeldOut
+    from .trackers import tracking
+
     if config.threads:
         torch.set_num_threads(config.threads)
     settings = json.loads(json.dumps(asdict(config)))
@@ -64,7 +69,8 @@ def train(arguments: list[str]) -> None:
         report = together(keep, bar, track)
         recipe.run(model, tokenizer, config.out, seed=config.seed, report=report, held_out=held_out)
     write_text(own, json.dumps(settings, indent=2) + "\n")
-    print(f"trained model: {Path(config.out) / 'model'}   numbers and curves: {write_report(config.out)}")
+    learned = ", ".join(what_was_learned(Path(config.out) / name) for name in recipe.names())
+    print(f"trained {learned}: {Path(config.out) / 'model'}   numbers and curves: {write_report(config.out)}")
 
 
 @dataclass
@@ -77,6 +83,9 @@ class EvalArguments:
     """Examples with prompt and answer; default: the run's own held-out data."""
     reward: RewardName = ""
     """`module:function` or `file.py:function`; default: the run's own, else the puzzle verifier."""
+    trust: bool = False
+    """Import the reward that the run's folder names, which is code of whoever made the folder; not asked of warpup's
+    own rewards."""
     samples: int = 4
     """Sampled completions of each example beside the greedy one."""
     temperature: float | None = None
@@ -106,9 +115,22 @@ class EvalArguments:
     """Print JSON in place of a table."""
 
 
+def check_trusted(file: Path, reward: RewardName, given: EvalArguments) -> None:
+    """UsageError where a reward that a run's folder names would be imported, and so run, without the user's word."""
+    names = [reward] if isinstance(reward, str) else list(reward)
+    foreign = [str(name) for name in names if not str(name).startswith(("warpup.rewards:", "warpup.data:"))]
+    if foreign and not (given.reward or given.trust):
+        raise UsageError(
+            f"{file} names the reward {', '.join(foreign)}, code that would be run: give --trust if you trust the "
+            "folder, or a reward of your own by --reward"
+        )
+
+
 def eval(arguments: list[str]) -> None:
     """warpup eval RUN."""
     given = parse(EvalArguments, arguments, "warpup eval")
+    if given.trust and given.reward:
+        raise UsageError("--trust: it is about the reward that the run names, which --reward replaces; leave it out")
     temperature = 0.7 if given.temperature is None else given.temperature
     top_p, seed = 1.0 if given.top_p is None else given.top_p, given.seed or 0
     seeds = 3 if given.seeds is None else given.seeds
@@ -123,11 +145,12 @@ def eval(arguments: list[str]) -> None:
                 raise UsageError(f"--{flag}: it is that of the sampled completions, of which --samples 0 takes none")
     if given.seeds is not None and not given.schedule:
         raise UsageError("--seeds: only --schedule samples with several seeds; give --schedule, or --seed for one")
+    check_folder(given.run)
 
     from warpup.data import REFLECTION_WORDS
     from warpup.reflection.tokens import WORDS
 
-    from .config import HeldOutConfig
+    from .config import HeldOutConfig, fill
     from .evaluation import evaluate
     from .examples import examples_of
     from .log import ProgressBar, quiet_transformers
@@ -137,7 +160,10 @@ def eval(arguments: list[str]) -> None:
     from .sampling.decoding import split_words
 
     own = Path(given.run) / "train.json"
-    held = HeldOutConfig(**json.loads(own.read_text())["held_out"]) if own.is_file() else HeldOutConfig()
+    held = HeldOutConfig()
+    if own.is_file():
+        held = fill(HeldOutConfig, read_table(own, "held_out")["held_out"], f"{own}: held_out.")
+        check_trusted(own, held.reward, given)
     held = replace(
         held, data=given.data or held.data, reward=given.reward or held.reward or VERIFIER, limit=given.limit
     )

@@ -12,26 +12,23 @@ from typing import Any
 
 import tyro
 
-from .checks import check_held_out, check_unused
+from .checks import check_held_out, check_stop, check_unused
 from .errors import TrainError
 from .examples import RewardName, TemplateArguments
-from .model.lora import LoRA
-from .model.precision import Precision, Weights
+from .files import is_model
 from .rewards.reward_set import VERIFIER, RewardSet
-from .sampling.stopping import check_stop
-from .stages.distill import Distill
-from .stages.preference import Preference
-from .stages.rlvr import RLVR
-from .stages.step_reward import StepReward
-from .stages.warmup import Warmup
+from .settings import LoRA, Precision, Weights
+from .stages.rlvr_settings import RLVRSettings
+from .stages.warmup_settings import WarmupSettings
 from .trackers import Kind
 
-STAGES = {  # by their `kind`
-    "warmup": Warmup,
-    "rlvr": RLVR,
-    "preference": Preference,
-    "distill": Distill,
-    "step_reward": StepReward,
+# By their `kind`. A stage needs torch, which takes seconds to import, so one is imported when it is asked for.
+STAGES = {
+    "warmup": "Warmup",
+    "rlvr": "RLVR",
+    "preference": "Preference",
+    "distill": "Distill",
+    "step_reward": "StepReward",
 }
 
 
@@ -114,9 +111,9 @@ class TrainConfig:
     """A tracker that gets every step's numbers beside metrics.jsonl."""
     lora: LoRA = field(default_factory=LoRA)
     """Low-rank adapters in place of training all weights."""
-    warmup: Warmup = field(default_factory=Warmup)
+    warmup: WarmupSettings = field(default_factory=WarmupSettings)
     """Stage one."""
-    rlvr: RLVR = field(default_factory=RLVR)
+    rlvr: RLVRSettings = field(default_factory=RLVRSettings)
     """Stage two."""
     stages: tyro.conf.Suppress[tuple[Any, ...]] = ()
     """Stages in place of these two; in a file only."""
@@ -125,7 +122,16 @@ class TrainConfig:
 
     def all_stages(self) -> list[Any]:
         """The stages that are run, in their order."""
-        return list(self.stages) or [stage for stage in (self.warmup, self.rlvr) if stage.data]
+        return list(self.stages) or [
+            stage_class(name)(**vars(getattr(self, name))) for name in ("warmup", "rlvr") if getattr(self, name).data
+        ]
+
+
+def stage_class(kind: str) -> type:
+    """The class of a stage by its `kind`."""
+    import warpup.train
+
+    return getattr(warpup.train, STAGES[kind])
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -182,7 +188,7 @@ def fill_stages(tables, place: str) -> tuple[Any, ...]:
         if name not in STAGES:
             raise TrainError(f"{place}[{number}].kind: expected one of {', '.join(STAGES)}, got {name!r}")
         settings = {key: value for key, value in table.items() if key != "kind"}
-        stages.append(fill(STAGES[name], settings, f"{place}[{number}]."))
+        stages.append(fill(stage_class(name), settings, f"{place}[{number}]."))
     return tuple(stages)
 
 
@@ -227,7 +233,14 @@ def _spell(option) -> str:
 
 
 def check_config_of_run(config: TrainConfig, file: TrainConfig) -> None:
-    """Raise TrainError on a config that no run can have, or parts of which nothing would read.
+    """`check_settings`, then `check_stages`."""
+    check_settings(config, file)
+    check_stages(config)
+
+
+def check_settings(config: TrainConfig, file: TrainConfig) -> None:
+    """Raise TrainError on settings that no run can have, or parts of which nothing would read; without torch, but for
+    what only a stage itself can tell (`check_stages`).
 
     file: the config before flags changed it. A part whose data is given in the file and emptied by a flag is switched
     off on purpose; settings of a part that never had data are a mistake.
@@ -252,16 +265,38 @@ def check_config_of_run(config: TrainConfig, file: TrainConfig) -> None:
         raise TrainError(
             "stages: the tables [warmup] and [rlvr] have data too; write them as [[stages]] or leave these"
         )
-    if not config.all_stages():
+    if not (config.stages or config.warmup.data or config.rlvr.data):
         raise TrainError("no stage has data: set warmup.data, rlvr.data or both")
+    for name in ("warmup", "rlvr", "held_out"):
+        part = getattr(config, name)
+        if not part.data and not getattr(file, name).data:
+            names = [field.name for field in dataclasses.fields(part) if field.name != "data"]
+            check_unused(part, *names, place=name, why=f"{name} has no data and is left out; set {name}.data")
+    if config.held_out.data:
+        config.held_out.check()
+    if config.warmup.data:
+        config.warmup.check()
+
+
+def check_stages(config: TrainConfig) -> None:
+    """Raise TrainError on settings that a stage cannot have. It imports torch."""
     for number, stage in enumerate(config.stages):
         if not stage.data:
             raise TrainError(f"stages[{number}].data: nothing given")
+    for stage in config.all_stages():
         stage.check()
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Raise TrainError where the model or data are paths of nothing; what is in them is looked at later."""
+    from warpup.data.sources import check_path
+
+    if not is_model(Path(config.model)):
+        raise TrainError(f"model: {Path(config.model).resolve()} is not a saved model: it has no config.json")
     for name in ("warmup", "rlvr", "held_out"):
-        part = getattr(config, name)
-        if part.data:
-            part.check()
-        elif not getattr(file, name).data:
-            names = [field.name for field in dataclasses.fields(part) if field.name != "data"]
-            check_unused(part, *names, place=name, why=f"{name} has no data and is left out; set {name}.data")
+        data = getattr(config, name).data
+        if data and isinstance(data, str):
+            try:
+                check_path(data)
+            except FileNotFoundError as error:
+                raise TrainError(f"{name}.data: {error}") from error

@@ -19,6 +19,7 @@ import tyro
 from warpup._command_line import parse
 
 from .errors import UsageError
+from .files import read_json, write_text
 
 # Settings of the example that are not the defaults; every other one stands in the config as a comment.
 CHOSEN: dict[str, Any] = {
@@ -89,7 +90,7 @@ def init(arguments: list[str]) -> None:
         raise UsageError(f"{folder} has {' and '.join(there)} already: choose another folder or move them away")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        (folder / name).write_text(text)
+        write_text(folder / name, text)
     print(f"wrote {', '.join(files)} to {folder}")
     steps = [] if folder.samefile(".") else [f"cd {given.folder}"]
     if not given.model:
@@ -102,9 +103,7 @@ def init(arguments: list[str]) -> None:
 def has_chat_template(folder: Path) -> bool:
     """Whether the tokenizer saved in a folder renders chat messages."""
     config = folder / "tokenizer_config.json"
-    return (folder / "chat_template.jinja").is_file() or (
-        config.is_file() and "chat_template" in json.loads(config.read_text())
-    )
+    return (folder / "chat_template.jinja").is_file() or (config.is_file() and "chat_template" in read_json(config))
 
 
 def examples(numbers: range, chat: bool) -> str:

@@ -1,14 +1,16 @@
 """Numbers of a run: one JSON line a step, and one line of progress on the screen."""
 
+import io
 import json
 import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from .files import write_text
+from .errors import TrainError
+from .files import write_text, writing
 
 SHOWN = ("loss", "reward", "accuracy", "length", "groups", "skipped", "lr", "tokens_per_s", "eps", "clean", "verified")
 
@@ -28,18 +30,41 @@ class MetricsLog:
 
     def write(self, line: dict[str, Any]) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(clean) + "\n")
+        with writing(self.path), self.path.open("ab+") as file:
+            self._cut_torn_line(file)
+            file.write((json.dumps(clean) + "\n").encode())
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines; one that a kill cut short is left out."""
+        """All lines but a torn one at the end. TrainError, naming file and line, on one that is damaged."""
+        if not self.path.exists():
+            return []
+        try:
+            *texts, _ = self.path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise TrainError(f"cannot read {self.path}: {error.strerror}") from error
         lines = []
-        for text in self.path.read_text().splitlines() if self.path.exists() else ():
+        for number, text in enumerate(texts, 1):
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
+                line = json.loads(text)
+                if not isinstance(line["stage"], str) or type(line["step"]) is not int:
+                    raise ValueError("expected the name of a stage and the number of a step")
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise TrainError(
+                    f"{self.path}, line {number}, is damaged ({error}): delete the line; what is trained does not "
+                    "depend on it"
+                ) from error
+            lines.append(line)
         return lines
+
+    @staticmethod
+    def _cut_torn_line(file: IO[bytes]) -> None:
+        """Half a line at the end, of a kill or a full disk, would swallow the next one."""
+        if not (size := file.seek(0, io.SEEK_END)):
+            return
+        file.seek(size - 1)
+        if file.read() != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 Report = Callable[[str, int, int, dict[str, Any]], None]  # stage, finished steps, steps in all, numbers

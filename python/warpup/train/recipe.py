@@ -19,14 +19,17 @@ import torch
 from . import checkpoint
 from .errors import Interrupted, TrainError
 from .examples import examples_of
-from .files import locked, write_folder, write_text
+from .files import locked, read_table, write_folder, write_text
 from .log import MetricsLog, Report, quiet
 from .model.lora import is_adapted, merged
 from .model.memory import rows_that_fit, tokens_that_fit
-from .model.precision import Precision, autocast_dtype, checkpoint_layers
+from .model.precision import autocast_dtype, checkpoint_layers
 from .model.tokens import check_tokenizer
 from .run import HeldOut, StageRun
 from .run_config import check_config, check_stage, describe_model, describe_stage, seed_everything
+from .settings import Precision
+
+LEFT_OUT = ("skipped", "nonfinite")  # events that leave a step out
 
 FITTED = ("max_tokens", "rows")  # settings of a stage that are measured where they are left open
 
@@ -106,6 +109,7 @@ class Recipe:
             trained, patience = False, held_out.stop_after if held_out else None
             for i, stage in enumerate(self.stages):
                 if done[i] == stage.steps or (newest[i] and patience and checkpoint.stale(newest[i]) >= patience):
+                    what_was_learned(folders[i])
                     checkpoint.load_weights(model, newest[i])
                     continue
                 folders[i].mkdir(exist_ok=True)
@@ -124,6 +128,7 @@ class Recipe:
                 ):  # fmt: skip
                     stage.train(run, prepared[i])
                 trained = True
+                what_was_learned(folders[i])
             # The result under a name of its own, in the form that everything around `transformers` reads.
             if trained or not (out / "model").exists():
                 result = merged(model) if self.merge and is_adapted(model) else model
@@ -146,7 +151,7 @@ class Recipe:
         """The stage with numbers of tokens and of rows at once, if it leaves them open: those it began with, so that it
         resumes bit for bit on a machine with less to spare; else what fits."""
         path = folder / "stage.json"
-        begun = json.loads(path.read_text()) if path.exists() else {}
+        begun = read_table(path, "kind") if path.exists() else {}
         what_fits: dict[str, Callable[[], int]] = {
             "max_tokens": lambda: tokens_that_fit(model, dtype),
             "rows": lambda: rows_that_fit(model, stage.longest_row(prepared), dtype),
@@ -157,6 +162,21 @@ class Recipe:
     def names(self) -> list[str]:
         """Folder names of the stages: 1-warmup, 2-rlvr."""
         return [f"{i}-{type(stage).__name__.lower()}" for i, stage in enumerate(self.stages, 1)]
+
+
+def what_was_learned(folder: Path) -> str:
+    """`2-rlvr 1 of 12 steps (skipped 11)` of a finished stage. TrainError if none of its steps changed the weights."""
+    if not (newest := checkpoint.latest(folder)):  # a stage of someone's own, which keeps none
+        return folder.name
+    state = checkpoint.read_state(newest)
+    left_out = ", ".join(f"{name} {state['counts'][name]}" for name in LEFT_OUT if state["counts"].get(name))
+    said = f"{folder.name} {state['learned']} of {state['step']} steps" + (f" ({left_out})" if left_out else "")
+    if not state["learned"]:
+        raise TrainError(
+            f"nothing was learned: {said}. A step is skipped where no group's rewards differ or no completion ends, it "
+            f"is left out where its loss is not finite. Change reward, data or settings, and delete {folder}"
+        )
+    return said
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import tyro
 from warpup._command_line import parse
 
 from .errors import TrainError
+from .files import check_folder, read_table
 from .log import MetricsLog
 
 CURVES = {  # number -> (title, factor, range of the y axis), in the order of the page
@@ -48,6 +49,7 @@ class ReportArguments:
 def report(arguments: list[str]) -> None:
     """warpup report RUN."""
     given = parse(ReportArguments, arguments, "warpup report")
+    check_folder(given.run)
     print(f"report: {write_report(given.run)}")
 
 
@@ -71,15 +73,15 @@ def write_report(out: str | Path) -> Path:
     return write_page(out, f"{out.resolve().name} - warpup", "\n".join(parts))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_if_there(path: Path) -> dict[str, Any]:
     """A JSON file of the run, {} if it is not there."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_table(path) if path.is_file() else {}
 
 
 def subtitle(out: Path) -> str:
     """What was trained."""
-    model = read_json(out / "config.json").get("model", {})
-    source = read_json(out / "train.json").get("model", "")
+    model = read_if_there(out / "config.json").get("model", {})
+    source = read_if_there(out / "train.json").get("model", "")
     named = [source, model.get("kind", ""), f"{model['parameters']:,} parameters" if "parameters" in model else ""]
     return " · ".join(filter(None, named))
 
@@ -87,8 +89,8 @@ def subtitle(out: Path) -> str:
 def heading(out: Path, stage: str, lines: Sequence[Mapping[str, Any]]) -> str:
     """A stage and how far it is: `Warmup: 500 steps`."""
     done = max((line["step"] for line in lines), default=0)
-    planned = read_json(out / stage / "stage.json").get("steps", done)
-    kind = read_json(out / stage / "stage.json").get("kind", stage)
+    planned = read_if_there(out / stage / "stage.json").get("steps", done)
+    kind = read_if_there(out / stage / "stage.json").get("kind", stage)
     steps = "step" if planned == 1 else "steps"
     return f"{kind}: {done} {steps}" if done == planned else f"{kind}: {done} of {planned} {steps}"
 
@@ -206,15 +208,15 @@ def settings(out: Path) -> list[str]:
 
     from .config import TrainConfig
 
-    given = flat(read_json(out / "train.json"))
+    given = flat(read_if_there(out / "train.json"))
     if given:
         defaults = flat(json.loads(json.dumps(asdict(TrainConfig()))))
         changed = [(name, text) for name, text in given.items() if text != defaults.get(name)]
         shown, note = html_table(["setting", "value"], changed), "All settings"
     else:  # a run from Python, or one that is not finished
-        given = flat(read_json(out / "config.json"))
+        given = flat(read_if_there(out / "config.json"))
         for file in sorted(out.glob("*/stage.json")):
-            given |= flat(read_json(file), f"{file.parent.name}.")
+            given |= flat(read_if_there(file), f"{file.parent.name}.")
         shown, note = "", "Settings of the run and its stages"
     return [shown, f"<details><summary>{note}</summary>{html_table(['setting', 'value'], given.items())}</details>"]
 

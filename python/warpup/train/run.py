@@ -9,8 +9,7 @@ with StageRun(...) as run:
 
 import contextlib
 import math
-import signal
-import threading
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,8 +25,11 @@ from .errors import Interrupted, TrainError
 from .evaluation import evaluate
 from .files import write_folder
 from .log import MetricsLog, Report, quiet
+from .model.optim import clip_gradients, on_all_ranks
 from .model.precision import computing, exact_sums
 from .rewards.reward_set import Reward, RewardSet
+from .run_config import differences
+from .signals import Signals
 
 PATIENCE = 5  # steps in a row without a finite loss before a run gives up
 
@@ -105,6 +107,7 @@ class StageRun:
         self.counts: Counter[str] = Counter()  # events since the stage began; every count is in the metrics
         self.messages: set[str] = set()
         self.stepped = False  # whether the step at work has changed the weights
+        self.learned = 0  # steps that have
         self.bad_steps = 0
         self.best, self.stale = -math.inf, 0  # the best measurement, and how many have followed it
         self.before: tuple | None = None  # while a step is at work: the state and random states that it began with
@@ -144,6 +147,7 @@ class StageRun:
             self._compare(measured)
             self.log.write({"stage": self.name, "step": 0, **measured})
         signals = self.open.enter_context(Signals())
+        self.open.callback(optimizer.register_step_post_hook(self._has_stepped).remove)
         while self.at < steps and not self._is_stale():
             # What the stage does with this step happens at the yield. An error there does not come back here, so what
             # is needed to save the steps before it is kept at hand for `__exit__`.
@@ -152,6 +156,7 @@ class StageRun:
             yield self.at
             self.before = None
             self.at += 1
+            self.learned += self.stepped
             numbers = self.numbers | {"seconds": time.perf_counter() - began, **self.counts}
             if self.held_out and self.held_out.due(self.at, steps):
                 numbers |= self._measure()
@@ -180,13 +185,12 @@ class StageRun:
         one's, which are the model's.
 
         Where the loss or the norm is not finite the step is counted and left out: one bad batch does not end a run,
-        PATIENCE of them in a row raise TrainError.
+        PATIENCE of them in a row raise TrainError. Where torch.distributed runs, norms are those of the whole model,
+        and a step is left out on all ranks if it is on one.
         """
-        norms = [
-            float(torch.nn.utils.clip_grad_norm_(group["params"], clip or math.inf)) for group in optimizer.param_groups
-        ]
+        norms = [clip_gradients(self.model, group["params"], clip or math.inf) for group in optimizer.param_groups]
         norm = norms[0]
-        if all(map(math.isfinite, (*norms, loss))):
+        if on_all_ranks(all(map(math.isfinite, (*norms, loss))), self.generator.device):
             for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
             optimizer.step()
@@ -216,6 +220,10 @@ class StageRun:
         else:
             self.stale += 1
 
+    def _has_stepped(self, *unused) -> None:
+        """A stage's own loop may call the optimizer by itself."""
+        self.stepped = True
+
     def _is_stale(self) -> bool:
         return bool(self.held_out and self.held_out.stop_after and self.stale >= self.held_out.stop_after)
 
@@ -232,6 +240,7 @@ class StageRun:
         return {
             "counts": dict(self.counts),
             "bad_steps": self.bad_steps,
+            "learned": self.learned,
             "best": None if math.isinf(self.best) else self.best,
             "stale": self.stale,
             "threads": torch.get_num_threads(),
@@ -252,7 +261,7 @@ class StageRun:
             self.log.rewind(self.name, -1)
             return 0
         state = checkpoint.restore(newest, self.model, self.optimizer, self.generator, self.tensors)
-        self.counts, self.bad_steps = Counter(state["counts"]), 0
+        self.counts, self.bad_steps, self.learned = Counter(state["counts"]), 0, state["learned"]
         self.best, self.stale = -math.inf if state["best"] is None else state["best"], state["stale"]
         if self.sampler:
             self.sampler.load_state_dict(state["sampler"])
@@ -260,29 +269,8 @@ class StageRun:
         self.log.rewind(self.name, self.at)
         if state["threads"] != (threads := torch.get_num_threads()):
             self.count("thread_changes", message=f"{state['threads']} threads before, {threads} now: not exact")
+        if changed := differences(state["versions"], checkpoint.versions()):
+            said = f"resumed under other versions ({'; '.join(changed)}): not exact"
+            self.count("version_changes", message=said)
+            print(f"{newest}: {said}", file=sys.stderr)
         return self.at
-
-
-class Signals:
-    """While open, a first Ctrl-C or SIGTERM is noted in `received`; another a second later interrupts at once."""
-
-    def __enter__(self):
-        self.received, self.before = 0.0, {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._note)
-        return self
-
-    @staticmethod
-    def noted() -> bool:
-        """Whether the innermost open one was told to stop already, so that telling it again would not let it save."""
-        return bool(getattr(getattr(signal.getsignal(signal.SIGINT), "__self__", None), "received", 0.0))
-
-    def _note(self, number, frame):
-        if self.received and time.monotonic() - self.received > 1:
-            raise KeyboardInterrupt
-        self.received = self.received or time.monotonic()
-
-    def __exit__(self, *exception):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

@@ -17,19 +17,22 @@ import numpy as np
 import torch
 
 from .errors import TrainError
-from .files import write_text
+from .files import read_table, write_text
 from .rewards.loading import reward_name
 
 
 def check_config(path: Path, config: dict[str, Any]) -> None:
-    """Write the config of a new run; raise TrainError, naming the differences, if the folder holds another one."""
+    """Write the config of a new run; raise TrainError, naming the differences, if the folder holds another one, and on
+    checkpoints without a config."""
     if path.exists():
-        held = json.loads(path.read_text())
+        held = read_table(path)
         if held != config:
             raise TrainError(
                 f"{path.parent} holds another run ({'; '.join(differences(held, config))}): choose another folder"
             )
         return
+    if any(path.parent.glob("*/step-*")):
+        raise TrainError(f"{path} is missing, which says of what run the checkpoints in {path.parent} are")
     write_text(path, json.dumps(config, indent=2) + "\n")
 
 
@@ -42,9 +45,9 @@ def check_stage(folder: Path, stage, config: dict[str, Any], finished: int | Non
     learning rate does not depend on their number.
     """
     path = folder / "stage.json"
-    if finished is None or not path.exists():
+    if finished is None:
         return
-    held, free = json.loads(path.read_text()), set(getattr(stage, "FREE", ()))
+    held, free = read_table(path, "kind"), set(getattr(stage, "FREE", ()))
     if getattr(stage, "lr_schedule", None) == "constant" and not begun and finished <= stage.steps:
         free.add("steps")
     defaults = {field.name: field.default for field in fields(stage) if field.name not in held}

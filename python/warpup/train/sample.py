@@ -7,6 +7,7 @@ import tyro
 from warpup._command_line import parse
 
 from .errors import TrainError, UsageError
+from .files import check_folder
 
 
 @dataclass
@@ -59,6 +60,7 @@ def sample(arguments: list[str]) -> None:
     """warpup sample RUN."""
     given = parse(SampleArguments, arguments, "warpup sample")
     given.check()
+    check_folder(given.run)
 
     import torch
 

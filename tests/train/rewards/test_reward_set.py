@@ -125,6 +125,8 @@ def test_failures_and_abstentions_are_told_apart():
     [
         (lambda completion: 1.0, r"expected the parameters \(completion, example\)"),
         (lambda completion, example, prompt: 1.0, "nothing fills its parameter 'prompt'.*raw_completion, token_ids"),
+        (lambda prompts, completions, **columns: 1.0, r"TRL fills prompts. Here .* takes \(completions, examples\)"),
+        (lambda completions, completion_ids: 1.0, "TRL fills completion_ids. Here .* asks for token_ids"),
         (lambda completions, answers: 1.0, "nothing fills its parameter 'answers'; a group reward .*lengths"),
     ],
 )

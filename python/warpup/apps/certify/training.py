@@ -35,7 +35,7 @@ from warpup.interval.network.sabr import evaluating
 from warpup.train import checkpoint
 from warpup.train.checks import check_positive, check_unused
 from warpup.train.errors import Interrupted, TrainError
-from warpup.train.files import locked, write_text
+from warpup.train.files import locked, read_table, write_text
 from warpup.train.log import MetricsLog, Report, quiet
 from warpup.train.run import StageRun
 from warpup.train.run_config import check_config, describe_model, seed_everything
@@ -124,7 +124,7 @@ class CertifiedTraining:
 
     def _results(self, model, data: Images, path: Path, attack: bool, seconds: float) -> dict[str, Any]:
         """Numbers of a trained model, from the file if they are there."""
-        if path.exists() and ("pgd" in (known := json.loads(path.read_text())) or not attack):
+        if path.exists() and ("pgd" in (known := read_table(path, "eps", "curve", "clean", "verified")) or not attack):
             return known
         results = {"eps": self.eps, **errors(model, data, self.eps, attack)}
         grid = [self.eps * i / 6 for i in range(10)]

@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from warpup.train.files import write_text
+
 from .._charts import Line, line_chart
 from .._report import console_table, mean_sd, plus_minus, print_lines
 
@@ -30,7 +32,7 @@ def show(runs: Sequence[dict[str, Any]], out: Path) -> None:
         means = [[fmean(column) for column in zip(*row, strict=True)] for row in rows]
         table.add_row("mean", *cells(means, method))
         print_lines(table, *PROMISES[method])
-    (out / "continual.json").write_text(json.dumps(list(runs), indent=1) + "\n")
+    write_text(out / "continual.json", json.dumps(list(runs), indent=1) + "\n")
     picture(runs).savefig(out / "continual.png", dpi=150, facecolor="white")
     print(f"{out / 'continual.png'}, {out / 'continual.json'}")
 

@@ -1,21 +1,19 @@
 """One run of `warpup continual`: learn the tasks in turn, measure and certify after each, check what was promised."""
 
 import copy
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from warpup.interval.weights.interval_weights import certified
 from warpup.train import checkpoint
 from warpup.train.errors import Interrupted
 from warpup.train.files import write_folder
 from warpup.train.log import Report
-from warpup.train.run import Signals
+from warpup.train.signals import Signals
 
 from .learners import LEARNERS, Finetune, Task, outputs_of, tasks_of
 from .settings import Method, Settings
@@ -48,8 +46,8 @@ def run_method(method: Method, seed: int, settings: Settings, out: Path, report:
     found: dict[str, Any] = {"method": method, "seed": seed, "measured": [], "certified": [], "seconds": 0.0}
     found["tasks"] = [task.name for task in tasks]
     if newest := checkpoint.latest(out):
-        learner.module.load_state_dict(load_file(newest / "model.safetensors"))
-        found = json.loads((newest / "trainer.json").read_text())
+        checkpoint.load_weights(learner.module, newest)
+        found = checkpoint.read_state(newest)["found"]
     total = settings.steps + (settings.scale_steps if method == "intercontinet" else 0)
     with Signals() as signals:
         for number in range(len(found["measured"]), len(tasks)):
@@ -82,7 +80,7 @@ def save(out: Path, number: int, module: torch.nn.Module, found: dict[str, Any])
 
     def fill(path: Path) -> None:
         checkpoint.save_weights(module, None, path)
-        (path / "trainer.json").write_text(json.dumps(found))
+        checkpoint.write_state(path, {"step": number, "found": found})
 
     write_folder(out / f"{checkpoint.PREFIX}{number:08d}", fill)
 

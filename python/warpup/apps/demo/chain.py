@@ -11,7 +11,7 @@ import transformers
 from warpup.data import REFLECTION_WORDS, verify, word_tokenizer
 from warpup.train import checkpoint
 from warpup.train.evaluation import evaluate
-from warpup.train.files import write_text
+from warpup.train.files import read_table, write_text
 from warpup.train.log import Report
 from warpup.train.model.load_model import use_experts
 from warpup.train.recipe import Recipe
@@ -59,7 +59,7 @@ def run_chain(chain: str, seed: int, size: Size, out: Path, report: Report) -> d
     """Train one chain in `out` and measure it after each stage; a finished chain is read back."""
     done = out / "results.json"
     if done.exists():
-        return json.loads(done.read_text())
+        return read_table(done, *ARMS[chain], "seconds", "parameters")
     began = time.perf_counter()
 
     def say(stage, *numbers):

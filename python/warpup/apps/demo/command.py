@@ -8,6 +8,7 @@ from statistics import fmean
 
 from warpup._command_line import at_least, parse
 from warpup.train.errors import TrainError
+from warpup.train.files import read_table, write_text
 
 from .settings import ARMS, FULL, QUICK, DemoArguments, Size
 
@@ -39,7 +40,7 @@ def demo(arguments: list[str]) -> None:
         with ProgressBar() as bar:
             results = run_jobs(run_chain, tasks, jobs_for(given.jobs, len(tasks)), bar)
         sets = puzzle_sets(replace(size, chains=1000), 0)
-        (out / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sets["held_out"]))
+        write_text(out / "held_out.jsonl", "".join(json.dumps(row) + "\n" for row in sets["held_out"]))
         teacher = fmean(verify(row["completion"], row).correct for row in sets["warm"])
         print_table(results)
         path = write_report(out, size, teacher, results)
@@ -49,8 +50,8 @@ def demo(arguments: list[str]) -> None:
 def check_size(path: Path, size: Size) -> None:
     """Write the demo's size, or raise TrainError if the folder holds a demo of another size."""
     wanted = json.loads(json.dumps(asdict(size)))
-    if path.exists() and json.loads(path.read_text()) != wanted:
+    if path.exists() and read_table(path) != wanted:
         raise TrainError(
             f"{path.parent} holds a demo of another size (--quick, --model, or other settings): choose another --out"
         )
-    path.write_text(json.dumps(wanted) + "\n")
+    write_text(path, json.dumps(wanted) + "\n")

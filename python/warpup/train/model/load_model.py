@@ -1,6 +1,6 @@
 """Saved models: the newest of a run, and loading one with its tokenizer."""
 
-import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 
 from .. import checkpoint
 from ..errors import TrainError
+from ..files import check_folder, is_model, read_table
 from ..run_config import seed_everything
 from .lora import add_adapters, add_before_rounding, describe_reach, is_adapted, peft
 from .precision import autocast_dtype, in_bfloat16
@@ -20,22 +21,16 @@ def newest_model(out: str | Path) -> Path:
     A plain model folder is its own newest model.
     """
     out = Path(out)
-    if not out.is_dir():
-        raise TrainError(f"no folder {out}")
+    check_folder(out)
     if is_model(out / "model"):
         return out / "model"
-    found = [checkpoint.latest(folder) for folder in sorted(out.iterdir(), reverse=True) if folder.is_dir()]
-    found = [path for path in found if path]
-    if found:
-        return found[0]
+    stages = sorted((int(f.name.partition("-")[0]), f) for f in out.iterdir() if re.match(r"\d+-", f.name))
+    for _, folder in reversed(stages):
+        if found := checkpoint.latest(folder):
+            return found
     if is_model(out) and not (out / "metrics.jsonl").exists():
         return out
     raise TrainError(f"{out} holds no model and no checkpoint")
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a model, or adapters of one."""
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def load_model(
@@ -46,13 +41,13 @@ def load_model(
     attention: str | None = None,
 ):
     """(model, tokenizer) of a folder that `transformers` or, for adapters, `peft` saved. `attention` is transformers'
-    attn_implementation. TrainError naming what is missing."""
+    attn_implementation. TrainError naming what is missing or damaged, in a checkpoint by its checksums."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # The whole path: adapters remember the model that they belong to, and are loaded from other working folders too.
     folder, adapters = Path(folder).resolve(), None
     if (folder / "adapter_config.json").is_file():
-        adapters, config = folder, json.loads((folder / "adapter_config.json").read_text())
+        adapters, config = folder, read_table(folder / "adapter_config.json", "base_model_name_or_path")
         folder = Path(config["base_model_name_or_path"] or "")
         if not (folder / "config.json").is_file():
             raise TrainError(
@@ -61,15 +56,16 @@ def load_model(
             )
     if not (folder / "config.json").is_file():
         raise TrainError(f"{folder} is not a saved model: it has no config.json")
+    for part in filter(None, (folder, adapters)):
+        checkpoint.check_saved_model(part)
     options = {} if attention is None else {"attn_implementation": attention}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    model = checkpoint.load_whole(AutoModelForCausalLM, folder, dtype=dtype, **options)
+    with checkpoint.loading(adapters or folder):
         tokenizer = AutoTokenizer.from_pretrained(adapters or folder)
         model = use_experts(model.to(device))
         if adapters:
             model = add_before_rounding(peft().PeftModel.from_pretrained(model, adapters, is_trainable=True))
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise TrainError(f"cannot load the model in {folder}: {str(error).strip().splitlines()[0]}") from error
+            checkpoint.load_adapters(model, adapters, cast=True)
     check_tokenizer(model, tokenizer)
     return model, tokenizer
 

@@ -1,11 +1,10 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) by the peft package: settings, checks, and what they reached."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) by the peft package: checks, and what they reached."""
 
 from __future__ import annotations
 
 import copy
 import functools
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,31 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..errors import TrainError
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Settings of low-rank adapters; with `r` 0 all weights are trained."""
-
-    r: int = 0
-    """Rank of the adapters; 0: none, all weights are trained."""
-    alpha: float = 32.0
-    """The adapters' product is multiplied by alpha / r."""
-    targets: tuple[str, ...] = ()
-    """Names of the layers that get one, such as q_proj; none: every linear layer but the output layer."""
-    dropout: float = 0.0
-    """Share of an adapter's inputs that is dropped in warm-up; RLVR never drops."""
-    merge: bool = False
-    """Write the finished model with the adapters merged into its weights, in float32, and not beside them."""
-
-    def check(self) -> None:
-        """Raise TrainError on settings that cannot be."""
-        if self.r < 0:
-            raise TrainError(f"lora.r: expected at least 0, got {self.r}")
-        if self.r == 0 and self != LoRA():
-            raise TrainError("lora: settings are given, but lora.r is 0 and there are no adapters; set lora.r")
-        if not self.alpha > 0 or not 0 <= self.dropout < 1:
-            raise TrainError(f"lora: expected alpha > 0 and 0 <= dropout < 1, got {self.alpha} and {self.dropout}")
+from ..settings import LoRA
 
 
 def peft():

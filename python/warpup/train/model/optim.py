@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import TrainError
+from ..settings import RateSchedule
 
-RateSchedule = Literal["constant", "cosine", "linear"]
 SLICE = 1 << 20  # elements of a weight that a step in bfloat16 computes at once
 
 
@@ -35,6 +35,25 @@ def adamw(model, lr: float, betas: tuple[float, float], weight_decay: float) -> 
             raise TrainError("weights in bfloat16 need a newer torch, which can sum their gradients in float32")
         parameter.grad_dtype = torch.float32
     return StochasticAdamW(parameters, lr=lr, betas=tuple(betas), weight_decay=weight_decay)
+
+
+def clip_gradients(model, parameters: list[torch.nn.Parameter], clip: float) -> float:
+    """Scale the gradients to a norm of at most `clip`; the norm that they had, where torch.distributed runs that of
+    the whole parameters."""
+    if not dist.is_initialized():
+        return float(torch.nn.utils.clip_grad_norm_(parameters, clip))
+    from warpup.distributed import clip_grad_norm_
+
+    return float(clip_grad_norm_(model, clip, parameters))
+
+
+def on_all_ranks(good: bool, device: torch.device) -> bool:
+    """Whether something holds on every rank, so that none goes on alone."""
+    if not dist.is_initialized():
+        return good
+    flag = torch.tensor(float(good), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MIN)
+    return bool(flag)
 
 
 class StochasticAdamW(torch.optim.Optimizer):

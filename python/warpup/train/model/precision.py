@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,8 @@ from torch.nn.functional import layer_norm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..errors import TrainError
+from ..settings import Precision
 
-Precision = Literal["auto", "float32", "bfloat16"]
-Weights = Literal["float32", "bfloat16"]
 WORTH_IT = 20_000_000  # parameters; of smaller models the casts of weights may cost more than products gain (a guess)
 
 

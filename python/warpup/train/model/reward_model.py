@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import checkpoint
 from ..errors import TrainError
-from ..files import write_folder
+from ..files import read_table, read_tensors, write_folder
 from .batch import Batch, micro_batches
 from .heads import Head
 from .load_model import load_model
@@ -105,15 +105,16 @@ def about(folder: str | Path) -> dict[str, Any]:
         raise TrainError(
             f"{folder} holds no reward model; a run with the stage step_reward writes one, to its folder reward"
         )
-    return json.loads((Path(folder) / ABOUT).read_text())
+    return read_table(Path(folder) / ABOUT, "scores", "separator")
 
 
 def load_reward_model(folder: str | Path, device: str | torch.device = "cpu") -> RewardModel:
     """The reward model in a folder, ready to score; TrainError if there is none."""
     told = about(folder)
     model, tokenizer = load_model(folder, device=device)
-    state = load_file(Path(folder) / WEIGHTS, device=str(device))
-    value = ValueHead(state["weight"].shape[0], device)
+    path = Path(folder) / WEIGHTS
+    state, value = read_tensors(path, str(device)), ValueHead(model.config.get_text_config().hidden_size, device)
+    checkpoint.check_tensors(path, state, value.state_dict())
     value.load_state_dict(state)
     return RewardModel(model.eval().requires_grad_(False), tokenizer, value.requires_grad_(False), **told)
 

@@ -64,6 +64,9 @@ GROUP: dict[str, Callable[[Sequence[Completion], Sequence[Mapping]], Any]] = {
 }
 
 
+OF_TRL = ("prompts", "completion_ids", "trainer_state")  # parameters of TRL's reward functions
+
+
 class Call(NamedTuple):
     """One call of a reward function. lengths: tokens of each completion that it scores."""
 
@@ -91,6 +94,12 @@ class Signature:
         positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         grouped = bool(parameters) and parameters[0].name == "completions"
         known: Mapping[str, Callable] = GROUP if grouped else ONE
+        if asked := [p.name for p in parameters if p.name in OF_TRL]:
+            raise TrainError(
+                f"reward {name_of(function)}: TRL fills {', '.join(asked)}. Here a function for the completions of a "
+                "prompt takes (completions, examples), and asks for token_ids by name; prompts and columns are in the "
+                "examples: [example['answer'] for example in examples]"
+            )
         rest = parameters if grouped else [p for p in parameters if p not in positional[:2]]
         if not grouped and len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
             raise TrainError(
@@ -105,7 +114,8 @@ class Signature:
             if unfilled and (parameter.name not in known or parameter.kind is parameter.POSITIONAL_ONLY):
                 raise TrainError(
                     f"reward {name_of(function)}: nothing fills its parameter {parameter.name!r}; a "
-                    f"{'group ' if grouped else ''}reward may ask for {', '.join(known)} by name"
+                    f"{'group ' if grouped else ''}reward may ask for {', '.join(known)} by name, and finds the data's "
+                    f"columns in {'examples' if grouped else 'example'}"
                 )
         asynchronous = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
         return cls(grouped, tuple(p.name for p in rest if p.name in known), asynchronous)

@@ -7,13 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import TrainError
-
-
-def check_stop(stop: Sequence[str], name: str) -> None:
-    """Raise TrainError on what cannot be a list of stop strings; `name` is that of the setting."""
-    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
-        raise TrainError(f'{name}: expected a list of texts that are not empty, such as ["</answer>"], got {stop!r}')
+from ..checks import check_stop
 
 
 class StopStrings:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +21,8 @@ from warpup.policy.masks import per_token, rollout_mask, rollout_weights
 
 from ..model.heads import Head
 from ..run import StageRun
+from ..settings import CorrectionMode
 from .policy_step import Experience, in_rows, score_tokens
-
-Mode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
-Measure = Literal["ratio", "k2", "k3", "binary_kl", "binary_tv"]
-Over = Literal["token", "mean", "sum", "max"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Correction:
     """mode: how weights are made, of a token or of a whole sequence; outside of [floor, cap] held there, or 0; None:
     without weights. mask: options of `warpup.rollout_mask`, which says what is left out; None: nothing is."""
 
-    mode: Mode | None
+    mode: CorrectionMode | None
     cap: float = 3.0
     floor: float | None = None
     mask: Mapping[str, Any] | None = None

@@ -21,12 +21,13 @@ from ..model.batch import LengthBuckets, micro_batches
 from ..model.compare import divergence_between
 from ..model.heads import Head
 from ..model.load_model import load_model
-from ..model.optim import RateSchedule, adamw, learning_rate
+from ..model.optim import adamw, learning_rate
 from ..model.packing import check_packing, packed_batches
 from ..model.precision import without_dropout
 from ..model.tokens import TokenPair, check_length, encode_pair, encode_prompt, end_tokens
 from ..run import StageRun
 from ..sampling.rollouts import rollout
+from ..settings import RateSchedule
 
 KINDS = ("forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "binary")
 

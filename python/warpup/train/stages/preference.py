@@ -18,11 +18,12 @@ from ..errors import TrainError
 from ..examples import Data, check_columns
 from ..model.batch import Batch, LengthBuckets, micro_batches
 from ..model.heads import Head
-from ..model.optim import RateSchedule, adamw, learning_rate
+from ..model.optim import adamw, learning_rate
 from ..model.precision import without_dropout
 from ..model.reference import Snapshot
 from ..model.tokens import TokenPair, check_length, encode_pair, end_tokens
 from ..run import StageRun
+from ..settings import RateSchedule
 
 LOSSES = tuple(kind for kind in PREFERENCE_KINDS if kind != "bradley_terry")  # which compares a reward model's scores
 

@@ -1,14 +1,16 @@
 """The settings of `RLVR`: its loop is in rlvr.py, and what of them cannot be in rlvr_checks.py."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
-
-from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..examples import Data, NamedNumbers, RewardName, TemplateArguments
-from ..model.optim import RateSchedule
 from ..rewards.reward_set import VERIFIER, RewardSet
-from .correction import Correction, Measure, Mode, Over
+from ..settings import CorrectionMode, MaskMeasure, MaskOver, RateSchedule
+
+if TYPE_CHECKING:  # what needs torch is imported where it is used
+    from warpup.policy.kinds import PolicyOptions
+
+    from .correction import Correction
 
 
 @dataclass
@@ -137,17 +139,17 @@ class RLVRSettings:
     """Learn from the tokens whose entropy is at least this quantile of the step's: .8 keeps the uncertain fifth."""
     mask_truncated: bool = False
     """Learn nothing from completions that the length limit cut off."""
-    correction: Mode | None = None
+    correction: CorrectionMode | None = None
     """Weigh what was sampled by the model's own probabilities over the sampler's, which rounds otherwise: of tokens or
     of whole sequences, outside of the bounds held there (truncate) or left out (mask)."""
     correction_max: float | None = None
     """Upper bound of these weights; none takes 3."""
     correction_min: float | None = None
     """Their lower bound; none: there is none."""
-    rollout_mask: Measure | None = None
+    rollout_mask: MaskMeasure | None = None
     """Learn nothing where the model's own log-probs and the sampler's are too far apart by this measure, as
     `warpup.rollout_mask` has it."""
-    rollout_mask_over: Over = "mean"
+    rollout_mask_over: MaskOver = "mean"
     """What it judges: each token by itself, or a completion by the mean, sum or largest of its tokens."""
     rollout_mask_cap: float | None = None
     """The largest difference that is learned from."""
@@ -201,16 +203,20 @@ class RLVRSettings:
         """The rewards with their weights; TrainError on what cannot be."""
         return RewardSet(self.reward, self.reward_weights, timeout=self.reward_timeout, workers=self.reward_workers)
 
-    def policy_options(self) -> PolicyOptions:
+    def policy_options(self) -> "PolicyOptions":
         """Those of the loss, without the number that its sum is divided by; ValueError on what they refuse."""
+        from warpup.policy.kinds import PolicyOptions
+
         return PolicyOptions(
             kind=self.loss, clip=self.clip_ratio, delta=self.delta, dual_clip=self.dual_clip,
             constants=self.constants(), kl_coef=0.0 if self.kl_in_reward else self.kl_coef, kl=self.kl,
             kl_corrected=self.kl_corrected, entropy_coef=self.entropy_coef, normalizer=self.normalizer,
         )  # fmt: skip
 
-    def importance(self) -> Correction | None:
+    def importance(self) -> "Correction | None":
         """How what was sampled is weighted, and what of it left out."""
+        from .correction import Correction
+
         if self.correction is None and self.rollout_mask is None:
             return None
         cap = {} if self.correction_max is None else {"cap": self.correction_max}
@@ -224,6 +230,8 @@ class RLVRSettings:
 
     def constants(self) -> tuple[float, ...] | None:
         """Those of the loss in its own order; None where none is given. ValueError on a name that it does not have."""
+        from warpup.policy.kinds import POLICY_KINDS
+
         if self.loss_constants is None:
             return None
         published = POLICY_KINDS[self.loss].constants

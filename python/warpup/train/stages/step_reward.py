@@ -23,12 +23,13 @@ from ..errors import TrainError
 from ..examples import Data, TemplateArguments, check_columns
 from ..model.batch import Batch, LengthBuckets, micro_batches
 from ..model.heads import Head
-from ..model.optim import RateSchedule, adamw, learning_rate
+from ..model.optim import adamw, learning_rate
 from ..model.precision import without_dropout
 from ..model.reward_model import RewardModel, split_steps
 from ..model.tokens import TokenPair, check_length
 from ..model.value_head import ValueHead
 from ..run import StageRun
+from ..settings import RateSchedule
 
 FOLDER = "reward"  # of the reward model, in the stage's folder
 OF_PAIRS = ("chosen", "rejected", "margin", "label_smoothing", "center_coef")

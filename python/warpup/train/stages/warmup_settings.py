@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from ..checks import check_not_negative, check_positive, check_unused, check_values
 from ..errors import TrainError
 from ..examples import Data, TemplateArguments, check_columns
-from ..model.optim import RateSchedule
+from ..settings import RateSchedule
 
 Objective = Literal["nll", "dco", "weighted", "exp_weighted", "a_lol"]
 SCORED = ("weighted", "exp_weighted", "a_lol")  # objectives that read a score of each example

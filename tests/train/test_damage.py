@@ -1,0 +1,127 @@
+"""Every file of a run, damaged in eleven ways each: what comes out is right, or one error that names the file."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny import TOKENIZER, Killed, killer, llama, same, warmup, weights
+from warpup.train import Recipe, TrainError, load_model
+from warpup.train.log import MetricsLog
+from warpup.train.report import heading, settings, subtitle
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def flipped(data: bytes, place: float) -> bytes:
+    """One bit of the byte at this share of the file is another."""
+    at = int(place * (len(data) - 1))
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+
+def other_number(data: bytes) -> bytes:
+    """The last digit is another: JSON stays JSON."""
+    at = re.search(rb"\d(?=\D*$)", data).start()
+    return data[:at] + (b"7" if data[at : at + 1] != b"7" else b"6") + data[at + 1 :]
+
+
+DAMAGES = {
+    "missing": None,
+    "empty": lambda data: b"",
+    "half": lambda data: data[: len(data) // 2],
+    "one byte short": lambda data: data[:-1],
+    "a bit at the beginning": lambda data: flipped(data, 0.02),
+    "a bit in the middle": lambda data: flipped(data, 0.5),
+    "a bit near the end": lambda data: flipped(data, 0.98),
+    "zeros in the middle": lambda data: data[: len(data) // 2] + bytes(16) + data[len(data) // 2 + 16 :],
+    "more than it was": lambda data: data + b"\xff\x00\xff",
+    "another table": lambda data: b"{}",
+    "another number": other_number,
+}
+
+
+def recipe():
+    return Recipe([warmup(steps=4, max_tokens=512)])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run that was killed after its checkpoint, the same run finished, and the weights that it ends with."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.raises(Killed):
+        recipe().run(llama(), TOKENIZER, folder / "stopped", report=killer(4))
+    whole = recipe().run(llama(), TOKENIZER, folder / "finished")
+    return folder, weights(whole)
+
+
+def outcomes(folder, copy, damage, use):
+    """For each file of a folder what `use(copy)` gives once the file is damaged: "right", or the error."""
+    found = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(folder, copy)
+        name = file.relative_to(folder)
+        if damage is None:
+            (copy / name).unlink()
+        else:
+            (copy / name).write_bytes(damage(file.read_bytes()))
+        try:
+            use(copy)
+            found[str(name)] = "right"
+        except TrainError as error:
+            found[str(name)] = str(error)
+    for name, said in found.items():
+        # A file that is whole and says something else is named by what it is of.
+        kind = Path(name).name.replace("tokenizer_config.json", "tokenizer").replace("tokenizer.json", "tokenizer")
+        named = any(part in said for part in (kind, "holds another run", "other settings"))
+        assert said == "right" or (named and "\n" not in said), (name, said)
+    return found
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_resumed_right_or_the_file_is_named(runs, tmp_path, kind):
+    folder, right = runs
+
+    def resume(copy):
+        assert same(weights(recipe().run(llama(), TOKENIZER, copy)), right)
+
+    found = outcomes(folder / "stopped", tmp_path / "copy", DAMAGES[kind], resume)
+    assert len(found) == 10
+    refused = {name for name, outcome in found.items() if outcome != "right"}
+    of_checkpoint = {name for name in found if "step-" in name}
+    assert len(of_checkpoint) == 7
+    assert refused >= of_checkpoint  # nothing of a checkpoint is believed
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_saved_model_is_right_or_its_folder_is_named(runs, tmp_path, kind):
+    """It has no checksums: what is not seen is a bit of a weight, and what a valid JSON file says."""
+    folder, right = runs
+    unseen = kind.startswith(("a bit", "zeros", "another number"))
+
+    def load(copy):
+        try:
+            model, _ = load_model(copy)
+        except TrainError as error:
+            raise TrainError(str(error).replace(str(copy), " ".join(p.name for p in copy.iterdir()))) from None
+        assert unseen or same(weights(model), right)
+
+    found = outcomes(folder / "finished" / "model", tmp_path / "copy", DAMAGES[kind], load)
+    assert len(found) == 5
+    if not unseen:
+        assert found["model.safetensors"] != "right"
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_report_reads_right_or_the_file_is_named(runs, tmp_path, kind):
+    folder, _ = runs
+
+    def read(copy):
+        lines = MetricsLog(copy / "metrics.jsonl").read()
+        assert subtitle(copy) is not None
+        assert heading(copy, "1-warmup", lines)
+        assert settings(copy)
+
+    found = outcomes(folder / "stopped", tmp_path / "copy", DAMAGES[kind], read)
+    assert len(found) == 10
