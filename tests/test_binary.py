@@ -146,13 +146,28 @@ def test_version():
 def test_one_thread_pool():
     """The kernels run on torch's threads, and no second OpenMP runtime came with them."""
     code = (  # in a process without the other packages of the tests, which bring their own
-        "import os; from warpup import _native; print(_native.arrays.build_info()['threads'])\n"
+        "import os, re; from warpup import _native; print(_native.arrays.build_info()['threads'])\n"
         "paths = {line.split()[-1] for line in open('/proc/self/maps')}\n"
-        "print(len({os.path.realpath(path) for path in paths if 'libgomp' in path}))"
+        "print(len({os.path.realpath(path) for path in paths if re.search('lib(gomp|omp|iomp)', path)}))"
     )
     pool, runtimes = subprocess.check_output([sys.executable, "-c", code], text=True).split()
     assert pool == "torch"
     assert int(runtimes) <= 1
+
+
+@pytest.mark.parametrize("through", ["torch.ops.load_library", "ctypes.CDLL"])
+def test_a_second_copy_of_the_ops_is_an_error_that_names_both(tmp_path, through):
+    """Two that register the same names abort the process."""
+    for library in KERNELS.parent.glob("lib*.so"):
+        shutil.copy(library, tmp_path)
+    copy = tmp_path / _native.OPS_LIBRARY.name
+    code = (
+        f"import ctypes, torch; {through}({str(copy)!r})\n"
+        "try: import warpup._native\n"
+        "except ImportError as error: print(error)"
+    )
+    text = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert f"{copy} is loaded, and {_native.OPS_LIBRARY} would register" in text
 
 
 def test_arrays_without_torch():

@@ -25,6 +25,22 @@ except ImportError as error:
 OPS_LIBRARY = Path(arrays.__file__).with_name("libwarpup_ops.so")
 if not OPS_LIBRARY.exists():
     raise ImportError(f"{OPS_LIBRARY} is missing, the installation is incomplete: pip install --force-reinstall .")
+
+
+def other_copies(library: Path) -> list[Path]:
+    """Files of the library's name that this process has loaded from elsewhere: the ops can be registered once."""
+    loaded, maps = set(torch.ops.loaded_libraries), Path("/proc/self/maps")
+    if maps.exists():  # also what was not loaded through torch
+        loaded |= {line[line.index("/") :].rstrip() for line in maps.read_text().splitlines() if "/" in line}
+    paths = {Path(name).resolve() for name in loaded if Path(name).name == library.name}
+    return sorted(paths - {library.resolve()})
+
+
+if others := other_copies(OPS_LIBRARY):
+    raise ImportError(
+        f"two copies of warpup's operators in one process: {others[0]} is loaded, and {OPS_LIBRARY} would register the "
+        "same names; uninstall one, or import one only (an editable install beside a wheel, most often)"
+    )
 torch.ops.load_library(OPS_LIBRARY)
 
 
