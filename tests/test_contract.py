@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 from tests.conftest import BACKENDS, DEVICES
 from tests.support.cases import CASES, gradients_of, leaves, name_of
@@ -110,6 +111,44 @@ def test_second_derivative_is_an_error(case, device):
     gradients = torch.autograd.grad(outputs, sources, gradients_of(outputs), create_graph=True, allow_unused=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         sum(g.mul_(0.5).square().sum() for g in gradients if g is not None).backward()
+
+
+@each(of=DIFFERENTIABLE, on="device", create_graph=(False, True))
+def test_activation_checkpointing(case, create_graph, device):
+    """Checkpointing lets what was saved be read but once a backward; without it the same bits."""
+    inputs = case.make(device=device)
+    sources = [inputs[k].requires_grad_() for k in case.differentiable]
+
+    def gradients(call):
+        outputs = [o for o in leaves(call()) if o.requires_grad]
+        return torch.autograd.grad(
+            outputs,
+            sources,
+            gradients_of(outputs),
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    want = gradients(lambda: case.call(**inputs))
+    got = gradients(lambda: checkpoint(lambda: case.call(**inputs), use_reentrant=False))
+    same_bits(got, want)
+
+
+@each(of=DIFFERENTIABLE, on="device")
+def test_backward_inside_autocast(case, device):
+    """Autocast is for the forward: a backward that happens to run in it gives the same bits."""
+    inputs = case.make(device=device)
+    sources = [inputs[k].requires_grad_() for k in case.differentiable]
+
+    def gradients(autocast):
+        outputs = [o for o in leaves(case.call(**inputs)) if o.requires_grad]
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            return torch.autograd.grad(
+                outputs, sources, gradients_of(outputs), allow_unused=True, materialize_grads=True
+            )
+
+    same_bits(gradients(True), gradients(False))
 
 
 @each(of=DIFFERENTIABLE, on="device")

@@ -22,6 +22,16 @@ from .interval.interval_activation import (
     interval_softplus,
     interval_tanh,
 )
+from .interval.interval_arithmetic import (
+    interval_abs,
+    interval_div,
+    interval_log,
+    interval_maximum,
+    interval_minimum,
+    interval_mul,
+    interval_pow,
+    interval_sqrt,
+)
 from .interval.interval_attention import interval_attention, interval_matmul
 from .interval.interval_batch_norm import BoxSums, interval_batch_norm, interval_relu
 from .interval.interval_box import interval_add, interval_box, interval_sub
@@ -94,6 +104,7 @@ __all__ = [
     "group_plan",
     "grouped_mm",
     "interval",
+    "interval_abs",
     "interval_adaptive_avg_pool2d",
     "interval_add",
     "interval_attention",
@@ -103,6 +114,7 @@ __all__ = [
     "interval_clamp",
     "interval_conv1d",
     "interval_conv2d",
+    "interval_div",
     "interval_elu",
     "interval_exp",
     "interval_gelu",
@@ -110,14 +122,20 @@ __all__ = [
     "interval_layer_norm",
     "interval_leaky_relu",
     "interval_linear",
+    "interval_log",
     "interval_matmul",
     "interval_max_pool2d",
+    "interval_maximum",
+    "interval_minimum",
+    "interval_mul",
+    "interval_pow",
     "interval_relu",
     "interval_rms_norm",
     "interval_sigmoid",
     "interval_silu",
     "interval_softmax",
     "interval_softplus",
+    "interval_sqrt",
     "interval_sub",
     "interval_tanh",
     "kl_cov_tokens",

@@ -70,12 +70,24 @@ def fake(*names: str) -> Callable[[Callable], Callable]:
 
 
 def composite(schema: str) -> Callable[[Callable], Callable]:
-    """Decorator: a raw op made of other ops, kernels and library products, on whatever device its tensors are."""
+    """Decorator: a raw op made of other ops, kernels and library products, on whatever device its tensors are.
+
+    It works in the dtypes that it is given, under autocast too, which `autocast` above has served before: a backward
+    that runs inside of it would have products of another dtype than its operands.
+    """
 
     def register(function: Callable) -> Callable:
+        @wraps(function)
+        def run(*arguments):
+            kind = next(a.device.type for a in arguments if isinstance(a, Tensor))
+            if not torch.is_autocast_enabled(kind):
+                return function(*arguments)
+            with torch.autocast(kind, enabled=False):
+                return function(*arguments)
+
         name = schema.partition("(")[0]
         _library.define(schema)
-        _library.impl(name, torch.no_grad()(function), "CompositeExplicitAutograd")
+        _library.impl(name, torch.no_grad()(run), "CompositeExplicitAutograd")
         return function
 
     return register
@@ -115,16 +127,19 @@ class _Twice(torch.autograd.Function):
 
 
 def once_differentiable(backward: Callable) -> Callable:
-    """A `backward` whose results raise where they are differentiated again, by what it saved or was given. torch's
-    decorator of this name heeds only what was given; else the term would be missing without a word."""
+    """`backward(ctx, saved, *gradients)` as autograd takes it, with saved = ctx.saved_tensors, but its results raise
+    where they are differentiated again, by what it saved or was given. torch's decorator of this name heeds only what
+    was given; else the term would be missing without a word. Activation checkpointing lets saved tensors be read but
+    once."""
 
     @wraps(backward)
     def once(ctx, *gradients):
+        saved = ctx.saved_tensors
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return backward(ctx, *gradients)
-        sources = [t for t in (*ctx.saved_tensors, *gradients) if isinstance(t, Tensor) and t.requires_grad]
+            return backward(ctx, saved, *gradients)
+        sources = [t for t in (*saved, *gradients) if isinstance(t, Tensor) and t.requires_grad]
         with torch.no_grad():
-            found = backward(ctx, *gradients)
+            found = backward(ctx, saved, *gradients)
         found = found if isinstance(found, tuple) else (found,)
         return tuple(_Twice.apply(g, *sources) if isinstance(g, Tensor) else g for g in found)
 
@@ -227,13 +242,12 @@ def differentiable(
 
         @staticmethod
         @once_differentiable
-        def backward(ctx, *gradients):
+        def backward(ctx, saved, *gradients):
             absent = ctx.absent
             if absent:
                 gradients = [None if i in absent else g for i, g in enumerate(gradients)]
             if all(g is None for g in gradients):
                 return nothing
-            saved = ctx.saved_tensors
             of = {
                 "input": iter(saved[: len(kept_inputs)]),
                 "output": iter(saved[len(kept_inputs) :]),

@@ -284,6 +284,16 @@ BAD = [
     (lambda: warpup.interval_box(X, 0.1, high=torch.ones(3)), "high must be one number or (2,), got shape (3,)"),
     (lambda: warpup.interval_layer_norm(X, X, 2), "normalized_shape must end center's shape (1, 2, 3), got (2,)"),
     (lambda: warpup.interval_rms_norm(X, X, ()), "interval_rms_norm: normalized_shape must end"),
+    (lambda: warpup.interval_layer_norm(X, X[..., :1], 3), "interval_layer_norm: radius must have its center's shape"),
+    (lambda: warpup.interval_layer_norm(X, X, 3, X[0, 0, :1]), "weight must have the normalized_shape (3,), got (1,)"),
+    (lambda: warpup.interval_rms_norm(X, X, (2, 3), X[0, 0]), "weight must have the normalized_shape (2, 3), got (3,)"),
+    (lambda: warpup.interval_avg_pool2d(X, X[:, :1], 1), "interval_avg_pool2d: radius must have its center's shape"),
+    (lambda: warpup.interval_max_pool2d(X, X[0], 1), "interval_max_pool2d: radius must have its center's shape"),
+    (lambda: warpup.interval_adaptive_avg_pool2d(X, X[..., :2], 1), "(1, 2, 3), got (1, 2, 2)"),
+    (lambda: warpup.interval_add((X, X), (X, X[:, :1])), "interval_add: radius of b must have its center's shape"),
+    (lambda: warpup.interval_sub((X, X[0]), (X, X)), "interval_sub: radius of a must have its center's shape"),
+    (lambda: interval_matmul((X, X[:, :1]), (X.mT, X.mT)), "interval_matmul: radius of a must have its center's shape"),
+    (lambda: interval_attention((X, X), (X, X[0]), (X, X)), "interval_attention: radius of key must have its"),
 ]
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from warpup.interval.interval_box import CenterRadius
+from warpup.interval.interval_box import CenterRadius, checked_box
 from warpup.interval.interval_softmax import interval_softmax
 
 
@@ -23,7 +23,11 @@ def interval_matmul(a: CenterRadius, b: CenterRadius) -> CenterRadius:
 
     Returns:
         (center, radius), (..., M, P).
+
+    Raises:
+        ValueError: a radius has another shape than its center.
     """
+    checked_box("interval_matmul", a, " of a"), checked_box("interval_matmul", b, " of b")
     (ca, ra), (cb, rb) = a, b
     return ca @ cb, (ca.abs() + ra) @ rb + ra @ cb.abs()
 
@@ -55,8 +59,10 @@ def interval_attention(
         (center, radius), (..., L, V); 0 +- 0 for a query that sees no key.
 
     Raises:
-        ValueError: both attn_mask and is_causal.
+        ValueError: both attn_mask and is_causal; a radius has another shape than its center.
     """
+    for name, box in (("query", query), ("key", key), ("value", value)):
+        checked_box("interval_attention", box, f" of {name}")
     if attn_mask is not None and is_causal:
         raise ValueError("interval_attention: attn_mask and is_causal were both given, expected one of them")
     scale = 1 / math.sqrt(query[0].shape[-1]) if scale is None else scale

@@ -121,8 +121,8 @@ class IntervalBatchNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_center, grad_radius, grad_clean, _mean, _var, grad_sums):
-        center, radius, clean, mean, var, weight, bias = ctx.saved_tensors
+    def backward(ctx, saved, grad_center, grad_radius, grad_clean, _mean, _var, grad_sums):
+        center, radius, clean, mean, var, weight, bias = saved
         grads = (grad_center, grad_radius, None if clean is None else grad_clean)
         grads = (None if g is None else g.contiguous() for g in grads)
         g = grad_sums if ctx.sums else None  # hc += a0 + [l > 0](a1 + a2 c) + [u < 0](a3 + a4 c), hr += a5

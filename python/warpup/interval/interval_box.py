@@ -14,6 +14,14 @@ from torch import Tensor
 CenterRadius = tuple[Tensor, Tensor]  # a box: all x with |x - center| <= radius
 
 
+def checked_box(op: str, box: CenterRadius, of: str = "") -> None:
+    """ValueError where the radius would be broadcast: `of` says whose it is."""
+    center, radius = box
+    if radius.shape != center.shape:
+        wanted, got = tuple(center.shape), tuple(radius.shape)
+        raise ValueError(f"{op}: radius{of} must have its center's shape {wanted}, got {got}")
+
+
 def interval_box(
     x: Tensor,
     eps: float | Sequence[float] | Tensor,
@@ -70,9 +78,11 @@ def interval_box(
 
 def interval_add(a: CenterRadius, b: CenterRadius) -> CenterRadius:
     """The box of `x + y` over x in `a` and y in `b`: exact where they are independent, else sound."""
+    checked_box("interval_add", a, " of a"), checked_box("interval_add", b, " of b")
     return a[0] + b[0], a[1] + b[1]
 
 
 def interval_sub(a: CenterRadius, b: CenterRadius) -> CenterRadius:
     """The box of `x - y` over x in `a` and y in `b`: exact where they are independent, else sound."""
+    checked_box("interval_sub", a, " of a"), checked_box("interval_sub", b, " of b")
     return a[0] - b[0], a[1] + b[1]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from warpup._op import accumulator
-from warpup.interval.interval_box import CenterRadius
+from warpup.interval.interval_box import CenterRadius, checked_box
 
 
 def _over_root(
@@ -39,10 +39,16 @@ def _scaled(box: CenterRadius, weight: Tensor | None, bias: Tensor | None, dtype
     return (center if bias is None else center + bias).to(dtype), radius.to(dtype)
 
 
-def _trailing(op: str, center: Tensor, normalized_shape: int | Sequence[int]) -> tuple[int, tuple[int, ...]]:
+def _trailing(
+    op: str, center: Tensor, radius: Tensor, normalized_shape: int | Sequence[int], **of_shape: Tensor | None
+) -> tuple[int, tuple[int, ...]]:
+    checked_box(op, (center, radius))
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or center.shape[-len(shape) :] != shape:
         raise ValueError(f"{op}: normalized_shape must end center's shape {tuple(center.shape)}, got {shape}")
+    for name, t in of_shape.items():
+        if t is not None and t.shape != shape:
+            raise ValueError(f"{op}: {name} must have the normalized_shape {shape}, got {tuple(t.shape)}")
     n = 1
     for size in shape:
         n *= size
@@ -71,9 +77,9 @@ def interval_layer_norm(
         (center, radius) of center's shape and dtype; 16-bit ones are computed in float32.
 
     Raises:
-        ValueError: normalized_shape does not fit.
+        ValueError: a shape does not fit.
     """
-    n, dims = _trailing("interval_layer_norm", center, normalized_shape)
+    n, dims = _trailing("interval_layer_norm", center, radius, normalized_shape, weight=weight, bias=bias)
     dtype, center, radius = center.dtype, *(t.to(accumulator(center)) for t in (center, radius))
     d = center - center.mean(dims, keepdim=True)
     r = radius * (1 - 2 / n) + radius.mean(dims, keepdim=True)
@@ -103,9 +109,9 @@ def interval_rms_norm(
         (center, radius) of center's shape and dtype; 16-bit ones are computed in float32.
 
     Raises:
-        ValueError: normalized_shape does not fit.
+        ValueError: a shape does not fit.
     """
-    n, dims = _trailing("interval_rms_norm", center, normalized_shape)
+    n, dims = _trailing("interval_rms_norm", center, radius, normalized_shape, weight=weight)
     eps = torch.finfo(accumulator(center)).eps if eps is None else eps
     dtype, center, radius = center.dtype, *(t.to(accumulator(center)) for t in (center, radius))
     free = center.new_zeros(()), center.new_full((), torch.inf)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from warpup.interval.interval_box import CenterRadius
+from warpup.interval.interval_box import CenterRadius, checked_box
 
 
 def rising(function: Callable, center: Tensor, radius: Tensor, *options) -> CenterRadius:
@@ -20,16 +20,20 @@ def rising(function: Callable, center: Tensor, radius: Tensor, *options) -> Cent
 def interval_max_pool2d(
     center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False
 ) -> CenterRadius:
-    """The tightest box of `max_pool2d`, which is monotone."""
+    """The tightest box of `max_pool2d`, which is monotone. Raises ValueError where the shapes differ."""
+    checked_box("interval_max_pool2d", (center, radius))
     return rising(F.max_pool2d, center, radius, kernel_size, stride, padding, dilation, ceil_mode)
 
 
 def interval_avg_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, **options) -> CenterRadius:
-    """The exact box of `avg_pool2d`, which is linear with weights >= 0. options: as torch's."""
+    """The exact box of `avg_pool2d`, which is linear with weights >= 0. options: as torch's. Raises ValueError where
+    the shapes of center and radius differ."""
+    checked_box("interval_avg_pool2d", (center, radius))
     center, radius = (F.avg_pool2d(t, kernel_size, stride, padding, **options) for t in (center, radius))
     return center, radius
 
 
 def interval_adaptive_avg_pool2d(center: Tensor, radius: Tensor, output_size) -> CenterRadius:
-    """The exact box of `adaptive_avg_pool2d`."""
+    """The exact box of `adaptive_avg_pool2d`. Raises ValueError where the shapes of center and radius differ."""
+    checked_box("interval_adaptive_avg_pool2d", (center, radius))
     return F.adaptive_avg_pool2d(center, output_size), F.adaptive_avg_pool2d(radius, output_size)

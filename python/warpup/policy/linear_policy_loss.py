@@ -132,7 +132,7 @@ class GivenGradients(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_loss):
+    def backward(ctx, saved, grad_loss):
         if ctx.gradients is None:
             raise RuntimeError(
                 "linear_policy_loss: its gradients are used up, a second backward needs a second forward"

@@ -142,6 +142,10 @@ ELEMENTWISE = {  # the box is the hull: found by a fine grid over each element's
     "prelu": nn.PReLU(6, 0.25), "prelu_falls": nn.PReLU(1, -0.7), "mish": nn.Mish(),
     "softplus": nn.Softplus(2.0), "maximum": Calls(lambda x: torch.maximum(x, torch.linspace(-1, 1, 6))),
     "minimum": Calls(lambda x: torch.min(torch.linspace(-1, 1, 6).to(x.dtype), x)),
+    "square": Calls(lambda x: x**2), "cube": Calls(lambda x: torch.pow(x, 3)), "exponential": Calls(lambda x: 0.5**x),
+    "sqrt": Calls(lambda x: (x.abs() + 0.1).sqrt()), "log": Calls(lambda x: torch.log(abs(x) + 0.1)),
+    "log1p": Calls(lambda x: x.square().log1p()), "rsqrt": Calls(lambda x: torch.rsqrt(x.abs() + 0.1)),
+    "inverse": Calls(lambda x: 1 / (x.abs() + 0.1)), "reciprocal": Calls(lambda x: (-x.abs() - 0.1).reciprocal()),
 }  # fmt: skip
 
 
@@ -167,6 +171,7 @@ def test_elementwise_functions_have_their_hull(name):
 
 PAIRS = {
     "product": lambda x: x[:, :3] * x[:, 3:],
+    "quotient": lambda x: x[:, :3] / (0.1 * x[:, 3:] - 1),
     "maximum": lambda x: torch.max(x[:, :3], x[:, 3:]),
     "minimum": lambda x: torch.minimum(x[:, :3], other=x[:, 3:]),
 }
@@ -225,7 +230,10 @@ SOUND = {
     "sum": lambda x: (x * 1e3).sum(1, keepdim=True) - x, "pad": lambda x: F.pad(x, (1, 1), value=0.1) * 0.1,
     "wide_constant": lambda x: x - torch.full((), 0.3, dtype=torch.float64) + 0.7,
     "nearest": lambda x: F.interpolate(x[:, None], 11)[:, 0] / 3, "bfloat16": lambda x: x.bfloat16(),
-    "prelu": lambda x: F.prelu(x, torch.tensor([-0.3])),
+    "prelu": lambda x: F.prelu(x, torch.tensor([-0.3])), "cube": lambda x: x**3, "sqrt": lambda x: x.abs().sqrt(),
+    "square": lambda x: x**2, "log": lambda x: (x.abs() + 1).log(), "inverse": lambda x: 1 / (x.abs() + 1),
+    "quotient": lambda x: x[:, :3] / (x[:, 3:].abs() + 1), "rsqrt": lambda x: (x.abs() + 1).rsqrt(),
+    "exponential": lambda x: 2.0 ** (x / 64).clamp(-8, 8), "log1p": lambda x: x.abs().log1p(),
     "pieces": lambda x: torch.cat([x.chunk(2, 1)[1], x.chunk(2, 1)[0]], 1) * 0.7,
 }  # fmt: skip
 

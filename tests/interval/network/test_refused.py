@@ -71,7 +71,8 @@ def test_refused_layers_are_named(make, message):
 OPTIONS = [
     (lambda x: torch.div(x, 2, rounding_mode="floor"), "div in .*unexpected keyword argument 'rounding_mode'.*leave"),
     (lambda x: torch.exp(x, out=None), "exp in .*unexpected keyword argument 'out'"),
-    (lambda x: 1 / (1 + x.abs()), "truediv in .*: a division by a box has no rule"),
+    (lambda x: x**x, "pow in .*: its base must be a number above 0"),
+    (lambda x: x ** torch.ones(1), "pow in .*: its exponent must be a number"),
     (lambda x: torch.max(x, 1)[0], "max in .*: only the larger or smaller of two tensors has a rule; .* take amax"),
     (lambda x: F.interpolate(x[None, None], size=5, mode="bicubic"), "interpolate in .*: mode 'bicubic' has no rule"),
     (lambda x: x.to(torch.int64) + x, "to in .*: it makes torch.int64 of a box, and bounds need floating point"),
@@ -106,6 +107,49 @@ def test_refused_options_are_named(call, message):
     x = torch.randn(4, 3)
     with pytest.raises(UnsupportedLayer, match=message):
         bound(call if isinstance(call, nn.Module) else Calls(), x, torch.zeros_like(x))
+
+
+OUTSIDE = [
+    (lambda x: 1 / x, "truediv in .*: a divisor must not reach 0, got a box from -1 to 1: keep it away from 0"),
+    (lambda x: torch.log(x + 1), "log in .*: a logarithm needs numbers above 0, got a box from .* to 2: make its"),
+    (lambda x: (x + 0.5).sqrt(), "sqrt in .*: a square root needs numbers of at least 0, got a box from -0.5.* to 1.5"),
+    (lambda x: x.log1p(), "log1p in .*: log1p needs numbers above -1, got a box from -1 to 1"),
+]
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize(("call", "message"), OUTSIDE, ids=[message[:8] for _, message in OUTSIDE])
+def test_boxes_that_reach_outside_of_a_domain_are_named(call, message, sound):
+    class Calls(nn.Module):
+        def forward(self, x):
+            return call(x)
+
+    with pytest.raises(UnsupportedLayer, match=message):
+        bound(Calls(), torch.zeros(2, 3), torch.ones(2, 3), sound=sound)
+    center, radius = bound(Calls(), torch.full((2, 3), 2.0), torch.ones(2, 3), sound=sound)  # the same plan
+    assert (center.isfinite() & (radius > 0)).all()
+
+
+def test_a_wrong_rule_is_seen_where_far_inputs_give_nan():
+    """A fresh plan is held against the module near the center, where a logarithm far from it says nothing."""
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    rule(Twice, affine=True)(lambda walk, layer, x: x.each(torch.mul, 3.0))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.twice = Twice()
+
+        def forward(self, x):
+            return self.twice(x.log()).sum(1)
+
+    x = torch.full((1, 400), 0.5)
+    with pytest.raises(UnsupportedLayer, match=r"layer 'twice' \(Twice\): its rule is not what it computes"):
+        bound(Net(), x, 0.1 * x)
 
 
 def test_no_sound_bounds():
@@ -174,21 +218,21 @@ def test_wrong_options_of_losses_and_attacks():
 
 
 def test_a_rule_of_ones_own():
-    class Cube(nn.Module):
+    class Arctan(nn.Module):
         def forward(self, x):
-            return torch.pow(x, 3)
+            return torch.atan(x)
 
-    x, module = torch.randn(4, 3), nn.Sequential(Cube())
-    with pytest.raises(UnsupportedLayer, match="pow in"):
+    x, module = torch.randn(4, 3), nn.Sequential(Arctan())
+    with pytest.raises(UnsupportedLayer, match="atan in"):
         bound(module, x, torch.ones_like(x))
 
-    @rule(Cube)
+    @rule(Arctan)
     def _(walk, layer, x):
-        low, high = (x.center - x.radius) ** 3, (x.center + x.radius) ** 3
+        low, high = (x.center - x.radius).atan(), (x.center + x.radius).atan()
         return Box((low + high) / 2, (high - low) / 2)
 
     center, radius = bound(module, x, torch.ones_like(x))
-    torch.testing.assert_close(center + radius, (x + 1) ** 3)
+    torch.testing.assert_close(center + radius, (x + 1).atan())
 
 
 def test_the_trace_is_kept_until_the_module_changes_and_keeps_no_module():

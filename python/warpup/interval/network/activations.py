@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import operator
 from collections.abc import Callable
 
@@ -84,12 +83,6 @@ def _(walk, x):
 @rule(F.hardsigmoid)
 def _(walk, x, inplace=False):
     return divide(walk, relu6(walk, add(walk, x, 3.0)), 6.0)
-
-
-@rule(torch.abs, operator.abs, builtins.abs, "abs", "abs_")
-def _(walk, x):
-    low, high = (x.center.abs() - x.radius).clamp_min(0), x.center.abs() + x.radius
-    return walk.rounded(from_ends(low, high, None if x.clean is None else x.clean.abs()))
 
 
 @rule(F.prelu, torch.prelu)

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from warpup._op import accumulator
 from warpup.interval.margin_bounds import margin_bounds, margin_cross_entropy, others
 from warpup.interval.sound import check_arithmetic
 
+from .layers import Box
 from .walk import Statistics, Walk, check_box
+
+Specification = tuple[Tensor, Tensor | None]  # (C, d)
 
 
 def bound(
@@ -28,6 +32,7 @@ def bound(
     sound: bool = False,
     statistics: Statistics = "clean",
     shrinkage: float = 1.0,
+    specification: Specification | None = None,
 ) -> Any:
     """Bounds of `module(x)` over all x with |x - center| <= radius: (center, radius[, clean][, sums]).
 
@@ -50,14 +55,71 @@ def bound(
         forward.
     shrinkage: factor on the upper bound of each ReLU whose input box crosses 0; below 1 the result is no bound (see
         `sabr_box`).
+    specification: (C, d), to bound `C y + d` in place of the output y, (B, K): C is (M, K), or (B, M, K) one a sample;
+        d is (M,), (B, M) or None. If the module ends in a linear layer, C is taken together with its weight (elision),
+        which is tighter. Given in float32 for 16-bit modules. (With rows e_y - e_k it bounds the margins of label y.)
 
     NaN in center propagates. On a GPU, radius is not looked at: a negative one gives boxes with l > u.
     Raises ValueError on a wrong box, `UnsupportedLayer` (a ValueError) naming the layer that has no rule, or the first
     one at which the box without extent does not hold what the module itself computes.
     """
     walk = Walk(sums=sums, sound=sound, statistics=statistics, shrinkage=shrinkage)
-    box = walk.run(module, check_box(center, radius, clean))
+    if specification is None:
+        box = walk.run(module, check_box(center, radius, clean))
+    else:
+        box = specified(*walk.run(module, check_box(center, radius, clean), head=None), specification, sound)
     return (*box[: 2 if clean is None else 3], *([walk.sums] if sums else ()))
+
+
+def specified(x: Box, weight: Tensor | None, bias: Tensor | None, given: Specification, sound: bool) -> Box:
+    """The box of C (weight x + bias) + d; without a weight, of C x + d."""
+    outputs = x.center.shape[1:] if weight is None else weight.shape[:1]
+    if x.center.dim() != 2:
+        raise ValueError(f"a specification is of outputs (B, K); the module's are {tuple(x.center.shape)}")
+    c, d = checked_specification(given, len(x.center), outputs[0], x.center)
+    with torch.autocast(x.center.device.type, enabled=False):
+        x = x.each(torch.Tensor.to, c.dtype)
+        rows, shift = c, d
+        if weight is not None:
+            rows = c @ weight.to(c.dtype)
+            shift = d if bias is None else d + c @ bias.to(c.dtype)
+        center, radius = _rows_times(rows, x.center) + shift, _rows_times(rows.abs(), x.radius)
+        clean = None if x.clean is None else _rows_times(rows, x.clean) + shift
+        if sound:
+            # Every number above is a sum of products, with no more roundings of each than terms.
+            check_arithmetic()
+            size, terms = x.center.abs() + x.radius, outputs[0] + x.center.shape[1] + 8
+            if weight is not None:
+                size = F.linear(size, weight.abs().to(c.dtype), None if bias is None else bias.abs().to(c.dtype))
+            info = torch.finfo(c.dtype)
+            radius = radius + terms * (info.eps * (_rows_times(c.abs(), size) + d.abs()) + info.tiny)
+    return Box(center, radius, clean)
+
+
+def _rows_times(rows: Tensor, x: Tensor) -> Tensor:
+    """(M, K) or (B, M, K), and (B, K) -> (B, M)."""
+    return F.linear(x, rows) if rows.dim() == 2 else torch.bmm(rows, x.unsqueeze(2)).squeeze(2)
+
+
+def pair(given: Specification) -> Specification:
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise ValueError(f"specification must be a pair (C, d), where d may be None; got {type(given).__name__}")
+    return tuple(given)
+
+
+def checked_specification(given: Specification, batch: int, outputs: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """C and d in the dtype that sums over outputs are made in, or ValueError."""
+    c, d = pair(given)
+    shaped = isinstance(c, Tensor) and c.dim() in (2, 3) and c.shape[:-2] in ((), (batch,))
+    if not shaped or c.shape[-1] != outputs:
+        got = tuple(c.shape) if isinstance(c, Tensor) else type(c).__name__
+        raise ValueError(f"specification: C must be (M, {outputs}) or ({batch}, M, {outputs}), got {got}")
+    rows = c.shape[-2]
+    if d is not None and (not isinstance(d, Tensor) or d.shape not in ((rows,), (batch, rows))):
+        got = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__
+        raise ValueError(f"specification: d must be ({rows},), ({batch}, {rows}) or None, got {got}")
+    options = {"dtype": accumulator(like), "device": like.device}
+    return c.to(**options), torch.zeros(rows, **options) if d is None else d.to(**options)
 
 
 def margins(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from warpup.interval.margin_bounds import margin_bounds, others
 
+from .bound import Specification, checked_specification, pair, specified
 from .graph import Plan, named_modules
 from .layers import (
     RULES,
@@ -22,6 +23,7 @@ from .layers import (
     batch_norm,
     boxes_in,
     conv_layer,
+    divide,
     linear,
     padding_of,
     relu,
@@ -47,10 +49,12 @@ class Net(NamedTuple):
 
 
 def crown_margins(
-    module: nn.Module, center: Tensor, radius: Tensor, labels: Tensor, *, clean: Tensor | None = None,
-    statistics: Statistics = "clean",
+    module: nn.Module, center: Tensor, radius: Tensor, labels: Tensor | None = None, *, clean: Tensor | None = None,
+    statistics: Statistics = "clean", specification: Specification | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(CROWN-IBP's, IBP's) lower bounds of the margins, (B, K - 1) each; both hold, so does any mean of them.
+
+    Or, with specification=(C, d) in place of labels (see `bound`), those of `C y + d`, (B, M).
 
     lb = min over the box of A x + d, where A and d come from the last layer's differences of rows backward: through
     linear layers as they are, through a ReLU on [l, u] by relu(z) <= u (z - l) / (u - l) and relu(z) >= z if u > -l
@@ -61,20 +65,27 @@ def crown_margins(
     apart; else UnsupportedLayer. Memory and work are K - 1 times those of a backward pass. The other arguments are
     `bound`'s.
     """
+    if (labels is None) == (specification is None):
+        raise ValueError("crown_margins needs labels or a specification, and not both")
     box = check_box(center, radius, clean)
+    wanted = labels if specification is None else pair(specification)
     plan = plan_of(module, RULES, center, Walk)
     if "crown" not in plan.held:
         with undisturbed(module):
-            _check_margins(plan, module, probe(center), labels)
+            _check_margins(plan, module, probe(center), wanted)
         plan.held.add("crown")
-    return _margins(plan, module, box, labels, statistics)
+    return _margins(plan, module, box, wanted, statistics)
 
 
-def _check_margins(plan: Plan, module: nn.Module, x: Tensor, labels: Tensor) -> None:
+def _check_margins(plan: Plan, module: nn.Module, x: Tensor, wanted: Tensor | Specification) -> None:
     def found(plan: Plan, module: nn.Module, x: Tensor):
-        crown, _ = _margins(plan, module, Box(x, torch.zeros_like(x), x), labels, "clean")
+        crown, _ = _margins(plan, module, Box(x, torch.zeros_like(x), x), wanted, "clean")
         logits = module(x.clone())
-        margins = logits.gather(1, labels.unsqueeze(1)) - logits.gather(1, others(labels, logits.shape[1]))
+        if isinstance(wanted, Tensor):
+            margins = logits.gather(1, wanted.unsqueeze(1)) - logits.gather(1, others(wanted, logits.shape[1]))
+        else:
+            point = Box(logits, torch.zeros_like(logits))
+            margins = specified(point, None, None, wanted, sound=False).center
         return crown, torch.zeros_like(crown), margins
 
     if not held(found, plan, module, x):
@@ -84,18 +95,27 @@ def _check_margins(plan: Plan, module: nn.Module, x: Tensor, labels: Tensor) -> 
         )
 
 
-def _margins(plan: Plan, module: nn.Module, box: Box, labels: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
+def _margins(
+    plan: Plan, module: nn.Module, box: Box, wanted: Tensor | Specification, statistics: Statistics
+) -> tuple[Tensor, Tensor]:
+    """wanted: labels, or a specification."""
     net = Net(plan, named_modules(module), {}, statistics)
     last, weight, bias = Walk(statistics=statistics, kept=net.boxes).follow(plan, module, box, head=True)
-    rest = others(labels, weight.shape[0])
-    a = weight[labels].unsqueeze(1) - weight[rest]
-    d = a.new_zeros(a.shape[:2]) if bias is None else bias[labels].unsqueeze(1) - bias[rest]
+    if isinstance(wanted, Tensor):
+        rest = others(wanted, weight.shape[0])
+        a = weight[wanted].unsqueeze(1) - weight[rest]
+        d = a.new_zeros(a.shape[:2]) if bias is None else bias[wanted].unsqueeze(1) - bias[rest]
+    else:
+        c, d = (t.to(weight.dtype) for t in checked_specification(wanted, len(box.center), len(weight), box.center))
+        c = c.expand(len(box.center), *c.shape[-2:])
+        a = c @ weight
+        d = (d if bias is None else d + c @ bias).expand(a.shape[:2])
     # Of each node, the margins' coefficients (B, M, ...) of its value; of a tuple of pieces, those of each piece.
     coefficients: dict[fx.Node, Any] = {plan.head.all_input_nodes[0]: a}
     for node in reversed(plan.nodes):
         if node not in coefficients or node is plan.input:
             continue
-        if any(b.center.dim() == 0 or len(b.center) != len(labels) for b in boxes_in(net.boxes[node])):
+        if any(b.center.dim() == 0 or len(b.center) != len(a) for b in boxes_in(net.boxes[node])):
             raise unsupported(node, net.modules, f"CROWN-IBP has no rule for what joins or splits the batch; {INSTEAD}")
         d, operands = _back(net, node, coefficients.pop(node), d)
         for used, more in operands:
@@ -107,7 +127,10 @@ def _margins(plan: Plan, module: nn.Module, box: Box, labels: Tensor, statistics
     crown = d
     if (a := coefficients.get(plan.input)) is not None:
         crown = d + _dot(a, box.center) - _dot(a.abs(), box.radius)
-    return crown, margin_bounds(last.center, last.radius, weight, bias, labels)
+    if isinstance(wanted, Tensor):
+        return crown, margin_bounds(last.center, last.radius, weight, bias, wanted)
+    of_rows = specified(last, weight, bias, wanted, sound=False)
+    return crown, of_rows.center - of_rows.radius
 
 
 def crown_ibp_loss(
@@ -144,6 +167,8 @@ def _back(net: Net, node: fx.Node, a: Any, d: Tensor) -> tuple[Tensor, list[tupl
         a, d = _conv(a, d, layer, x)
     elif kind is scale and all(used in sources for used in (*node.args, *node.kwargs.values())):  # x * x too
         raise unsupported(node, net.modules, f"CROWN-IBP has no rule for a product of two boxes; {INSTEAD}")
+    elif kind is divide and (*node.args, *node.kwargs.values())[1] in sources:
+        raise unsupported(node, net.modules, f"CROWN-IBP has no rule for a division by a box; {INSTEAD}")
     elif getattr(kind, "affine", False):
         return _affine(net, node, sources, a, d)
     else:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from warpup.interval.interval_arithmetic import product as times
+from warpup.interval.interval_arithmetic import quotient
 from warpup.interval.interval_batch_norm import interval_batch_norm
 from warpup.interval.interval_box import interval_add, interval_sub
 from warpup.interval.interval_conv import interval_conv1d, interval_conv2d
@@ -270,7 +271,8 @@ def negative(walk, x):
 @rule(operator.mul, operator.imul, torch.mul, "mul", "mul_", affine=True)
 def scale(walk, x, other):
     if isinstance(x, Box) and isinstance(other, Box):
-        return box_product(walk, x, other)
+        clean = None if x.clean is None else x.clean * other.clean
+        return through_ends(walk, times, x, other, clean=clean)
     x, k = (x, other) if isinstance(x, Box) else (other, x)
     clean = None if x.clean is None else x.clean * k
     return walk.rounded(Box(x.center * k, x.radius * abs(k), clean))
@@ -279,7 +281,9 @@ def scale(walk, x, other):
 @rule(operator.truediv, operator.itruediv, torch.div, "div", "div_", affine=True)
 def divide(walk, x, other):
     if isinstance(other, Box):
-        raise Refusal("a division by a box has no rule")
+        x, other = both(walk, x, other)
+        clean = None if x.clean is None else x.clean / other.clean
+        return through_ends(walk, quotient, x, other, clean=clean)
     return walk.rounded(Box(x.center / other, x.radius / abs(other), None if x.clean is None else x.clean / other))
 
 
@@ -287,12 +291,10 @@ def from_ends(low: Tensor, high: Tensor, clean: Tensor | None) -> Box:
     return Box((low + high) / 2, (high - low) / 2, clean)
 
 
-def box_product(walk, x: Box, y: Box) -> Box:
-    """The hull of x y, element by element: one of the four products of ends is the least, one the greatest."""
-    corners = [p * q for p in x.ends() for q in y.ends()]
-    clean = None if x.clean is None else x.clean * y.clean
-    out = from_ends(reduce(torch.minimum, corners), reduce(torch.maximum, corners), clean)
-    return walk.wider(out, 8, (x.center.abs() + x.radius) * (y.center.abs() + y.radius)) if walk.sound else out
+def through_ends(walk, function: Callable, *boxes: Box, clean: Tensor | None) -> Box:
+    """The box of a function of ends, each of which it rounds to within two units in the last place."""
+    out = from_ends(*function(*map(walk.ends, boxes)), clean)
+    return walk.wider(out, 8) if walk.sound else out
 
 
 def _extreme(function: Callable, *targets) -> None:

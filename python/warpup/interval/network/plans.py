@@ -39,9 +39,11 @@ def plan_of(module: nn.Module, rules: Rules, x: Tensor, walk: Callable) -> Plan:
     plans, like = known[1], (x.shape, x.stride(), x.dtype, x.device)
     if like not in plans:
         with undisturbed(module):
-            point = probe(x)
-            plan = Plan(module, rules, point)
-            _check_output(plan, module, point, walk)
+            for nearness in (1, 2**-8):  # nearer where the module gives NaN, as a logarithm does below 0
+                point = probe(x, nearness)
+                plan = Plan(module, rules, point)
+                if _check_output(plan, module, point, walk):
+                    break
         if len(plans) == KEPT:
             del plans[next(iter(plans))]
         plans[like] = plan
@@ -117,23 +119,30 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                     t.copy_(old)
 
 
-def probe(center: Tensor) -> Tensor:
+def probe(center: Tensor, nearness: float = 1) -> Tensor:
     """A point near the center of which no element is special: zeros, or equal ones, would hide a wrong plan."""
     generator = torch.Generator(center.device).manual_seed(0)
     noise = torch.randn(center.shape, generator=generator, device=center.device, dtype=center.dtype)
-    return torch.empty_like(center).copy_(center).nan_to_num_(0, 0, 0).add_(noise)
+    return torch.empty_like(center).copy_(center).nan_to_num_(0, 0, 0).add_(noise, alpha=nearness)
 
 
-def _check_output(plan: Plan, module: nn.Module, x: Tensor, walk: Callable) -> None:
+def _check_output(plan: Plan, module: nn.Module, x: Tensor, walk: Callable) -> bool:
+    """UnsupportedLayer where the plan is not the module at x; whether that was seen of every output, none being NaN."""
+    seen = True
+
     def found(plan: Plan, module: nn.Module, x: Tensor):
+        nonlocal seen
         box = walk().follow(plan, module, Box(x, torch.zeros_like(x), x))
-        return box.center, box.radius, module(x.clone())
+        value = module(x.clone())
+        seen = not bool(box.center.isnan().any())
+        return box.center, box.radius, value
 
     if not held(found, plan, module, x):
         raise UnsupportedLayer(
             f"{type(module).__name__}: its box at radius 0 does not hold what the module itself computes, so that no "
             f"bound of it could be trusted; {_where(plan, module, x, walk)}"
         )
+    return seen
 
 
 def held(found: Callable, plan: Plan, module: nn.Module, x: Tensor) -> bool:

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from warpup.interval.interval_arithmetic import OutsideDomain
 from warpup.interval.interval_batch_norm import BoxSums, interval_relu
 from warpup.interval.sound import check_arithmetic
 
-from . import activations, shapes  # noqa: F401  their rules
+from . import activations, arithmetic, shapes  # noqa: F401  their rules
 from .graph import Plan, named_modules
 from .layers import RULES, Box, Refusal, boxes_in
 from .nodes import UnsupportedLayer, call, unsupported
@@ -42,11 +43,12 @@ class Walk:
         self.sums: list[BoxSums] | None = [] if sums else None
         self.sound, self.statistics, self.shrinkage, self.kept = sound, statistics, shrinkage, kept
 
-    def run(self, module: nn.Module, box: Box, *, head=False) -> Any:
-        """The output's box; with head=True the box before the last linear layer, and that layer's weight and bias."""
+    def run(self, module: nn.Module, box: Box, *, head: bool | None = False) -> Any:
+        """The output's box; with head=True the box before the last linear layer, and that layer's weight and bias; with
+        head=None the same, or where there is no such layer the output's box, None and None."""
         return self.follow(plan_of(module, RULES, box.center, Walk), module, box, head=head)
 
-    def follow(self, plan: Plan, module: nn.Module, box: Box, *, head=False) -> Any:
+    def follow(self, plan: Plan, module: nn.Module, box: Box, *, head: bool | None = False) -> Any:
         """`run` by a plan that nothing is asked of."""
         modules = named_modules(module)
         if head and plan.head is None:
@@ -62,8 +64,8 @@ class Walk:
                     raise UnsupportedLayer(
                         f"{type(module).__name__} must return one tensor, got {type(found).__name__}"
                     )
-                return found
-            if head and node is plan.head:
+                return found if head is False else (found, None, None)
+            if head is not False and node is plan.head:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 if node.op == "call_module":
                     kwargs = {"weight": modules[node.target].weight, "bias": modules[node.target].bias}
@@ -91,7 +93,7 @@ class Walk:
             if odd := [b.center.dtype for b in boxes_in(out) if not b.center.is_floating_point()]:
                 raise Refusal(f"it makes {odd[0]} of a box, and bounds need floating point")
             return out
-        except Refusal as reason:
+        except (Refusal, OutsideDomain) as reason:
             raise unsupported(node, modules, str(reason)) from None
         except TypeError:
             try:
@@ -115,6 +117,17 @@ class Walk:
             factor = torch.where(box.center == box.radius, self.shrinkage, 1.0).to(box.center.dtype)
             box = Box(box.center * factor, box.radius * factor, box.clean)
         return box
+
+    def ends(self, box: Box) -> tuple[Tensor, Tensor]:
+        """Lower and upper end; in sound mode moved outward by more than their rounding, but not across 0: the sign of
+        a rounded difference is right."""
+        low, high = box.ends()
+        if not self.sound:
+            return low, high
+        info = torch.finfo(box.center.dtype)
+        slack = 2 * info.eps * (box.center.abs() + box.radius) + info.tiny
+        outer, upper = low - slack, high + slack
+        return torch.where(low >= 0, outer.clamp_min(0), outer), torch.where(high <= 0, upper.clamp_max(0), upper)
 
     def rounded(self, box: Box) -> Box:
         """After a few roundings in each element: a wider box in sound mode."""
