@@ -62,6 +62,9 @@ QUICK_CALLS = [
     ("init", "--modle", "x"),
     ("report", "--help"),
     ("eval", "run", "--seeds", "3"),
+    ("eval", "."),
+    ("train", "--help"),
+    ("train", "--model", "x"),
 ]
 
 

@@ -1,5 +1,7 @@
 """Every file of a run, damaged in eleven ways each: what comes out is right, or one error that names the file."""
 
+import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny import TOKENIZER, Killed, killer, llama, same, warmup, weights
+from warpup.cli import main
 from warpup.train import Recipe, TrainError, load_model
+from warpup.train.config import HeldOutConfig, TrainConfig
 from warpup.train.log import MetricsLog
 from warpup.train.report import heading, settings, subtitle
 
@@ -125,3 +129,19 @@ def test_a_report_reads_right_or_the_file_is_named(runs, tmp_path, kind):
 
     found = outcomes(folder / "stopped", tmp_path / "copy", DAMAGES[kind], read)
     assert len(found) == 10
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_eval_names_the_config_of_a_run(tmp_path, capsys, kind):
+    """It reads what the run was measured on; no model is loaded, since the reward is not trusted."""
+    file = tmp_path / "train.json"
+    settings = TrainConfig(held_out=HeldOutConfig(data="test.jsonl", reward="mine.py:score"))
+    file.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+    if DAMAGES[kind] is None:
+        file.unlink()
+    else:
+        file.write_bytes(DAMAGES[kind](file.read_bytes()))
+    assert main(["eval", str(tmp_path)]) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert ("train.json" if file.exists() else "nothing to measure on") in said

@@ -147,17 +147,8 @@ def eval(arguments: list[str]) -> None:
         raise UsageError("--seeds: only --schedule samples with several seeds; give --schedule, or --seed for one")
     check_folder(given.run)
 
-    from warpup.data import REFLECTION_WORDS
-    from warpup.reflection.tokens import WORDS
-
     from .config import HeldOutConfig, fill
-    from .evaluation import evaluate
-    from .examples import examples_of
-    from .log import ProgressBar, quiet_transformers
-    from .model.load_model import device_of, load_model, newest_model
-    from .model.precision import autocast_dtype, computing
     from .rewards.reward_set import VERIFIER
-    from .sampling.decoding import split_words
 
     own = Path(given.run) / "train.json"
     held = HeldOutConfig()
@@ -169,6 +160,17 @@ def eval(arguments: list[str]) -> None:
     )
     if not held.data:
         raise UsageError("nothing to measure on: give --data (the run has no held-out data of its own)")
+
+    from warpup.data import REFLECTION_WORDS
+    from warpup.reflection.tokens import WORDS
+
+    from .evaluation import evaluate
+    from .examples import examples_of
+    from .log import ProgressBar, quiet_transformers
+    from .model.load_model import device_of, load_model, newest_model
+    from .model.precision import autocast_dtype, computing
+    from .sampling.decoding import split_words
+
     quiet_transformers()
     folder = newest_model(given.run)
     model, tokenizer = load_model(folder, device=device_of(given.device))
