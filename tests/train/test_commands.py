@@ -147,13 +147,12 @@ def test_what_is_not_there_is_named(project, capsys):
 
 
 def test_a_run_that_learned_nothing_fails(project, capsys):
-    """A constant reward teaches nothing: there is no model, and asking again does not help."""
+    """A constant reward teaches nothing, and asking again does not help."""
     (project / "mine.py").write_text("def score(completion, example):\n    return 1.0\n")
     for _ in range(2):
         said = error(capsys, "train", "run.toml")
         assert "nothing was learned: 2-rlvr 0 of 2 steps (skipped 2)" in said
         assert "delete run/2-rlvr" in said
-    assert not (project / "run" / "model").exists()
 
 
 def test_a_wrong_config_is_refused_before_torch_is_imported(project):

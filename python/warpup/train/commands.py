@@ -69,8 +69,9 @@ def train(arguments: list[str]) -> None:
         report = together(keep, bar, track)
         recipe.run(model, tokenizer, config.out, seed=config.seed, report=report, held_out=held_out)
     write_text(own, json.dumps(settings, indent=2) + "\n")
+    page = write_report(config.out)
     learned = ", ".join(what_was_learned(Path(config.out) / name) for name in recipe.names())
-    print(f"trained {learned}: {Path(config.out) / 'model'}   numbers and curves: {write_report(config.out)}")
+    print(f"trained {learned}: {Path(config.out) / 'model'}   numbers and curves: {page}")
 
 
 @dataclass

@@ -109,7 +109,6 @@ class Recipe:
             trained, patience = False, held_out.stop_after if held_out else None
             for i, stage in enumerate(self.stages):
                 if done[i] == stage.steps or (newest[i] and patience and checkpoint.stale(newest[i]) >= patience):
-                    what_was_learned(folders[i])
                     checkpoint.load_weights(model, newest[i])
                     continue
                 folders[i].mkdir(exist_ok=True)
@@ -128,7 +127,6 @@ class Recipe:
                 ):  # fmt: skip
                     stage.train(run, prepared[i])
                 trained = True
-                what_was_learned(folders[i])
             # The result under a name of its own, in the form that everything around `transformers` reads.
             if trained or not (out / "model").exists():
                 result = merged(model) if self.merge and is_adapted(model) else model
