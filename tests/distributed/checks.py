@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from warpup.distributed import (
     Placement,
     ShardedExperts,
+    clip_grad_norm_,
     load_experts,
     materialize,
     move_shards,
@@ -26,9 +27,12 @@ from warpup.distributed import (
     sparse_all_gather,
     sparse_reduce_scatter,
 )
+from warpup.distributed.collectives import same_on_all_ranks
 from warpup.distributed.copies import Copies
 from warpup.distributed.placement import even_shards, without_copies
 from warpup.moe.moe_experts import moe_experts
+from warpup.train.log import MetricsLog
+from warpup.train.run import StageRun
 
 H, I, E, K, T = 6, 5, 8, 2, 12
 GATHER = Copies.gather
@@ -218,6 +222,20 @@ def check_wrong_arguments_are_told_on_every_rank(rank, world, folder):
     }.items():
         with pytest.raises(ValueError, match=text):
             call()
+
+
+def check_placements_that_differ_are_told_on_every_rank(rank, world, folder):
+    placement = random_placement(world, E, 0)
+    mine = random_placement(world, E, rank)._replace(owner=placement.owner)
+    mine.held.logical_or_(without_copies(placement.owner, world).held)
+    shard = torch.zeros(len(placement.shard(rank)), 2)
+    for text, given in (("placement.held must be", mine), ("placement.owner must be", placement)):
+        given = given._replace(owner=(given.owner + (rank == 1)) % world) if given is placement else given
+        with pytest.raises(ValueError, match=f"{text} the same on all ranks: rank 1 has"):
+            sparse_all_gather(shard, given, check=True)
+        with pytest.raises(ValueError, match=f"{text} the same on all ranks: rank 1 has"):
+            sparse_reduce_scatter(shard, given, check=True)
+    assert len(sparse_all_gather(shard, placement, check=True)) == len(placement.layout(rank))
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
@@ -472,6 +490,49 @@ def check_composes_with_fsdp2(rank, world, folder):
     same(model, whole, dtype)
 
 
+def check_norms_are_those_of_one_process(rank, world, folder):
+    """Experts in shards, one rank without any; the rest under FSDP2, or averaged."""
+    dtype, mesh = torch.float64, init_device_mesh("cpu", (world,))
+    whole = trained_whole(world, 0, dtype, "sgd")
+    loss_of(whole, tokens_of(world, 0, dtype).flatten(0, 1)).backward()
+    norm = float(nn.utils.clip_grad_norm_(whole.parameters(), float("inf")))
+    nn.utils.clip_grad_norm_(whole.parameters(), limit := norm / 3)
+    for fsdp in (True, False):
+        model = sharded(dtype, slots=1, owner=torch.arange(E) % max(1, world - 1))
+        if fsdp:
+            fully_shard(model, mesh=mesh, ignored_params={p for block in model for p in block.experts.parameters()})
+        step_sharded(model, torch.optim.SGD(model.parameters(), 0.0), rank, world, 0, dtype, average=not fsdp)
+        assert float(clip_grad_norm_(model, limit)) == pytest.approx(norm, rel=1e-6)
+        assert float(clip_grad_norm_(model, float("inf"))) == pytest.approx(limit, rel=1e-3)
+        experts = model[0].experts
+        want = whole[0].experts.w_gate_up.grad[experts.shard]
+        torch.testing.assert_close(experts.w_gate_up.grad, want, rtol=1e-5, atol=1e-12)
+
+
+def check_a_step_is_left_out_on_all_ranks(rank, world, folder):
+    """A loss that is not finite, or a gradient of experts, on one rank only."""
+    model = sharded(torch.float32, slots=1)
+    optimizer = optimizer_of("sgd", model.parameters())
+    log = MetricsLog(folder / f"metrics.{rank}.jsonl")
+    with StageRun("stage", folder, model, None, seed=0, log=log) as run:
+        run.at = 0
+
+        def step(bad_loss=False, bad_gradient=False):
+            loss = loss_of(model, tokens_of(world, 0, torch.float32)[rank])
+            loss.backward()
+            dist.all_reduce(model[0].router.weight.grad)
+            if bad_gradient and rank == world - 1:
+                model[0].experts.w_down.grad[0] = float("inf")
+            before = run.bad_steps
+            norm = run.optimizer_step(optimizer, float("nan") if bad_loss and rank == 0 else loss.item(), 0.1, 1.0)
+            return run.bad_steps > before, norm
+
+        assert [step(bad_loss=True)[0], step(bad_gradient=True)[0]] == [True, True]
+        left_out, norm = step()
+        assert not left_out
+        same_on_all_ranks({"norm": norm}, None)
+
+
 class Checkpointed(nn.Module):
     def __init__(self, inner, reentrant):
         super().__init__()
@@ -528,6 +589,30 @@ def check_checkpoint_goes_to_another_world(rank, world, folder):
         before = trained_whole(world, 3, dtype, "adam")[0].experts
         torch.testing.assert_close(small.w_gate_up, before.w_gate_up[small.shard], rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(small.w_down, before.w_down[small.shard], rtol=1e-10, atol=1e-12)
+    dist.barrier()
+
+
+def check_a_rank_that_cannot_write_is_told_on_every_rank(rank, world, folder):
+    """And the files of before stay; those of two saves are not read as one."""
+    layer, other = (ShardedExperts(H, I, E, slots=0, seed=seed) for seed in (0, 1))
+    save_experts(folder / "kept", layer)
+    before = layer.w_down.detach().clone()
+    if rank == world - 1:  # a folder in the way of its file
+        (folder / "kept" / f".experts-{rank:05d}-of-{world:05d}.safetensors.partial").mkdir()
+    dist.barrier()
+    with pytest.raises(ValueError, match=rf"cannot write .*experts-{world - 1:05d}-of-{world:05d}.safetensors"):
+        save_experts(folder / "kept", other)
+    load_experts(folder / "kept", other)
+    assert torch.equal(other.w_down, before)
+    save_experts(folder / "mixed", ShardedExperts(H, I, E, slots=0, seed=2))
+    dist.barrier()
+    if rank == 0:
+        name = f"experts-00000-of-{world:05d}.safetensors"
+        (folder / "kept" / name).replace(folder / "mixed" / name)
+        with pytest.raises(
+            ValueError, match=r"mixed holds files of several checkpoints: experts-00001-of.* are not of"
+        ):
+            load_experts(folder / "mixed", other)
     dist.barrier()
 
 

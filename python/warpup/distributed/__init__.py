@@ -6,6 +6,7 @@ collectives serve other trainers as well.
 
 from warpup.distributed.collectives import Gathering, sparse_all_gather, sparse_reduce_scatter
 from warpup.distributed.experts import ShardedExperts, overlap
+from warpup.distributed.gradients import clip_grad_norm_
 from warpup.distributed.placement import (
     Placement,
     calibrate,
@@ -22,6 +23,7 @@ __all__ = [
     "Placement",
     "ShardedExperts",
     "calibrate",
+    "clip_grad_norm_",
     "dispatch",
     "even_shards",
     "heterogeneous_shards",

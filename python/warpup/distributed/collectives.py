@@ -26,6 +26,20 @@ def rank_and_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
     return (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
 
 
+def same_on_all_ranks(facts: dict, group: dist.ProcessGroup | None) -> None:
+    """ValueError on every rank, naming the first fact in which two ranks differ."""
+    if not dist.is_initialized():
+        return
+    found = [None] * dist.get_world_size(group)
+    dist.all_gather_object(found, facts, group)
+    for rank, other in enumerate(found):
+        for name in facts:
+            if other[name] != found[0][name]:
+                raise ValueError(
+                    f"{name} must be the same on all ranks: rank {rank} has {other[name]}, rank 0 {found[0][name]}"
+                )
+
+
 def exchange(rows: Tensor, send: Sequence[int], receive: Sequence[int], group=None, *, out=None, async_op=False):
     """Rows to all ranks: the first send[0] to rank 0 and so on; receive[r] come from rank r. (rows received, work)"""
     if out is None:
@@ -78,26 +92,43 @@ class Gathering:
         return self.out
 
 
-def sparse_all_gather(shard: Tensor, placement: Placement, group=None, *, scale: float = 1.0) -> Tensor:
+def sparse_all_gather(
+    shard: Tensor, placement: Placement, group=None, *, scale: float = 1.0, check: bool = False
+) -> Tensor:
     """The experts that this rank computes with, from their owners.
 
     shard (n_owned, ...): the experts `placement.shard(rank)`; any floating dtype, also n_owned = 0.
     Returns (n_held, ...): the experts `placement.layout(rank)`. Its backward is `sparse_reduce_scatter` with `scale`:
     1 / R for the mean over data-parallel ranks. Raises ValueError where shard and placement disagree.
 
+    check: compare the placements of all ranks first, at the cost of one more collective, and raise ValueError on every
+    rank where two differ. Without it they abort the process from within gloo, or wait for each other under NCCL.
+
     `Gathering` is the same without autograd, under way while other work runs.
     """
+    if check:
+        check_same(placement, group)
     return _AllGather.apply(shard, placement, group, scale)
 
 
-def sparse_reduce_scatter(grads: Tensor, placement: Placement, group=None, *, scale: float = 1.0) -> Tensor:
+def sparse_reduce_scatter(
+    grads: Tensor, placement: Placement, group=None, *, scale: float = 1.0, check: bool = False
+) -> Tensor:
     """The sum of all copies of the experts that this rank owns, times `scale`.
 
     grads (n_held, ...): the experts `placement.layout(rank)`. Returns (n_owned, ...): `placement.shard(rank)`, in the
     dtype of `grads`, summed in float32 (float64 for float64) from rank 0 up, whoever the owner is: deterministic.
-    Raises ValueError where grads and placement disagree.
+    Raises ValueError where grads and placement disagree. check: as in `sparse_all_gather`.
     """
+    if check:
+        check_same(placement, group)
     return _ReduceScatter.apply(grads, placement, group, scale)
+
+
+def check_same(placement: Placement, group=None) -> None:
+    """ValueError on every rank where two hold different placements."""
+    held = [held.nonzero().flatten().tolist() for held in placement.held]
+    same_on_all_ranks({"placement.owner": placement.owner.tolist(), "placement.held": held}, group)
 
 
 class _AllGather(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup.distributed.collectives import Exchange, exchange, rank_and_size
+from warpup.distributed.collectives import Exchange, exchange, rank_and_size, same_on_all_ranks
 from warpup.distributed.copies import Copies, in_backward
 from warpup.distributed.placement import (
     Placement,
@@ -267,17 +267,3 @@ def travellers(split: Tensor, permutation: Tensor, rank: int) -> tuple[Tensor, l
     arriving = torch.arange(experts).repeat(ranks).repeat_interleave(coming.flatten())
     send = torch.bincount(to[away], minlength=ranks).tolist()
     return permutation[away.to(permutation.device)], send, arriving, coming.sum(1).tolist()
-
-
-def same_on_all_ranks(facts: dict, group: dist.ProcessGroup | None) -> None:
-    """ValueError on every rank, naming the first fact in which two ranks differ."""
-    if not dist.is_initialized():
-        return
-    found = [None] * dist.get_world_size(group)
-    dist.all_gather_object(found, facts, group)
-    for rank, other in enumerate(found):
-        for name in facts:
-            if other[name] != found[0][name]:
-                raise ValueError(
-                    f"{name} must be the same on all ranks: rank {rank} has {other[name]}, rank 0 {found[0][name]}"
-                )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from warpup.distributed.collectives import exchange
-from warpup.distributed.experts import ShardedExperts, same_on_all_ranks
+from warpup.distributed.collectives import exchange, same_on_all_ranks
+from warpup.distributed.experts import ShardedExperts
 from warpup.distributed.placement import heterogeneous_shards, owned
 
 PARAMETERS = ("w_gate_up", "w_down")
@@ -121,7 +122,8 @@ def save_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
     Each rank writes its own experts to a file of its own, `experts-00001-of-00004.safetensors`: a tensor per expert and
     parameter, `{module}.{expert}.{parameter}`, and per tensor of its state, `{module}.{expert}.{parameter}.{key}`.
     `folder` must be visible to all ranks and hold no other checkpoint; ValueError if it holds one of another number of
-    ranks. Returns when all have written.
+    ranks. Returns when all have written. All files of a checkpoint carry one id, and get their names once all are
+    whole. A rank that cannot write, as on a full disk, is a ValueError on every rank, and the files of before stay.
     """
     folder, tensors, first = Path(folder), {}, None
     for name, module in layers_of(model).items():
@@ -149,12 +151,27 @@ def save_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
         raise ValueError(
             f"{folder} holds a checkpoint of another number of ranks, {sorted(old)}: choose another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"experts-{first.rank:05d}-of-{first.ranks:05d}.safetensors"
-    save_file(tensors, partial := folder / f".{target.name}.partial")
+    partial, problem = folder / f".{target.name}.partial", None
+    one_id = of_all_ranks(uuid.uuid4().hex, first)[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, {"checkpoint": one_id})
+    except (OSError, SafetensorError) as error:
+        problem = f"cannot write {target}: {error}"
+    if problems := [each for each in of_all_ranks(problem, first) if each]:
+        raise ValueError(problems[0])
     os.replace(partial, target)
     if dist.is_initialized():
         dist.barrier(first.group)
+
+
+def of_all_ranks(value: str | None, module: ShardedExperts) -> list[str | None]:
+    """What each rank of a module's group gives, in their order."""
+    found: list[str | None] = [value] * module.ranks
+    if dist.is_initialized():
+        dist.all_gather_object(found, value, module.group)
+    return found
 
 
 @torch.no_grad()
@@ -162,13 +179,18 @@ def load_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
     """Read what `save_experts` wrote on any number of ranks into the shards of this rank, whatever they are now.
 
     With `optimizer`, its state of the experts as well. Nothing is sent between ranks. Raises ValueError, before
-    anything is changed, if files or experts are missing or do not fit.
+    anything is changed, if files or experts are missing, damaged, of different checkpoints, or do not fit.
     """
     files = sorted(Path(folder).glob("experts-*-of-*.safetensors"))
     names = [file.name for file in files]
     if not files or names != [f"experts-{i:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]:
         raise ValueError(f"{folder} must hold the files of one checkpoint of experts, got {names}")
-    where = {key: file for file in (safe_open(f, "pt") for f in files) for key in file.keys()}  # noqa: SIM118
+    opened = [opened_file(file) for file in files]
+    ids = [(file.metadata() or {}).get("checkpoint") for file in opened]
+    if len(set(ids)) > 1:
+        others = [name for name, each in zip(names, ids, strict=True) if each != ids[0]]
+        raise ValueError(f"{folder} holds files of several checkpoints: {', '.join(others)} are not of {names[0]}'s")
+    where = {key: file for file in opened for key in file.keys()}  # noqa: SIM118
 
     def read(key: str, shape: torch.Size | None = None) -> Tensor:
         found = where[key].get_tensor(key) if key in where else None
@@ -201,3 +223,11 @@ def load_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
     for name, module in layers_of(model).items():
         module.loads.clear()
         module.loads.extend(read(f"{name}loads") if f"{name}loads" in where else ())
+
+
+def opened_file(file: Path):
+    """A safetensors file; ValueError that names it if it is damaged."""
+    try:
+        return safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {file}: {error}") from error
