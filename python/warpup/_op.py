@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from warpup import _native  # noqa: F401  loads the library
+from warpup._transforms import once, once_differentiable, transformed, vmap_rule
 
 ops = torch.ops.warpup  # looked up at every call: the tests put other builds of the same kernels in its place
 _library = torch.library.Library("warpup", "FRAGMENT")
@@ -52,6 +53,25 @@ def autocast(*tensors: *Operands) -> tuple[*Operands]:
         to = torch.get_autocast_dtype(kind)
         operands = tuple(t if t is None or t.dtype == torch.float64 else t.to(to) for t in operands)
     return operands
+
+
+def check_written(op: str, name: str, x: Tensor) -> None:
+    """Raises ValueError where `x` cannot be written in place: elements that share memory would be written several
+    times."""
+    reach = 1  # elements that the dimensions before this one, by stride, span
+    for stride, size in sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n > 1):
+        if stride < reach:
+            raise ValueError(
+                f"{op}: {name} is written in place, but elements of it share memory (shape {tuple(x.shape)}, strides "
+                f"{x.stride()}); call .contiguous() on it"
+            )
+        reach += (size - 1) * stride
+
+
+def wrote(x: Tensor) -> None:
+    """Tells autograd, of which raw ops know nothing, that one wrote into `x`: a backward that kept `x` then raises."""
+    if not (torch.compiler.is_compiling() or x.is_inference()):
+        torch.autograd.graph.increment_version(x)
 
 
 # ---- Registration ---------------------------------------------------------------------------------------------------
@@ -105,47 +125,6 @@ def raw(*names: str) -> None:
 # ---- Autograd -------------------------------------------------------------------------------------------------------
 
 
-class _Twice(torch.autograd.Function):
-    """A copy of a gradient that depends on `sources`; its own backward is an error."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient, *sources):
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, _):
-        raise RuntimeError(
-            "warpup's operators have no second derivative: their gradients were differentiated again "
-            "(create_graph=True). Where you need one, use its `reference_` function, beside it in its module"
-        )
-
-
-def once_differentiable(backward: Callable) -> Callable:
-    """`backward(ctx, saved, *gradients)` as autograd takes it, with saved = ctx.saved_tensors, but its results raise
-    where they are differentiated again, by what it saved or was given. torch's decorator of this name heeds only what
-    was given; else the term would be missing without a word. Activation checkpointing lets saved tensors be read but
-    once."""
-
-    @wraps(backward)
-    def once(ctx, *gradients):
-        saved = ctx.saved_tensors
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return backward(ctx, saved, *gradients)
-        sources = [t for t in (*saved, *gradients) if isinstance(t, Tensor) and t.requires_grad]
-        with torch.no_grad():
-            found = backward(ctx, saved, *gradients)
-        found = found if isinstance(found, tuple) else (found,)
-        return tuple(_Twice.apply(g, *sources) if isinstance(g, Tensor) else g for g in found)
-
-    return once
-
-
 def differentiable(
     name: str,
     *,
@@ -154,6 +133,9 @@ def differentiable(
     needed_by: dict[str, str] | None = None,
     backward_fake: Callable | None = None,
     strided: bool = False,
+    leading: bool = False,
+    own_row: bool = False,
+    shared: tuple[str, ...] = (),
 ) -> Callable:
     """The raw op `name` with its gradients: a function of the same arguments, in their order or from some on by name,
     and the same results.
@@ -173,6 +155,10 @@ def differentiable(
         backward_fake: what the backward returns; by default tensors like the inputs whose gradients they are, without
             elements where those are None or not needed.
         strided: the backward takes gradients as they come, with whatever strides; else they are made contiguous.
+        leading: tensors and results may have any number of leading dimensions, which vmap then uses; else it calls the
+            op for each element. Not those `shared`.
+        own_row: a number of a result, of shape (...), is a function of its own row of the inputs, (...) or (..., V),
+            alone, so the backward of ones is the derivative and forward mode has it. Else forward mode is an error.
     """
     backward = backward or f"{name}_backward"
     forward_schema = getattr(torch.ops.warpup, name).default._schema
@@ -217,6 +203,31 @@ def differentiable(
     overwritten = None if backward_schema.returns else sources.index(("input", gets[0]))
     nothing = (None,) * len(inputs)
 
+    def gradients_of(ctx, saved, gradients) -> list:
+        """What the backward makes of gradients of the outputs, for the inputs of `gets`."""
+        of = {
+            "input": iter(saved[: len(kept_inputs)]),
+            "output": iter(saved[len(kept_inputs) :]),
+            "option": iter(ctx.options),
+        }
+        arguments = []
+        for kind, i in sources:
+            if kind == "grad":
+                g = gradients[i]
+                arguments.append(g if g is None or strided else g.contiguous())
+            elif kind == "needs":
+                arguments.append([ctx.needs_input_grad[j] for j in gets])
+            else:
+                arguments.append(next(of[kind]))
+        if overwritten is not None and transformed():  # others may hold what a transform shows us
+            arguments[overwritten] = arguments[overwritten].clone()
+        found = getattr(ops, backward)(*arguments)
+        if overwritten is not None:  # the gradient is where an input was; a later backward that needs it must raise
+            found = arguments[overwritten]
+            torch.autograd.graph.increment_version(found)
+        found = found if isinstance(found, tuple | list) else (found,)
+        return [found[at] for at in gradients_at]
+
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(*arguments):
@@ -248,29 +259,11 @@ def differentiable(
                 gradients = [None if i in absent else g for i, g in enumerate(gradients)]
             if all(g is None for g in gradients):
                 return nothing
-            of = {
-                "input": iter(saved[: len(kept_inputs)]),
-                "output": iter(saved[len(kept_inputs) :]),
-                "option": iter(ctx.options),
-            }
-            arguments = []
-            for kind, i in sources:
-                if kind == "grad":
-                    g = gradients[i]
-                    arguments.append(g if g is None or strided else g.contiguous())
-                elif kind == "needs":
-                    arguments.append([ctx.needs_input_grad[j] for j in gets])
-                else:
-                    arguments.append(next(of[kind]))
-            found = getattr(ops, backward)(*arguments)
-            if overwritten is not None:  # the gradient is where an input was; a later backward that needs it must raise
-                found = arguments[overwritten]
-                torch.autograd.graph.increment_version(found)
-            found = found if isinstance(found, tuple | list) else (found,)
+            found = gradients_of(ctx, saved, gradients)
             all_gradients = list(nothing)
-            for j, at in zip(gets, gradients_at, strict=True):
+            for j, g in zip(gets, found, strict=True):
                 if ctx.needs_input_grad[j]:
-                    all_gradients[j] = found[at]
+                    all_gradients[j] = g
             return tuple(all_gradients)
 
     def default_fake(*arguments):
@@ -293,22 +286,62 @@ def differentiable(
     else:
         raise TypeError(f"{backward}: it is not given all of {results}, so it needs a backward_fake")
 
+    class Transformed(Function):
+        """What torch.func needs more, and Dynamo cannot trace."""
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            Function.setup_context(ctx, inputs, output)
+            ctx.save_for_forward(*ctx.to_save)
+            found = output if isinstance(output, tuple) else (output,)
+            ctx.outputs = [(o.shape, o.dtype) for o in found]
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            if not own_row:
+                raise NotImplementedError(
+                    f"{name} has no forward-mode derivative (jvp, jacfwd, dual numbers); take reverse mode (grad, vjp, "
+                    f"jacrev), or `reference_{name}`, beside it in its module"
+                )
+            found: list = [None] * len(outputs)
+            saved = ctx.saved_tensors
+            for o in graded - set(ctx.absent):
+                shape, dtype = ctx.outputs[o]
+                ones = torch.ones(shape, dtype=dtype, device=saved[0].device)
+                others = torch.zeros_like(ones) if materialize else None
+                found[o] = torch.zeros_like(ones)
+                gradients = gradients_of(ctx, saved, [ones if i == o else others for i in range(len(outputs))])
+                for j, gradient in zip(gets, gradients, strict=True):
+                    if tangents[j] is not None:
+                        along = once(gradient, saved).to(dtype) * tangents[j]
+                        found[o] = found[o] + (along.flatten(len(shape)).sum(-1) if along.dim() > len(shape) else along)
+            return tuple(found) if len(found) > 1 else found[0]
+
     # `Function.apply` binds the arguments to the signature of `forward`, which costs more than all the rest of a call.
     # Only torch.compile and torch.func have use for it; what lies beneath takes positional arguments as they are.
     apply_positional = super(torch.autograd.Function, Function).apply
+    apply_transformed = torch.compiler.disable(Transformed.apply, reason="warpup's operators under torch.func")
 
     def call(*arguments, **named):
         if named:
             if len(arguments) + len(named) != len(inputs):
                 raise TypeError(f"{name}: expected {', '.join(inputs)}; got {len(arguments)} and {', '.join(named)}")
             arguments = (*arguments, *[named[i] for i in inputs[len(arguments) :]])
+        if transformed():
+            return apply_transformed(*arguments)
         if torch.is_grad_enabled():
             for i in gets:
                 if arguments[i] is not None and arguments[i].requires_grad:
-                    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-                        return Function.apply(*arguments)
-                    return apply_positional(*arguments)
+                    return (Function.apply if torch.compiler.is_compiling() else apply_positional)(*arguments)
         return getattr(ops, name)(*arguments)
 
-    Function.__name__ = Function.__qualname__ = call.__name__ = call.__qualname__ = name
+    def shared_by(schema) -> list[int] | None:
+        return [i for i, a in enumerate(schema.arguments) if a.name in shared] if leading else None
+
+    Transformed.vmap = staticmethod(vmap_rule(call, shared_by(forward_schema)))
+    if backward_schema.returns:
+        torch.library.register_vmap(
+            f"warpup::{backward}", vmap_rule(getattr(torch.ops.warpup, backward), shared_by(backward_schema))
+        )
+    Function.__name__ = Function.__qualname__ = Transformed.__name__ = call.__name__ = call.__qualname__ = name
     return call

@@ -75,8 +75,10 @@ def _(student, teacher, temperature, mask, targets, kind, temperature_scalar, be
     return torch.empty(student.shape[:-1], **options), torch.empty((*student.shape[:-1], 6), **options)
 
 
-_divergence = _op.differentiable("divergence", strided=True)
-_divergence_inplace = _op.differentiable("divergence", backward="divergence_backward_", strided=True)
+_divergence = _op.differentiable("divergence", strided=True, leading=True, own_row=True)
+_divergence_inplace = _op.differentiable(
+    "divergence", backward="divergence_backward_", strided=True, leading=True, own_row=True
+)
 
 
 def check_kind(op: str, kind: str, beta: float | None, targets: Tensor | None) -> float:
@@ -148,6 +150,8 @@ def divergence(
     """
     beta = check_kind("divergence", kind, beta, targets)
     each, scalar = _op.per_row(temperature, student_logits.shape[:-1])
+    if inplace_backward:
+        _op.check_written("divergence", "student_logits", student_logits)
     run = _divergence_inplace if inplace_backward else _divergence
     value, _ = run(student_logits, teacher_logits, each, mask, targets, kind, scalar, beta)
     return times_t2(value, temperature) if scale_by_t2 else value

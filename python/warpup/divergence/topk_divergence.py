@@ -33,7 +33,7 @@ def _(student, ids, logp, temperature, mask, temperature_scalar):
     return torch.empty(student.shape[:-1], **options), torch.empty((*student.shape[:-1], 3), **options)
 
 
-_topk_divergence = _op.differentiable("topk_divergence", strided=True)
+_topk_divergence = _op.differentiable("topk_divergence", strided=True, leading=True, own_row=True)
 
 
 def topk_divergence(

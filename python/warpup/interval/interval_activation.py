@@ -57,7 +57,9 @@ def _(center, radius, clean, kind, a, b):
     return *box, center.new_empty(0 if clean is None else center.shape)
 
 
-_interval_activation = _op.differentiable("interval_activation", when={"out_clean": "clean"})
+_interval_activation = _op.differentiable(
+    "interval_activation", when={"out_clean": "clean"}, leading=True, own_row=True
+)
 
 
 def _activation(kind: str, center: Tensor, radius: Tensor, clean: Tensor | None, a: float = 0.0, b: float = 0.0):

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import accumulator, once_differentiable
+from warpup._op import accumulator
+from warpup._transforms import once_differentiable, transformed, vmap_rule
 from warpup.interval.sound import check_subnormals
 
 SOURCES = {"clean": 2, "midpoint": 0, "frozen": -1}  # whose statistics a batch is normalised by
@@ -135,6 +136,11 @@ class IntervalBatchNorm(torch.autograd.Function):
         return c, r, x, None, None, w if needs[5] else None, b if needs[6] else None, *none
 
 
+IntervalBatchNorm.vmap = staticmethod(vmap_rule(IntervalBatchNorm.apply))
+_backward = "interval_batch_norm_backward"
+torch.library.register_vmap(f"warpup::{_backward}", vmap_rule(getattr(torch.ops.warpup, _backward)))
+
+
 def _box_sums(totals: Tensor, center: Tensor) -> BoxSums:
     """From the pass's sums around 0, in float64: radius, center, then of the active and of the inactive their count,
     centers and squared centers."""
@@ -184,7 +190,8 @@ def _run(op: str, center, radius, clean, mean, var, weight, bias, source, eps, r
     operands = [flat(t) for t in (center, radius, clean)]
     parameters = (mean, var, weight, bias)
     options = (source, eps, relu, sums, sound)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, weight, bias)):
+    asked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, weight, bias))
+    if asked or transformed():
         keep = relu and not sums and source != 0 and operands[0].dtype == accumulator(center) and _flat(weight, bias)
         c, r, x, own_mean, own_var, totals = IntervalBatchNorm.apply(*operands, *parameters, keep, *options)
     else:
@@ -201,7 +208,7 @@ def _flat(weight: Tensor | None, bias: Tensor | None) -> bool:
     the answer would cost a synchronisation: no."""
     if weight is None:
         return bias is None
-    if not weight.is_cpu or torch.compiler.is_compiling() or weight.numel() == 0:
+    if not weight.is_cpu or torch.compiler.is_compiling() or transformed() or weight.numel() == 0:
         return False
     least = float(weight.detach().abs().min())
     return least > 0 and (bias is None or float(bias.detach().abs().max()) <= STEEP * least)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from warpup import _op
 from warpup._op import accumulator, autocast
+from warpup._transforms import unwrapped
 
 MODES = ("midpoint", "exact")
 
@@ -150,6 +151,6 @@ def checked(op: str, operands, weight_dims: int, mode: str, sound: bool, out_dty
                 f"{op}: {name} must be {center.dtype} on {center.device} like center, got {t.dtype} on {t.device}"
             )
     for name, t in (("radius", radius), ("weight_radius", weight_radius)):
-        if t is not None and t.is_cpu and not torch.compiler.is_compiling() and t.numel() and t.detach().min() < 0:
+        if t is not None and t.is_cpu and not torch.compiler.is_compiling() and t.numel() and unwrapped(t).min() < 0:
             raise ValueError(f"{op}: {name} must be >= 0, got {float(t.detach().min()):.3g}; l > u is no box")
     return operands

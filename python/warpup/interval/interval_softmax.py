@@ -32,7 +32,7 @@ def _(center, radius):
     return center.new_empty(center.shape), center.new_empty(center.shape)
 
 
-_interval_softmax = _op.differentiable("interval_softmax")
+_interval_softmax = _op.differentiable("interval_softmax", leading=True)
 
 
 def interval_softmax(center: Tensor, radius: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:

@@ -106,7 +106,8 @@ def _csr(offsets: Tensor, columns: Tensor, values: Tensor, width: int) -> Tensor
     return torch.sparse_csr_tensor(offsets, columns, values, (len(offsets) - 1, width), check_invariants=False)
 
 
-with warnings.catch_warnings():  # torch says once a process that its CSR tensors are beta
+# torch says once a process that its CSR tensors are beta. (The import may happen inside of a transform.)
+with warnings.catch_warnings(), torch._C._DisableFuncTorch():
     warnings.simplefilter("ignore")
     _csr(torch.tensor([0, 0]), torch.zeros(0, dtype=torch.int64), torch.zeros(0), 1)
 

@@ -168,8 +168,9 @@ def outputs_like(x: Tensor, rows: Sequence[int], *with_extras: bool) -> tuple[Te
     return torch.empty(rows, **options), *extras, torch.empty((*rows, 2), **options)
 
 
-_token_logprob = _op.differentiable("token_logprob", strided=True)
-_token_logprob_inplace = _op.differentiable("token_logprob", backward="token_logprob_backward_", strided=True)
+_rows = {"leading": True, "own_row": True, "shared": ("token_set",)}
+_token_logprob = _op.differentiable("token_logprob", strided=True, **_rows)
+_token_logprob_inplace = _op.differentiable("token_logprob", backward="token_logprob_backward_", strided=True, **_rows)
 
 
 # ---- public functions -----------------------------------------------------------------------------------------------
@@ -213,6 +214,8 @@ def token_logprob(
 
     Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867).
     """
+    if inplace_backward:
+        _op.check_written("token_logprob", "logits", logits)
     tokens = sampled_tokens("token_logprob", 0, targets, temperature, ignore_index)
     run = _token_logprob_inplace if inplace_backward else _token_logprob
     return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
@@ -263,6 +266,8 @@ def replay_logprob(
         kept = check_kept("replay_logprob", kept, targets.numel(), vocab, logits.device)
         logits = logits.reshape(-1, vocab)[kept.rows(), kept.token_ids]
         return kept_logprob("replay_logprob", logits, kept, tokens, vocab, entropy, lse, sum_p2)
+    if inplace_backward:
+        _op.check_written("replay_logprob", "logits", logits)
     run = _token_logprob_inplace if inplace_backward else _token_logprob
     return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
 

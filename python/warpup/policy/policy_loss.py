@@ -22,7 +22,7 @@ def _(logp, old_logp, advantages, mask, ref_logp, weights, penalty, ref_kl, entr
     return logp.new_empty(()), logp.new_empty(len(METRICS)), logp.new_empty(rows, STATE)
 
 
-_policy_loss = _op.differentiable("policy_loss")
+_policy_loss = _op.differentiable("policy_loss", own_row=True)
 
 
 def tensors_of(
