@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from warpup import policy_loss, token_logprob
+from warpup import divergence, policy_loss, replay_logprob, token_logprob
 from warpup.policy.kinds import PolicyOptions
 
 # ---- token_logprob --------------------------------------------------------------------------------------------------
@@ -191,3 +191,20 @@ def test_policy_loss_backward():
         backward(row_state=state[:1])
     with pytest.raises(ValueError, match="grad_loss must be float32, got float64"):
         backward(grad_loss=loss.double())
+
+
+def test_rows_that_share_memory_cannot_be_written():
+    """inplace_backward writes a gradient over each row."""
+    y = torch.zeros(2, dtype=torch.int64)
+    for shared in (
+        torch.zeros(3).expand(2, 3),
+        torch.zeros(4).unfold(0, 3, 1),
+        torch.zeros(5).as_strided((2, 3), (2, 1)),
+    ):
+        with pytest.raises(ValueError, match="logits is written in place, but elements of it share memory"):
+            token_logprob(shared, y, inplace_backward=True)
+        with pytest.raises(ValueError, match="logits is written in place"):
+            replay_logprob(shared, y, inplace_backward=True)
+        with pytest.raises(ValueError, match="student_logits is written in place"):
+            divergence(shared, torch.zeros(2, 3), inplace_backward=True)
+    token_logprob(torch.zeros(4, 4)[::2, :3].requires_grad_(), y, inplace_backward=True).sum().backward()

@@ -23,7 +23,7 @@ from tests.reflection.schedules import (
     wave_of,
 )
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
-from warpup.reflection.apply_schedule import PHASES, reflection_state_update_
+from warpup.reflection.apply_schedule import PHASES, apply_schedule_, reflection_state_update_
 
 
 def ended(tokens, marker):
@@ -304,3 +304,32 @@ def test_tables_are_used_again(backend):
     with pytest.raises(ValueError, match="no room for 2 more knots, 0 are left"):
         batch.set_schedule([2], table(50.0, 1, 2))
     check()
+
+
+def test_autograd_hears_of_what_is_written():
+    """A backward that kept the logits raises; what autograd could not follow is refused, as by torch's own ops."""
+    batch = ReflectionBatch(2, wave_of("constant", amplitude=2.0))
+    slots = torch.tensor([0, 1])
+    weight = torch.ones(2, VOCAB, requires_grad=True)
+    logits = weight * 1.0
+    loss = logits.square().sum()
+    delta = apply_schedule_(logits, batch.tables, slots)
+    assert (delta == 2).all()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    logits = weight * 1.0
+    apply_schedule_(logits, batch.tables, slots)
+    (2 * logits).sum().backward()  # an addition of a constant: the gradient goes through
+    assert (weight.grad == 2).all()
+    for leaf in (weight, weight[:]):
+        with pytest.raises(ValueError, match="leaf that requires a gradient"):
+            apply_schedule_(leaf, batch.tables, slots)
+        with torch.no_grad():
+            apply_schedule_(leaf, batch.tables, slots)
+    with pytest.raises(ValueError, match="share memory"):
+        apply_schedule_(torch.zeros(VOCAB).expand(2, VOCAB), batch.tables, slots)
+    with torch.inference_mode():
+        apply_schedule_(torch.zeros(2, VOCAB), batch.tables, slots)
+    before = batch.tables.state._version
+    reflection_state_update_(batch.tables, torch.tensor([[1], [1]]), slots)
+    assert batch.tables.state._version > before

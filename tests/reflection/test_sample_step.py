@@ -404,3 +404,14 @@ def test_wrong_calls():
         wrong.tables.sampling[1, column] = value
         with pytest.raises(ValueError, match=message):
             wrong.sample(logits)
+
+
+def test_mark_seen_of_no_request(backend):
+    """What `sample_step` gives for a row of no request (slot -1, token -1) marks nothing, beside one that does."""
+    seen = torch.zeros(3, 5, dtype=torch.uint8, device=backend.device)
+    mark_seen(seen, *(torch.tensor(x, device=backend.device) for x in ([-1, 0, 2, 1], [0, 0, -1, 4])))
+    mark_seen(seen, *(torch.tensor(x, device=backend.device) for x in ([0, -1], [[0, 1], [0, 2]])), IN_PROMPT)
+    assert seen.tolist() == [[3, 1, 0, 0, 0], [0, 0, 0, 0, 2], [0, 0, 0, 0, 0]]
+    for wrong in ((seen.long(), [0], [0]), (seen, [0, 1], [0]), (seen.t(), [0], [0])):
+        with pytest.raises(ValueError, match="mark_seen"):
+            mark_seen(wrong[0], *(torch.tensor(x, device=backend.device) for x in wrong[1:]))

@@ -203,6 +203,7 @@ def reflection_state_update_(
     """
     state, schedules, sets, _, markers, _ = tables
     _op.ops.reflection_state_update_(state, schedules, sets, markers, tokens, slots, first, count, prompt, rollback)
+    _op.wrote(state)
 
 
 def apply_schedule_(
@@ -227,12 +228,19 @@ def apply_schedule_(
         0 keeps its bits.
 
     Raises:
-        ValueError: a shape, dtype, stride or device does not fit; on the CPU also a slot out of range.
+        ValueError: a shape, dtype, stride or device does not fit, rows of the logits share memory, the logits are (a
+            view of) a leaf that requires a gradient, outside of `torch.no_grad()`; on the CPU also a slot out of range.
 
     Source: CyclicReflex (triangle), TIP (constant); see `warpup.reflection.ReflectionSchedule` for the waves.
     """
+    _op.check_written("apply_schedule_", "logits", logits)
+    if logits.requires_grad and torch.is_grad_enabled() and (logits if logits._base is None else logits._base).is_leaf:
+        raise ValueError(
+            "apply_schedule_: logits are (a view of) a leaf that requires a gradient, which cannot be written in "
+            "place; call it under torch.no_grad(), or on a clone"
+        )
     per_row = isinstance(temperature, Tensor)
-    return _op.ops.apply_schedule_(
+    delta = _op.ops.apply_schedule_(
         logits,
         *tables[:4],
         slots,
@@ -240,3 +248,5 @@ def apply_schedule_(
         temperature if per_row else None,
         1.0 if per_row else float(temperature),
     )
+    _op.wrote(logits)
+    return delta

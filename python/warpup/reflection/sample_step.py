@@ -226,10 +226,26 @@ def sample_step(
 
 
 def mark_seen(seen: Tensor, slots: Tensor, tokens: Tensor, bit: int = GENERATED) -> None:
-    """Sets a bit for the (B,) or (B, W) tokens of these slots in `seen` (S, V), in place; a slot once a call."""
-    tokens = tokens.view(len(slots), -1)
+    """Sets a bit for the (B,) or (B, W) int64 tokens of these slots (B,) in `seen` (S, V) uint8, in place. A slot or a
+    token below 0 is none, as `sample_step` gives them for a row of no request.
+
+    Raises ValueError where a shape or a dtype does not fit; torch's IndexError or RuntimeError where a slot or token is
+    out of range.
+    """
+    op = "mark_seen"
+    if seen.dtype != torch.uint8 or seen.dim() != 2 or not seen.is_contiguous():
+        raise ValueError(f"{op}: seen must be uint8 (S, V), contiguous, got {seen.dtype} {tuple(seen.shape)}")
+    if slots.dim() != 1 or tokens.dim() not in (1, 2) or len(tokens) != len(slots):
+        raise ValueError(
+            f"{op}: slots must be (B,) and tokens (B,) or (B, W), got {tuple(slots.shape)} and {tuple(tokens.shape)}"
+        )
+    tokens = tokens.reshape(len(slots), -1) if len(slots) else tokens.reshape(0, 1)
     rows = slots.unsqueeze(1).expand_as(tokens)
-    seen[rows, tokens] = seen[rows, tokens] | bit
+    real = (rows >= 0) & (tokens >= 0)
+    rows, tokens = rows.where(real, 0), tokens.where(real, 0)
+    marked = seen[rows, tokens] | (bit * real).to(torch.uint8)
+    # Rows that are none change nothing: of several values for one place the largest, which has the bit, stays.
+    seen.view(-1).scatter_reduce_(0, (rows * seen.shape[1] + tokens).view(-1), marked.view(-1), "amax")
 
 
 def continuous_tokens(
