@@ -16,6 +16,12 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def beyond_reverse_mode() -> bool:
+    """Whether vmap or forward mode is active: a gradient that is made beforehand serves reverse mode alone."""
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return forward_ad._current_level >= 0 or any(x.key() != torch._C._functorch.TransformType.Grad for x in levels)
+
+
 def unwrapped(t: Tensor) -> Tensor:
     """The values that `t` has beneath all transforms, for checks that look at them."""
     t = t.detach()

@@ -139,8 +139,8 @@ def test_liger(device, beta):
     ("change", "message"),
     [
         ({"student_weight": torch.zeros(3, 5)}, r"student_weight must have shape \(V, H\) for student_hidden"),
-        ({"teacher_weight": torch.zeros(4, 6)}, "student and teacher must agree in rows and vocabulary"),
-        ({"teacher_hidden": torch.zeros(3, 6)}, "student and teacher must agree in rows and vocabulary"),
+        ({"teacher_weight": torch.zeros(4, 6)}, "must have the rows and the vocabulary of student_hidden"),
+        ({"teacher_hidden": torch.zeros(3, 6)}, "must have the rows and the vocabulary of student_hidden"),
         ({"teacher_hidden": torch.zeros(2, 6).double()}, "teacher_hidden must be torch.float32 like student_hidden"),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"mask": torch.ones(3, dtype=torch.bool)}, r"mask must have shape \(2,\), got \(3,\)"),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup.advantage._inputs import check_shape, fail, mask_like, widened
 
 
@@ -45,6 +46,7 @@ def _(rewards, values, mask, bootstrap, gamma, decay, cut):
     return rewards.new_empty(rewards.shape), rewards.new_empty(0 if values is None else rewards.shape)
 
 
+@explained
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float, bootstrap: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -86,6 +88,7 @@ def gae(
     return _op.ops.gae(_rows(r), _rows(v), _rows(mask), bootstrap, gamma, gamma * lam, False)
 
 
+@explained
 def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0, *, carry: bool = True) -> Tensor:
     """Discounted sum of the rewards from each token on: `R[t] = r[t] + gamma R[t+1]`, R = 0 past the last token.
 

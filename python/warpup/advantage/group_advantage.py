@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup.advantage._inputs import check_shape, eps_of, fail, widened
 from warpup.advantage.group_plan import GroupPlan, group_plan, reference_group_plan
 from warpup.advantage.masked_whiten import masked_moments
@@ -113,6 +114,7 @@ def group_advantage(
 ) -> tuple[Tensor, GroupStats]: ...  # fmt: skip
 
 
+@explained
 def group_advantage(
     rewards: Tensor,
     groups: int | Tensor | GroupPlan | None = None,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup.advantage._inputs import fail
 
 
@@ -37,6 +38,7 @@ def _(ids):
     return ids.new_empty(ids.shape, dtype=torch.int64), ids.new_empty(ids.shape[0] + 1, dtype=torch.int64)
 
 
+@explained
 def group_plan(ids: Tensor) -> GroupPlan:
     """Sort rows into groups by id, once for several calls of `group_advantage`.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup.advantage._inputs import mask_like, widened
 
 
@@ -40,6 +41,7 @@ def _(x, mask, shift_mean, correction, eps):
     return x.new_empty(x.shape)
 
 
+@explained
 def masked_whiten(
     x: Tensor, mask: Tensor, *, shift_mean: bool = True, correction: int = 1, eps: float = 1e-8
 ) -> Tensor:

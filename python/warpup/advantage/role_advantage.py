@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup.advantage._inputs import check_shape, fail, widened
 
 
@@ -28,6 +29,7 @@ def _(rewards, roles, state, decay):
     return rewards.new_empty(rewards.shape), rewards.new_empty(state.shape)
 
 
+@explained
 def role_advantage(
     rewards: Tensor, roles: Tensor, baseline_state: Tensor, decay: float = 0.95
 ) -> tuple[Tensor, Tensor]:

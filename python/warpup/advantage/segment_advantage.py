@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from warpup._arguments import explained
 from warpup.advantage._inputs import check_shape, fail, mask_like, widened
 
 
@@ -16,6 +17,7 @@ class SegmentAdvantage(NamedTuple):
     segments: Tensor  # (B, T) int64, -1 before the first cut and outside the mask
 
 
+@explained
 def segment_ids(probs: Tensor, mask: Tensor, *, threshold: float = 0.9, every: int = 5) -> Tensor:
     """Segments of a response, cut before tokens that the policy was unsure of.
 
@@ -40,6 +42,7 @@ def segment_ids(probs: Tensor, mask: Tensor, *, threshold: float = 0.9, every: i
     return torch.where(mask & (cuts > 0), torch.div(cuts - 1, every, rounding_mode="floor"), -1)
 
 
+@explained
 def segment_advantage(
     rewards: Tensor, values: Tensor, probs: Tensor, mask: Tensor, *, threshold: float = 0.9, every: int = 5
 ) -> SegmentAdvantage:

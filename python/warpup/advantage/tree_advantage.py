@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup.advantage._inputs import check_shape, eps_of, fail, widened
 from warpup.advantage.group_plan import group_plan
 
@@ -54,6 +55,7 @@ def _(rewards, children, begin, end):
     return rewards.new_empty(rewards.shape)
 
 
+@explained
 def tree_advantage(rewards: Tensor, parents: Tensor, *, scale: str = "none", eps: float | None = None) -> TreeAdvantage:
     """Advantages of the edges of a tree of partial responses, from the rewards of its leaves.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator
 
 DIVERGENCES = ("forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "logit_swap", "binary")
@@ -90,6 +91,7 @@ def check_kind(op: str, kind: str, beta: float | None, targets: Tensor | None) -
     return 0.5 if beta is None else float(beta)
 
 
+@explained
 def divergence(
     student_logits: Tensor,
     teacher_logits: Tensor,

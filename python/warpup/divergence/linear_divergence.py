@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 from warpup.divergence.divergence import check_kind, reference_divergence
 from warpup.logprob.linear_logprob import add_product
@@ -105,6 +106,7 @@ _linear_divergence = _op.differentiable("linear_divergence", strided=True)
 # ---- linear_divergence ----------------------------------------------------------------------------------------------
 
 
+@explained
 def linear_divergence(
     student_hidden: Tensor,
     student_weight: Tensor,
@@ -159,8 +161,8 @@ def linear_divergence(
             )
     if teacher_hidden.shape[:-1] != lead or teacher_weight.shape[0] != student_weight.shape[0]:
         raise ValueError(
-            f"{op}: student and teacher must agree in rows and vocabulary, got "
-            f"{tuple(student_hidden.shape)} x {tuple(student_weight.shape)} and "
+            f"{op}: teacher_hidden x teacher_weight must have the rows and the vocabulary of student_hidden x "
+            f"student_weight, got {tuple(student_hidden.shape)} x {tuple(student_weight.shape)} and "
             f"{tuple(teacher_hidden.shape)} x {tuple(teacher_weight.shape)}"
         )
     if chunk is not None and chunk < 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup.divergence.divergence import divided
 
@@ -36,6 +37,7 @@ def _(student, ids, logp, temperature, mask, temperature_scalar):
 _topk_divergence = _op.differentiable("topk_divergence", strided=True, leading=True, own_row=True)
 
 
+@explained
 def topk_divergence(
     student_logits: Tensor,
     teacher_ids: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup import _op
+from warpup._arguments import explained
 
 FUNCTIONS = {  # of x and the two numbers that some of them take
     "sigmoid": lambda x, a, b: x.sigmoid(),
@@ -68,6 +69,7 @@ def _activation(kind: str, center: Tensor, radius: Tensor, clean: Tensor | None,
     return tuple(box) if clean is None else (*box, of_clean)
 
 
+@explained
 def interval_sigmoid(center: Tensor, radius: Tensor, *, clean: Tensor | None = None) -> tuple[Tensor, ...]:
     """The tightest box of `sigmoid(x)` over all x with |x - center| <= radius.
 
@@ -89,11 +91,13 @@ def interval_sigmoid(center: Tensor, radius: Tensor, *, clean: Tensor | None = N
     return _activation("sigmoid", center, radius, clean)
 
 
+@explained
 def interval_tanh(center: Tensor, radius: Tensor, *, clean: Tensor | None = None) -> tuple[Tensor, ...]:
     """The tightest box of `tanh(x)`; see `interval_sigmoid`."""
     return _activation("tanh", center, radius, clean)
 
 
+@explained
 def interval_gelu(
     center: Tensor, radius: Tensor, *, approximate: str = "none", clean: Tensor | None = None
 ) -> tuple[Tensor, ...]:
@@ -106,16 +110,19 @@ def interval_gelu(
     return _activation("gelu" if approximate == "none" else "gelu_tanh", center, radius, clean)
 
 
+@explained
 def interval_silu(center: Tensor, radius: Tensor, *, clean: Tensor | None = None) -> tuple[Tensor, ...]:
     """The tightest box of `x sigmoid(x)`, whose minimum is -.2785 at -1.2785; see `interval_sigmoid`."""
     return _activation("silu", center, radius, clean)
 
 
+@explained
 def interval_hardswish(center: Tensor, radius: Tensor, *, clean: Tensor | None = None) -> tuple[Tensor, ...]:
     """The tightest box of `x relu6(x + 3) / 6`, whose minimum is -.375 at -1.5; see `interval_sigmoid`."""
     return _activation("hardswish", center, radius, clean)
 
 
+@explained
 def interval_leaky_relu(
     center: Tensor, radius: Tensor, negative_slope: float = 0.01, *, clean: Tensor | None = None
 ) -> tuple[Tensor, ...]:
@@ -123,6 +130,7 @@ def interval_leaky_relu(
     return _activation("leaky_relu", center, radius, clean, negative_slope)
 
 
+@explained
 def interval_elu(
     center: Tensor, radius: Tensor, alpha: float = 1.0, *, clean: Tensor | None = None
 ) -> tuple[Tensor, ...]:
@@ -130,16 +138,19 @@ def interval_elu(
     return _activation("elu", center, radius, clean, alpha)
 
 
+@explained
 def interval_softplus(center: Tensor, radius: Tensor, *, clean: Tensor | None = None) -> tuple[Tensor, ...]:
     """The tightest box of `log(1 + e^x)`; see `interval_sigmoid`."""
     return _activation("softplus", center, radius, clean)
 
 
+@explained
 def interval_exp(center: Tensor, radius: Tensor, *, clean: Tensor | None = None) -> tuple[Tensor, ...]:
     """The tightest box of `e^x`; see `interval_sigmoid`."""
     return _activation("exp", center, radius, clean)
 
 
+@explained
 def interval_clamp(
     center: Tensor,
     radius: Tensor,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup._transforms import once_differentiable, transformed, vmap_rule
 from warpup.interval.sound import check_subnormals
@@ -214,6 +215,7 @@ def _flat(weight: Tensor | None, bias: Tensor | None) -> bool:
     return least > 0 and (bias is None or float(bias.detach().abs().max()) <= STEEP * least)
 
 
+@explained
 def interval_relu(
     center: Tensor, radius: Tensor, *, clean: Tensor | None = None, sums: bool = False, sound: bool = False
 ) -> tuple:
@@ -245,6 +247,7 @@ def interval_relu(
     return _run("interval_relu", center, radius, clean, *none, -1, 0.0, True, sums, sound)
 
 
+@explained
 def interval_batch_norm(
     center: Tensor,
     radius: Tensor,

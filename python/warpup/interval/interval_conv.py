@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup.interval.interval_linear import interval_linear, reference_interval_linear
 from warpup.interval.interval_product import (
     BOX,
@@ -112,6 +113,7 @@ _interval_conv = _op.differentiable(
 # ---- Public functions -----------------------------------------------------------------------------------------------
 
 
+@explained
 def interval_conv1d(
     center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int | tuple[int, ...] = 1,
     padding: int | tuple[int, ...] | str = 0, dilation: int | tuple[int, ...] = 1, groups: int = 1,
@@ -124,6 +126,7 @@ def interval_conv1d(
     return _conv("interval_conv1d", 1, operands, places, mode, sound, out_dtype)
 
 
+@explained
 def interval_conv2d(
     center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int | tuple[int, ...] = 1,
     padding: int | tuple[int, ...] | str = 0, dilation: int | tuple[int, ...] = 1, groups: int = 1,

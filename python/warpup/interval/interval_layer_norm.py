@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup.interval.interval_box import CenterRadius, checked_box
 
@@ -55,6 +56,7 @@ def _trailing(
     return n, tuple(range(-len(shape), 0))
 
 
+@explained
 def interval_layer_norm(
     center: Tensor,
     radius: Tensor,
@@ -89,6 +91,7 @@ def interval_layer_norm(
     return _scaled(found, weight, bias, dtype)
 
 
+@explained
 def interval_rms_norm(
     center: Tensor,
     radius: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup.interval.interval_product import (
     BOX,
@@ -142,6 +143,7 @@ _interval_linear = _op.differentiable(
 )
 
 
+@explained
 def interval_linear(
     center: Tensor,
     radius: Tensor,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 
 
 def reference_interval_softmax(center, radius, dim=-1):
@@ -35,6 +36,7 @@ def _(center, radius):
 _interval_softmax = _op.differentiable("interval_softmax", leading=True)
 
 
+@explained
 def interval_softmax(center: Tensor, radius: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
     """The tightest box of each `softmax(x, dim)[i]` over all x with |x - center| <= radius.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -67,6 +68,7 @@ def _margins(op: str, center, radius, weight, bias, labels, with_loss: bool) -> 
     return _margin_bounds(center, radius, weight, bias, labels.contiguous(), with_loss)
 
 
+@explained
 def margin_bounds(center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """Lower bounds of `z[label] - z[other]`, `z = weight @ x + bias`, over all x with |x - center| <= radius.
 
@@ -94,6 +96,7 @@ def margin_bounds(center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor |
     return _margins("margin_bounds", center, radius, weight, bias, labels, False)[0]
 
 
+@explained
 def margin_cross_entropy(
     center: Tensor,
     radius: Tensor,

@@ -10,10 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from warpup._arguments import explained
+
 Normalizer = str | float | Tensor | tuple[str, float | Tensor]
 NORMALIZERS = ("token", "sequence", "constant")
 
 
+@explained
 def sequence_logprob(logp: Tensor, mask: Tensor, *, average: bool = False) -> Tensor:
     """Log-prob of each sequence, (B,): the sum of its masked-in tokens' log-probs, or their mean (0 if it has none).
 
@@ -27,6 +30,7 @@ def sequence_logprob(logp: Tensor, mask: Tensor, *, average: bool = False) -> Te
     return total / mask.sum(-1).clamp_min(1) if average else total
 
 
+@explained
 def weighted_nll(
     logp: Tensor, mask: Tensor, *, weights: Tensor | None = None, normalizer: Normalizer = "token"
 ) -> Tensor:
@@ -66,6 +70,7 @@ def weighted_nll(
     return _normalized("weighted_nll", values, mask, normalizer)
 
 
+@explained
 def coverage_weights(sequence_logp: Tensor, n: int) -> Tensor:
     """`n p (1-p)^(n-1) / (1 - (1-p)^n)` of p = exp(sequence_logp): what the gradient of pass@n is beside that of log p.
 
@@ -93,6 +98,7 @@ def coverage_weights(sequence_logp: Tensor, n: int) -> Tensor:
     return weights.to(sequence_logp.dtype)
 
 
+@explained
 def coverage_loss(logp: Tensor, mask: Tensor, *, n: int, normalizer: float | Tensor | None = None) -> Tensor:
     """Direct Coverage Optimization: `-mean over sequences of coverage_weights(l, n) * l`, l their log-probs.
 
@@ -116,6 +122,7 @@ def coverage_loss(logp: Tensor, mask: Tensor, *, n: int, normalizer: float | Ten
     return weighted_nll(logp, mask, weights=weights, normalizer=normalizer)
 
 
+@explained
 def z_loss(lse: Tensor, mask: Tensor, *, coef: float = 1e-4, normalizer: Normalizer = "token") -> Tensor:
     """`coef * mean over the mask of lse^2`, which keeps log Z, the log of the softmax's denominator, near 0.
 
@@ -129,6 +136,7 @@ def z_loss(lse: Tensor, mask: Tensor, *, coef: float = 1e-4, normalizer: Normali
     return coef * _normalized("z_loss", lse.masked_fill(~mask, 0.0).square(), mask, normalizer)
 
 
+@explained
 def after_shared_prefix(
     chosen_ids: Tensor, rejected_ids: Tensor, chosen_mask: Tensor, rejected_mask: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -142,9 +150,9 @@ def after_shared_prefix(
         ValueError: a mask that has not the shape of its ids, or another number of pairs on the two sides.
     """
     for side, ids, mask in (("chosen", chosen_ids, chosen_mask), ("rejected", rejected_ids, rejected_mask)):
-        if ids.dim() != 2 or mask.shape != ids.shape or len(ids) != len(chosen_ids):
+        if ids.dim() != 2 or mask.shape != ids.shape or ids.shape[:1] != chosen_ids.shape[:1]:
             raise ValueError(
-                f"after_shared_prefix: {side}_ids and {side}_mask must have one shape ({len(chosen_ids)}, T), "
+                f"after_shared_prefix: {side}_ids and {side}_mask must have one shape (B, T), of one B on both sides, "
                 f"got {tuple(ids.shape)} and {tuple(mask.shape)}"
             )
     width = min(chosen_ids.shape[1], rejected_ids.shape[1])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 from warpup.logprob.kept import check_kept, kept_logits
 from warpup.logprob.token_logprob import (
@@ -164,6 +165,7 @@ def reference_linear_logprob(hidden, weight, targets, *, bias=None, chunk=None, 
     return reference_token_logprob(torch.nn.functional.linear(hidden, weight, bias), targets, **options)
 
 
+@explained
 def linear_logprob(
     hidden: Tensor,
     weight: Tensor,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup.logprob.kept import KeptTokens, check_kept, kept_softmax
 
@@ -79,6 +80,8 @@ def sampled_tokens(
 
 def token_mask(op: str, vocab: int, token_set: Sequence[int] | Tensor, device: torch.device) -> Tensor:
     """(V,) bool of ids, or the mask itself. On a GPU, where checking would synchronise, ids outside are dropped."""
+    if isinstance(token_set, str):
+        raise ValueError(f"{op}: token_set must be ids, got the text {token_set!r}")
     if isinstance(token_set, Tensor) and token_set.dtype == torch.bool:
         if token_set.shape != (vocab,):
             raise ValueError(f"{op}: token_set must have shape {(vocab,)}, got {tuple(token_set.shape)}")
@@ -176,6 +179,7 @@ _token_logprob_inplace = _op.differentiable("token_logprob", backward="token_log
 # ---- public functions -----------------------------------------------------------------------------------------------
 
 
+@explained
 def token_logprob(
     logits: Tensor,
     targets: Tensor,
@@ -221,6 +225,7 @@ def token_logprob(
     return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
 
 
+@explained
 def replay_logprob(
     logits: Tensor,
     targets: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator
 
 GATES = {
@@ -48,6 +49,7 @@ def _gradients(h, weights, permutation, activation, grad_a, with_a=False):
 _glu = _op.differentiable("glu", backward_fake=_gradients)
 
 
+@explained
 def glu(
     h: Tensor, *, activation: str = "silu", weights: Tensor | None = None, permutation: Tensor | None = None
 ) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import autocast
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -168,6 +169,7 @@ def gradient_like(w: Tensor, needed: bool) -> Tensor:
 _grouped_mm = _op.differentiable("grouped_mm", needed_by={"x": "w"}, backward_fake=_gradients)
 
 
+@explained
 def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
     """Rows sorted by expert, each times its expert's matrix: `out[s] = w[e] @ x[s]`, s in [offsets[e], offsets[e + 1]).
 

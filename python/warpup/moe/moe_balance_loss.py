@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from warpup._arguments import explained
 from warpup.moe.moe_route import MoERoute
 
 
@@ -20,6 +21,7 @@ def _load(counts: Tensor, group: dist.ProcessGroup | None, dtype: torch.dtype) -
     return counts * counts.shape[-1] / counts.sum(-1, keepdim=True).clamp_min(1)
 
 
+@explained
 def moe_balance_loss(route: MoERoute, *, group: dist.ProcessGroup | None = None) -> Tensor:
     """`sum over experts of f P`, f = E / (k T) counts and P the mean scores: 1 where load and scores are even.
 
@@ -37,9 +39,15 @@ def moe_balance_loss(route: MoERoute, *, group: dist.ProcessGroup | None = None)
     Source: DeepSeekMoE (arXiv 2401.06066, eq. 12-14), DeepSeek-V3 (arXiv 2412.19437, eq. 17-20), Demons in the Detail
     (arXiv 2501.11873). transformers' `load_balancing_loss_func` is k times as large: its f sums to k E, not to E.
     """
+    if route.counts.shape != route.mean_score.shape:
+        raise ValueError(
+            f"moe_balance_loss: route.mean_score must have the shape of its counts {tuple(route.counts.shape)}, got "
+            f"{tuple(route.mean_score.shape)}"
+        )
     return (_load(route.counts, group, route.mean_score.dtype) * route.mean_score).sum(-1).mean()
 
 
+@explained
 def moe_device_balance_loss(
     route: MoERoute, devices: int | Sequence[int], *, group: dist.ProcessGroup | None = None
 ) -> Tensor:
@@ -77,6 +85,7 @@ def moe_device_balance_loss(
     return (load * (route.mean_score @ member)).sum(-1).mean()
 
 
+@explained
 @torch.no_grad()
 def moe_update_bias(bias: Tensor, counts: Tensor, rate: float, *, group: dist.ProcessGroup | None = None) -> Tensor:
     """`bias += rate sign(mean of counts - counts)`, in place: balance without a loss, once a step.
@@ -92,6 +101,11 @@ def moe_update_bias(bias: Tensor, counts: Tensor, rate: float, *, group: dist.Pr
 
     Source: Auxiliary-loss-free load balancing (arXiv 2408.15664), DeepSeek-V3 (arXiv 2412.19437).
     """
+    if bias.dim() != 1 or counts.dim() not in (1, 2) or counts.shape[-1:] != bias.shape:
+        raise ValueError(
+            f"moe_update_bias: bias must be (E,) and counts (E,) or (B, E), got {tuple(bias.shape)} and "
+            f"{tuple(counts.shape)}"
+        )
     counts = counts.reshape(-1, bias.shape[0]).sum(0)
     if group is not None:
         dist.all_reduce(counts, group=group)

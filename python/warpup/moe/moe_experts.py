@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 from warpup.moe.glu import ACTIVATIONS, reference_glu
 from warpup.moe.grouped_mm import (
@@ -164,6 +165,7 @@ def _gradients(x, weights, w_gate_up, w_down, b_gate_up, b_down, *rest):
 _moe_experts = _op.differentiable("moe_experts", backward_fake=_gradients)
 
 
+@explained
 def moe_experts(
     x: Tensor,
     weights: Tensor,

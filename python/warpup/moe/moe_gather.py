@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup.moe.grouped_mm import unit_stride
 from warpup.moe.moe_plan import MoEPlan
@@ -36,6 +37,7 @@ def _gradient(permutation, inverse, grad_out):
 _moe_gather = _op.differentiable("moe_gather", backward_fake=_gradient)
 
 
+@explained
 def moe_gather(x: Tensor, plan: MoEPlan) -> Tensor:
     """The rows of tokens, in the order of the plan: row s is `x[permutation[s] // k]`, or 0 where it holds no copy.
 
@@ -76,6 +78,7 @@ def _gradients(y, weights, permutation, inverse, grad_out):
 _moe_combine = _op.differentiable("moe_combine", backward_fake=_gradients)
 
 
+@explained
 def moe_combine(y: Tensor, weights: Tensor, plan: MoEPlan) -> Tensor:
     """The weighted sum of each token's rows: `out[t] = sum over j of weights[t, j] y[inverse[t, j]]`, in float32.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 
 
 class MoEPlan(NamedTuple):
@@ -59,6 +60,7 @@ def _(indices, num_experts, block):
     return tuple(indices.new_empty(shape, dtype=torch.int64) for shape in shapes)
 
 
+@explained
 def moe_plan(indices: Tensor, num_experts: int, *, block: int | None = None) -> MoEPlan:
     """Sort the copies of tokens by the expert they go to: a stable counting sort on the device, no wait for it.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator
 
 ORDERS = ("softmax_topk", "topk_softmax")
@@ -145,6 +146,7 @@ def _(logits, bias, replay, mask, bounds, k, *_):
 _moe_route = _op.differentiable("moe_route")
 
 
+@explained
 def moe_route(
     logits: Tensor,
     k: int,

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator, autocast
-from warpup._transforms import once_differentiable, transformed
+from warpup._transforms import beyond_reverse_mode, once_differentiable
 from warpup.logprob.linear_logprob import (
     CHUNK_BYTES,
     SAMPLED_TOKENS,
@@ -169,6 +170,7 @@ def token_weights(mask: Tensor, options: PolicyOptions, like: Tensor, cu_seqlens
     return (mask / denominator).masked_fill(~mask, 0.0)
 
 
+@explained
 def linear_policy_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -275,7 +277,7 @@ def linear_policy_loss_of(
     targets = targets.masked_fill(~on, IGNORE_INDEX)
     selects = policy.kind in ("clip_cov", "kl_cov") and options.get("selected") is None
     in_one_go = POLICY_KINDS[policy.kind].level in ("one", "token") and hidden.dtype != torch.float16
-    if not in_one_go or selects or policy.kl == "full" or kept is not None or transformed():
+    if not in_one_go or selects or policy.kl == "full" or kept is not None or beyond_reverse_mode():
         vocab, rows = weight.shape[0], max(1, targets.numel())
         columns = None if chunk is None else max(1, min(chunk, rows) * vocab // rows)
         found = linear_logprob(

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from warpup._arguments import explained
 from warpup._op import accumulator
 
 
@@ -22,6 +23,27 @@ def per_token(values: Tensor, like: Tensor, cu_seqlens: Tensor | None = None) ->
     if cu_seqlens is None:
         return values.unsqueeze(-1).expand_as(like)
     return torch.repeat_interleave(values, cu_seqlens.diff(), output_size=like.shape[0])
+
+
+def check_tokens(
+    op: str, advantages: Tensor | None = None, cu_seqlens: Tensor | None = None, **tensors: Tensor
+) -> None:
+    """Raises ValueError unless the tensors have one shape, and the advantages that or one a row: torch would broadcast
+    what has not."""
+    (first, shape), *others = ((name, t.shape) for name, t in tensors.items())
+    for name, other in others:
+        if other != shape:
+            raise ValueError(f"{op}: {name} must have {first}'s shape {tuple(shape)}, got {tuple(other)}")
+    if cu_seqlens is not None and (cu_seqlens.dim() != 1 or len(cu_seqlens) < 1 or len(shape) != 1):
+        raise ValueError(
+            f"{op}: cu_seqlens (S + 1,) goes with {first} (N,), got {tuple(cu_seqlens.shape)} and {tuple(shape)}"
+        )
+    if advantages is not None:
+        rows = shape[:1] if cu_seqlens is None else (len(cu_seqlens) - 1,)
+        if advantages.shape not in (shape, rows):
+            raise ValueError(
+                f"{op}: advantages must have shape {tuple(rows)} or {tuple(shape)}, got {tuple(advantages.shape)}"
+            )
 
 
 def row_sums(x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
@@ -41,6 +63,7 @@ def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(wide) for t in tensors)
 
 
+@explained
 @torch.no_grad()
 def rollout_weights(
     old_logp: Tensor,
@@ -80,6 +103,7 @@ def rollout_weights(
         raise ValueError(f"rollout_weights: cap must be above 0, got {cap}")
     if floor is not None and not 0 <= floor <= cap:
         raise ValueError(f"rollout_weights: floor must be in [0, cap], got floor {floor} and cap {cap}")
+    check_tokens("rollout_weights", cu_seqlens=cu_seqlens, old_logp=old_logp, rollout_logp=rollout_logp, mask=mask)
     old_logp, rollout_logp = widened(old_logp, rollout_logp)
     difference = (old_logp - rollout_logp).masked_fill(mask == 0, 0.0).nan_to_num(nan=0.0)
     ratio = (row_sums(difference, cu_seqlens) if level == "sequence" else difference).exp()
@@ -92,6 +116,7 @@ def rollout_weights(
 ROLLOUT_MEASURES = ("ratio", "k2", "k3", "binary_kl", "binary_tv")
 
 
+@explained
 @torch.no_grad()
 def rollout_mask(
     old_logp: Tensor,
@@ -146,6 +171,7 @@ def rollout_mask(
         raise ValueError(f"rollout_mask: cap must be above 0, got {cap}")
     if floor is not None and not 0 < floor <= cap:
         raise ValueError(f"rollout_mask: floor must be in (0, cap], got floor {floor} and cap {cap}")
+    check_tokens("rollout_mask", cu_seqlens=cu_seqlens, old_logp=old_logp, rollout_logp=rollout_logp, mask=mask)
     old_logp, rollout_logp = widened(old_logp, rollout_logp)
     on = mask != 0
     known = on & ~rollout_logp.isnan()
@@ -179,6 +205,7 @@ def _row_max(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return x.new_zeros(rows.shape).scatter_reduce(0, per_token(rows, x, cu_seqlens), x, "amax")
 
 
+@explained
 @torch.no_grad()
 def sequence_mask(
     logp: Tensor,
@@ -198,6 +225,7 @@ def sequence_mask(
     """
     if not delta >= 0:
         raise ValueError(f"sequence_mask: delta must be at least 0, got {delta}")
+    check_tokens("sequence_mask", advantages, cu_seqlens, logp=logp, rollout_logp=rollout_logp, mask=mask)
     on = mask != 0
     logp, rollout_logp = widened(logp, rollout_logp)
     drift = row_sums((rollout_logp - logp).masked_fill(~on, 0.0).nan_to_num(nan=0.0), cu_seqlens)
@@ -205,12 +233,14 @@ def sequence_mask(
     return (advantages >= 0) | (near if advantages.shape == near.shape else per_token(near, logp, cu_seqlens))
 
 
+@explained
 @torch.no_grad()
 def top_entropy_mask(entropy: Tensor, mask: Tensor, quantile: float) -> Tensor:
     """The tokens of `mask` whose entropy is at least its `quantile` over all of them (Wang 2025, arXiv 2506.01939:
     .8 keeps a fifth), interpolated as torch.quantile does. Bool, like `entropy`; with several ranks, gather first."""
     if not 0 <= quantile <= 1:
         raise ValueError(f"top_entropy_mask: quantile must be in [0, 1], got {quantile}")
+    check_tokens("top_entropy_mask", entropy=entropy, mask=mask)
     on = mask != 0
     if entropy.numel() == 0:
         return on
@@ -239,6 +269,7 @@ def _covariance(logp: Tensor, advantages: Tensor, on: Tensor) -> Tensor:
     return ((a - a.sum() / count) * (p - p.sum() / count)).masked_fill(~on, 0.0)
 
 
+@explained
 @torch.no_grad()
 def clip_cov_tokens(
     logp: Tensor,
@@ -255,6 +286,7 @@ def clip_cov_tokens(
     """The tokens that Clip-Cov drops: a random `share` of all (at least one), out of those that the clip of the ratio
     does not hold and whose covariance of advantage and log-prob is inside `bounds`. The constants are the paper's and
     verl 0.9.1's. Bool."""
+    check_tokens("clip_cov_tokens", advantages, cu_seqlens, logp=logp, old_logp=old_logp, mask=mask)
     on = mask != 0
     if not bounds[0] < bounds[1]:
         raise ValueError(f"clip_cov_tokens: bounds must be (low, high) with low < high, got {bounds}")
@@ -267,12 +299,14 @@ def clip_cov_tokens(
     return _first("clip_cov_tokens", draw, share, on, candidates)
 
 
+@explained
 @torch.no_grad()
 def kl_cov_tokens(
     logp: Tensor, advantages: Tensor, mask: Tensor, *, share: float = 2e-4, cu_seqlens: Tensor | None = None
 ) -> Tensor:
     """The tokens that KL-Cov holds back: the `share` of all (at least one) with the largest covariance of advantage
     and log-prob. Bool."""
+    check_tokens("kl_cov_tokens", advantages, cu_seqlens, logp=logp, mask=mask)
     on = mask != 0
     covariance = _covariance(*widened(logp, per_token(advantages, logp, cu_seqlens)), on)
     return _first("kl_cov_tokens", -covariance, share, on, on)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup.policy.kinds import METRICS, PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token
 
@@ -90,6 +91,7 @@ def policy_loss_of(
     return loss, dict(zip(names, metrics.unbind(), strict=False))
 
 
+@explained
 def policy_loss(
     logp: Tensor,
     old_logp: Tensor,

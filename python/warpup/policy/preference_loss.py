@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, relu
 
+from warpup._arguments import explained
 from warpup._op import DIVISORS
 
 TAU = 0.05  # of discopop: how fast it goes from the logistic to the exponential loss
@@ -96,6 +97,7 @@ PREFERENCE_KINDS = {
 }  # fmt: skip
 
 
+@explained
 def preference_loss(
     chosen: Tensor,
     rejected: Tensor,
@@ -219,6 +221,7 @@ def _check_beta(op: str, beta: float) -> None:
         raise ValueError(f"{op}: beta must be in [{DIVISORS[0]:.3g}, {DIVISORS[1]:.3g}], got {beta}")
 
 
+@explained
 def kto_loss(
     logp: Tensor,
     ref_logp: Tensor,
@@ -270,6 +273,7 @@ def kto_loss(
     return loss, metrics
 
 
+@explained
 def degree_loss(
     chosen_logits: Tensor, rejected_logits: Tensor, chosen_degree: Tensor, rejected_degree: Tensor
 ) -> Tensor:
@@ -281,5 +285,17 @@ def degree_loss(
     Args:
         chosen_logits, rejected_logits: (B, N).
         chosen_degree, rejected_degree: (B,) int64 in [0, N).
+
+    Raises:
+        ValueError: a shape does not fit.
     """
+    for side, logits, degree in (
+        ("chosen", chosen_logits, chosen_degree),
+        ("rejected", rejected_logits, rejected_degree),
+    ):
+        if logits.dim() != 2 or degree.shape != logits.shape[:1] or degree.shape != chosen_degree.shape:
+            raise ValueError(
+                f"degree_loss: {side}_logits must be (B, N) and {side}_degree (B,), of one B on both sides, got "
+                f"{tuple(logits.shape)} and {tuple(degree.shape)}"
+            )
     return cross_entropy(chosen_logits, chosen_degree) + cross_entropy(rejected_logits, rejected_degree)

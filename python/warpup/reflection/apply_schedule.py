@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import accumulator
 
 FIELDS = 10  # of a state: phase, code, think_start, last_reflection, reflections, matched (4), spare
@@ -171,6 +172,7 @@ def _(logits, *rest):
     return logits.new_empty(logits.shape[0], dtype=torch.float32)
 
 
+@explained
 def reflection_state_update_(
     tables: ReflectionTables,
     tokens: Tensor,
@@ -206,6 +208,7 @@ def reflection_state_update_(
     _op.wrote(state)
 
 
+@explained
 def apply_schedule_(
     logits: Tensor,
     tables: ReflectionTables,

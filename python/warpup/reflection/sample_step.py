@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from warpup import _op
+from warpup._arguments import explained
 from warpup._op import DIVISORS, accumulator
 from warpup.reflection.apply_schedule import ReflectionTables, delta_of, progress_of, schedule_of, set_of
 
@@ -175,6 +176,7 @@ def _(logits, *rest):
     return tuple(logits.new_empty(rows, dtype=dtype) for dtype in dtypes)
 
 
+@explained
 def sample_step(
     logits: Tensor,
     tables: ReflectionTables,
@@ -225,12 +227,12 @@ def sample_step(
     return SampledStep(*results)
 
 
+@explained
 def mark_seen(seen: Tensor, slots: Tensor, tokens: Tensor, bit: int = GENERATED) -> None:
     """Sets a bit for the (B,) or (B, W) int64 tokens of these slots (B,) in `seen` (S, V) uint8, in place. A slot or a
     token below 0 is none, as `sample_step` gives them for a row of no request.
 
-    Raises ValueError where a shape or a dtype does not fit; torch's IndexError or RuntimeError where a slot or token is
-    out of range.
+    Raises ValueError where a shape or a dtype does not fit, and (on the CPU) a slot or token is out of range.
     """
     op = "mark_seen"
     if seen.dtype != torch.uint8 or seen.dim() != 2 or not seen.is_contiguous():
@@ -241,6 +243,9 @@ def mark_seen(seen: Tensor, slots: Tensor, tokens: Tensor, bit: int = GENERATED)
         )
     tokens = tokens.reshape(len(slots), -1) if len(slots) else tokens.reshape(0, 1)
     rows = slots.unsqueeze(1).expand_as(tokens)
+    for name, index, size in (("slots", rows, seen.shape[0]), ("tokens", tokens, seen.shape[1])):
+        if index.is_cpu and index.numel() and int(index.max()) >= size:
+            raise ValueError(f"{op}: {name} must be below {size}, got {int(index.max())}")
     real = (rows >= 0) & (tokens >= 0)
     rows, tokens = rows.where(real, 0), tokens.where(real, 0)
     marked = seen[rows, tokens] | (bit * real).to(torch.uint8)
@@ -248,6 +253,7 @@ def mark_seen(seen: Tensor, slots: Tensor, tokens: Tensor, bit: int = GENERATED)
     seen.view(-1).scatter_reduce_(0, (rows * seen.shape[1] + tokens).view(-1), marked.view(-1), "amax")
 
 
+@explained
 def continuous_tokens(
     logits: Tensor, tables: ReflectionTables, slots: Tensor, embedding: Tensor, count: int, **options
 ) -> tuple[Tensor, SampledStep]:
@@ -259,6 +265,11 @@ def continuous_tokens(
     """
     if count < 1:
         raise ValueError(f"continuous_tokens: count must be at least 1, got {count}")
+    if embedding.dim() != 2 or logits.dim() != 2 or embedding.shape[0] < logits.shape[1]:
+        raise ValueError(
+            f"continuous_tokens: logits must be (B, V) and embedding (V, D), got {tuple(logits.shape)} and "
+            f"{tuple(embedding.shape)}"
+        )
     draws = [sample_step(logits, tables, slots, stream=k, **options) for k in range(count)]
     steps = SampledStep(*(torch.stack(column, 1) for column in zip(*draws, strict=True)))
     return embedding[steps.token].float().mean(1).to(embedding.dtype), steps
