@@ -123,3 +123,16 @@ def test_messages_of_the_kernel(change, part):
     arrays.grouped_mm(**x)
     with pytest.raises(ValueError, match=f"grouped_mm: {part}"):
         arrays.grouped_mm(**x | change)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_expanded_gradients(dtype):
+    """What `.sum().backward()` hands down has no strides; torch's own grouped_mm refuses it on a CPU."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in ((8, 4), (3, 5, 4)))
+    offsets = torch.tensor([0, 2, 5, 8])
+    got = torch.autograd.grad(warpup.grouped_mm(x, w, offsets).sum(), (x, w))
+    want = torch.autograd.grad(warpup.grouped_mm(x, w, offsets), (x, w), torch.ones(8, 5, dtype=dtype))
+    for g, w in zip(got, want, strict=True):
+        assert torch.equal(g, w)
+        assert g.count_nonzero() == g.numel()

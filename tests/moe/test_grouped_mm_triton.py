@@ -1,4 +1,9 @@
-"""The Triton kernels of grouped_mm under Triton's interpreter, on CPU tensors; on a GPU as they are."""
+"""The Triton kernels of grouped_mm under Triton's interpreter, on CPU tensors; on a GPU as they are.
+
+What bfloat16 proves under the interpreter is which rows, columns and experts a tile has, not its arithmetic: the
+interpreter (3.9) makes meaningless products of bfloat16 operands, so there the kernel widens them first, and its casts
+cut where a GPU rounds, hence two eps. Sums are proved in float64 and float32, rounding to bfloat16 on a GPU alone.
+"""
 
 import math
 import os
