@@ -208,3 +208,10 @@ def test_rows_that_share_memory_cannot_be_written():
         with pytest.raises(ValueError, match="student_logits is written in place"):
             divergence(shared, torch.zeros(2, 3), inplace_backward=True)
     token_logprob(torch.zeros(4, 4)[::2, :3].requires_grad_(), y, inplace_backward=True).sum().backward()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-39, math.inf, math.nan, torch.tensor([1.0, 1e-39])])
+def test_temperature_of_kept_logits(temperature):
+    kept = (torch.tensor([0, 0]), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"temperature must be above 0, from 1\.08e-19 to 9\.22e"):
+        replay_logprob(torch.zeros(2, 3), LOGPROB["targets"], temperature=temperature, kept=kept)

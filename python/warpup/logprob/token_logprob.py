@@ -295,8 +295,10 @@ def kept_logprob(
         if outside.any():
             row = int(outside.int().argmax())
             raise ValueError(f"{op}: targets[{row}] = {int(y[row])} is outside [0, {vocab})")
-        if not (tokens.temperature_scalar > 0 if t is None else bool((t > 0).all())):
-            raise ValueError(f"{op}: temperature must be above 0, got {tokens.temperature_scalar if t is None else t}")
+        least, most = _op.DIVISORS
+        if not (least <= tokens.temperature_scalar <= most if t is None else bool(((t >= least) & (t <= most)).all())):
+            got = tokens.temperature_scalar if t is None else t
+            raise ValueError(f"{op}: temperature must be above 0, from {least:.3g} to {most:.3g}, got {got}")
     shape, flat = tokens.targets.shape, tokens.flattened()[:-1]
     found = asked_for(kept_softmax(logits, *kept, *flat, *flags), *flags)
     return tuple(r.view(shape) for r in found) if isinstance(found, tuple) else found.view(shape)

@@ -243,6 +243,8 @@ def apply_schedule_(
             "place; call it under torch.no_grad(), or on a clone"
         )
     per_row = isinstance(temperature, Tensor)
+    if not per_row and temperature < 0:
+        raise ValueError(f"apply_schedule_: temperature must be at least 0, got {temperature}")
     delta = _op.ops.apply_schedule_(
         logits,
         *tables[:4],
