@@ -125,7 +125,8 @@ def outcome(name: str, argument: str, value) -> str:
     return "accepted"
 
 
-# What is right as it is given: another batch, vocabulary or number of experts, one number for all rows.
+# What is right as it is given: another batch, vocabulary or number of experts, one number for all rows, an array that
+# torch's own arithmetic takes.
 FREE = {
     "apply_schedule_": "logits",
     "continuous_tokens": "embedding",
@@ -136,7 +137,13 @@ FREE = {
     "group_advantage": "rewards",
     "group_plan": "ids",
     "grouped_mm": "x",
+    "interval_attention": "attn_mask",
+    "interval_box": "std",
+    "interval_layer_norm": "bias",
+    "interval_max_pool2d": "radius",
     "linear_logprob": "temperature delta token_set",
+    "margin_bounds": "bias",
+    "margin_cross_entropy": "bias",
     "mark_seen": "seen",
     "moe_combine": "y",
     "moe_gather": "x",
