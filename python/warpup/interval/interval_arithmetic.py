@@ -15,6 +15,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from warpup._arguments import explained
 from warpup.interval.interval_box import CenterRadius, checked_box
 
 Ends = tuple[Tensor, Tensor]  # lower, upper
@@ -140,6 +141,7 @@ def interval_div(a: CenterRadius, b: CenterRadius) -> CenterRadius:
     return _named("interval_div", quotient, a, b)
 
 
+@explained
 def interval_pow(center: Tensor, radius: Tensor, exponent: float) -> CenterRadius:
     """The tightest box of `x ** exponent` over all x with |x - center| <= radius; see `interval_mul`.
 
@@ -149,18 +151,21 @@ def interval_pow(center: Tensor, radius: Tensor, exponent: float) -> CenterRadiu
     return _named("interval_pow", power, (center, radius), exponent=exponent)
 
 
+@explained
 def interval_sqrt(center: Tensor, radius: Tensor) -> CenterRadius:
     """The tightest box of `sqrt(x)`; see `interval_mul`. ValueError where it reaches below 0 (on a CPU; a GPU gives
     NaN). At a lower end of 0 the slope is infinite, as torch's."""
     return _named("interval_sqrt", root, (center, radius))
 
 
+@explained
 def interval_log(center: Tensor, radius: Tensor) -> CenterRadius:
     """The tightest box of `log(x)`; see `interval_mul`. ValueError where it reaches 0 (on a CPU; a GPU gives inf or
     NaN)."""
     return _named("interval_log", logarithm, (center, radius))
 
 
+@explained
 def interval_abs(center: Tensor, radius: Tensor) -> CenterRadius:
     """The tightest box of `abs(x)`; see `interval_mul`."""
     return _named("interval_abs", absolute, (center, radius))

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from warpup._arguments import explained
 from warpup.interval.interval_box import CenterRadius, checked_box
 from warpup.interval.interval_softmax import interval_softmax
 
@@ -32,6 +33,7 @@ def interval_matmul(a: CenterRadius, b: CenterRadius) -> CenterRadius:
     return ca @ cb, (ca.abs() + ra) @ rb + ra @ cb.abs()
 
 
+@explained
 def interval_attention(
     query: CenterRadius,
     key: CenterRadius,

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from warpup._arguments import explained
+
 CenterRadius = tuple[Tensor, Tensor]  # a box: all x with |x - center| <= radius
 
 
@@ -22,6 +24,7 @@ def checked_box(op: str, box: CenterRadius, of: str = "") -> None:
         raise ValueError(f"{op}: radius{of} must have its center's shape {wanted}, got {got}")
 
 
+@explained
 def interval_box(
     x: Tensor,
     eps: float | Sequence[float] | Tensor,

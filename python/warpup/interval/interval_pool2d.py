@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
+from warpup._arguments import explained
 from warpup.interval.interval_box import CenterRadius, checked_box
 
 
@@ -17,6 +18,7 @@ def rising(function: Callable, center: Tensor, radius: Tensor, *options) -> Cent
     return (lower + upper) / 2, (upper - lower) / 2
 
 
+@explained
 def interval_max_pool2d(
     center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False
 ) -> CenterRadius:
@@ -25,6 +27,7 @@ def interval_max_pool2d(
     return rising(F.max_pool2d, center, radius, kernel_size, stride, padding, dilation, ceil_mode)
 
 
+@explained
 def interval_avg_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None, padding=0, **options) -> CenterRadius:
     """The exact box of `avg_pool2d`, which is linear with weights >= 0. options: as torch's. Raises ValueError where
     the shapes of center and radius differ."""
@@ -33,6 +36,7 @@ def interval_avg_pool2d(center: Tensor, radius: Tensor, kernel_size, stride=None
     return center, radius
 
 
+@explained
 def interval_adaptive_avg_pool2d(center: Tensor, radius: Tensor, output_size) -> CenterRadius:
     """The exact box of `adaptive_avg_pool2d`. Raises ValueError where the shapes of center and radius differ."""
     checked_box("interval_adaptive_avg_pool2d", (center, radius))
