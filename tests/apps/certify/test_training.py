@@ -85,6 +85,20 @@ def test_the_box_stays_in_the_range_of_pixels():
     assert (data.box(x, 1e-12)[1] > 0).all()
 
 
+def test_population_statistics_are_averages_over_the_training_images(tmp_path):
+    """Of the first layer, which reads the images themselves: the mean of all batches' means and unbiased variances."""
+    data, model = stripes(), nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, 4))
+    settings = replace(QUICK, epochs=2, start=0, warmup=1, population=True, init=False, regulariser=0.0)
+    settings.fit(model, data, tmp_path)
+    batches = data.x_train.unflatten(0, (-1, 16)).flatten(1)
+    torch.testing.assert_close(model[0].running_mean, batches.mean(1).mean(0, keepdim=True))
+    torch.testing.assert_close(model[0].running_var, batches.var(1).mean(0, keepdim=True))
+    assert model[0].momentum == 0.1
+    assert not model[0].training
+    with pytest.raises(TrainError, match=r"certify\.population: the model has no batch normalisation"):
+        settings.fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), data, tmp_path / "none")
+
+
 class Stop(Exception):
     pass
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from warpup.interval import (
     bound,
@@ -83,6 +84,8 @@ class CertifiedTraining:
     """Radius of SABR's small boxes, as a share of eps."""
     shrinkage: float = 1.0
     """SABR's factor on the upper bounds of ReLUs whose input crosses 0, in the training loss; 1: none."""
+    population: bool = False
+    """Before the measurement, take the statistics of batch normalisation anew, as averages over all training images."""
     points: int = 20
     """How often to measure on the test set."""
     save_every: int = 10
@@ -119,6 +122,8 @@ class CertifiedTraining:
                         self.train(run, data)
                 except Interrupted as stop:
                     raise Interrupted(f"{stop}; the same command resumes it") from None
+            if self.population:
+                population_statistics(model, data, self.batch_size)
             model.eval()
             return self._results(model, data, out / "results.json", attack, time.perf_counter() - began)
 
@@ -178,6 +183,8 @@ class CertifiedTraining:
     def check(self, data: Images, model: nn.Module) -> None:
         """Raise TrainError on settings, data and models that do not go together."""
         self.check_settings()
+        if self.population and not any(isinstance(m, _BatchNorm) for m in model.modules()):
+            raise TrainError(f"{STAGE}.population: the model has no batch normalisation: leave it out")
         if self.batch_size > len(data.x_train):
             raise TrainError(f"{STAGE}.batch_size: {self.batch_size} is more than the {len(data.x_train)} images")
         with evaluating(model), torch.no_grad():
@@ -263,6 +270,25 @@ class CertifiedTraining:
         model.train()
         widths = {f"width_{i}": float(s.radius / s.count / radius.mean()) for i, s in enumerate(sums, 1)}
         return {"clean": found["clean"], "verified": found["verified"], **widths}
+
+
+@torch.no_grad()
+def population_statistics(model: nn.Module, data: Images, batch_size: int) -> None:
+    """Replace the running statistics of batch normalisation by their averages over the batches of the training images,
+    clean and in order; what does not fill a batch is left out (Wu and Johnson 2021, arXiv 2105.07576, "precise" ones).
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for the average over all calls
+        norm.train()
+    for begin in range(0, len(data.x_train) - batch_size + 1, batch_size):
+        model(data.normal(pixels(data.x_train[begin : begin + batch_size])))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def errors(model: nn.Module, data: Images, eps: float, attack: bool = False, batch: int = 512) -> dict[str, Any]:
