@@ -10,6 +10,10 @@ COMMANDS = {  # name -> (where its function is, what it does)
         "train four arms on Knights & Knaves puzzles, print their table, write report.html",
     ),
     "init": ("warpup.train.init:init", "write a config, examples and a reward function to begin with"),
+    "doctor": (
+        "warpup.train.doctor.command:doctor",
+        "try a model, its tokenizer, data and reward before a run is paid for",
+    ),
     "train": ("warpup.train.commands:train", "warm up and reinforce your own model on your own data"),
     "sample": ("warpup.train.sample:sample", "print completions of a trained model, or chat with it"),
     "eval": ("warpup.train.commands:eval", "measure a trained model on held-out examples"),

@@ -273,6 +273,16 @@ def test_float16_limits(backend):
     torch.testing.assert_close(logp.item(), -math.log(2))
 
 
+def test_more_near_equal_classes_than_float16_counts(backend):
+    """A fresh model with 128,256 tokens: torch's own log_softmax and cross_entropy in float16 are infinite there."""
+    logits = torch.zeros(2, 128_256, dtype=torch.float16, device=backend.device, requires_grad=True)
+    logp = token_logprob(logits, torch.tensor([0, 7], device=backend.device))
+    assert logp.tolist() == pytest.approx([-math.log(128_256)] * 2)
+    (grad,) = torch.autograd.grad(logp.sum(), logits)
+    assert grad[0, 0].item() == pytest.approx(1 - 1 / 128_256, abs=1e-3)
+    torch.testing.assert_close(grad[:, 1:7].float(), torch.full((2, 6), -1 / 128_256), rtol=0.05, atol=0)
+
+
 def test_target_out_of_range_on_the_gpu(backend):
     """Checking would synchronise there, so the row is NaN and its neighbours are not."""
     if backend.name != "cuda":

@@ -10,8 +10,12 @@ import pytest
 from warpup.train.config import TrainConfig, fill
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
-PAGES = ("train", "demo", "certify", "continual")
-COMMANDS = {"train": ("init", "train", "sample", "eval", "report"), "demo": ("demo", "eval")}  # that a page is about
+PAGES = ("train", "doctor", "demo", "certify", "continual")
+COMMANDS = {
+    "train": ("init", "doctor", "train", "sample", "eval", "report"),
+    "doctor": ("doctor",),
+    "demo": ("demo", "eval"),
+}  # that a page is about
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -54,7 +54,7 @@ def test_the_folder_runs_as_it_stands(project, capsys, monkeypatch, kind):
         (project / "start" / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     code, out, _ = call(capsys, "init", "new/run", "--model", "start")
     assert code == 0
-    assert "cd new/run\n  warpup train train.toml" in out
+    assert "cd new/run\n  warpup doctor --config train.toml\n  warpup train train.toml" in out
     monkeypatch.chdir("new/run")
     rows = [json.loads(line) for name in ("train", "test") for line in Path(f"{name}.jsonl").read_text().splitlines()]
     assert {type(row["prompt"]) for row in rows} == {kind}

@@ -37,7 +37,8 @@ TITLES = {
     "held_out": "Never trained on. Measured while training, and by `warpup eval run`.",
 }
 HEAD = """\
-Start in this folder: `warpup train train.toml`. The same command resumes a run that was stopped.
+Start in this folder: `warpup doctor --config train.toml` tries model, data and reward; `warpup train train.toml`
+trains, and resumes a run that was stopped.
 Lines that begin with `# name =` are defaults: take the `# ` away to change one. Every key can also be given on the
 command line, which then wins: `warpup train train.toml --rlvr.lr 1e-5`."""
 REWARD = '''"""The reward: what counts as a good completion. `python reward.py` tells whether it does what you mean."""
@@ -97,7 +98,7 @@ def init(arguments: list[str]) -> None:
         steps.append(
             "hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir model   # or put a model of yours there"
         )
-    print("next:", *steps, "warpup train train.toml", sep="\n  ")
+    print("next:", *steps, "warpup doctor --config train.toml", "warpup train train.toml", sep="\n  ")
 
 
 def has_chat_template(folder: Path) -> bool:

@@ -140,6 +140,16 @@ def test_adapters_whose_base_is_gone_say_so(tmp_path):
         load_model(tmp_path / "run" / "model")
 
 
+def test_adapters_that_change_the_frozen_weights_are_refused(tmp_path):
+    """peft subtracts what PiSSA and OLoRA begin with from the base: `disable_adapter` is no reference there."""
+    adapted(tmp_path).save_pretrained(tmp_path / "adapters")
+    path = tmp_path / "adapters" / "adapter_config.json"
+    for kind in ("pissa", "pissa_niter_4", "olora"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": kind}))
+        with pytest.raises(TrainError, match=f"init_lora_weights = '{kind}', which changes the frozen weights"):
+            load_model(tmp_path / "adapters")
+
+
 def with_delta(size, bias, frozen, convolution=False):
     """peft's model of one layer whose adapter adds `size` of the weights' size, and that product in float64."""
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from .. import checkpoint
 from ..errors import TrainError
 from ..files import check_folder, is_model, read_table
 from ..run_config import seed_everything
-from .lora import add_adapters, add_before_rounding, describe_reach, is_adapted, peft
+from .lora import add_adapters, add_before_rounding, check_loaded, describe_reach, is_adapted, peft
 from .precision import autocast_dtype, in_bfloat16
 from .tokens import check_tokenizer
 
@@ -48,6 +48,7 @@ def load_model(
     folder, adapters = Path(folder).resolve(), None
     if (folder / "adapter_config.json").is_file():
         adapters, config = folder, read_table(folder / "adapter_config.json", "base_model_name_or_path")
+        check_loaded(str(adapters), config)
         folder = Path(config["base_model_name_or_path"] or "")
         if not (folder / "config.json").is_file():
             raise TrainError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -117,6 +118,17 @@ def added_before_rounding() -> type:
             return out if bias is None else out + bias.to(out.dtype)
 
     return Linear
+
+
+def check_loaded(folder: str, config: Mapping[str, Any]) -> None:
+    """Raise TrainError on the adapters of a folder, by their adapter_config.json, if the model without them is not the
+    one that they were made for."""
+    begun = str(config.get("init_lora_weights", "")).lower()
+    if begun.startswith(("pissa", "olora", "corda", "lora_ga")):
+        raise TrainError(
+            f"{folder} holds adapters with init_lora_weights = {begun!r}, which changes the frozen weights: without "
+            "them it is another model, and a KL to it means nothing; merge them by peft's merge_and_unload first"
+        )
 
 
 def tied_names(model) -> dict[str, str]:
