@@ -53,8 +53,8 @@ __global__ __launch_bounds__(kThreads) void interval_softmax_kernel(const Interv
   for (int64_t j = threadIdx.x; j < args.n; j += kThreads) {
     const Acc below = l[j], above = u[j];
     const Acc upper = low.empty() ? low.uncontested(above) : low.share(above, low.term(below, j), j).value;
-    const Acc share =
-        high.empty() ? Acc(0) : high.share(below, high.term(above, j), j).value;  // empty: a box's lower ends are -inf, too
+    // empty: a box's lower ends are -inf, too
+    const Acc share = high.empty() ? Acc(0) : high.share(below, high.term(above, j), j).value;
     const Acc lower = in_order(below, above, share, upper);
     args.out_center[at + j] = store<T>((lower + upper) / 2);
     args.out_radius[at + j] = store<T>((upper - lower) / 2);

@@ -88,7 +88,7 @@ def power(x: Ends, exponent: float) -> Ends:
     if exponent < 0 and whole:
         inverse(x)  # its domain
     at = [end**exponent for end in x]
-    # An even power now is of what is at least 0; an odd one below 0 falls on both sides of 0.
+    # Of bases of at least 0, and for odd exponents of any, x^n rises where n > 0 and falls where n < 0.
     return (at[1], at[0]) if exponent < 0 else (at[0], at[1])
 
 

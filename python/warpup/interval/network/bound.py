@@ -86,13 +86,15 @@ def specified(x: Box, weight: Tensor | None, bias: Tensor | None, given: Specifi
         center, radius = _rows_times(rows, x.center) + shift, _rows_times(rows.abs(), x.radius)
         clean = None if x.clean is None else _rows_times(rows, x.clean) + shift
         if sound:
-            # Every number above is a sum of products, with no more roundings of each than terms.
+            # Every number above is a sum of products, with no more roundings of each than terms. A product that
+            # underflows loses up to `tiny`, which what it is multiplied by later may enlarge.
             check_arithmetic()
             size, terms = x.center.abs() + x.radius, outputs[0] + x.center.shape[1] + 8
+            lost = 1 + size.sum(1, keepdim=True) + c.abs().sum(-1)
             if weight is not None:
                 size = F.linear(size, weight.abs().to(c.dtype), None if bias is None else bias.abs().to(c.dtype))
             info = torch.finfo(c.dtype)
-            radius = radius + terms * (info.eps * (_rows_times(c.abs(), size) + d.abs()) + info.tiny)
+            radius = radius + terms * (info.eps * (_rows_times(c.abs(), size) + d.abs()) + info.tiny * lost)
     return Box(center, radius, clean)
 
 
