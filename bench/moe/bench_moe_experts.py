@@ -1,7 +1,7 @@
 """moe_experts: the experts of a layer beside transformers' implementations of them, and their products in one piece.
 
-transformers' eager loop takes minutes at these sizes (its backward is quadratic in the experts): it is a peer where
-WARPUP_BENCH_SLOW is set.
+transformers' eager loop takes minutes at these sizes (its backward is quadratic in the experts), and so does its
+`grouped_mm` on a CPU without instructions for bfloat16: they are peers where WARPUP_BENCH_SLOW is set.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from bench.harness.measure import Comparison, Work, differentiable, expected, moved
 from bench.harness.timing import Candidate
 from tests.support.cases import OPS, gradients_of
+from warpup._products import library_has, widened
 from warpup.moe.moe_plan import moe_plan
 
 LAYERS = {"DeepSeekMoE-16B": (2048, 1408, 64, 6), "Qwen3-30B-A3B": (2048, 768, 128, 8)}  # H, I, E, k
@@ -98,9 +99,10 @@ def transformers_peers():
 
 
 def products(x, direction) -> Candidate:
-    """As many operations in products of all copies with one expert's matrices, on memory that is there."""
+    """As many operations in products of all copies with one expert's matrices, on memory that is there; in float32
+    where the library is slow at bfloat16."""
     rows = x["x"].repeat_interleave(x["indices"].shape[1], 0)
-    up, down = (x[name][0] for name in WEIGHTS)
+    rows, up, down = widened(rows, *(x[name][0] for name in WEIGHTS))
     h = rows @ up.t()
     a, d_up, d_down = h[:, : down.shape[1]].contiguous(), torch.empty_like(up), torch.empty_like(down)
     out, d_rows, d_a = torch.empty_like(rows), torch.empty_like(rows), torch.empty_like(a)
@@ -119,7 +121,9 @@ def products(x, direction) -> Candidate:
 
 def layer(device, shape, direction) -> Work:
     op, x = OPS["moe_experts"], inputs_of(device, shape)
-    functions = {"warpup": op.call, "warpup, down": partial(op.call, weight_placement="down"), **transformers_peers()}
+    functions = {"warpup": op.call, "warpup, down": partial(op.call, weight_placement="down")}
+    if SLOW or library_has(torch.bfloat16, x["x"].device):
+        functions |= transformers_peers()
     candidates = {name: differentiable(f, x, WRT, direction) for name, f in functions.items()}
     candidates[PRODUCTS] = products(x, direction)
     tokens, width, inner, _, k = shape

@@ -43,18 +43,13 @@ const int64_t* checked_rows(const char* op, const char* name, const OptionalView
   return r;
 }
 
-}  // namespace
-
-void grouped_mm(const View& a, const View& b, const View& offsets, const OptionalView& a_rows,
-                const OptionalView& b_rows, std::string_view layout, const View& out) {
-  const char* op = "grouped_mm";
-  GroupedMMArgs args{};
-  args.layout = layout_of(op, layout);
-  const bool nt = args.layout == GroupedLayout::nt, tn = args.layout == GroupedLayout::tn;
-
-  Argument(op, "a", a).dtype({DType::bf16}).dims(2).unit_stride_last();
-  if (a.device.cuda) fail(op, ": on a GPU, use the library's grouped product");
-  Argument(op, "b", b).dtype({DType::bf16}).on(a.device).dims(tn ? 2 : 3).unit_stride_last();
+template <class T>
+void run(const char* op, const View& a, const View& b, const View& offsets, const OptionalView& a_rows,
+         const OptionalView& b_rows, GroupedLayout layout, const View& out) {
+  const bool nt = layout == GroupedLayout::nt, tn = layout == GroupedLayout::tn;
+  GroupedMMArgs<T> args{};
+  args.layout = layout;
+  Argument(op, "b", b).dtype({a.dtype}).on(a.device).dims(tn ? 2 : 3).unit_stride_last();
   Argument(op, "offsets", offsets).dtype({DType::i64}).on(a.device).dims(1).contiguous();
   args.groups = offsets.sizes[0] - 1;
   if (args.groups < 0) fail(op, ": offsets must have groups + 1 entries, got none");
@@ -69,11 +64,25 @@ void grouped_mm(const View& a, const View& b, const View& offsets, const Optiona
   if (!tn && b_rows) fail(op, ": b_rows is for layout tn");
 
   const Argument result(op, "out", out);
-  result.dtype({DType::bf16}).on(a.device).contiguous();
+  result.dtype({a.dtype}).on(a.device).contiguous();
   tn ? result.shape({args.groups, args.width, args.columns}) : result.shape({args.rows, args.columns});
-  args.a = data<const bfloat16>(a), args.b = data<const bfloat16>(b), args.out = data<bfloat16>(out);
+  args.a = data<const T>(a), args.b = data<const T>(b), args.out = data<T>(out);
   args.a_stride = a.strides[0], args.b_stride = b.strides[b.dims - 2], args.b_group = tn ? 0 : b.strides[0];
   grouped_mm_cpu(args);
+}
+
+}  // namespace
+
+void grouped_mm(const View& a, const View& b, const View& offsets, const OptionalView& a_rows,
+                const OptionalView& b_rows, std::string_view layout, const View& out) {
+  const char* op = "grouped_mm";
+  const GroupedLayout of = layout_of(op, layout);
+  Argument(op, "a", a).dtype({DType::f32, DType::bf16, DType::f16}).dims(2).unit_stride_last();
+  if (a.device.cuda) fail(op, ": on a GPU, use the library's grouped product");
+  const auto call = [&]<class T>() { run<T>(op, a, b, offsets, a_rows, b_rows, of, out); };
+  if (a.dtype == DType::f32) return call.template operator()<float>();
+  if (a.dtype == DType::bf16) return call.template operator()<bfloat16>();
+  call.template operator()<float16>();
 }
 
 #endif

@@ -99,12 +99,29 @@ def describe() -> dict[str, str]:
         "torch": f"{torch.__version__} (built against {build['torch_headers']}; any from 2.10 on works)",
         "compiler": build["compiler"],
         "CPU kernels": f"{build['cpu']} (WARPUP_CPU forces one of: {', '.join(_cpu.levels()) or 'no other was built'})",
+        **cpu_products(),
         "threads": f"{torch.get_num_threads()} (torch.set_num_threads holds for the ops)",
         "CUDA archs built": f"{archs} with nvcc {build['cuda_toolkit']}" if archs else "none",
         "GPU": ", ".join(gpus) or "none seen by torch",
         "ops library": str(_native.OPS_LIBRARY),
         "pybind11 module": str(_native.arrays.__file__),
     }
+
+
+def cpu_products() -> dict[str, str]:
+    """What makes the products of each dtype on this CPU: those of `linear_logprob` and its kin, and `grouped_mm`'s."""
+    import torch
+
+    from warpup._products import library_has
+    from warpup.moe.grouped_mm import cpu_kernel
+
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        plain = "the library's" if library_has(dtype, torch.device("cpu")) else "the library's in float32, by pieces"
+        kernel = cpu_kernel(dtype)
+        grouped = f"own kernel ({kernel})" if kernel else "the library's, one an expert"
+        found[f"CPU {str(dtype).removeprefix('torch.')}"] = f"products {plain}; grouped_mm {grouped}"
+    return found
 
 
 def kernels() -> list[tuple[str, str]]:

@@ -71,6 +71,7 @@ FUZZ(glu) {
 }
 
 FUZZ(grouped_mm) {
+  const DType dtype = std::array{DType::f32, DType::bf16, DType::f16}[below(3)];
   const std::string layout = std::array{"nt", "nn", "tn"}[below(3)];
   const bool nt = layout == "nt", tn = layout == "tn";
   const int64_t groups = below(5), width = below(chance(0.3) ? 140 : 20), columns = below(chance(0.3) ? 200 : 70);
@@ -85,12 +86,12 @@ FUZZ(grouped_mm) {
   offsets.fill([&](int64_t e) { return bounds[e]; });
   const auto source = [&](int64_t s) { return s < bounds.back() ? below(sources) : -1; };  // none where no group is
   a_rows.fill(source), b_rows.fill(source);
-  Array a = random_layout(DType::bf16, {a_moved ? sources : rows, width}, true);
-  Array b = tn ? random_layout(DType::bf16, {b_moved ? sources : rows, columns}, true)
-               : random_layout(DType::bf16, {groups, nt ? columns : width, nt ? width : columns}, true);
+  Array a = random_layout(dtype, {a_moved ? sources : rows, width}, true);
+  Array b = tn ? random_layout(dtype, {b_moved ? sources : rows, columns}, true)
+               : random_layout(dtype, {groups, nt ? columns : width, nt ? width : columns}, true);
   const auto small = [](int64_t) { return double(below(17) - 8) / 4; };  // their products and sums are exact
   a.fill(small), b.fill(small);
-  Array out = tn ? Array(DType::bf16, {groups, width, columns}) : Array(DType::bf16, {rows, columns});
+  Array out = tn ? Array(dtype, {groups, width, columns}) : Array(dtype, {rows, columns});
   const auto given = [](bool is, const Array& x) { return is ? warpup::OptionalView(x.view()) : std::nullopt; };
   const auto call = [&] {
     warpup::grouped_mm(a, b, offsets, given(a_moved, a_rows), given(b_moved, b_rows), layout, out);
@@ -119,7 +120,7 @@ FUZZ(grouped_mm) {
     }
   }
   expect_near(
-      out, [&](int64_t i) { return want[i]; }, [&](int64_t i) { return epsilon_of(DType::bf16) * std::fabs(want[i]); },
+      out, [&](int64_t i) { return want[i]; }, [&](int64_t i) { return epsilon_of(dtype) * std::fabs(want[i]); },
       "grouped_mm " + layout);
 }
 

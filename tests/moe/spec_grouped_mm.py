@@ -34,7 +34,7 @@ def grouped_mm_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
         ("grouped_mm_backward", (x["x"], x["w"], offsets, dy, [True, True])),
         ("grouped_mm_backward", (None, x["w"], offsets, dy, [True, False])),
     ]
-    if x["x"].is_cpu and x["x"].dtype == torch.bfloat16:  # the kernel under them
+    if x["x"].is_cpu and x["x"].dtype != torch.float64:  # the kernel under them
         w = x["w"].contiguous()
         calls += [
             ("grouped_mm_cpu", (x["x"], w, offsets, None, None, "nt")),

@@ -105,7 +105,7 @@ def test_what_is_kept():
     ("change", "part"),
     [
         ({"layout": "tt"}, "layout must be nt, nn or tn, got tt"),
-        ({"a": torch.zeros(4, 3)}, "a must be bfloat16, got float32"),
+        ({"a": torch.zeros(4, 3).double()}, "a must be float32, bfloat16, float16, got float64"),
         ({"b": torch.zeros(2, 5, 4).bfloat16()}, r"b must have shape \(2, 5, 3\), got \(2, 5, 4\)"),
         ({"offsets": torch.tensor([0, 1, 5])}, "offsets must rise from 0 to at most 4, got 1 and then 5"),
         ({"offsets": torch.tensor([0, 3, 1])}, "offsets must rise from 0 to at most 4, got 3 and then 1"),

@@ -12,8 +12,8 @@ from torch import Tensor
 from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
+from warpup._products import add_mm, mm
 from warpup.divergence.divergence import check_kind, reference_divergence
-from warpup.logprob.linear_logprob import add_product
 
 # Of one chunk's logits, each side: on the CPU both fit the last-level cache of a server, on a GPU the GEMMs are large
 # enough to fill it.
@@ -46,7 +46,7 @@ class _Chunks:
             at = slice(begin, min(begin + self.step, n))
             logits = [b[: at.stop - begin] for b in self.buffers]
             for (hidden, weight), out in zip(self.sides, logits, strict=True):
-                torch.mm(hidden[at], weight.t(), out=out)
+                mm(hidden[at], weight.t(), out)
             yield at, (*logits, *(None if r is None else r[at] for r in self.rows))
 
 
@@ -94,9 +94,9 @@ def _backward(
         gradient = inputs[0]  # written over the logits
         _op.ops.divergence_backward_(*inputs, kind, temperature_scalar, beta, stats[at], grad_value[at])
         if need_hidden:
-            torch.mm(gradient, weight, out=grad_hidden[at])
+            mm(gradient, weight, grad_hidden[at])
         if need_weight:
-            add_product(grad_weight, gradient.t(), hidden[at])
+            add_mm(grad_weight, gradient.t(), hidden[at])
     return grad_hidden, grad_weight if grad_weight.dtype == weight.dtype else grad_weight.to(weight.dtype)
 
 

@@ -8,6 +8,7 @@ weight's gradient comes from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from warpup import _op
 from warpup._op import accumulator, autocast
+from warpup._products import library_has
 from warpup._transforms import unwrapped
 
 MODES = ("midpoint", "exact")
@@ -52,6 +54,22 @@ def reference_box(product: Callable, center, radius, weight, bias, weight_radius
     return (c, r) if clean is None else (c, r, product(clean, weight, bias))
 
 
+def widest(function: Callable) -> Callable:
+    """`function` of a Product and its operands, in float32 where a CPU's library is slow at their 16 bits; its results
+    are rounded to these."""
+
+    @wraps(function)
+    def call(product: Product, *operands):
+        like = next(t for t in operands if isinstance(t, Tensor))
+        if library_has(like.dtype, like.device):
+            return function(product, *operands)
+        wide = (t.float() if isinstance(t, Tensor) else t for t in operands)
+        return tuple(t if t is None else t.to(like.dtype) for t in function(product, *wide))
+
+    return call
+
+
+@widest
 def box(product: Product, center, radius, weight, bias, weight_radius, clean) -> tuple[Tensor, Tensor, Tensor]:
     """center W + b and |W| radius, with a box of weights also Wr (|center| + radius); and the clean operand's."""
     c, r = product.of(center, weight, bias), product.absolute(radius, weight)
@@ -70,6 +88,7 @@ def in_layout(t: Tensor | None, like: Tensor) -> Tensor | None:
     return t if t is None or t.stride() == like.stride() else torch.empty_like(like).copy_(t)
 
 
+@widest
 def box_backward(product: Product, gc, gr, gx, center, radius, weight, weight_radius, clean, needs) -> tuple:
     """Gradients of center, radius, weight, bias, weight_radius and clean; None for those without."""
     need_c, need_r, need_w, need_b, need_wr, need_x = needs

@@ -16,6 +16,7 @@ from torch import Tensor
 from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
+from warpup._products import add_mm, mm
 from warpup.logprob.kept import check_kept, kept_logits
 from warpup.logprob.token_logprob import (
     IGNORE_INDEX,
@@ -56,9 +57,7 @@ def slices(tokens: SampledTokens, vocab: int, chunk: int) -> Iterator[tuple[int,
 def slice_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, begin: int, end: int, buffer: Tensor) -> Tensor:
     """Columns [begin, end) of the logits, in `buffer`."""
     z = buffer[: hidden.shape[0] * (end - begin)].view(hidden.shape[0], end - begin)
-    if bias is None:
-        return torch.mm(hidden, weight[begin:end].t(), out=z)
-    return torch.addmm(bias[begin:end], hidden, weight[begin:end].t(), out=z)
+    return mm(hidden, weight[begin:end].t(), z, bias if bias is None else bias[begin:end])
 
 
 @_op.composite(
@@ -84,20 +83,6 @@ def _(hidden, weight, bias, *rest):
     return outputs_like(hidden, hidden.shape[:1], *rest[-3:])
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in the accumulator's type where the device has such a product."""
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype.itemsize == 2 else torch.mm(a, b)
-
-
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, where total is in the accumulator's type; some rows at a time, so that no second total exists."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-        return
-    for part, rows in zip(total.split(4096), a.split(4096), strict=True):
-        part += product(rows, b)
-
-
 @_op.composite(
     f"linear_logprob_backward(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, int chunk, Tensor stats, "
     "Tensor? entropy, Tensor? sum_p2, Tensor? grad_logp, Tensor? grad_entropy, Tensor? grad_lse, Tensor? grad_sum_p2, "
@@ -117,9 +102,9 @@ def _backward(hidden, weight, bias, *rest):
         z = slice_logits(hidden, weight, bias, begin, end, buffer)
         _op.ops.token_logprob_backward_(z, *part, *saved_and_grads, begin, vocab)
         if need_hidden:
-            add_product(grad_hidden, z, weight[begin:end])
+            add_mm(grad_hidden, z, weight[begin:end])
         if need_weight:
-            torch.mm(z.t(), hidden, out=grad_weight[begin:end])
+            mm(z.t(), hidden, grad_weight[begin:end])
         if need_bias:
             torch.sum(z, 0, out=grad_bias[begin:end])
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias

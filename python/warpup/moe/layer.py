@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from warpup._op import accumulator
 from warpup.moe.glu import ACTIVATIONS, glu
+from warpup.moe.grouped_mm import linear
 from warpup.moe.moe_balance_loss import moe_balance_loss, moe_device_balance_loss, moe_update_bias
 from warpup.moe.moe_experts import WEIGHT_PLACEMENTS, moe_experts
 from warpup.moe.moe_route import MoERoute, moe_route
@@ -129,8 +130,8 @@ class DeepSeekMoE(nn.Module):
             activation=self.activation, weight_placement=self.weight_placement,
         )  # fmt: skip
         if self.num_shared:
-            h = nn.functional.linear(rows, self.shared_gate_up)
-            out = out + nn.functional.linear(glu(h, activation=self.activation), self.shared_down)
+            h = linear(rows, self.shared_gate_up)
+            out = out + linear(glu(h, activation=self.activation), self.shared_down)
         return out.view(x.shape)
 
     def load(self) -> Tensor:

@@ -16,11 +16,11 @@ from torch import Tensor
 from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
+from warpup._products import add_mm, mm
 from warpup._transforms import beyond_reverse_mode, once_differentiable
 from warpup.logprob.linear_logprob import (
     CHUNK_BYTES,
     SAMPLED_TOKENS,
-    add_product,
     check_cu_seqlens,
     check_linear,
     linear_logprob,
@@ -94,9 +94,9 @@ def _gradients(*arguments):
         saved = (stats, entropy_at if entropy_coef else None, None, grad_logp, grad_entropy, None, None)
         _op.ops.token_logprob_backward_(z, *part, *saved, 0, vocab)
         if need_hidden:
-            torch.mm(z, weight, out=grad_hidden[at])
+            mm(z, weight, grad_hidden[at])
         if need_weight:
-            add_product(grad_weight, z.t(), x)
+            add_mm(grad_weight, z.t(), x)
         if need_bias:
             grad_bias += z.sum(0, dtype=acc)
     return logp, entropy, grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)

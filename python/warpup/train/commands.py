@@ -4,6 +4,7 @@ Modules that need torch are imported where they are used, so that help and wrong
 """
 
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def train(arguments: list[str]) -> None:
     from .files import write_text
     from .log import ProgressBar, quiet_transformers, together
     from .model.load_model import start_model
+    from .model.precision import slow_products
     from .recipe import Recipe, what_was_learned
     from .report import write_report
     from .run import HeldOut
@@ -51,6 +53,8 @@ def train(arguments: list[str]) -> None:
         )  # fmt: skip
     quiet_transformers()
     model, tokenizer = start_model(config)
+    if told := slow_products(config.dtype, model):
+        print(told, file=sys.stderr)
     recipe = Recipe(
         config.all_stages(),
         dtype=config.dtype,

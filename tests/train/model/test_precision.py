@@ -20,7 +20,14 @@ from tests.support.tiny import (
     weights,
 )
 from warpup.train import Recipe, TrainError
-from warpup.train.model.precision import autocast_dtype, computing, exact_sums, in_bfloat16, without_dropout
+from warpup.train.model.precision import (
+    autocast_dtype,
+    computing,
+    exact_sums,
+    in_bfloat16,
+    slow_products,
+    without_dropout,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,6 +55,21 @@ def test_auto_takes_float32_for_small_models_and_asks_the_device_for_large_ones(
     assert autocast_dtype("auto", llama()) is None
     with pytest.raises(TrainError, match="dtype: expected auto, float32 or bfloat16, got 'half'"):
         autocast_dtype("half", llama())
+
+
+def test_a_cpu_without_bfloat16_is_told_of(monkeypatch):
+    """Why "auto" is float32 for a large model, or that what was asked for is slow; nothing where nothing is lost."""
+    monkeypatch.setattr("warpup.train.model.precision.WORTH_IT", 1)
+    monkeypatch.setattr("warpup.train.model.precision.products_in_bfloat16", lambda device: False)
+    assert slow_products("auto", llama()).startswith("dtype: float32, since this CPU has no instructions for products")
+    assert slow_products("float32", llama()) is None
+    for precision, model in (("bfloat16", llama()), ("auto", in_bfloat16(llama()))):
+        assert "they take 3 to 100 times as long as those of float32" in slow_products(precision, model)
+    monkeypatch.setattr("warpup.train.model.precision.products_in_bfloat16", lambda device: True)
+    assert slow_products("bfloat16", llama()) is None
+    monkeypatch.undo()
+    monkeypatch.setattr("warpup.train.model.precision.products_in_bfloat16", lambda device: False)
+    assert slow_products("auto", llama()) is None  # too small to gain
 
 
 def test_layer_norm_s_sums_do_not_stall():

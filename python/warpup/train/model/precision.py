@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..._products import library_has
 from ..errors import TrainError
 from ..settings import Precision
 
@@ -24,8 +25,7 @@ WORTH_IT = 20_000_000  # parameters; of smaller models the casts of weights may 
 def products_in_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bfloat16 matrices; without, they are slower than float32."""
     if device.type == "cpu":
-        names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        return any(getattr(torch.cpu, name, bool)() for name in names)
+        return library_has(torch.bfloat16, device)
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -41,6 +41,18 @@ def autocast_dtype(precision: Precision, model: nn.Module) -> torch.dtype | None
         large = sum(p.numel() for p in model.parameters()) >= WORTH_IT
         precision = "bfloat16" if large and products_in_bfloat16(device) else "float32"
     return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def slow_products(precision: Precision, model: nn.Module) -> str | None:
+    """What to tell whoever trains on a CPU without fast products in bfloat16: why "auto" is float32, or that what was
+    asked for is slow. None where there is nothing to tell."""
+    device, parameters = next(model.parameters()).device, list(model.parameters())
+    if device.type != "cpu" or precision == "float32" or products_in_bfloat16(device):
+        return None
+    why = "this CPU has no instructions for products of bfloat16 matrices (AMX or AVX512-BF16)"
+    if precision == "bfloat16" or any(p.dtype == torch.bfloat16 and p.requires_grad for p in parameters):
+        return f"{why}: they take 3 to 100 times as long as those of float32, which dtype and weights float32 make"
+    return f"dtype: float32, since {why}" if sum(p.numel() for p in parameters) >= WORTH_IT else None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,134 @@
+"""Products in 16 bits on a CPU: by the library, and by conversion to float32, piece by piece."""
+
+import pytest
+import torch
+
+import warpup
+from tests.support.cases import OPS, upcast
+from tests.support.inputs import within
+from warpup import _products, info
+from warpup._products import add_mm, library_has, mm
+from warpup.divergence.linear_divergence import reference_linear_divergence
+from warpup.moe.grouped_mm import cpu_kernel
+
+CPU = torch.device("cpu")
+HALVES = [torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=["library", "float32"])
+def path(request, monkeypatch):
+    monkeypatch.setenv("WARPUP_PRODUCTS", request.param)
+    return request.param
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Pieces so small that there are several of each kind, of unequal sizes."""
+    monkeypatch.setenv("WARPUP_PRODUCTS", "float32")
+    monkeypatch.setattr(_products, "CUT", 5)
+
+
+def operands(rows, depth, columns, dtype, transposed=False):
+    generator = torch.Generator().manual_seed(rows + depth + columns)
+    a, b = torch.randn(rows, depth, generator=generator), torch.randn(depth, columns, generator=generator)
+    a, b = a.to(dtype), b.to(dtype)
+    return (a.t().contiguous().t(), b.t().contiguous().t()) if transposed else (a, b)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (3, 4, 0), (1, 1, 1), (5, 5, 5), (6, 11, 13), (16, 3, 1)])
+def test_pieces_make_the_product_rounded_once(cut, shape, transposed, dtype):
+    a, b = operands(*shape, dtype, transposed)
+    bias, out = torch.arange(shape[2]).to(dtype), torch.full((shape[0], shape[2]), torch.nan, dtype=dtype)
+    exact = a.double() @ b.double()
+    step = torch.finfo(dtype).eps / 2 * 1.001  # of one rounding, and what float32 sums lose
+    torch.testing.assert_close(mm(a, b, out).double(), exact, rtol=step, atol=1e-5)
+    torch.testing.assert_close(mm(a, b, out, bias).double(), exact + bias.double(), rtol=step, atol=1e-5)
+    total = torch.ones(out.shape)
+    add_mm(total, a, b)
+    torch.testing.assert_close(total.double(), exact + 1, rtol=1e-6, atol=1e-5)
+
+
+def test_what_is_alive_in_float32_is_bounded(cut, monkeypatch):
+    sizes = []
+    widen = torch.Tensor.float
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: sizes.append(x.shape) or widen(x))
+    a, b = operands(12, 17, 9, torch.bfloat16)
+    mm(a, b, torch.empty(12, 9, dtype=torch.bfloat16))
+    assert len(sizes) > 12
+    assert max(max(shape) for shape in sizes) <= 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["linear_logprob", "linear_policy_loss", "grouped_mm", "moe_experts", "interval_linear", "interval_conv2d"],
+)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_both_paths_keep_to_the_contract(path, name, dtype):
+    op = OPS[name]
+    for variant in op.variants:
+        x = op.make("small", dtype, "cpu", variant=variant)
+        got, want, naive = op.run(x), op.run(upcast(x), op.reference), op.run(x, op.reference)
+        for g, w, n in zip(got, want, naive, strict=True):
+            within(g, w, n)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_both_paths_of_linear_divergence(path, dtype):
+    generator = torch.Generator().manual_seed(0)
+    sides = [torch.randn(n, 12, generator=generator).to(dtype) for n in (9, 40, 9, 40)]
+
+    def run(function, to):
+        x = [t.to(to).requires_grad_() for t in sides]
+        value = function(*x)
+        return (value, *torch.autograd.grad(value.sum(), x[:2]))
+
+    results = (run(f, to) for f, to in (
+        (warpup.linear_divergence, dtype), (reference_linear_divergence, torch.float64),
+        (reference_linear_divergence, dtype),
+    ))  # fmt: skip
+    for got, want, naive in zip(*results, strict=True):
+        within(got, want, naive)
+
+
+def test_which_path_a_cpu_takes(monkeypatch):
+    """By its instructions alone, and by WARPUP_PRODUCTS before them."""
+    monkeypatch.delenv("WARPUP_PRODUCTS", raising=False)
+
+    def a_cpu_with(bfloat16, float16=(), avx512=True):
+        monkeypatch.setitem(_products.AVAILABLE, torch.bfloat16, list(bfloat16))
+        monkeypatch.setitem(_products.AVAILABLE, torch.float16, list(float16))
+        monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512)
+        dtypes = (torch.float32, *HALVES, torch.float64)
+        return [library_has(t, CPU) for t in dtypes], [cpu_kernel(t) for t in dtypes]
+
+    panels, amx = "float32 panels", ["AMX", "AVX512-BF16"]
+    assert a_cpu_with([], avx512=False) == ([True, False, False, True], [panels, panels, panels, None])
+    assert a_cpu_with([]) == ([True, False, False, True], [None, panels, panels, None])
+    assert a_cpu_with(["AVX512-BF16"]) == ([True, True, False, True], [None, "AVX512-BF16", panels, None])
+    assert a_cpu_with(amx) == ([True, True, False, True], [None, None, panels, None])
+    assert a_cpu_with(amx, ["AMX-FP16"]) == ([True] * 4, [None] * 4)
+    monkeypatch.setenv("WARPUP_PRODUCTS", "float32")
+    assert a_cpu_with(amx, ["AMX-FP16"]) == ([True, False, False, True], [panels, panels, panels, None])
+    monkeypatch.setenv("WARPUP_PRODUCTS", "library")
+    assert a_cpu_with([], avx512=False) == ([True] * 4, [None] * 4)
+    monkeypatch.setenv("WARPUP_PRODUCTS", "fast")
+    with pytest.raises(ValueError, match="WARPUP_PRODUCTS: expected library or float32, got 'fast'"):
+        library_has(torch.bfloat16, CPU)
+
+
+def test_the_path_is_no_graph_break(path):
+    layer = warpup.moe.DeepSeekMoE(16, 8, 4, 2, num_shared=1, dtype=torch.bfloat16)
+    x = torch.randn(5, 16).bfloat16()
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+
+
+def test_info_tells_the_path(monkeypatch):
+    for path, plain, grouped in (
+        ("library", "the library's", "the library's, one an expert"),
+        ("float32", "the library's in float32, by pieces", "own kernel (float32 panels)"),
+    ):
+        monkeypatch.setenv("WARPUP_PRODUCTS", path)
+        assert info.cpu_products()["CPU bfloat16"] == f"products {plain}; grouped_mm {grouped}"
