@@ -1,8 +1,9 @@
 // The loops of grouped_mm's CPU kernel where the CPU has AVX512-BF16: one instruction adds the products of 16 pairs.
-// See grouped_mm_tiles.h for what each of them does.
+// See grouped_mm_tiles.h for what each of them does. In the library for CPUs with AVX-512 alone: WARPUP_CPU of a lower
+// level leaves them out.
 #include "moe/grouped_mm_tiles.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#if defined(__AVX512F__) && defined(__GNUC__)
 #include <immintrin.h>
 
 #include <algorithm>
