@@ -76,7 +76,8 @@ WARPUP_ARRAYS(m) {
         &glu_backward, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(), py::kw_only(),
         "activation"_a = "silu", "grad_a"_a, "grad_h"_a, "grad_weights"_a = py::none(), "a"_a = py::none());
   m.def("grouped_mm",
-        "A product a group in float32, bfloat16 or float16 on a CPU, rows sorted by group; layout nt, nn or tn as BLAS names it: out is "
+        "A product a group in float32, bfloat16 or float16 on a CPU, rows sorted by group; layout nt, nn or tn as BLAS "
+        "names it: out is "
         "written.",
         &grouped_mm, "a"_a, "b"_a, "offsets"_a, "a_rows"_a = py::none(), "b_rows"_a = py::none(), py::kw_only(),
         "layout"_a = "nt", "out"_a);

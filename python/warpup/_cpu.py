@@ -8,8 +8,11 @@ that name: so an older loader gets the right one too, and the environment variab
 from __future__ import annotations
 
 import os
-import platform
-from pathlib import Path
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path  # imported where it is used: most processes only ask for the C library's version
 
 # The flags of /proc/cpuinfo that a level needs beyond the one before it.
 LEVELS = {
@@ -23,13 +26,14 @@ def _loader_chooses() -> bool:
     try:
         name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
     except (ValueError, AttributeError):  # another C library, or another system
-        return platform.system() != "Linux"
+        return sys.platform != "linux"
     return name == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 33)
 
 
 def _folder() -> Path | None:
     """Where the libraries are: beside `arrays`, which in an editable install is not beside this file."""
     from importlib.util import find_spec
+    from pathlib import Path
 
     arrays = find_spec("warpup.arrays")
     return Path(arrays.origin).parent if arrays and arrays.origin else None
@@ -38,7 +42,7 @@ def _folder() -> Path | None:
 def levels() -> dict[str, Path]:
     """The libraries that this build has and this CPU can run, by level, lowest first; none but on x86-64 Linux."""
     folder = _folder()
-    if folder is None or platform.system() != "Linux" or platform.machine() not in ("x86_64", "AMD64"):
+    if folder is None or sys.platform != "linux" or os.uname().machine != "x86_64":
         return {}
     with open("/proc/cpuinfo") as file:
         flags = set(next(line for line in file if line.startswith("flags")).split())
