@@ -4,9 +4,11 @@
 // softmax and log_softmax that is half a dozen arrays of the logits' size; here both logits are read twice and nothing
 // of their size is written but the gradient.
 //
+//   z = form(logit), each side's own scale and soft cap                               core/logit_form.h
 //   p = exp((z - max z) / T) / sum,  sum = sum exp(...), for S and for T            one sweep over both rows
 //   value = sum_j term(pS_j, pT_j)                       c, a constant of the row   a second, the rows in the cache
-//   dzS[j] = g slope(pS_j, pT_j, c) / T                  g: gradient of value       backward: one sweep
+//   dzS[j] = g slope(pS_j, pT_j, c) / T                  g: gradient of value       backward: one sweep, where
+//                                                        dlogit = dz times the form's slope
 //
 // term, slope and c of each kind: divergence_math.h. `binary` has no softmax: max 0, sum 1. `swap` (Mix-CPT)
 // exchanges the teacher's largest logit with that of `targets`: two entries of pT change, its sum does not.
@@ -23,6 +25,7 @@
 //          backward: the same read, half as much written.
 #pragma once
 
+#include "core/logit_form.h"
 #include "core/per_row.h"
 #include "divergence/divergence_math.h"
 
@@ -43,6 +46,7 @@ struct DivergenceArgs {
   PerRow<int64_t> targets;  // given: the swap
   PerRow<uint8_t> mask;     // not given: all rows count
   PerRowOrScalar temperature;
+  LogitForm<Acc> student_form, teacher_form;
   Acc* value;  // contiguous
   Acc* stats;  // contiguous [rows, 6]
 };

@@ -9,34 +9,41 @@ WARPUP_ARRAYS(m) {
       "divergence",
       "Divergence of each row's two distributions: value [...] and, for the backward, stats [..., 6] are written.",
       [](const View& student, const View& teacher, const OptionalView& temperature, const OptionalView& mask,
-         const OptionalView& targets, const std::string& kind, double temperature_scalar, double beta,
-         const View& value, const View& stats) {
+         const OptionalView& targets, const std::string& kind, double temperature_scalar, double beta, double scale,
+         double softcap, double teacher_scale, double teacher_softcap, const View& value, const View& stats) {
         divergence(student, teacher,
                    {.kind = kind,
                     .temperature = {temperature, temperature_scalar},
                     .beta = beta,
                     .mask = mask,
-                    .targets = targets},
+                    .targets = targets,
+                    .student_form = {scale, softcap},
+                    .teacher_form = {teacher_scale, teacher_softcap}},
                    value, stats);
       },
       "student"_a, "teacher"_a, "temperature"_a = py::none(), "mask"_a = py::none(), "targets"_a = py::none(),
-      py::kw_only(), "kind"_a = "forward", "temperature_scalar"_a = 1.0, "beta"_a = 0.5, "value"_a, "stats"_a);
+      py::kw_only(), "kind"_a = "forward", "temperature_scalar"_a = 1.0, "beta"_a = 0.5, "scale"_a = 1.0,
+      "softcap"_a = 0.0, "teacher_scale"_a = 1.0, "teacher_softcap"_a = 0.0, "value"_a, "stats"_a);
   m.def(
       "divergence_backward",
       "Its gradient to the student's logits: grad_student, which may be student itself, is written.",
       [](const View& student, const View& teacher, const OptionalView& temperature, const OptionalView& mask,
-         const OptionalView& targets, const std::string& kind, double temperature_scalar, double beta,
-         const View& stats, const View& grad_value, const View& grad_student) {
+         const OptionalView& targets, const std::string& kind, double temperature_scalar, double beta, double scale,
+         double softcap, double teacher_scale, double teacher_softcap, const View& stats, const View& grad_value,
+         const View& grad_student) {
         divergence_backward(student, teacher,
                             {.kind = kind,
                              .temperature = {temperature, temperature_scalar},
                              .beta = beta,
                              .mask = mask,
-                             .targets = targets},
+                             .targets = targets,
+                             .student_form = {scale, softcap},
+                             .teacher_form = {teacher_scale, teacher_softcap}},
                             stats, grad_value, grad_student);
       },
       "student"_a, "teacher"_a, "temperature"_a = py::none(), "mask"_a = py::none(), "targets"_a = py::none(),
-      py::kw_only(), "kind"_a = "forward", "temperature_scalar"_a = 1.0, "beta"_a = 0.5, "stats"_a, "grad_value"_a,
+      py::kw_only(), "kind"_a = "forward", "temperature_scalar"_a = 1.0, "beta"_a = 0.5, "scale"_a = 1.0,
+      "softcap"_a = 0.0, "teacher_scale"_a = 1.0, "teacher_softcap"_a = 0.0, "stats"_a, "grad_value"_a,
       "grad_student"_a);
   m.def(
       "topk_divergence", "Forward KL on a teacher's top K: value [...] and stats [..., 3] are written.",

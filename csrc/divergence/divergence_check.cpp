@@ -42,6 +42,8 @@ DivergenceArgs<T> common_args(const char* op, const View& student, const View& t
   args.vocab = student.sizes[lead];
   args.mask = per_row<uint8_t>(op, "mask", options.mask, student);
   args.temperature = temperature_of<acc_t<T>>(op, options.temperature, student);
+  args.student_form = logit_form<acc_t<T>>(op, options.student_form);
+  args.teacher_form = logit_form<acc_t<T>>(op, options.teacher_form, "teacher_");
   args.stats = row_state<acc_t<T>>(op, "stats", stats, student, kDivergenceStats);
   if (!swap) return args;
   if (!options.targets) fail(op, ": kind logit_swap needs targets, got None");

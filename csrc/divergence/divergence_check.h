@@ -3,6 +3,7 @@
 
 #include <string_view>
 
+#include "core/logit_form_check.h"
 #include "core/per_row_check.h"
 
 namespace warpup {
@@ -13,6 +14,7 @@ struct DivergenceOptions {
   double beta = 0.5;     // the teacher's share of the mixture, for kind jsd
   OptionalView mask;     // uint8, one a row; 0: the row counts for nothing
   OptionalView targets;  // int64, one a row, for kind logit_swap
+  LogitFormOptions student_form, teacher_form;
 };
 
 // value [...] and stats [..., 6] are written.

@@ -68,13 +68,14 @@ Loops<Acc> loops_of(Divergence kind) {
 // ---- forward --------------------------------------------------------------------------------------------------------
 
 template <class T>
-Sums add_terms(const Loops<acc_t<T>>& loops, const T* x_s, const T* x_t, int64_t n,
+Sums add_terms(const DivergenceArgs<T>& args, const Loops<acc_t<T>>& loops, const T* x_s, const T* x_t,
                const DivergenceRow<acc_t<T>>& row) {
   alignas(64) acc_t<T> wide[2][kBlock];
   Sums sums;
-  for (int64_t begin = 0; begin < n; begin += kBlock) {
-    const int64_t count = std::min(kBlock, n - begin);
-    loops.add_terms(block_of(x_s + begin, count, wide[0]), block_of(x_t + begin, count, wide[1]), count, row, &sums);
+  for (int64_t begin = 0; begin < args.vocab; begin += kBlock) {
+    const int64_t n = std::min(kBlock, args.vocab - begin);
+    loops.add_terms(load_block(x_s + begin, n, args.student_form, wide[0]),
+                    load_block(x_t + begin, n, args.teacher_form, wide[1]), n, row, &sums);
   }
   return sums;
 }
@@ -84,14 +85,16 @@ Sums add_terms(const Loops<acc_t<T>>& loops, const T* x_s, const T* x_t, int64_t
 template <class T>
 int64_t swap_terms(const DivergenceArgs<T>& args, int64_t r, const T* x_s, const T* x_t, int64_t block,
                    const DivergenceRow<acc_t<T>>& row, Sums* sums) {
-  const T* begin = x_t + block;
-  const T* end = x_t + std::min(args.vocab, block + kBlock);
-  const int64_t top = std::find_if(begin, end, [&row](T x) { return load(x) == row.t.max; }) - x_t;
+  alignas(64) acc_t<T> wide[kBlock];
+  const int64_t n = std::min(kBlock, args.vocab - block);
+  const acc_t<T>* z_t = load_block(x_t + block, n, args.teacher_form, wide);  // the same bits as when max was found
+  const int64_t top = block + (std::find(z_t, z_t + n, row.t.max) - z_t);
   const int64_t y = args.targets[r];
-  if (top == end - x_t) return args.vocab;
+  if (top == block + n) return args.vocab;
   if (top == y) return top;
   const auto add = [&](int64_t at, int64_t teacher_at, int sign) {
-    const auto term = divergence_term<Divergence::forward>(row, load(x_s[at]), load(x_t[teacher_at]));
+    const auto term = divergence_term<Divergence::forward>(row, args.student_form(load(x_s[at])),
+                                                           args.teacher_form(load(x_t[teacher_at])));
     sums->value += sign * double(term.value), sums->c += sign * double(term.c);
   };
   add(top, top, -1), add(y, y, -1), add(top, y, 1), add(y, top, 1);
@@ -109,7 +112,8 @@ void forward_row(const DivergenceArgs<T>& args, const Loops<acc_t<T>>& loops, in
   int64_t block = 0;
   bool empty = !counts(args, r);
   if (!empty && args.kind != Divergence::binary) {
-    const auto s = sum_row(x_s, args.vocab, inv_t), t = sum_row(x_t, args.vocab, inv_t);
+    const auto s = sum_row(x_s, args.vocab, inv_t, args.student_form);
+    const auto t = sum_row(x_t, args.vocab, inv_t, args.teacher_form);
     empty = s.sum == 0 || t.sum == 0;
     row = divergence_row(side_of(s), side_of(t), inv_t, beta, Acc(0));
     block = t.block;
@@ -120,7 +124,7 @@ void forward_row(const DivergenceArgs<T>& args, const Loops<acc_t<T>>& loops, in
     args.value[r] = 0;
     return;
   }
-  Sums sums = add_terms(loops, x_s, x_t, args.vocab, row);
+  Sums sums = add_terms(args, loops, x_s, x_t, row);
   const int64_t top = args.targets ? swap_terms(args, r, x_s, x_t, block, row, &sums) : 0;
   args.value[r] = static_cast<Acc>(sums.value);
   const Acc kept[] = {row.s.max, row.s.sum, row.t.max, row.t.sum, static_cast<Acc>(sums.c), static_cast<Acc>(top)};
@@ -161,12 +165,17 @@ void divergence_backward_cpu(const DivergenceBackwardArgs<T>& args) {
     const bool swap = top < f.vocab;
     const int64_t y = swap ? f.targets[r] : 0;
     const auto swapped = [&](int64_t at, int64_t teacher_at) {
-      return store<T>(factor * divergence_slope<Divergence::forward>(row, load(x_s[at]), load(x_t[teacher_at])));
+      const auto [z, slope] = f.student_form.at(load(x_s[at]));
+      const Acc z_t = f.teacher_form(load(x_t[teacher_at]));
+      return store<T>(factor * divergence_slope<Divergence::forward>(row, z, z_t) * slope);
     };
     const T at_top = swap ? swapped(top, y) : T{}, at_y = swap ? swapped(y, top) : T{};
     write_blocks([&](int64_t begin, int64_t n, Acc* to) {
       alignas(64) Acc wide[2][kBlock];
-      loops.slopes(block_of(x_s + begin, n, wide[0]), block_of(x_t + begin, n, wide[1]), n, row, factor, to);
+      alignas(64) Acc slope[kBlock];
+      const Acc* z_s = load_block(x_s + begin, n, f.student_form, wide[0], slope);
+      loops.slopes(z_s, load_block(x_t + begin, n, f.teacher_form, wide[1]), n, row, factor, to);
+      if (!f.student_form.plain()) run_alone(MultiplyBlock{}, &slope[0], n, to);
     });
     if (swap) dz[top] = at_top, dz[y] = at_y;
   });

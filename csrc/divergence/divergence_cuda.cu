@@ -6,11 +6,15 @@
 namespace warpup {
 namespace {
 
-// A kind known when the kernel is compiled, so that a token costs what its own formula needs.
+// A kind known when the kernel is compiled, so that a token costs what its own formula needs; of logits as they are.
 template <Divergence kind>
 struct Fixed {
   static constexpr bool kSoftmax = kind != Divergence::binary, kSwap = kind == Divergence::forward;
   static constexpr int kVectors = kSoftmax ? 2 : 1;  // in flight in the backward: two sigmoids take many registers
+  template <class Acc>
+  __device__ __forceinline__ typename LogitForm<Acc>::Point form(const LogitForm<Acc>&, Acc x) const {
+    return {x, Acc(1)};
+  }
   template <class Acc>
   __device__ __forceinline__ DivergenceTerm<Acc> term(const DivergenceRow<Acc>& row, Acc z_s, Acc z_t) const {
     return divergence_term<kind>(row, z_s, z_t);
@@ -21,7 +25,8 @@ struct Fixed {
   }
 };
 
-// A kind chosen at each token, out of line: for float64, which tests and oracles take, one kernel instead of six.
+// A kind chosen at each token, out of line, and a form: for float64, which tests and oracles take, and for models that
+// scale or cap their logits, one kernel instead of six.
 struct Chosen {
   static constexpr bool kSoftmax = true, kSwap = true;
   static constexpr int kVectors = 1;
@@ -44,11 +49,16 @@ struct Chosen {
         return body.template operator()<Divergence::binary>();
     }
   }
-  __attribute__((noinline)) __device__ DivergenceTerm<double> term(const DivergenceRow<double>& row, double z_s,
-                                                                   double z_t) const {
+  template <class Acc>
+  __device__ __forceinline__ typename LogitForm<Acc>::Point form(const LogitForm<Acc>& form, Acc x) const {
+    return form.at(x);
+  }
+  template <class Acc>
+  __attribute__((noinline)) __device__ DivergenceTerm<Acc> term(const DivergenceRow<Acc>& row, Acc z_s, Acc z_t) const {
     return choose([&]<Divergence which>() { return divergence_term<which>(row, z_s, z_t); });
   }
-  __attribute__((noinline)) __device__ double slope(const DivergenceRow<double>& row, double z_s, double z_t) const {
+  template <class Acc>
+  __attribute__((noinline)) __device__ Acc slope(const DivergenceRow<Acc>& row, Acc z_s, Acc z_t) const {
     return choose([&]<Divergence which>() { return divergence_slope<which>(row, z_s, z_t); });
   }
 };
@@ -106,13 +116,15 @@ __global__ __launch_bounds__(kMaxThreads) void divergence_kernel(const Divergenc
   const int64_t r = blockIdx.x, n = args.vocab;
   const T* x_s = args.student + args.student_rows.offset(r);
   const T* x_t = args.teacher + args.teacher_rows.offset(r);
+  const auto student = [&](Acc x) { return kind.form(args.student_form, x).z; };
+  const auto teacher = [&](Acc x) { return kind.form(args.teacher_form, x).z; };
   // The softmax's sums of both rows.
   DivergenceRow<Acc> row;
   const Acc inv_t = row.inv_t = inverse_temperature(args, r);
   row.beta = static_cast<Acc>(args.beta);
   bool empty = !counts(args, r);  // the same for the whole block, like all that decides below
   if (!empty && Kind::kSoftmax && args.kind != Divergence::binary) {
-    const auto sum_s = sum_row(x_s, n, inv_t), sum_t = sum_row(x_t, n, inv_t);
+    const auto sum_s = sum_row(x_s, n, inv_t, student), sum_t = sum_row(x_t, n, inv_t, teacher);
     empty = sum_s.sum == 0 || sum_t.sum == 0;
     row = divergence_row(row_side(sum_s.max, sum_s.sum), row_side(sum_t.max, sum_t.sum), inv_t, row.beta, Acc(0));
   }
@@ -123,18 +135,20 @@ __global__ __launch_bounds__(kMaxThreads) void divergence_kernel(const Divergenc
     // The first of the teacher's largest logits, for the swap.
     if (Kind::kSwap && args.targets) {
       int64_t top = n;
-      for (int64_t j = threadIdx.x; j < n && top == n; j += blockDim.x) top = load(x_t[j]) == row.t.max ? j : n;
+      for (int64_t j = threadIdx.x; j < n && top == n; j += blockDim.x)
+        top = teacher(load(x_t[j])) == row.t.max ? j : n;
       swap.top = block_reduce_up_to<kMaxThreads>(top, Least{});
       swap.y = args.targets[r];
       invalid = invalid || swap.y < 0 || swap.y >= n || swap.top == n;  // there is no maximum where there is NaN
-      if (!invalid) swap.at_top = row.t.max, swap.at_y = load(x_t[swap.y]);
+      if (!invalid) swap.at_top = row.t.max, swap.at_y = teacher(load(x_t[swap.y]));
     }
     // The terms.
     walk_both<kUnroll<T>>(x_s, x_t, n, threadIdx.x, blockDim.x,
                           [&]<int N>(const Acc(&a)[N], const Acc(&b)[N], int64_t first) {
 #pragma unroll
                             for (int i = 0; i < N; ++i) {
-                              const auto term = kind.term(row, a[i], Kind::kSwap ? swap(first + i, b[i]) : b[i]);
+                              const Acc z_s = student(a[i]), z_t = teacher(b[i]);
+                              const auto term = kind.term(row, z_s, Kind::kSwap ? swap(first + i, z_t) : z_t);
                               sums.value += term.value, sums.c += term.c;
                             }
                           });
@@ -174,10 +188,11 @@ __global__ __launch_bounds__(kBackwardThreads) void divergence_backward_kernel(c
                          stats[4]);
   }
   const bool zero = stats[1] == 0 || g == 0;
+  const auto teacher = [&](Acc x) { return kind.form(f.teacher_form, x).z; };
   Swap<Acc> swap;
   if (Kind::kSwap && f.targets && !zero && stats[1] == stats[1]) {
     const int64_t top = static_cast<int64_t>(stats[5]), y = f.targets[r];
-    swap = {top - begin, y - begin, load(x_t[top]), load(x_t[y])};
+    swap = {top - begin, y - begin, teacher(load(x_t[top])), teacher(load(x_t[y]))};
   }
   const bool aligned = ((reinterpret_cast<intptr_t>(x_s) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
   walk_both<Kind::kVectors>(x_s, x_t + begin, n, threadIdx.x, kBackwardThreads,
@@ -185,8 +200,10 @@ __global__ __launch_bounds__(kBackwardThreads) void divergence_backward_kernel(c
                               Acc out[N];
 #pragma unroll
                               for (int i = 0; i < N; ++i) {
-                                const Acc slope = kind.slope(row, a[i], Kind::kSwap ? swap(first + i, b[i]) : b[i]);
-                                out[i] = zero ? Acc(0) : factor * slope;
+                                const auto [z_s, formed] = kind.form(f.student_form, a[i]);
+                                const Acc z_t = teacher(b[i]);
+                                const Acc slope = kind.slope(row, z_s, Kind::kSwap ? swap(first + i, z_t) : z_t);
+                                out[i] = zero ? Acc(0) : factor * slope * formed;
                               }
                               store_all(dz + first, out, aligned);
                             });
@@ -212,20 +229,23 @@ void start_backward(const DivergenceBackwardArgs<T>& args, Kind kind, void* stre
 
 template <class T>
 void divergence_cuda(const DivergenceArgs<T>& args, void* stream) {
-  if constexpr (sizeof(T) == 8) {
-    start(args, Chosen{args.kind}, stream);
-  } else {
-    dispatch_divergence(args.kind, [&]<Divergence kind>() { start(args, Fixed<kind>{}, stream); });
+  if constexpr (sizeof(T) < 8) {
+    if (args.student_form.plain() && args.teacher_form.plain()) {
+      return dispatch_divergence(args.kind, [&]<Divergence kind>() { start(args, Fixed<kind>{}, stream); });
+    }
   }
+  start(args, Chosen{args.kind}, stream);
 }
 
 template <class T>
 void divergence_backward_cuda(const DivergenceBackwardArgs<T>& args, void* stream) {
-  if constexpr (sizeof(T) == 8) {
-    start_backward(args, Chosen{args.forward.kind}, stream);
-  } else {
-    dispatch_divergence(args.forward.kind, [&]<Divergence kind>() { start_backward(args, Fixed<kind>{}, stream); });
+  const DivergenceArgs<T>& f = args.forward;
+  if constexpr (sizeof(T) < 8) {
+    if (f.student_form.plain() && f.teacher_form.plain()) {
+      return dispatch_divergence(f.kind, [&]<Divergence kind>() { start_backward(args, Fixed<kind>{}, stream); });
+    }
   }
+  start_backward(args, Chosen{f.kind}, stream);
 }
 
 #define INSTANTIATE(T)                                                           \

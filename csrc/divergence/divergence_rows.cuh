@@ -50,14 +50,22 @@ struct Combine {
 constexpr int kMaxThreads = 512;
 inline int threads_for(int64_t vocab) { return vocab <= 4096 ? 128 : kMaxThreads; }
 
-template <class T>
-__device__ __forceinline__ RowSum<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t) {
+struct AsGiven {
+  template <class Acc>
+  __device__ Acc operator()(Acc x) const {
+    return x;
+  }
+};
+
+// form: what makes a logit z of what is read.
+template <class T, class Form = AsGiven>
+__device__ __forceinline__ RowSum<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t, Form form = {}) {
   using Acc = acc_t<T>;
   RowSum<Acc> row{-kInf<Acc>, 0};
-  walk<2 * kUnroll<T>>(x, n, threadIdx.x, blockDim.x, [&]<int N>(const Acc(&z)[N], int64_t) {
-    Acc max = row.max;
+  walk<2 * kUnroll<T>>(x, n, threadIdx.x, blockDim.x, [&]<int N>(const Acc(&logits)[N], int64_t) {
+    Acc max = row.max, z[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) max = z[i] > max ? z[i] : max;
+    for (int i = 0; i < N; ++i) z[i] = form(logits[i]), max = z[i] > max ? z[i] : max;
     row = {max, rescaled(row, max, inv_t)};
     const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
 #pragma unroll

@@ -4,28 +4,16 @@
 
 #include <algorithm>
 
-#include "core/alone.h"
 #include "core/extremes.h"
+#include "core/load_block.h"
 #include "core/parallel.h"
 #include "core/stream_store.h"
-#include "core/widen.h"
 #include "divergence/divergence_math.h"
 
 namespace warpup {
 namespace {
 
 constexpr int64_t kBlock = 1024;  // two of them, widened, stay in L1
-
-// x[0, n), n <= kBlock, as the loops take it: where it is, or widened in `buffer`.
-template <class T>
-const acc_t<T>* block_of(const T* x, int64_t n, acc_t<T>* buffer) {
-  if constexpr (sizeof(T) > 2) {
-    return x;
-  } else {
-    widen(x, n, buffer);
-    return buffer;
-  }
-}
 
 template <class Acc>
 struct RowSum {
@@ -56,13 +44,13 @@ struct AddBlock {
 };
 
 template <class T>
-RowSum<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t) {
+RowSum<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t, LogitForm<acc_t<T>> form = {}) {
   using Acc = acc_t<T>;
   alignas(64) Acc buffer[kBlock];
   RowSum<Acc> row{-kInf<Acc>, 0, 0};
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t count = std::min(kBlock, n - begin);
-    run_alone(AddBlock{}, block_of(x + begin, count, buffer), begin, count, inv_t, &row);
+    run_alone(AddBlock{}, load_block(x + begin, count, form, buffer), begin, count, inv_t, &row);
   }
   return row;
 }

@@ -6,49 +6,56 @@
 namespace warpup {
 namespace {
 
+DivergenceOptions options_of(const OptionalTensor& temperature, const OptionalTensor& mask,
+                             const OptionalTensor& targets, std::string_view kind, double temperature_scalar,
+                             double beta, double scale, double softcap, double teacher_scale, double teacher_softcap) {
+  return {.kind = kind,
+          .temperature = {view(temperature), temperature_scalar},
+          .beta = beta,
+          .mask = view(mask),
+          .targets = view(targets),
+          .student_form = {scale, softcap},
+          .teacher_form = {teacher_scale, teacher_softcap}};
+}
+
 std::tuple<Tensor, Tensor> divergence_op(const Tensor& student, const Tensor& teacher,
                                          const OptionalTensor& temperature, const OptionalTensor& mask,
                                          const OptionalTensor& targets, std::string kind, double temperature_scalar,
-                                         double beta) {
+                                         double beta, double scale, double softcap, double teacher_scale,
+                                         double teacher_softcap) {
   const DType acc = accumulator_of(student);
   Tensor value = empty(sizes_of(student, 1), acc, student);
   Tensor stats = empty(sizes_of(student, 1, {kDivergenceStats}), acc, student);
   divergence(view(student), view(teacher),
-             {.kind = kind,
-              .temperature = {view(temperature), temperature_scalar},
-              .beta = beta,
-              .mask = view(mask),
-              .targets = view(targets)},
+             options_of(temperature, mask, targets, kind, temperature_scalar, beta, scale, softcap, teacher_scale,
+                        teacher_softcap),
              view(value), view(stats));
   return {value, stats};
 }
 
 Tensor divergence_backward_op(const Tensor& student, const Tensor& teacher, const OptionalTensor& temperature,
                               const OptionalTensor& mask, const OptionalTensor& targets, std::string kind,
-                              double temperature_scalar, double beta, const Tensor& stats, const Tensor& grad_value) {
+                              double temperature_scalar, double beta, double scale, double softcap,
+                              double teacher_scale, double teacher_softcap, const Tensor& stats,
+                              const Tensor& grad_value) {
   const View z = view(student);
   Tensor grad = empty(sizes_of(student), z.dtype, student);
   divergence_backward(z, view(teacher),
-                      {.kind = kind,
-                       .temperature = {view(temperature), temperature_scalar},
-                       .beta = beta,
-                       .mask = view(mask),
-                       .targets = view(targets)},
+                      options_of(temperature, mask, targets, kind, temperature_scalar, beta, scale, softcap,
+                                 teacher_scale, teacher_softcap),
                       view(stats), view(grad_value), view(grad));
   return grad;
 }
 
 void divergence_backward_inplace_op(Tensor student, const Tensor& teacher, const OptionalTensor& temperature,
                                     const OptionalTensor& mask, const OptionalTensor& targets, std::string kind,
-                                    double temperature_scalar, double beta, const Tensor& stats,
+                                    double temperature_scalar, double beta, double scale, double softcap,
+                                    double teacher_scale, double teacher_softcap, const Tensor& stats,
                                     const Tensor& grad_value) {
   const View z = view(student);
   divergence_backward(z, view(teacher),
-                      {.kind = kind,
-                       .temperature = {view(temperature), temperature_scalar},
-                       .beta = beta,
-                       .mask = view(mask),
-                       .targets = view(targets)},
+                      options_of(temperature, mask, targets, kind, temperature_scalar, beta, scale, softcap,
+                                 teacher_scale, teacher_softcap),
                       view(stats), view(grad_value), z);
 }
 
@@ -58,7 +65,9 @@ void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("divergence_backward_", TORCH_BOX(&divergence_backward_inplace_op));
 }
 
-#define OPTIONS "Tensor? temperature, Tensor? mask, Tensor? targets, str kind, float temperature_scalar, float beta"
+#define OPTIONS                                                                                                       \
+  "Tensor? temperature, Tensor? mask, Tensor? targets, str kind, float temperature_scalar, float beta, float scale, " \
+  "float softcap, float teacher_scale, float teacher_softcap"
 
 }  // namespace
 }  // namespace warpup

@@ -59,7 +59,7 @@ void topk_divergence_backward_cpu(const TopkDivergenceBackwardArgs<T>& args) {
     const auto s = row_side(stats[0], stats[1]);
     write_blocks([&](int64_t begin, int64_t n, Acc* to) {
       alignas(64) Acc wide[kBlock];
-      run_alone(ScaledSoftmax{}, block_of(x + begin, n, wide), n, inv_t, s, factor * listed, to);
+      run_alone(ScaledSoftmax{}, load_block(x + begin, n, {}, wide), n, inv_t, s, factor * listed, to);
     });
     // The listed tokens again, each less its share of pT. A token listed twice counts twice.
     const int64_t* ids = f.ids + f.ids_rows.offset(r);

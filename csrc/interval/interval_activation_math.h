@@ -1,7 +1,7 @@
 // The functions and their slopes, and what a box becomes under them.
 #pragma once
 
-#include "core/math.h"
+#include "core/tanh.h"
 #include "interval/box.h"
 #include "interval/interval_activation.h"
 
@@ -42,18 +42,6 @@ template <class Acc>
 WARPUP_HD Sloped<Acc> sigmoid(Acc x) {
   const Acc t = exp_neg(-magnitude(x)), s = 1 / (1 + t);
   return {x < 0 ? t * s : s, t * s * s};
-}
-
-WARPUP_HD double tanh_of(double x) { return ::tanh(x); }
-// Below .625, where 1 - e^-2x has lost digits, x + x^3 P(x^2), P by minimax (relative error 5e-9).
-WARPUP_HD float tanh_of(float x) {
-  const float t = exp_neg(-2.0f * magnitude(x)), far = (1.0f - t) / (1.0f + t), z = x * x;
-  float p = -5.704985e-3f;
-  p = p * z + 2.0639086e-2f;
-  p = p * z - 5.3739715e-2f;
-  p = p * z + 1.3331442e-1f;
-  p = p * z - 3.3333281e-1f;
-  return magnitude(x) < 0.625f ? x + x * z * p : x < 0 ? -far : far;
 }
 
 // P(X > t) of a standard normal X for t >= 0; density = e^(-t^2/2).

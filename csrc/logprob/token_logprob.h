@@ -6,11 +6,12 @@
 // slices, so that the logits never exist as a whole (linear_logprob). Under the sampler that drew the tokens: a
 // temperature, a delta that it added to the logits of a token_set, a kept_mask that its filter left.
 //
+//   z = form(logit), a model's scale and soft cap             core/logit_form.h
 //   z' = z + delta [token_set], -inf where not kept_mask     z' = z without a sampler's additions
 //   m = max z',  x = (z' - m) / T,  l = log sum exp x        one pass over the row (online softmax)
 //   p = exp(x - l)    logp = x[y] - l    entropy = l - sum p x    lse = m / T + l    sum_p2 = sum p^2
 //   dz[j] = ( g [j == y] + p[j] (q - g - h (log p[j] + entropy) + 2 s (p[j] - sum_p2)) ) / T     one pass
-//           g, h, q, s: gradients of logp, entropy, lse, sum_p2
+//           g, h, q, s: gradients of logp, entropy, lse, sum_p2; dlogit = dz times the form's slope
 //
 // Slices   logits may be the columns [vocab_begin, vocab_begin + vocab) of vocab_total. The forward, called on all
 //          slices in order, carries what it has seen in `state` and writes its outputs with the last one; the backward
@@ -27,6 +28,7 @@
 // Bytes    forward: rows * vocab * sizeof(T) read.  backward: the same read, and as much written.
 #pragma once
 
+#include "core/logit_form.h"
 #include "core/per_row.h"
 
 namespace warpup {
@@ -41,6 +43,7 @@ struct TokenLogprobArgs {
   Rows logits_rows;
   PerRow<int64_t> targets;
   int64_t ignore_index;
+  LogitForm<Acc> form;
   PerRowOrScalar temperature;
   const uint8_t* token_set;  // null: delta is added to no token
   PerRowOrScalar delta;
@@ -49,6 +52,8 @@ struct TokenLogprobArgs {
   Acc* state;                          // null where the slice is the whole vocabulary
   Acc *logp, *entropy, *lse, *sum_p2;  // the last three are null where they are not asked for
   Acc* stats;
+
+  bool as_given() const { return form.plain() && !token_set && !kept_mask; }  // z' are the logits
 };
 
 template <class T>

@@ -36,6 +36,7 @@ TokenLogprobArgs<T> common_args(const char* op, const View& logits, const Sample
   if (!logits.device.cuda && args.vocab_begin == 0) {
     check_targets(op, args.targets, args.vocab_total, args.ignore_index);
   }
+  args.form = logit_form<acc_t<T>>(op, tokens.form);
   args.temperature = temperature_of<acc_t<T>>(op, tokens.temperature, logits);
   if (tokens.token_set) {
     Argument(op, "token_set", *tokens.token_set).dtype({DType::u8}).on(logits.device).shape({args.vocab}).contiguous();

@@ -1,6 +1,7 @@
 // Entries of token_logprob: check every argument, choose dtype and device, call the kernel. Contract: token_logprob.h.
 #pragma once
 
+#include "core/logit_form_check.h"
 #include "core/per_row_check.h"
 
 namespace warpup {
@@ -13,6 +14,7 @@ struct SampledTokens {
   OptionalView token_set;    // uint8 [vocab]: the tokens whose logits the sampler moved by delta
   PerRowOrScalarView delta;  // unused without token_set
   OptionalView kept_mask;    // uint8, the shape of logits: what the sampler's filter left
+  LogitFormOptions form;     // what the model does to the logits first
 };
 
 // The columns of the vocabulary that the logits are.

@@ -1,11 +1,10 @@
 // One pass over a row in blocks that stay in L1: each block's maximum, then its sums under the largest maximum so far.
 #include <algorithm>
 
-#include "core/alone.h"
 #include "core/extremes.h"
+#include "core/load_block.h"
 #include "core/parallel.h"
 #include "core/stream_store.h"
-#include "core/widen.h"
 #include "logprob/token_logprob.h"
 #include "logprob/token_logprob_math.h"
 
@@ -80,19 +79,15 @@ struct GradientBlock {
   }
 };
 
-// Columns [begin, begin + n) of row r as the loops take them: where they are, or widened and replayed in `buffer`.
+// z' of columns [begin, begin + n) of row r: where they are, or made in `buffer`; and the form's slopes, as `load_block`.
 template <class T>
-const acc_t<T>* block_of(const TokenLogprobArgs<T>& args, int64_t r, int64_t begin, int64_t n, acc_t<T>* buffer) {
-  const T* x = args.logits + args.logits_rows.offset(r) + begin;
-  if constexpr (sizeof(T) > 2) {
-    if (!args.token_set && !args.kept_mask) return x;
-  }
-  widen(x, n, buffer);
-  if (args.token_set || args.kept_mask) {
-    run_alone(Replay{}, args.token_set ? args.token_set + begin : nullptr,
-              args.kept_mask ? args.kept_mask + args.kept_rows.offset(r) + begin : nullptr, delta_of(args, r), n,
-              buffer);
-  }
+const acc_t<T>* block_of(const TokenLogprobArgs<T>& args, int64_t r, int64_t begin, int64_t n, acc_t<T>* buffer,
+                         acc_t<T>* slope = nullptr) {
+  const acc_t<T>* z = load_block(args.logits + args.logits_rows.offset(r) + begin, n, args.form, buffer, slope);
+  if (!args.token_set && !args.kept_mask) return z;
+  if (z != buffer) std::copy(z, z + n, buffer);
+  run_alone(Replay{}, args.token_set ? args.token_set + begin : nullptr,
+            args.kept_mask ? args.kept_mask + args.kept_rows.offset(r) + begin : nullptr, delta_of(args, r), n, buffer);
   return buffer;
 }
 
@@ -150,6 +145,7 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
   const bool streamed = args.grad_logits != f.logits && f.logits_rows.count * f.vocab * int64_t(sizeof(T)) >= kStreamed;
   parallel_for(0, f.logits_rows.count, grain_of(f.vocab), [&](int64_t first, int64_t last) {
     alignas(64) Acc buffer[kBlock];
+    alignas(64) Acc slope[kBlock];
     alignas(64) T block[kBlock];
     for (int64_t r = first; r < last; ++r) {
       T* dz = args.grad_logits + args.grad_logits_rows.offset(r);
@@ -160,20 +156,25 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
       }
       const int64_t y = f.targets[r] - f.vocab_begin;
       const bool here = y >= 0 && y < f.vocab && is_kept(f, r, y);
-      const Acc target = here ? replayed(f, r, y) : Acc(0);  // before the gradient is written over it
+      // Of the target, before the gradient is written over its logit.
+      const Acc target = here ? replayed(f, r, y) : Acc(0), target_slope = here ? slope_at(f, r, y) : Acc(0);
       for (int64_t begin = 0; begin < f.vocab; begin += kBlock) {
         const int64_t n = std::min(kBlock, f.vocab - begin);
-        const Acc* z = block_of(f, r, begin, n, buffer);
+        const Acc* z = block_of(f, r, begin, n, buffer, slope);
         T* to = streamed ? block : dz + begin;
+        const auto write = [&](Acc* gradient) {
+          run_alone(GradientBlock{}, z, n, row, gradient);
+          if (!f.form.plain()) run_alone(MultiplyBlock{}, &slope[0], n, gradient);
+        };
         if constexpr (sizeof(T) > 2) {
-          run_alone(GradientBlock{}, z, n, row, to);
+          write(to);
         } else {
-          run_alone(GradientBlock{}, z, n, row, &buffer[0]);
+          write(buffer);
           narrow(buffer, n, to);
         }
         if (streamed) stream_store(dz + begin, block, n);
       }
-      if (here) dz[y] = store<T>(row(target) + row.at_target * row.inv_t);
+      if (here) dz[y] = store<T>((row(target) + row.at_target * row.inv_t) * target_slope);
     }
     if (streamed) stream_fence();
   });

@@ -27,33 +27,42 @@ struct Combine {
 
 constexpr int kMaxThreads = 512, kBackwardThreads = 256;
 
-// Walks z' of row r from column `begin` of the slice on: body(values, first), `first` counted from `begin`.
+// Walks row r from column `begin` of the slice on: body(z', slopes, first), `first` counted from `begin`; the slopes are
+// those of the form, 1 where kReplay is off.
 template <class T, bool kReplay, class Body>
 __device__ __forceinline__ void walk_row(const TokenLogprobArgs<T>& args, int64_t r, int64_t begin, int64_t n,
                                          Body body) {
   using Acc = acc_t<T>;
   const T* x = args.logits + args.logits_rows.offset(r) + begin;
   if constexpr (!kReplay) {
-    walk<kUnroll<T>>(x, n, threadIdx.x, blockDim.x, body);
+    walk<kUnroll<T>>(x, n, threadIdx.x, blockDim.x, [&]<int N>(const Acc(&z)[N], int64_t first) {
+      Acc ones[N];
+#pragma unroll
+      for (int i = 0; i < N; ++i) ones[i] = Acc(1);
+      body(z, ones, first);
+    });
   } else {
     const uint8_t* token_set = args.token_set ? args.token_set + begin : nullptr;
     const uint8_t* kept_mask = args.kept_mask ? args.kept_mask + args.kept_rows.offset(r) + begin : nullptr;
     const Acc delta = delta_of(args, r);
-    walk<1>(x, n, threadIdx.x, blockDim.x, [&]<int N>(const Acc(&z)[N], int64_t first) {
-      Acc moved[N];
+    const LogitForm<Acc> form = args.form;
+    walk<1>(x, n, threadIdx.x, blockDim.x, [&]<int N>(const Acc(&logits)[N], int64_t first) {
+      Acc moved[N], slopes[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const Acc raised = token_set && token_set[first + i] ? z[i] + delta : z[i];
+        const auto [z, slope] = form.at(logits[i]);
+        const Acc raised = token_set && token_set[first + i] ? z + delta : z;
         moved[i] = kept_mask && !kept_mask[first + i] ? -kInf<Acc> : raised;
+        slopes[i] = slope;
       }
-      body(moved, first);
+      body(moved, slopes, first);
     });
   }
 }
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
-// kMoments: the sums for entropy and sum_p2, too. kReplay: under a sampler's token_set or kept_mask.
+// kMoments: the sums for entropy and sum_p2, too. kReplay: in a form, under a sampler's token_set or kept_mask.
 template <class T, bool kMoments, bool kReplay>
 __global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenLogprobArgs<T> args) {
   using Acc = acc_t<T>;
@@ -63,7 +72,7 @@ __global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenL
   if (threadIdx.x == 0) row = read_state(args, r);
   if (args.targets[r] != args.ignore_index) {  // the same for the whole block
     // Each thread's own online softmax over its share of the row.
-    walk_row<T, kReplay>(args, r, 0, args.vocab, [&]<int N>(const Acc(&z)[N], int64_t) {
+    walk_row<T, kReplay>(args, r, 0, args.vocab, [&]<int N>(const Acc(&z)[N], const Acc(&)[N], int64_t) {
       Acc max = row.max;
 #pragma unroll
       for (int i = 0; i < N; ++i) max = z[i] > max ? z[i] : max;
@@ -96,11 +105,12 @@ __global__ __launch_bounds__(kBackwardThreads) void token_logprob_backward_kerne
   const RowGradient<Acc> row = row_gradient(args, r);
   const bool aligned = ((reinterpret_cast<intptr_t>(x) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
 
-  walk_row<T, kReplay>(f, r, begin, n, [&]<int N>(const Acc(&z)[N], int64_t first) {
+  walk_row<T, kReplay>(f, r, begin, n, [&]<int N>(const Acc(&z)[N], const Acc(&slopes)[N], int64_t first) {
     Acc out[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      out[i] = row.zero ? Acc(0) : row(z[i]) + (first + i == y ? row.at_target * row.inv_t : Acc(0));
+      const Acc dz = row(z[i]) + (first + i == y ? row.at_target * row.inv_t : Acc(0));
+      out[i] = row.zero ? Acc(0) : dz * slopes[i];
     }
     store_all(dz + first, out, aligned);
   });
@@ -131,11 +141,11 @@ void backward(const TokenLogprobBackwardArgs<T>& args, void* stream) {
 }  // namespace
 
 // float64, for tests and oracles, has the one kernel that can do everything; so has a replay, which reads masks
-// besides.
+// besides, and a form.
 template <class T>
 void token_logprob_cuda(const TokenLogprobArgs<T>& args, void* stream) {
   if constexpr (sizeof(T) < 8) {
-    if (!args.token_set && !args.kept_mask) {
+    if (args.as_given()) {
       return args.entropy || args.sum_p2 ? forward<T, true, false>(args, stream)
                                          : forward<T, false, false>(args, stream);
     }
@@ -146,7 +156,7 @@ void token_logprob_cuda(const TokenLogprobArgs<T>& args, void* stream) {
 template <class T>
 void token_logprob_backward_cuda(const TokenLogprobBackwardArgs<T>& args, void* stream) {
   if constexpr (sizeof(T) < 8) {
-    if (!args.forward.token_set && !args.forward.kept_mask) return backward<T, false>(args, stream);
+    if (args.forward.as_given()) return backward<T, false>(args, stream);
   }
   backward<T, true>(args, stream);
 }

@@ -49,8 +49,14 @@ WARPUP_HD bool is_kept(const TokenLogprobArgs<T>& args, int64_t r, int64_t j) {
 template <class T>
 WARPUP_HD acc_t<T> replayed(const TokenLogprobArgs<T>& args, int64_t r, int64_t j) {
   if (!is_kept(args, r, j)) return -kInf<acc_t<T>>;
-  const acc_t<T> z = load(args.logits[args.logits_rows.offset(r) + j]);
+  const acc_t<T> z = args.form(load(args.logits[args.logits_rows.offset(r) + j]));
   return args.token_set && args.token_set[j] ? z + delta_of(args, r) : z;
+}
+
+// dz / dlogit at column j of the slice.
+template <class T>
+WARPUP_HD acc_t<T> slope_at(const TokenLogprobArgs<T>& args, int64_t r, int64_t j) {
+  return args.form.at(load(args.logits[args.logits_rows.offset(r) + j])).slope;
 }
 
 template <class T>

@@ -1,6 +1,7 @@
 // sample_step: from raw logits to the next token of each request in one operator.
 //
-//   z0 = x + beta (tuned - base)                                     emulated fine-tuning, where the two are given
+//   z0 = form(logit) + beta (tuned - base)                           core/logit_form.h; emulated fine-tuning, where the
+//                                                                    two are given
 //   z1 = z0 + delta [j in R]                                         the request's schedule (apply_schedule.h)
 //   z  = z1 / rho or z1 rho (z1 > 0 or not) where seen, - presence where generated
 //   x  = (z - max z) / T, T by phase;  S = sum e^x                   T = 0: the argmax, and nothing below
@@ -26,6 +27,7 @@
 //          passes, and some 15 to find a threshold, on the GPU over those alone that a first bound leaves.
 #pragma once
 
+#include "core/logit_form.h"
 #include "reflection/apply_schedule.h"
 
 namespace warpup {
@@ -50,6 +52,7 @@ struct SampleStepArgs {
   int64_t rows, vocab;
   const T *logits, *tuned, *base;  // the last two or null
   int64_t stride, tuned_stride, base_stride;
+  LogitForm<Acc> form;          // of the logits
   const int64_t *slots, *back;  // back or null
   const uint8_t* seen;          // or null
   int64_t stream;

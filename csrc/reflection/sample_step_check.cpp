@@ -8,7 +8,7 @@ namespace warpup {
 
 void sample_step(const View& logits, const OptionalView& tuned, const OptionalView& base, const TableViews& tables,
                  const View& sampling, const View& slots, const OptionalView& back, const OptionalView& seen,
-                 int64_t stream, const OptionalView& scratch, const SampledViews& out) {
+                 int64_t stream, const LogitFormOptions& form, const OptionalView& scratch, const SampledViews& out) {
   const char* op = "sample_step";
   Argument(op, "logits", logits).dims(2).unit_stride_last();
   if (tuned.has_value() != base.has_value()) fail(op, ": tuned and base are given together, or neither");
@@ -58,6 +58,7 @@ void sample_step(const View& logits, const OptionalView& tuned, const OptionalVi
     }
     args.seen = data<const uint8_t>(seen);
     args.stream = stream;
+    args.form = logit_form<Acc>(op, form);
     if (scratch) {
       Argument(op, "scratch", *scratch).dtype({dtype_of<Acc>()}).on(device).shape({args.rows, args.vocab}).contiguous();
     } else if (runs_cuda(device)) {

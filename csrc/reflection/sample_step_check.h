@@ -1,6 +1,7 @@
 // Entry of sample_step: checks every argument, chooses dtype and device, calls the kernel.
 #pragma once
 
+#include "core/logit_form_check.h"
 #include "reflection/apply_schedule_check.h"
 
 namespace warpup {
@@ -15,6 +16,6 @@ struct SampledViews {
 // All of `out` [rows] is written; scratch [rows, vocab] is needed on a GPU only. See reflection/sample_step.h.
 void sample_step(const View& logits, const OptionalView& tuned, const OptionalView& base, const TableViews& tables,
                  const View& sampling, const View& slots, const OptionalView& back, const OptionalView& seen,
-                 int64_t stream, const OptionalView& scratch, const SampledViews& out);
+                 int64_t stream, const LogitFormOptions& form, const OptionalView& scratch, const SampledViews& out);
 
 }  // namespace warpup

@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "core/extremes.h"
+#include "core/load_block.h"
 #include "core/parallel.h"
-#include "core/widen.h"
 #include "reflection/sample_step_math.h"
 
 namespace warpup {
@@ -166,6 +166,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   for (int64_t begin = 0; begin < v; begin += kBlock) {
     const int64_t n = std::min(kBlock, v - begin);
     widen(args.logits + r * args.stride + begin, n, z + begin);
+    if (!args.form.plain()) run_alone(FormBlock{}, args.form, n, z + begin, static_cast<Acc*>(nullptr));
     if (args.tuned) {
       add_difference(args.tuned + r * args.tuned_stride + begin, args.base + r * args.base_stride + begin, n, plan.beta,
                      z + begin);
@@ -192,7 +193,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   }
   if (plan.penalized()) penalize_row(plan, v, z);
   const auto raw_of = [&](int64_t id) {
-    Acc z0 = load(args.logits[r * args.stride + id]);
+    Acc z0 = args.form(load(args.logits[r * args.stride + id]));
     if (args.tuned) {
       z0 += plan.beta * (load(args.tuned[r * args.tuned_stride + id]) - load(args.base[r * args.base_stride + id]));
     }

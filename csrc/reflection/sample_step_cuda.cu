@@ -80,7 +80,7 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
   // Read the row once: combined into scratch, with its maximum and the sums of e^z as it is and at the temperature.
   Acc* z = args.scratch + r * v;
   const auto raw_of = [&](int64_t j) {
-    Acc z0 = load(args.logits[r * args.stride + j]);
+    Acc z0 = args.form(load(args.logits[r * args.stride + j]));
     if (args.tuned) {
       z0 += plan.beta * (load(args.tuned[r * args.tuned_stride + j]) - load(args.base[r * args.base_stride + j]));
     }

@@ -11,7 +11,7 @@ using SampleResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, 
 SampleResult sample_step_op(const Tensor& logits, const OptionalTensor& tuned, const OptionalTensor& base,
                             const Tensor& state, const Tensor& schedules, const Tensor& sets, const Tensor& knots,
                             const Tensor& sampling, const Tensor& slots, const OptionalTensor& back,
-                            const OptionalTensor& seen, int64_t stream) {
+                            const OptionalTensor& seen, int64_t stream, double scale, double softcap) {
   const View z = view(logits);
   Argument("sample_step", "logits", z).dims(2);
   const DType acc = accumulator_of(logits);
@@ -22,7 +22,7 @@ SampleResult sample_step_op(const Tensor& logits, const OptionalTensor& tuned, c
       runs_cuda(z.device) ? OptionalTensor(empty({z.sizes[0], z.sizes[1]}, acc, logits)) : std::nullopt;
   sample_step(
       z, view(tuned), view(base), {view(state), view(schedules), view(sets), view(knots)}, view(sampling), view(slots),
-      view(back), view(seen), stream, view(scratch),
+      view(back), view(seen), stream, {scale, softcap}, view(scratch),
       {view(token), view(logp_raw), view(logp), view(kept), view(p_r), view(delta), view(temperature), view(least)});
   return {token, logp_raw, logp, kept, p_r, delta, temperature, least};
 }
@@ -35,7 +35,8 @@ void implement(torch::stable::detail::StableLibrary& m) { m.impl("sample_step", 
 STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
   m.def(
       "sample_step(Tensor logits, Tensor? tuned, Tensor? base, Tensor state, Tensor schedules, Tensor sets, "
-      "Tensor knots, Tensor sampling, Tensor slots, Tensor? back, Tensor? seen, int stream) -> (Tensor token, "
+      "Tensor knots, Tensor sampling, Tensor slots, Tensor? back, Tensor? seen, int stream, float scale, float "
+      "softcap) -> (Tensor token, "
       "Tensor logp_raw, Tensor logp, Tensor kept, Tensor p_r, Tensor delta, Tensor temperature, Tensor least)");
 }
 

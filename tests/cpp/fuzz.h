@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/logit_form_check.h"
 #include "core/view.h"
 
 namespace fuzz {
@@ -195,6 +196,24 @@ inline Array random_layout(DType dtype, const std::vector<int64_t>& sizes, bool 
   }
   return Array(dtype, sizes, chance(0.3) ? std::vector<int64_t>{} : strides, below(4));
 }
+
+// A model's scale and soft cap, or none.
+struct Form {
+  warpup::LogitFormOptions options;
+  Form() {
+    if (chance(0.3)) options = {0.25 * (1 + below(8)), chance(0.3) ? 0 : 1.0 + below(30)};
+  }
+  bool plain() const { return options.scale == 1 && options.softcap == 0; }
+  double operator()(double x) const {
+    const double z = options.scale * x;
+    return x == -kInf || options.softcap == 0 ? z : options.softcap * std::tanh(z / options.softcap);
+  }
+  double slope(double x) const {
+    if (options.softcap == 0) return options.scale;
+    const double t = std::exp(-2 * std::fabs(options.scale * x / options.softcap));
+    return options.scale * 4 * t / ((1 + t) * (1 + t));
+  }
+};
 
 struct Spread {  // of numbers that are there, in two passes
   int64_t n = 0;

@@ -50,15 +50,16 @@ struct DivergenceProblem {  // what both ops take, and what plain loops make of 
   double t(int64_t r) { return per_row ? temperature()[r] : t_scalar; }
   bool counts(int64_t r) { return !masked || mask()[r] != 0; }
 
-  // log p of a row, empty where no logit is above -inf
-  std::vector<double> log_p(const Array& z, int64_t r) {
+  // log p of a row of logits z(i), empty where none is above -inf
+  template <class Logit>
+  std::vector<double> log_p(const Logit& z, int64_t r) {
     double max = -kInf;
     long double sum = 0;
-    for (int64_t j = 0; j < vocab; ++j) max = std::max(max, z[r * vocab + j]);
+    for (int64_t j = 0; j < vocab; ++j) max = std::max(max, z(r * vocab + j));
     if (max == -kInf) return {};
-    for (int64_t j = 0; j < vocab; ++j) sum += std::exp((z[r * vocab + j] - (long double)max) / t(r));
+    for (int64_t j = 0; j < vocab; ++j) sum += std::exp((z(r * vocab + j) - (long double)max) / t(r));
     std::vector<double> out(vocab);
-    for (int64_t j = 0; j < vocab; ++j) out[j] = double((z[r * vocab + j] - (long double)max) / t(r) - std::log(sum));
+    for (int64_t j = 0; j < vocab; ++j) out[j] = double((z(r * vocab + j) - (long double)max) / t(r) - std::log(sum));
     return out;
   }
 };
@@ -76,18 +77,26 @@ FUZZ(divergence) {
   }
   const warpup::OptionalView targets = kind == "logit_swap" ? warpup::OptionalView(y.view()) : std::nullopt;
   Array value(x.acc, x.lead), stats(x.acc, x.with(warpup::kDivergenceStats));
-  const warpup::DivergenceOptions options{
-      .kind = kind, .temperature = x.temperature_view(), .beta = beta, .mask = x.mask_view(), .targets = targets};
+  const Form student_form, teacher_form;
+  const auto student_logit = [&](int64_t i) { return student_form(x.student()[i]); };
+  const auto teacher_logit = [&](int64_t i) { return teacher_form(teacher[i]); };
+  const warpup::DivergenceOptions options{.kind = kind,
+                                          .temperature = x.temperature_view(),
+                                          .beta = beta,
+                                          .mask = x.mask_view(),
+                                          .targets = targets,
+                                          .student_form = student_form.options,
+                                          .teacher_form = teacher_form.options};
   warpup::divergence(x.student(), teacher, options, value, stats);
 
   // Plain loops: the value from its definition, the gradient by the chain rule through the softmax's Jacobian.
   std::vector<double> want(rows), size(rows), slope(rows * vocab), slope_size(rows);
   for (int64_t r = 0; r < rows; ++r) {
     if (!x.counts(r)) continue;
-    const auto at = [&](const Array& z, int64_t j) { return z[r * vocab + j] / x.t(r); };
+    const auto at = [&](const auto& z, int64_t j) { return z(r * vocab + j) / x.t(r); };
     if (kind == "binary") {
       for (int64_t j = 0; j < vocab; ++j) {
-        const long double a = at(teacher, j), b = at(x.student(), j), q = 1 / (1 + std::exp(-a));
+        const long double a = at(teacher_logit, j), b = at(student_logit, j), q = 1 / (1 + std::exp(-a));
         if (b == -kInf) continue;
         const auto softplus = [](long double v) { return std::max(v, 0.0L) + std::log1p(std::exp(-std::fabs(v))); };
         const long double d = (q > 0 ? q * (softplus(-b) - softplus(-a)) : 0) + (1 - q) * (softplus(b) - softplus(a));
@@ -97,8 +106,8 @@ FUZZ(divergence) {
       slope_size[r] = 1;
       continue;
     }
-    const std::vector<double> s = x.log_p(x.student(), r);
-    std::vector<double> t = x.log_p(teacher, r), d_p(vocab);  // d_p: derivative of the value by pS
+    const std::vector<double> s = x.log_p(student_logit, r);
+    std::vector<double> t = x.log_p(teacher_logit, r), d_p(vocab);  // d_p: derivative of the value by pS
     if (s.empty() || t.empty()) continue;
     if (kind == "logit_swap") std::swap(t[std::max_element(t.begin(), t.end()) - t.begin()], t[int64_t(y[r])]);
     const auto times = [](double p, double log) { return log == -kInf || log == kInf ? 0 : p * log; };
@@ -134,6 +143,23 @@ FUZZ(divergence) {
     for (int64_t j = 0; j < vocab; ++j) slope[r * vocab + j] = x_slope[j] - double(mean) * std::exp(s[j]);
     slope_size[r] += size[r];
   }
+  // A formed logit is rounded, by as much as its size.
+  const auto rounded = [&](int64_t r) {
+    double largest = 0;
+    for (int64_t i = r * vocab; i < (r + 1) * vocab; ++i) {
+      if (!student_form.plain() && std::isfinite(student_logit(i)))
+        largest = std::max(largest, std::fabs(student_logit(i)));
+      if (!teacher_form.plain() && std::isfinite(teacher_logit(i)))
+        largest = std::max(largest, std::fabs(teacher_logit(i)));
+    }
+    return largest / x.t(r);
+  };
+  std::vector<double> by(rows * vocab);
+  for (int64_t i = 0; i < rows * vocab; ++i) {
+    size[i / vocab] *= i % vocab == 0 ? 1 + rounded(i / vocab) : 1;
+    slope_size[i / vocab] *= i % vocab == 0 ? 1 + rounded(i / vocab) : 1;
+    by[i] = x.student()[i] == -kInf || !x.counts(i / vocab) ? 0 : student_form.slope(x.student()[i]) / x.t(i / vocab);
+  }
   const double eps = epsilon_of(x.acc);
   expect_near(
       value, [&](int64_t r) { return want[r]; }, [&](int64_t r) { return 128 * eps * (1 + size[r]); },
@@ -147,11 +173,11 @@ FUZZ(divergence) {
   const Array& out = inplace ? x.student() : grad;
   warpup::divergence_backward(x.student(), teacher, options, stats, g, out);
   expect_near(
-      out, [&](int64_t i) { return g[i / vocab] * slope[i] / x.t(i / vocab); },
+      out, [&](int64_t i) { return g[i / vocab] * slope[i] * by[i]; },
       [&](int64_t i) {
-        const double factor = std::fabs(g[i / vocab]) / x.t(i / vocab);
+        const double factor = std::fabs(g[i / vocab]) * by[i];
         return factor * (64 * eps * slope_size[i / vocab] + epsilon_of(x.dtype) * std::fabs(slope[i])) +
-               (x.dtype == DType::f16 ? 0x1p-24 : 0);
+               (x.dtype == DType::f16 ? 0x1p-24 : student_form.plain() ? 0 : 1e-36);
       },
       "divergence_backward: " + kind + (inplace ? " in place" : ""));
 }
@@ -177,7 +203,8 @@ FUZZ(topk_divergence) {
 
   std::vector<double> want(rows), size(rows), slope(rows * vocab);
   for (int64_t r = 0; r < rows; ++r) {
-    const std::vector<double> s = x.counts(r) ? x.log_p(x.student(), r) : std::vector<double>{};
+    const auto logit = [&](int64_t i) { return x.student()[i]; };
+    const std::vector<double> s = x.counts(r) ? x.log_p(logit, r) : std::vector<double>{};
     if (s.empty()) continue;
     double listed = 0;
     for (int64_t i = r * k; i < (r + 1) * k; ++i) {

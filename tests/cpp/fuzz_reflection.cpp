@@ -205,6 +205,7 @@ FUZZ(sample_step) {
   seen.fill([](int64_t) { return below(4); });
   slots.fill([&](int64_t) { return below(w.slots + 1) - 1; }), back.fill([](int64_t) { return 0; });
   const bool combined = chance(0.4), penalized = chance(0.4);
+  const Form form;
   sampling.fill([&](int64_t i) -> double {
     switch (i % warpup::kSampling) {
       case 0:
@@ -233,7 +234,7 @@ FUZZ(sample_step) {
   Array delta(DType::f32, {rows}), temperature(DType::f32, {rows}), cut(acc, {rows});
   const auto call = [&] {
     warpup::sample_step(z, given(combined, tuned), given(combined, base), w.views(), sampling, slots,
-                        Optional(back.view()), given(penalized, seen), below(3), std::nullopt,
+                        Optional(back.view()), given(penalized, seen), below(3), form.options, std::nullopt,
                         {token, raw, logp, kept, p_r, delta, temperature, cut});
   };
   if (!penalized && slots[0] >= 0 && chance(0.1)) {
@@ -257,7 +258,7 @@ FUZZ(sample_step) {
     double raw_max = -kInf, max = -kInf;
     for (int64_t j = 0; j < vocab; ++j) {
       const int64_t i = r * vocab + j;
-      x[j] = z[i] + (combined ? s(9) * (tuned[i] - base[i]) : 0);
+      x[j] = form(z[i]) + (combined ? s(9) * (tuned[i] - base[i]) : 0);
       raw_max = std::max(raw_max, x[j]);
     }
     if (raw_max == -kInf) {

@@ -47,11 +47,13 @@ FUZZ(token_logprob) {
   token_set.fill([](int64_t) { return chance(0.3) ? 1 + below(255) : 0; });
   kept_mask.fill([](int64_t) { return chance(0.7) ? 1 + below(255) : 0; });
   delta.fill([](int64_t) { return normal(3); });
+  const Form form;
   const auto replayed = [&](int64_t i) {  // z'
     const int64_t r = i / vocab, j = i % vocab;
     if (keeps && kept_mask[i] == 0) return -kInf;
-    return moves && token_set[j] != 0 ? z[i] + (delta_per_row ? delta[r] : delta_scalar) : z[i];
+    return moves && token_set[j] != 0 ? form(z[i]) + (delta_per_row ? delta[r] : delta_scalar) : form(z[i]);
   };
+  const bool rounds = moves || !form.plain();  // z' is not the logit as it is
 
   const auto optional = [](bool given, const Array& a) {
     return given ? warpup::OptionalView(a.view()) : std::nullopt;
@@ -69,7 +71,8 @@ FUZZ(token_logprob) {
         .temperature = {optional(per_row, t), t_scalar},
         .token_set = moves ? warpup::OptionalView(columns(token_set, begin, end)) : std::nullopt,
         .delta = {optional(delta_per_row, delta), delta_scalar},
-        .kept_mask = keeps ? warpup::OptionalView(columns(kept_mask, begin, end)) : std::nullopt};
+        .kept_mask = keeps ? warpup::OptionalView(columns(kept_mask, begin, end)) : std::nullopt,
+        .form = form.options};
   };
   const auto slices = [&](const auto& call) {  // call(begin, end)
     if (cut > 0) call(int64_t(0), cut);
@@ -119,7 +122,7 @@ FUZZ(token_logprob) {
     largest[r] = std::fabs(max) / temperature_of(r);
   }
   const double eps = epsilon_of(acc);
-  const auto near_row = [&](int64_t r) { return 32 * eps * (1 + spread[r] + (moves ? largest[r] : 0)); };
+  const auto near_row = [&](int64_t r) { return 32 * eps * (1 + spread[r] + (rounds ? largest[r] : 0)); };
   expect_near(logp, [&](int64_t r) { return want_logp[r]; }, near_row, "token_logprob: logp");
   if (with_entropy) {
     expect_near(entropy, [&](int64_t r) { return want_entropy[r]; }, near_row, "token_logprob: entropy");
@@ -146,14 +149,14 @@ FUZZ(token_logprob) {
     const double qr = has_q ? q[r] : 0, sr = has_s ? s[r] : 0;
     const bool drawable = !keeps || kept_mask[i] != 0;  // a target that the mask leaves out has no gradient
     const double at_target = counts[r] && drawable && i % vocab == int64_t(y[r]) ? gr : 0;
+    const double by = form.slope(z[i]) / temperature_of(r);
     want[i] = (at_target + p * (qr - gr + 2 * sr * (p - want_p2[r])) -
-               (p > 0 ? hr * p * (std::log(p) + want_entropy[r]) : 0)) /
-              temperature_of(r);
+               (p > 0 ? hr * p * (std::log(p) + want_entropy[r]) : 0)) *
+              (p > 0 || at_target != 0 ? by : 0);
     const double size =
-        (std::fabs(gr) + std::fabs(qr) + 4 * std::fabs(sr) + std::fabs(hr) * (2 + std::log(vocab) + spread[r])) /
-        temperature_of(r);
-    tolerance[i] = 64 * eps * size * (1 + 0.1 * spread[r] + (moves ? largest[r] : 0)) +
-                   epsilon_of(dtype) * std::fabs(want[i]) + (dtype == DType::f16 ? 0x1p-24 : 0);
+        (std::fabs(gr) + std::fabs(qr) + 4 * std::fabs(sr) + std::fabs(hr) * (2 + std::log(vocab) + spread[r])) * by;
+    tolerance[i] = 64 * eps * size * (1 + 0.1 * spread[r] + (rounds ? largest[r] : 0)) +
+                   epsilon_of(dtype) * std::fabs(want[i]) + (dtype == DType::f16 ? 0x1p-24 : form.plain() ? 0 : 1e-36);
   }
   const auto backward = [&](const View& out) {
     slices([&](int64_t begin, int64_t end) {

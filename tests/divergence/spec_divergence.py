@@ -14,6 +14,8 @@ from warpup.divergence.divergence import DIVERGENCES, reference_divergence
 
 SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (2, 16), "bench": (512, 32000)}
 
+FORMS = {"scale": 1.0, "softcap": 0.0, "teacher_scale": 1.0, "teacher_softcap": 0.0}  # as raw ops take none
+
 
 def row_options(size, generator) -> Inputs:
     mask = torch.rand(size[:-1], generator=generator) < 0.7
@@ -28,7 +30,7 @@ def temperature_of(x: Inputs) -> tuple:
 
 def divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
     """Variants: each kind; and each again with a masked row, `-inf` logits on one side and on both, a temperature a
-    row."""
+    row, a scale and a soft cap of each side."""
     generator = torch.Generator().manual_seed(seed)
     student, teacher = ((2 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype) for _ in range(2))
     kind, _, special = variant.partition("+")
@@ -38,6 +40,7 @@ def divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
         inputs["targets"] = torch.randint(size[-1], size[:-1], generator=generator)
     if special:
         inputs |= row_options(size, generator)
+        inputs |= {"scale": 1.2, "softcap": 3.0, "teacher_scale": 0.9, "teacher_softcap": 4.0}
         student[..., [1, 3]] = -torch.inf
         teacher[..., [2, 3]] = -torch.inf
     return moved_to(device, inputs)
@@ -46,7 +49,8 @@ def divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
 def _divergence_arguments(x: Inputs) -> tuple:
     per_row, scalar = temperature_of(x)
     tensors = (x["student_logits"], x["teacher_logits"], per_row, x["mask"], x["targets"])
-    return (*tensors, x["kind"], scalar, 0.5 if x["beta"] is None else x["beta"])
+    forms = tuple(x.get(name, off) for name, off in FORMS.items())
+    return (*tensors, x["kind"], scalar, 0.5 if x["beta"] is None else x["beta"], *forms)
 
 
 def divergence_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
@@ -61,11 +65,12 @@ def divergence_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
 
 
 def divergence_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
-    *tensors, kind, scalar, beta = _divergence_arguments(x)
+    *tensors, kind, scalar, beta, _, _, _, _ = _divergence_arguments(x)
     shape, dtype = tuple(tensors[0].shape), name_of(tensors[0].dtype)
     acc = "float64" if dtype == "float64" else "float32"
     value, stats, grad = new(shape[:-1], acc), new((*shape[:-1], 6), acc), new(shape, dtype)
     common = {"kind": kind, "temperature_scalar": scalar, "beta": beta, "stats": stats}
+    common |= {name: x[name] for name in FORMS if name in x}
 
     def forward():
         core.divergence(*tensors, value=value, **common)

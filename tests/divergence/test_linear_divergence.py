@@ -111,7 +111,7 @@ def test_compile(device):
 
 def test_opcheck(device):
     inputs, options = problem(Backend(device, device))
-    args = (*inputs.values(), options["temperature"], options["mask"], None, "forward", 1.0, 0.5, 3)
+    args = (*inputs.values(), options["temperature"], options["mask"], None, "forward", 1.0, 0.5, 1.0, 0.0, 1.0, 0.0, 3)
     torch.library.opcheck(torch.ops.warpup.linear_divergence.default, args)
     value, stats = torch.ops.warpup.linear_divergence(*args)
     for needs in ([True, True], [True, False], [False, True]):

@@ -12,6 +12,7 @@ from tests.logprob.spec_token_logprob import flags_of, tokens_of
 from tests.support.case import Case, Inputs
 from warpup import KeptTokens
 from warpup.logprob.linear_logprob import reference_linear_logprob
+from warpup.logprob.token_logprob import OF_ROWS
 
 
 def kept_inputs(size, dtype, device, seed, variant) -> Inputs:
@@ -31,7 +32,7 @@ def kept_inputs(size, dtype, device, seed, variant) -> Inputs:
 def kept_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     products = (x["hidden"], x["weight"], x["bias"], x["kept"].token_ids.long(), x["kept"].offsets)
     logits = ops.kept_logits(*products)
-    rows = (logits, *products[3:], *tokens_of(x, x["weight"].shape[0])[:-1])
+    rows = (logits, *products[3:], *tokens_of(x, x["weight"].shape[0])[:OF_ROWS])
     logp, *_, stats = ops.kept_softmax(*rows, *flags_of(x))
     gradients = (logp, *(logp if asked else None for asked in flags_of(x)))
     return [

@@ -20,15 +20,17 @@ SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (
 
 
 def targets_and_options(logits, generator, variant) -> Inputs:
-    """Variants: plain; ignored (an ignored row); entropy (the same, entropies, a temperature a row); all (every result,
-    replayed: a delta a row on some tokens, others not kept)."""
+    """Variants: plain; ignored (an ignored row); entropy (the same, entropies, a temperature a row); capped (entropies,
+    of a scale and a soft cap); all (every result, replayed: a delta a row on some tokens, others not kept, capped)."""
     *lead, vocab = logits.shape
     targets = torch.randint(vocab, lead, generator=generator)
     inputs: Inputs = {"targets": targets, "temperature": 1.0, "entropy": False}
     if variant != "plain":
         targets[targets == 1] = 0
         targets.view(-1)[0] = logprob.IGNORE_INDEX
-    if variant in ("entropy", "all"):
+    if variant in ("capped", "all"):
+        inputs |= {"scale": 1.5, "softcap": 4.0}
+    if variant in ("entropy", "capped", "all"):
         inputs |= {"entropy": True, "temperature": torch.rand(lead, generator=generator) + 0.5}
     if variant == "all":
         kept = (torch.rand(logits.shape, generator=generator) < 0.8).scatter(
@@ -41,7 +43,7 @@ def targets_and_options(logits, generator, variant) -> Inputs:
 
 
 def tokens_of(x: Inputs, vocab: int) -> logprob.SampledTokens:
-    options = {k: x[k] for k in ("delta", "token_set", "kept_mask") if k in x}
+    options = {k: x[k] for k in ("delta", "token_set", "kept_mask", "scale", "softcap") if k in x}
     return logprob.sampled_tokens("case", vocab, x["targets"], x["temperature"], logprob.IGNORE_INDEX, **options)
 
 
@@ -92,7 +94,7 @@ def token_logprob_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Th
     outputs = {name: new(shape[:-1], acc) for name in names}
     scalar = isinstance(x["temperature"], float)
     common = {"temperature_scalar" if scalar else "temperature": x["temperature"], "stats": stats}
-    common |= {name: x[name] for name in ("token_set", "kept_mask", "delta") if name in x}
+    common |= {name: x[name] for name in ("token_set", "kept_mask", "delta", "scale", "softcap") if name in x}
     saved = {name: outputs[name] for name in ("entropy", "sum_p2") if name in outputs}
     grads = {f"grad_{name}": g for name, g in zip(names, gradients, strict=False)}
 
@@ -138,14 +140,15 @@ def linear_policy_loss_inputs(size, dtype, device, seed, variant) -> Inputs:
     if variant == "full":
         inputs |= {"advantages": normal(batch, length).to(acc), "weights": normal(batch).abs().to(acc), "chunk": 4}
         inputs |= {"ref_logp": (logp - 0.1).to(acc), "kl_coef": 0.1, "entropy_coef": 0.01, "normalizer": "sequence"}
-        inputs |= {"bias": normal(vocab).to(dtype), "temperature": 0.8}
+        inputs |= {"bias": normal(vocab).to(dtype), "temperature": 0.8, "scale": 0.9, "softcap": 3.0}
     return moved_to(device, inputs)
 
 
 def linear_policy_loss_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     rows, vocab = x["targets"].numel(), x["weight"].shape[0]
+    form = {k: x[k] for k in ("scale", "softcap") if k in x}
     given = logprob.sampled_tokens(
-        "case", vocab, x["targets"], x.get("temperature", 1.0), logprob.IGNORE_INDEX
+        "case", vocab, x["targets"], x.get("temperature", 1.0), logprob.IGNORE_INDEX, **form
     ).flattened()
     tensors = {"hidden": x["hidden"].reshape(rows, -1), "weight": x["weight"], "bias": x["bias"]}
     tensors |= {k: x[k].reshape(-1) for k in ("old_logp", "mask")} | dict.fromkeys(("ref_logp", "weights", "penalty"))
@@ -167,7 +170,7 @@ CASES = [
         ),
         reference=logprob.reference_token_logprob,
         sizes=SIZES,
-        variants=("plain", "ignored", "entropy", "all"),
+        variants=("plain", "ignored", "entropy", "capped", "all"),
         inputs=token_logprob_inputs,
         differentiable=("logits",),
         raw=token_logprob_raw,

@@ -17,7 +17,8 @@ ALONGSIDE = ("tuned", "base", "seen", "back")
 
 def sample_inputs(size, dtype, device, seed, variant) -> Inputs:
     """(rows, V, ids). Variants: plain (temperatures, no filter); filters (some of top-k, top-p, min-p, some greedy);
-    all (those, emulated fine-tuning, penalties, some rows behind drafts or of no request, -inf logits)."""
+    all (those, a scale and a soft cap, emulated fine-tuning, penalties, some rows behind drafts or of no request, -inf
+    logits)."""
     rows, vocab, ids = size
     generator = torch.Generator().manual_seed(seed)
 
@@ -28,7 +29,14 @@ def sample_inputs(size, dtype, device, seed, variant) -> Inputs:
         return (3 * torch.randn(rows, vocab, generator=generator, dtype=torch.float64)).to(dtype)
 
     inputs: Inputs = random_tables(rows, vocab, ids, generator)
-    inputs |= {"logits": normal(), "slots": torch.arange(rows), "stream": 0, **dict.fromkeys(ALONGSIDE)}
+    inputs |= {
+        "logits": normal(),
+        "slots": torch.arange(rows),
+        "stream": 0,
+        "scale": 1.0,
+        "softcap": None,
+        **dict.fromkeys(ALONGSIDE),
+    }
     sampling = bits(inputs["sampling"]).clone()
     column = dict(zip(SAMPLING, sampling.T, strict=True))
     for phase in ("think", "answer", "code"):
@@ -40,7 +48,7 @@ def sample_inputs(size, dtype, device, seed, variant) -> Inputs:
         column["min_p"].copy_(uniform(rows) * 0.3 * (uniform(rows) < 0.3))
     if variant == "all":
         inputs["logits"][uniform(rows, vocab) < 0.1] = -torch.inf
-        inputs |= {"tuned": normal(), "base": normal(), "stream": 3}
+        inputs |= {"tuned": normal(), "base": normal(), "stream": 3, "scale": 1.1, "softcap": 5.0}
         inputs["slots"] = torch.randint(-1, rows, (rows,), generator=generator)
         inputs["back"] = torch.randint(RING, (rows,), generator=generator)
         inputs["seen"] = torch.randint(4, (rows, vocab), generator=generator).to(torch.uint8)
@@ -51,16 +59,19 @@ def sample_inputs(size, dtype, device, seed, variant) -> Inputs:
 
 
 def sampled(function):
-    def call(logits, slots, stream, tuned, base, seen, back, **tables):
-        return function(logits, tables_of(tables), slots, tuned=tuned, base=base, seen=seen, back=back, stream=stream)
+    def call(logits, slots, stream, tuned, base, seen, back, scale, softcap, **tables):
+        return function(
+            logits, tables_of(tables), slots, tuned=tuned, base=base, seen=seen, back=back, stream=stream, scale=scale,
+            softcap=softcap,
+        )  # fmt: skip
 
     return call
 
 
 def sample_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     state, schedules, sets, knots, _, sampling = tables_of(x)
-    tables = (state, schedules, sets, knots, sampling, x["slots"])
-    return [("sample_step", (x["logits"], x["tuned"], x["base"], *tables, x["back"], x["seen"], x["stream"]))]
+    tables, form = (state, schedules, sets, knots, sampling, x["slots"]), (x["scale"], x["softcap"] or 0.0)
+    return [("sample_step", (x["logits"], x["tuned"], x["base"], *tables, x["back"], x["seen"], x["stream"], *form))]
 
 
 def sample_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
@@ -70,6 +81,7 @@ def sample_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
     names = SampledStep._fields
     outputs = {name: new(rows, kind) for name, kind in zip(names, dtypes, strict=True)}
     given = {name: x[name] for name in ("state", "sets", "knots", "slots", "stream", *ALONGSIDE)}
+    given |= {"scale": x["scale"], "softcap": x["softcap"] or 0.0}
     given |= {name: bits(x[name]) for name in ("schedules", "sampling")}
     if isinstance(x["logits"], Tensor) and x["logits"].is_cuda:
         given["scratch"] = new(tuple(x["logits"].shape), acc)

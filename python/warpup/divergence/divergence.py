@@ -11,6 +11,7 @@ from torch import Tensor
 from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator
+from warpup.logprob.logit_form import form_of, formed
 
 DIVERGENCES = ("forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "logit_swap", "binary")
 
@@ -20,9 +21,9 @@ def times_t2(value: Tensor, temperature: float | Tensor) -> Tensor:
     return value * (temperature.to(value.dtype) if isinstance(temperature, Tensor) else temperature) ** 2
 
 
-def divided(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """logits / temperature in the accumulator's type, for the references."""
-    x = logits.to(accumulator(logits))
+def divided(logits: Tensor, temperature: float | Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:
+    """logits / temperature in the accumulator's type, for the references; of logits still to be scaled and capped."""
+    x = formed(logits.to(accumulator(logits)), scale, softcap)
     return x / (temperature.to(x.dtype).unsqueeze(-1) if isinstance(temperature, Tensor) else temperature)
 
 
@@ -32,10 +33,12 @@ def divided(logits: Tensor, temperature: float | Tensor) -> Tensor:
 def reference_divergence(
     student_logits: Tensor, teacher_logits: Tensor, *, kind: str = "forward", temperature: float | Tensor = 1.0,
     beta: float | None = None, mask: Tensor | None = None, targets: Tensor | None = None, scale_by_t2: bool = False,
+    scale: float = 1.0, softcap: float | None = None, teacher_scale: float = 1.0, teacher_softcap: float | None = None,
 ) -> Tensor:  # fmt: skip
     """`divergence` in plain torch: the oracle of the tests (in float64) and the eager peer of the benchmarks."""
     beta = 0.5 if beta is None else beta
-    x_s, x_t = divided(student_logits, temperature), divided(teacher_logits.detach(), temperature)
+    x_s = divided(student_logits, temperature, scale, softcap)
+    x_t = divided(teacher_logits.detach(), temperature, teacher_scale, teacher_softcap)
     counted = x_s.new_ones(x_s.shape[:-1], dtype=torch.bool) if mask is None else mask
     if kind != "binary":
         counted = counted & (x_s != -torch.inf).any(-1) & (x_t != -torch.inf).any(-1)
@@ -71,7 +74,7 @@ def reference_divergence(
 
 
 @_op.fake("divergence")
-def _(student, teacher, temperature, mask, targets, kind, temperature_scalar, beta):
+def _(student, *_):
     options = {"dtype": accumulator(student), "device": student.device}
     return torch.empty(student.shape[:-1], **options), torch.empty((*student.shape[:-1], 6), **options)
 
@@ -80,6 +83,13 @@ _divergence = _op.differentiable("divergence", strided=True, leading=True, own_r
 _divergence_inplace = _op.differentiable(
     "divergence", backward="divergence_backward_", strided=True, leading=True, own_row=True
 )
+
+
+def forms_of(
+    op: str, scale: float, softcap: float | None, teacher_scale: float, teacher_softcap: float | None
+) -> tuple[float, float, float, float]:
+    """The forms of both sides' logits as the raw ops take them."""
+    return *form_of(op, scale, softcap), *form_of(op, teacher_scale, teacher_softcap, "teacher_")
 
 
 def check_kind(op: str, kind: str, beta: float | None, targets: Tensor | None) -> float:
@@ -102,6 +112,10 @@ def divergence(
     mask: Tensor | None = None,
     targets: Tensor | None = None,
     scale_by_t2: bool = False,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    teacher_scale: float = 1.0,
+    teacher_softcap: float | None = None,
     inplace_backward: bool = False,
 ) -> Tensor:
     """Divergence of the student's distribution from the teacher's at each token, in nats; the teacher is a constant.
@@ -135,6 +149,9 @@ def divergence(
             side's logits are all `-inf` (but for `binary`).
         targets: (...,) int64 in [0, V), for `logit_swap` alone; anything in masked rows.
         scale_by_t2: multiply by temperature^2, which keeps the size of the gradient over temperatures (Hinton 2015).
+        scale, softcap: what the student does to the product of its output layer, where `student_logits` are that
+            product: `softcap * tanh(scale * logits / softcap)`, as in `token_logprob`.
+        teacher_scale, teacher_softcap: the same of the teacher, which need not be alike.
         inplace_backward: the backward writes the gradient over `student_logits`, saving a tensor of its size. They must
             not be needed afterwards; a second backward raises.
 
@@ -154,6 +171,7 @@ def divergence(
     each, scalar = _op.per_row(temperature, student_logits.shape[:-1])
     if inplace_backward:
         _op.check_written("divergence", "student_logits", student_logits)
+    forms = forms_of("divergence", scale, softcap, teacher_scale, teacher_softcap)
     run = _divergence_inplace if inplace_backward else _divergence
-    value, _ = run(student_logits, teacher_logits, each, mask, targets, kind, scalar, beta)
+    value, _ = run(student_logits, teacher_logits, each, mask, targets, kind, scalar, beta, *forms)
     return times_t2(value, temperature) if scale_by_t2 else value

@@ -13,7 +13,7 @@ from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 from warpup._products import add_mm, mm
-from warpup.divergence.divergence import check_kind, reference_divergence
+from warpup.divergence.divergence import check_kind, forms_of, reference_divergence
 
 # Of one chunk's logits, each side: on the CPU both fit the last-level cache of a server, on a GPU the GEMMs are large
 # enough to fill it.
@@ -54,19 +54,18 @@ class _Chunks:
 
 INPUTS = (
     "Tensor student_hidden, Tensor student_weight, Tensor teacher_hidden, Tensor teacher_weight, Tensor? temperature, "
-    "Tensor? mask, Tensor? targets, str kind, float temperature_scalar, float beta, int chunk"
+    "Tensor? mask, Tensor? targets, str kind, float temperature_scalar, float beta, float scale, float softcap, "
+    "float teacher_scale, float teacher_softcap, int chunk"
 )
 
 
 @_op.composite(f"linear_divergence({INPUTS}) -> (Tensor value, Tensor stats)")
-def _forward(
-    student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, kind,
-    temperature_scalar, beta, chunk,
-):  # fmt: skip
+def _forward(student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, *rest):
+    *options, chunk = rest
     value, stats = _outputs(student_hidden)
     sides = (student_hidden, student_weight, teacher_hidden, teacher_weight)
     for at, inputs in _Chunks(*sides, (temperature, mask, targets), chunk):
-        value[at], stats[at] = _op.ops.divergence(*inputs, kind, temperature_scalar, beta)
+        value[at], stats[at] = _op.ops.divergence(*inputs, *options)
     return value, stats
 
 
@@ -80,11 +79,9 @@ def _outputs(student_hidden, *_):
     f"linear_divergence_backward({INPUTS}, Tensor stats, Tensor grad_value, bool[] needs) "
     "-> (Tensor grad_student_hidden, Tensor grad_student_weight)"
 )
-def _backward(
-    student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, kind,
-    temperature_scalar, beta, chunk, stats, grad_value, needs,
-):  # fmt: skip
+def _backward(student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, *rest):
     """A gradient that is not needed comes back without elements."""
+    *options, chunk, stats, grad_value, needs = rest
     need_hidden, need_weight = needs
     hidden, weight, dtype = student_hidden, student_weight, accumulator(student_hidden)
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
@@ -92,7 +89,7 @@ def _backward(
     sides = (hidden, weight, teacher_hidden, teacher_weight)
     for at, inputs in _Chunks(*sides, (temperature, mask, targets), chunk):
         gradient = inputs[0]  # written over the logits
-        _op.ops.divergence_backward_(*inputs, kind, temperature_scalar, beta, stats[at], grad_value[at])
+        _op.ops.divergence_backward_(*inputs, *options, stats[at], grad_value[at])
         if need_hidden:
             mm(gradient, weight, grad_hidden[at])
         if need_weight:
@@ -118,6 +115,10 @@ def linear_divergence(
     beta: float | None = None,
     mask: Tensor | None = None,
     targets: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    teacher_scale: float = 1.0,
+    teacher_softcap: float | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """`divergence(student_hidden @ student_weight.T, teacher_hidden @ teacher_weight.T, ...)` without either logits.
@@ -130,7 +131,7 @@ def linear_divergence(
         student_hidden, student_weight: (..., Hs) and (V, Hs), of one dtype. Either may be frozen (no `requires_grad`):
             then its gradient costs nothing.
         teacher_hidden, teacher_weight: (..., Ht) and (V, Ht) of the student's dtype; Ht may differ from Hs. Constants.
-        kind, temperature, beta, mask, targets: as for `divergence`.
+        kind, temperature, beta, mask, targets, scale, softcap, teacher_scale, teacher_softcap: as for `divergence`.
         chunk: rows at once; None keeps each side's chunk of logits near 32 MiB on the CPU, 256 MiB on a GPU.
 
     Returns:
@@ -168,6 +169,7 @@ def linear_divergence(
     if chunk is not None and chunk < 1:
         raise ValueError(f"{op}: chunk must be at least 1, got {chunk}")
     beta = check_kind(op, kind, beta, targets)
+    forms = forms_of(op, scale, softcap, teacher_scale, teacher_softcap)
     each, scalar = _op.per_row(temperature, lead)
     for name, x in (("temperature", each), ("mask", mask), ("targets", targets)):
         if x is not None and x.shape != lead:
@@ -175,6 +177,6 @@ def linear_divergence(
     flat = [None if x is None else x.reshape(-1) for x in (each, mask, targets)]
     hidden = [h.reshape(-1, h.shape[-1]) for h in (student_hidden, teacher_hidden)]
     value, _ = _linear_divergence(
-        hidden[0], student_weight, hidden[1], teacher_weight, *flat, kind, scalar, beta, chunk or 0
+        hidden[0], student_weight, hidden[1], teacher_weight, *flat, kind, scalar, beta, *forms, chunk or 0
     )
     return value.reshape(lead)

@@ -34,7 +34,7 @@ CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of logits alive at once
 # The fields of SampledTokens in a raw op's schema.
 SAMPLED_TOKENS = (
     "Tensor targets, Tensor? temperature, float temperature_scalar, int ignore_index, Tensor? token_set, "
-    "Tensor? delta, float delta_scalar, Tensor? kept_mask"
+    "Tensor? delta, float delta_scalar, Tensor? kept_mask, float scale, float softcap"
 )
 
 
@@ -90,7 +90,8 @@ def _(hidden, weight, bias, *rest):
 )
 def _backward(hidden, weight, bias, *rest):
     """A gradient that is not needed comes back without elements."""
-    tokens, chunk, saved_and_grads, needs = SampledTokens(*rest[:8]), rest[8], rest[9:-1], rest[-1]
+    fields = len(SampledTokens._fields)
+    tokens, chunk, *saved_and_grads, needs = SampledTokens(*rest[:fields]), *rest[fields:]
     rows, vocab = hidden.shape[0], weight.shape[0]
     need_hidden, need_weight, need_bias = needs
     grad_hidden = hidden.new_zeros(hidden.shape if need_hidden else 0, dtype=accumulator(hidden))
@@ -158,6 +159,8 @@ def linear_logprob(
     *,
     bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
     entropy: bool = False,
     lse: bool = False,
     sum_p2: bool = False,
@@ -182,7 +185,7 @@ def linear_logprob(
             one), or composed, as with LoRA.
         targets: (...,) int64 in [0, V), or `ignore_index`; beside `cu_seqlens` the packed ids (N,) themselves.
         bias: (V,), of the same dtype.
-        temperature, entropy, lse, sum_p2, ignore_index: as in `token_logprob`.
+        temperature, scale, softcap, entropy, lse, sum_p2, ignore_index: as in `token_logprob`.
         delta, token_set, kept_mask, kept: as in `replay_logprob`.
         cu_seqlens: (S + 1,) int32 or int64 from 0 to N, of packed sequences: each row is scored for the next id of its
             sequence, and the last row of a sequence, which has none, gives zeros.
@@ -203,7 +206,7 @@ def linear_logprob(
         targets = next_tokens(targets, cu_seqlens, ignore_index)
     vocab, rows = weight.shape[0], targets.numel()
     tokens = sampled_tokens(
-        "linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask
+        "linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap
     ).flattened()
     if chunk is not None and chunk < 1:
         raise ValueError(f"linear_logprob: chunk must be at least 1, got {chunk}")

@@ -15,8 +15,10 @@ from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup.logprob.kept import KeptTokens, check_kept, kept_softmax
+from warpup.logprob.logit_form import form_of, formed
 
 IGNORE_INDEX = -100
+OF_ROWS = 7  # fields of SampledTokens that `kept_softmax` takes: what it knows of a row beside its logits
 
 
 class SampledTokens(NamedTuple):
@@ -30,6 +32,8 @@ class SampledTokens(NamedTuple):
     delta: Tensor | None = None  # one a row, else the scalar
     delta_scalar: float = 0.0
     kept_mask: Tensor | None = None  # the logits' shape, bool
+    scale: float = 1.0
+    softcap: float = 0.0  # 0: none
 
     def rows(self, at: slice) -> SampledTokens:
         """The same for some of the rows, where these are one dimension."""
@@ -60,6 +64,8 @@ def sampled_tokens(
     delta: float | Tensor = 0.0,
     token_set: Sequence[int] | Tensor | None = None,
     kept_mask: Tensor | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> SampledTokens:
     """The raw ops' arguments from those of a public function."""
     rows = targets.shape
@@ -75,7 +81,8 @@ def sampled_tokens(
         raise ValueError(f"{op}: delta needs token_set, the tokens it is added to")
     if kept_mask is not None and kept_mask.shape != (*rows, vocab):
         raise ValueError(f"{op}: kept_mask must have shape {(*rows, vocab)}, got {tuple(kept_mask.shape)}")
-    return SampledTokens(targets, each_t, one_t, ignore_index, chosen, each_d, one_d, kept_mask)
+    form = form_of(op, scale, softcap)
+    return SampledTokens(targets, each_t, one_t, ignore_index, chosen, each_d, one_d, kept_mask, *form)
 
 
 def token_mask(op: str, vocab: int, token_set: Sequence[int] | Tensor, device: torch.device) -> Tensor:
@@ -114,6 +121,8 @@ def reference_token_logprob(
     token_set: Sequence[int] | Tensor | None = None,
     kept_mask: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """`token_logprob` and `replay_logprob` in plain torch: the oracle of the tests (in float64) and the eager peer of
     the benchmarks."""
@@ -126,7 +135,7 @@ def reference_token_logprob(
     def each_row(each: Tensor | None, one: float) -> Tensor | float:
         return one if each is None else each.unsqueeze(-1).to(accumulator(logits))
 
-    x = logits.to(accumulator(logits))
+    x = formed(logits.to(accumulator(logits)), scale, softcap)
     if tokens.token_set is not None:
         x = torch.where(tokens.token_set, x + each_row(tokens.delta, tokens.delta_scalar), x)
     if kept_mask is not None:
@@ -185,6 +194,8 @@ def token_logprob(
     targets: Tensor,
     *,
     temperature: float | Tensor = 1.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
     entropy: bool = False,
     lse: bool = False,
     sum_p2: bool = False,
@@ -203,6 +214,9 @@ def token_logprob(
         targets: (...,) int64 in [0, V), or `ignore_index`.
         temperature: a number above 0, or a float32 tensor, (...,) with one value a row or with one for all. It gets no
             gradient. Under `torch.compile` a number is a constant of the graph: a schedule belongs in a tensor.
+        scale, softcap: what the model does to the product of its output layer, where these `logits` are that product:
+            `softcap * tanh(scale * logits / softcap)` (Gemma: `final_logit_softcapping`; Cohere, Granite, Falcon-H1: a
+            scale). Both are above 0; softcap None: no cap. What is written above is then of the result.
         entropy, lse, sum_p2: also return these.
         ignore_index: rows with this target give zeros and a zero gradient, as do rows whose logits are all `-inf`.
         inplace_backward: the backward writes the gradient over `logits`, saving a tensor of its size. The logits must
@@ -220,7 +234,7 @@ def token_logprob(
     """
     if inplace_backward:
         _op.check_written("token_logprob", "logits", logits)
-    tokens = sampled_tokens("token_logprob", 0, targets, temperature, ignore_index)
+    tokens = sampled_tokens("token_logprob", 0, targets, temperature, ignore_index, scale=scale, softcap=softcap)
     run = _token_logprob_inplace if inplace_backward else _token_logprob
     return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
 
@@ -235,6 +249,8 @@ def replay_logprob(
     token_set: Sequence[int] | Tensor | None = None,
     kept_mask: Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
     entropy: bool = False,
     lse: bool = False,
     sum_p2: bool = False,
@@ -248,7 +264,8 @@ def replay_logprob(
     Still one pass over the logits each way, whatever the size of delta / temperature.
 
     Args:
-        logits, targets, temperature, entropy, lse, sum_p2, ignore_index, inplace_backward: as in `token_logprob`.
+        logits, targets, temperature, scale, softcap, entropy, lse, sum_p2, ignore_index, inplace_backward: as in
+            `token_logprob`.
         delta: what the sampler added to the logits of `token_set`: a number, or a float32 tensor, one value a row.
         token_set: ids in [0, V), a sequence or an int64 tensor, or a bool mask (V,), which saves making one.
         kept_mask: (..., V) bool, the tokens that top-k, top-p or another filter left; a target outside has logp -inf.
@@ -261,7 +278,9 @@ def replay_logprob(
     Source: the definition; additive schedules on reflection tokens as in CyclicReflex and TIP.
     """
     vocab = logits.shape[-1] if logits.dim() else 0
-    tokens = sampled_tokens("replay_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask)
+    tokens = sampled_tokens(
+        "replay_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap
+    )
     if kept is not None:
         check_alone("replay_logprob", kept_mask=kept_mask is not None, inplace_backward=inplace_backward)
         if targets.shape != logits.shape[:-1]:
@@ -299,6 +318,8 @@ def kept_logprob(
         if not (least <= tokens.temperature_scalar <= most if t is None else bool(((t >= least) & (t <= most)).all())):
             got = tokens.temperature_scalar if t is None else t
             raise ValueError(f"{op}: temperature must be above 0, from {least:.3g} to {most:.3g}, got {got}")
-    shape, flat = tokens.targets.shape, tokens.flattened()[:-1]
+    shape, flat = tokens.targets.shape, tokens.flattened()[:OF_ROWS]
+    if (tokens.scale, tokens.softcap) != (1.0, 0.0):
+        logits = formed(logits.to(accumulator(logits)), tokens.scale, tokens.softcap)
     found = asked_for(kept_softmax(logits, *kept, *flat, *flags), *flags)
     return tuple(r.view(shape) for r in found) if isinstance(found, tuple) else found.view(shape)

@@ -145,13 +145,13 @@ class GivenGradients(torch.autograd.Function):
 
 
 def reference_linear_policy_loss(
-    hidden, weight, targets, old_logp, advantages, mask, *, bias=None, temperature=1.0, logit_delta=0.0, token_set=None,
-    kept=None, chunk=None, entropy_coef=0.0, **options,
+    hidden, weight, targets, old_logp, advantages, mask, *, bias=None, temperature=1.0, scale=1.0, softcap=None,
+    logit_delta=0.0, token_set=None, kept=None, chunk=None, entropy_coef=0.0, **options,
 ):  # fmt: skip
     """`linear_policy_loss` in plain torch: all logits, then the references of its two parts."""
     logp, entropy = reference_linear_logprob(
-        hidden, weight, targets.masked_fill(mask == 0, IGNORE_INDEX), bias=bias, temperature=temperature,
-        delta=logit_delta, token_set=token_set, kept=kept, entropy=True,
+        hidden, weight, targets.masked_fill(mask == 0, IGNORE_INDEX), bias=bias, temperature=temperature, scale=scale,
+        softcap=softcap, delta=logit_delta, token_set=token_set, kept=kept, entropy=True,
     )  # fmt: skip
     options |= {"entropy": entropy, "entropy_coef": entropy_coef} if entropy_coef else {}
     return reference_policy_loss(logp, old_logp, advantages, mask, **options)
@@ -181,6 +181,8 @@ def linear_policy_loss(
     *,
     bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
     logit_delta: float | Tensor = 0.0,
     token_set: Sequence[int] | Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
@@ -199,7 +201,7 @@ def linear_policy_loss(
 
     Args:
         hidden: (B, T, H) float32, bfloat16, float16 or float64; beside cu_seqlens (N, H).
-        weight, bias, temperature, token_set: as in `linear_logprob`.
+        weight, bias, temperature, scale, softcap, token_set: as in `linear_logprob`.
         logit_delta: what a schedule adds to the logits of token_set, `delta` there.
         kept: the tokens that the sampler's filter left for each row of hidden, as in `replay_logprob`: their logits
             alone are made, once, by `linear_logprob`, whatever the kind. Rows outside the mask need no tokens.
@@ -222,8 +224,9 @@ def linear_policy_loss(
         kind=kind, normalizer=normalizer, entropy_coef=entropy_coef, **{name: options.pop(name) for name in names}
     )
     return linear_policy_loss_of(
-        policy, hidden, weight, targets, old_logp, advantages, mask, bias=bias, temperature=temperature,
-        logit_delta=logit_delta, token_set=token_set, kept=kept, cu_seqlens=cu_seqlens, chunk=chunk, **options,
+        policy, hidden, weight, targets, old_logp, advantages, mask, bias=bias, temperature=temperature, scale=scale,
+        softcap=softcap, logit_delta=logit_delta, token_set=token_set, kept=kept, cu_seqlens=cu_seqlens, chunk=chunk,
+        **options,
     )  # fmt: skip
 
 
@@ -238,6 +241,8 @@ def linear_policy_loss_of(
     *,
     bias: Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
     logit_delta: float | Tensor = 0.0,
     token_set: Sequence[int] | Tensor | None = None,
     kept: tuple[Tensor, Tensor] | None = None,
@@ -281,8 +286,8 @@ def linear_policy_loss_of(
         vocab, rows = weight.shape[0], max(1, targets.numel())
         columns = None if chunk is None else max(1, min(chunk, rows) * vocab // rows)
         found = linear_logprob(
-            hidden, weight, targets, bias=bias, temperature=temperature, delta=logit_delta, token_set=token_set,
-            kept=kept, entropy=bool(entropy_coef), chunk=columns,
+            hidden, weight, targets, bias=bias, temperature=temperature, scale=scale, softcap=softcap,
+            delta=logit_delta, token_set=token_set, kept=kept, entropy=bool(entropy_coef), chunk=columns,
         )  # fmt: skip
         logp, options["entropy"] = found if entropy_coef else (found, None)
         return policy_loss_of(policy, logp, old_logp, advantages, mask, cu_seqlens=cu_seqlens, **options)
@@ -298,7 +303,17 @@ def linear_policy_loss_of(
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in operands.values()]
     logp, entropy, *gradients = torch.ops.warpup.linear_policy_gradients(
         **operands,
-        **sampled_tokens(op, weight.shape[0], targets, temperature, IGNORE_INDEX, logit_delta, token_set)
+        **sampled_tokens(
+            op,
+            weight.shape[0],
+            targets,
+            temperature,
+            IGNORE_INDEX,
+            logit_delta,
+            token_set,
+            scale=scale,
+            softcap=softcap,
+        )
         .flattened()
         ._asdict(),
         **tokens,

@@ -17,6 +17,7 @@ from torch import Tensor
 from warpup import _op
 from warpup._arguments import explained
 from warpup._op import DIVISORS, accumulator
+from warpup.logprob.logit_form import form_of, formed
 from warpup.reflection.apply_schedule import ReflectionTables, delta_of, progress_of, schedule_of, set_of
 
 SAMPLING = ("think", "answer", "code", "top_k", "top_p", "min_p", "repetition", "presence", "seed", "beta", *"123456")
@@ -103,7 +104,7 @@ def _random_bits(seed: int, position: int, stream: int, items: np.ndarray) -> np
 
 
 def reference_sample_step(
-    logits, tables, slots, *, tuned=None, base=None, seen=None, back=None, stream=0
+    logits, tables, slots, *, tuned=None, base=None, seen=None, back=None, stream=0, scale=1.0, softcap=None
 ) -> SampledStep:
     """`sample_step` by its definition, with sorts, a row at a time: the oracle of the tests."""
     acc, vocab, rows = accumulator(logits), logits.shape[1], []
@@ -117,7 +118,7 @@ def reference_sample_step(
         t = s["answer"] if phase == 2 else s["code"] if phase == 3 else s["think"]
         given = torch.tensor([delta_of(tables, slot, lag, t), t], dtype=torch.float32)  # as it is handed out
         delta, rounded_t = given.tolist()
-        z = logits[r].to(acc)
+        z = formed(logits[r].to(acc), scale, softcap)
         if tuned is not None and base is not None:
             z = z + s["beta"] * (tuned[r].to(acc) - base[r].to(acc))
         if not (z > -torch.inf).any() or z.isnan().any() or (z == torch.inf).any():
@@ -187,13 +188,15 @@ def sample_step(
     seen: Tensor | None = None,
     back: Tensor | None = None,
     stream: int = 0,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> SampledStep:
     """Draw each request's next token from its raw logits, and report what the draw was made under.
 
-    In this order: `logits + beta (tuned - base)`; the schedule; penalties; the phase's temperature; top-k, top-p of
-    what is left, min-p; a Gumbel draw whose noise is a function of (request seed, position, stream, token), so that
-    neither the batch around a request nor its row changes what it draws. Nothing is sorted, nothing waits for the
-    device, the logits are read once and stay as they are. Does not move the state on:
+    In this order: scale and soft cap; `+ beta (tuned - base)`; the schedule; penalties; the phase's temperature;
+    top-k, top-p of what is left, min-p; a Gumbel draw whose noise is a function of (request seed, position, stream,
+    token), so that neither the batch around a request nor its row changes what it draws. Nothing is sorted, nothing
+    waits for the device, the logits are read once and stay as they are. Does not move the state on:
     `reflection_state_update_` takes the token.
 
     Args:
@@ -206,6 +209,8 @@ def sample_step(
             one. `mark_seen` sets bits.
         back: (B,) int64, as in `apply_schedule_`.
         stream: of several draws from one distribution, which.
+        scale, softcap: what the model does to the product of its output layer, where `logits` (but not `tuned` and
+            `base`) are that product, as in `token_logprob`.
 
     Returns:
         `SampledStep`. The schedule's replay needs delta, temperature and the schedule's ids (`replay_logprob`), which
@@ -222,8 +227,9 @@ def sample_step(
     """
     state, schedules, sets, knots, _, sampling = tables
     results = _op.ops.sample_step(
-        logits, tuned, base, state, schedules, sets, knots, sampling, slots, back, seen, stream
-    )
+        logits, tuned, base, state, schedules, sets, knots, sampling, slots, back, seen, stream,
+        *form_of("sample_step", scale, softcap),
+    )  # fmt: skip
     return SampledStep(*results)
 
 

@@ -42,7 +42,7 @@ MODELS = {
     "plain": (llama, "linear", 1.0),
     "tied": (lambda: llama(tie_word_embeddings=True), "linear", 1.0),
     "mixture": (mixture, "linear", 1.0),
-    "gemma2": (lambda: build("Gemma2", final_logit_softcapping=3.0), "capped", 1.0),
+    "gemma2": (lambda: build("Gemma2", final_logit_softcapping=3.0), "linear", 1.0),
     "cohere": (lambda: build("Cohere", logit_scale=0.25), "linear", 0.25),
     "granite": (lambda: build("Granite", logits_scaling=4.0), "linear", 0.25),
     "twisted": (twisted, "opaque", 1.0),

@@ -42,7 +42,7 @@ MODELS = {
 def test_values_and_gradients_are_those_of_the_logits(name, smoothing):
     model = MODELS[name]().eval()
     head, batch = Head(model), collate(PAIRS, range(3), pad=0)
-    assert head.form == ("capped" if name == "capped" else "linear")
+    assert (head.form, head.cap) == ("linear", 3.0 if name == "capped" else None)
     torch.manual_seed(1)
     n = len(batch.completion)
     ids = torch.stack([torch.randperm(len(TOKENIZER))[:4] for _ in range(n)])

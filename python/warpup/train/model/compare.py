@@ -24,8 +24,9 @@ def divergence_between(
     rows of logits, and again backward."""
     if student.is_plain and teacher.is_plain and not replay:
         return linear_divergence(
-            ours * student.scale, student.layer.weight, theirs * teacher.scale, teacher.layer.weight, **options
-        )
+            ours, student.layer.weight, theirs, teacher.layer.weight, **student.finish, teacher_scale=teacher.scale,
+            teacher_softcap=teacher.cap, **options,
+        )  # fmt: skip
 
     def of_rows(h: Tensor, t: Tensor, begin: int) -> Tensor:
         logits, kept = student.drawn(h, begin, **replay or {})

@@ -19,9 +19,9 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from warpup import KeptTokens, linear_logprob, replay_logprob
-from warpup._op import accumulator, autocast
-from warpup.logprob.kept import check_kept, kept_logits
-from warpup.logprob.token_logprob import IGNORE_INDEX, kept_logprob, sampled_tokens, token_mask
+from warpup._op import accumulator
+from warpup.logprob.logit_form import formed
+from warpup.logprob.token_logprob import token_mask
 from warpup.policy.kinds import PolicyOptions
 from warpup.policy.linear_policy_loss import linear_policy_loss_of
 from warpup.policy.policy_loss import policy_loss_of
@@ -42,9 +42,8 @@ class Head:
     How logits come of hidden states is not taken on trust: the model is run once on a few tokens, with numbers of known
     size in the place of what the layer returns, and its logits show what it does to them. `form` says what was found:
 
-        linear   hidden @ weight.T + bias, times a scale (`logit_scale` of Cohere, Granite and others): never made whole
-        capped   the same under a soft cap, cap * tanh(logits / cap) (Gemma 2): made for ROWS rows at a time, and again
-                 backward
+        linear   hidden @ weight.T + bias, times a scale (`logit_scale` of Cohere, Granite and others), perhaps under a
+                 soft cap, cap * tanh(logits / cap) (Gemma 2): never made whole
         opaque   anything else, such as an adapter on the output layer: the model's own logits, as a whole, with a
                  warning
 
@@ -57,7 +56,7 @@ class Head:
         self.body = getattr(causal, causal.base_model_prefix, None)
         self.layer = causal.get_output_embeddings()
         config = model.config.get_text_config()
-        self.cap = float(next((c for c in (getattr(config, name, None) for name in CAPS) if c), 0.0))
+        self.cap: float | None = next((float(c) for c in (getattr(config, name, None) for name in CAPS) if c), None)
         self.scale, self.form, self.shares = 1.0, "opaque", False
         if self.body is not None and self.body is not causal and type(self.layer) is nn.Linear:
             self._compare()
@@ -96,10 +95,9 @@ class Head:
         uncapped = self.cap * torch.atanh((logits / self.cap).clamp(-0.999, 0.999)) if self.cap else logits
         small = ramp.abs() < (self.cap or 80)  # where a cap has not swallowed the digits
         scale = float((uncapped * ramp)[small].sum() / ramp[small].square().sum())
-        made = self.cap * torch.tanh(scale * ramp / self.cap) if self.cap else scale * ramp
-        if scale > 0 and torch.allclose(made, logits, 1e-4, 1e-3):
+        if scale > 0 and torch.allclose(formed(ramp, scale, self.cap), logits, 1e-4, 1e-3):
             self.scale = 1.0 if abs(scale - 1) < 1e-4 else scale
-            self.form, self.shares = "capped" if self.cap else "linear", shares
+            self.form, self.shares = "linear", shares
 
     def hidden(self, batch: Batch) -> Tensor:
         """(N, H): the hidden states that predict the batch's completion tokens; of an opaque head logits (N, V)."""
@@ -117,8 +115,13 @@ class Head:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the logits are a product of the hidden states and the weight, and a scale."""
+        """Whether the logits are a product of the hidden states and the weight, under a scale and a soft cap."""
         return self.form == "linear" and self.layer.bias is None
+
+    @property
+    def finish(self) -> dict[str, float | None]:
+        """What is done to that product, as the fused losses take it."""
+        return {"scale": self.scale, "softcap": self.cap}
 
     def fixed(self) -> Head:
         """The same with the output layer's weights of now, without gradients: what a `Snapshot` puts back stays."""
@@ -132,12 +135,7 @@ class Head:
         """(N, V) logits as the model makes them, as a whole."""
         if self.form == "opaque":
             return hidden
-        return self._finished(linear(hidden, self.layer.weight, self.layer.bias))
-
-    def _finished(self, products: Tensor) -> Tensor:
-        """Logits from the products of hidden states and weight."""
-        z = self.scale * products
-        return self.cap * torch.tanh(z / self.cap) if self.form == "capped" else z
+        return formed(linear(hidden, self.layer.weight, self.layer.bias), self.scale, self.cap)
 
     def logprob(
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy: bool = False, sum_p2: bool = False,
@@ -149,20 +147,18 @@ class Head:
         asked = {"entropy": entropy, "sum_p2": sum_p2}
         if self._takes_rows(targets, replay):
             return self._by_rows(hidden, targets, temperature, asked, replay)
-        if self.form == "linear":
-            return linear_logprob(
-                hidden, self.layer.weight, targets, bias=self.layer.bias, temperature=temperature / self.scale,
-                **asked, **scaled(replay, self.scale),
-            )  # fmt: skip
         if self.form == "opaque":
             return replay_logprob(hidden, targets, temperature=temperature, **asked, **replay)
-        return self._of_kept(hidden, targets, temperature, (entropy, False, sum_p2), **replay)
+        return linear_logprob(
+            hidden, self.layer.weight, targets, bias=self.layer.bias, temperature=temperature, **self.finish, **asked,
+            **replay,
+        )  # fmt: skip
 
     def _takes_rows(self, targets: Tensor, replay: dict[str, Any]) -> bool:
         """Whether whole rows of logits are made: under penalties, and else where that costs the least."""
         kept = replay.get("kept")
         if "penalties" in replay or kept is None or self.form == "opaque":
-            return "penalties" in replay or self.form == "capped"
+            return "penalties" in replay
         return len(kept.token_ids) > FEW * len(targets) * self.layer.weight.shape[0]
 
     def drawn(
@@ -189,15 +185,6 @@ class Head:
         parts = [checkpoint(of_rows, h, n * ROWS, use_reentrant=False) for n, h in enumerate(hidden.split(ROWS))]
         return tuple(map(torch.cat, zip(*parts, strict=True))) if any(asked.values()) else torch.cat(parts)
 
-    def _of_kept(self, hidden, targets, temperature, flags, kept, delta=0.0, token_set=None):
-        """`logprob` of a capped head, from the logits of the kept tokens alone."""
-        where, vocab = "Head.logprob", self.layer.weight.shape[0]
-        hidden, weight, bias = autocast(hidden, self.layer.weight, self.layer.bias)
-        kept = check_kept(where, kept, len(targets), vocab, hidden.device)
-        logits = self._finished(kept_logits(hidden, weight, bias, *kept))
-        tokens = sampled_tokens(where, vocab, targets, temperature, IGNORE_INDEX, delta, token_set)
-        return kept_logprob(where, logits, kept, tokens, vocab, *flags)
-
     def policy_loss(
         self,
         options: PolicyOptions,
@@ -214,11 +201,10 @@ class Head:
         """`warpup.policy_loss` of packed completions (N,), from the hidden states (N, H) before them."""
         replay, mask = replay or {}, torch.ones_like(targets, dtype=torch.bool)
         if self.form == "linear" and not self._takes_rows(targets, replay):
-            replay = scaled(replay, self.scale)
             return linear_policy_loss_of(
                 options, hidden, self.layer.weight, targets, old_logp, advantages, mask, bias=self.layer.bias,
-                temperature=temperature / self.scale, cu_seqlens=cu_seqlens, logit_delta=replay.get("delta", 0.0),
-                token_set=replay.get("token_set"), kept=replay.get("kept"), **tensors,
+                temperature=temperature, cu_seqlens=cu_seqlens, logit_delta=replay.get("delta", 0.0),
+                token_set=replay.get("token_set"), kept=replay.get("kept"), **self.finish, **tensors,
             )  # fmt: skip
         wants = options.entropy_coef != 0
         found = self.logprob(hidden, targets, temperature, entropy=wants, **replay)
@@ -237,8 +223,3 @@ class Head:
         ends = torch.tensor([0, len(targets)], device=targets.device)
         options = PolicyOptions(kind="gpg", normalizer=("token", denominator))
         return self.policy_loss(options, hidden, targets, torch.zeros_like(one), weights, ends)[0]
-
-
-def scaled(replay: dict[str, Any], scale: float) -> dict[str, Any]:
-    """A schedule adds its delta behind the scale; beneath the temperature that holds the scale it is delta / scale."""
-    return replay if scale == 1.0 or "delta" not in replay else replay | {"delta": replay["delta"] / scale}

@@ -19,10 +19,10 @@ def cross_entropy(head: Head, hidden: Tensor, ids: Tensor, probs: Tensor, smooth
     ids (N, K) int64 and probs (N, K), whose rows add up to 1. Of a linear head no logits are made as a whole: the sum
     is log Z - sum_v q_v z_v, and a mean of logits is the logit of a mean of the output layer's rows.
     """
-    if head.form != "linear":
+    if head.form != "linear" or head.cap is not None:
         return _of_logits(head, hidden, ids, probs, smoothing)
     weight, bias = head.layer.weight, head.layer.bias
-    _, lse = linear_logprob(hidden, weight, ids[:, 0].contiguous(), bias=bias, temperature=1 / head.scale, lse=True)
+    _, lse = linear_logprob(hidden, weight, ids[:, 0].contiguous(), bias=bias, scale=head.scale, lse=True)
     # In float32: a bag of 16-bit rows would sum its gradient in 16 bits.
     mean = (1 - smoothing) * embedding_bag(ids, weight.float(), per_sample_weights=probs, mode="sum")
     if smoothing:
