@@ -52,7 +52,7 @@ def test_token_logprob(change, message, grad):
 def test_token_logprob_backward():
     """The raw op and `warpup.arrays` take gradients from anyone."""
     ops, z, y = torch.ops.warpup, LOGPROB["logits"], LOGPROB["targets"]
-    given = (z, y, None, 1.0, -100, None, None, 0.0, None)
+    given = (z, y, None, 1.0, -100, None, None, 0.0, None, 1.0, 0.0)
     *_, stats = ops.token_logprob(*given, False, False, False)
     wrong = torch.ones(2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"grad_logp must have shape \(2\), got \(3\)"):

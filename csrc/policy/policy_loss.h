@@ -6,11 +6,13 @@
 //   loss      = sum_b w[b] sum_t mask l       w[b] = 1 / D, or 1 / (D n[b]) with n[b] = sum_t mask (per_sequence)
 //   D         = the number of tokens, of non-empty sequences, of elements (batch * length), or a given number
 //   dlogp     = grad_loss w[b] mask dl/dlogp
+//   losses    = mask l, where they are asked for. Their gradients come in as `upstream`, a factor of each token's l:
+//               forward and backward of sum_t upstream l (w 1) give theirs.
 //
 // The terms: policy_loss_math.h.
 //
-// Layout   padded: logp, old_logp, ref_logp, ref_kl, entropy, penalty, mask [batch, length] with unit stride along
-//          length; advantages and weights the same, or one value a row (step 0).
+// Layout   padded: logp, old_logp, ref_logp, ref_kl, entropy, penalty, upstream, mask [batch, length] with unit stride
+//          along length; advantages and weights the same, or one value a row (step 0).
 //          packed: the same with [total], row b being the tokens [offsets[b], offsets[b + 1]).
 //          All of one floating type, mask uint8.
 //          A row is cut into pieces of kPolicyPiece tokens; each has a slot in partials [slots, kPolicyScratch].
@@ -68,6 +70,7 @@ struct PolicyLayout {
   WARPUP_HD int64_t offset(int64_t b) const {  // held within the tokens: on a GPU they are not checked
     return offsets[b] < 0 ? 0 : offsets[b] > total ? total : offsets[b];
   }
+  WARPUP_HD int64_t first_token(int64_t b) const { return offsets ? offset(b) : b * length; }  // in contiguous outputs
   WARPUP_HD int64_t tokens(int64_t b) const { return offsets ? offset(b + 1) - offset(b) : length; }
   WARPUP_HD int64_t first_slot(int64_t b) const {
     return offsets ? offset(b) / kPolicyPiece + b : b * ((length + kPolicyPiece - 1) / kPolicyPiece);
@@ -101,7 +104,7 @@ template <class T>
 struct PolicyLossArgs {
   PolicyLayout layout;
   PolicyStream<T> logp, old_logp, advantages;
-  PolicyStream<T> ref_logp, weights, penalty, ref_kl, entropy;  // optional
+  PolicyStream<T> ref_logp, weights, penalty, ref_kl, entropy, upstream;  // optional
   PolicyStream<uint8_t> mask;
   PolicyFormula formula;
   PolicyLevel level;
@@ -115,6 +118,7 @@ struct PolicyLossArgs {
   T* row_state;
   T* loss;
   T* metrics;
+  T* losses;  // like logp, contiguous, or null
 };
 
 template <class T>

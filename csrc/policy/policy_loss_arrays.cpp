@@ -29,8 +29,8 @@ namespace {
   py::kw_only(), WARPUP_POLICY_OPTIONS(WARPUP_OPTION_KEYWORD, WARPUP_OPTION_KEYWORD, WARPUP_OPTION_KEYWORD)
 
 void forward(WARPUP_POLICY_PARAMETERS const OptionalView& denominator, const View& loss, const View& metrics,
-             const View& row_state, const View& partials) {
-  policy_loss(WARPUP_GIVEN, denominator, loss, metrics, row_state, partials);
+             const View& row_state, const View& partials, const OptionalView& losses) {
+  policy_loss(WARPUP_GIVEN, denominator, loss, metrics, row_state, partials, losses);
 }
 
 void backward(WARPUP_POLICY_PARAMETERS const View& row_state, const View& grad_loss, const View& grad_logp,
@@ -44,12 +44,13 @@ WARPUP_ARRAYS(m) {
   m.def("policy_loss",
         "A policy-gradient loss of token log-probs, padded [batch, length] or packed [total] with cu_seqlens.\n\n"
         "loss [], metrics [9] and, for the backward, row_state [sequences, 4] are written; partials [slots, 13] is\n"
-        "scratch, slots = batch * ceil(length / 8192), packed total // 8192 + sequences. All floating arrays have one\n"
+        "scratch; losses, where given, is written, like logp; slots = batch * ceil(length / 8192), packed total // "
+        "8192 + sequences. All floating arrays have one\n"
         "dtype, float32 or float64; mask is bool or uint8, cu_seqlens int64, denominator one float32 number.\n"
         "What the options mean: csrc/policy/policy_loss_math.h; which of them make a published loss: POLICY_KINDS in\n"
         "warpup/policy/kinds.py.",
         &forward, WARPUP_POLICY_KEYWORDS "denominator"_a = py::none(), "loss"_a, "metrics"_a, "row_state"_a,
-        "partials"_a);
+        "partials"_a, "losses"_a = py::none());
   m.def("policy_loss_backward",
         "Its gradients, of the same inputs and options: grad_logp, and grad_ref_kl and grad_entropy where they are\n"
         "given, are written, all like logp.",

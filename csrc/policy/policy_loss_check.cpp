@@ -1,7 +1,9 @@
 #include "policy/policy_loss_check.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "core/dispatch.h"
@@ -97,6 +99,11 @@ PolicyParams params_of(const char* op, PolicyFormula formula, PolicyLevel level,
   params.k_negative = o.k_negative, params.lambda_negative = o.lambda_negative;
   params.cap = o.cap, params.proximal = o.proximal;
   params.kl = find(op, "kl", o.kl, kEstimators);
+  for (const auto& [name, given, limit] : {std::tuple{"kl_input_limit", o.kl_input_limit, &params.kl.input_limit},
+                                           std::tuple{"kl_output_limit", o.kl_output_limit, &params.kl.output_limit}}) {
+    if (!(given > 0)) fail(op, ": ", name, " must be above 0, got ", given);
+    *limit = std::min(*limit, given);
+  }
   params.kl_coef = o.kl_coef, params.entropy_coef = o.entropy_coef;
   return params;
 }
@@ -180,6 +187,7 @@ PolicyLossArgs<T> args_of(const char* op, const PolicyInputs& in, const PolicyOp
   optional("penalty", in.penalty, false, &args.penalty);
   optional("ref_kl", in.ref_kl, false, &args.ref_kl);
   optional("entropy", in.entropy, false, &args.entropy);
+  optional("upstream", in.upstream, false, &args.upstream);
 
   args.formula = find(op, "formula", o.formula, kFormulas);
   args.level = find(op, "level", o.level, kLevels);
@@ -221,7 +229,8 @@ int64_t policy_slots(const View& logp, const OptionalView& cu_seqlens) {
 }
 
 void policy_loss(const PolicyInputs& inputs, const PolicyOptions& options, const OptionalView& denominator,
-                 const View& loss, const View& metrics, const View& row_state, const View& partials) {
+                 const View& loss, const View& metrics, const View& row_state, const View& partials,
+                 const OptionalView& losses) {
   const char* op = "policy_loss";
   const View& logp = inputs.logp;
   dispatch(op, logp, [&]<class T>() {
@@ -240,6 +249,10 @@ void policy_loss(const PolicyInputs& inputs, const PolicyOptions& options, const
     args.row_state = output<T>(op, "row_state", row_state, logp, args.layout.batch * kPolicyState);
     const int64_t scratch = policy_slots(logp, inputs.cu_seqlens) * kPolicyScratch;
     args.partials = output<T>(op, "partials", partials, logp, scratch);
+    if (losses) {
+      Argument(op, "losses", *losses).dtype({logp.dtype}).on(logp.device).shape_like(logp, logp.dims).contiguous();
+      args.losses = data<T>(*losses);
+    }
     WARPUP_RUN(policy_loss, T, logp.device, args);
   });
 }

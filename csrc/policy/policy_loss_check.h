@@ -23,6 +23,7 @@ namespace warpup {
   OPTIONAL(penalty)                              \
   OPTIONAL(ref_kl)                               \
   OPTIONAL(entropy)                              \
+  OPTIONAL(upstream)                             \
   OPTIONAL(cu_seqlens)
 
 // Names of formulas and levels, and what the numbers mean: policy_loss_math.h, PolicyParams. Names of KL estimators and
@@ -43,6 +44,8 @@ namespace warpup {
   NUMBER(cap, std::numeric_limits<double>::infinity())              \
   NUMBER(proximal, 0.0)                                             \
   TEXT(kl, "k3")                                                    \
+  NUMBER(kl_input_limit, std::numeric_limits<double>::infinity())   \
+  NUMBER(kl_output_limit, std::numeric_limits<double>::infinity())  \
   NUMBER(kl_coef, 0.0)                                              \
   FLAG(kl_corrected, false)                                         \
   NUMBER(entropy_coef, 0.0)                                         \
@@ -71,9 +74,10 @@ struct PolicyOptions {
 int64_t policy_slots(const View& logp, const OptionalView& cu_seqlens);
 
 // loss [], metrics [9] and row_state [sequences, 4] are written; partials [slots, 13] is scratch. denominator: one
-// float32 number on the device, in place of denominator_scalar.
+// float32 number on the device, in place of denominator_scalar. losses, where given, is written, like logp.
 void policy_loss(const PolicyInputs& inputs, const PolicyOptions& options, const OptionalView& denominator,
-                 const View& loss, const View& metrics, const View& row_state, const View& partials);
+                 const View& loss, const View& metrics, const View& row_state, const View& partials,
+                 const OptionalView& losses = std::nullopt);
 
 // grad_logp, and grad_ref_kl and grad_entropy where they are given, are written, all like logp.
 void policy_loss_backward(const PolicyInputs& inputs, const PolicyOptions& options, const View& row_state,

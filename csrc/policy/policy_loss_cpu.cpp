@@ -19,7 +19,7 @@ constexpr int64_t kRun = 512;
 // The inputs of a run, from its first token on.
 template <class T>
 struct Inputs {
-  const T *logp, *old, *advantages, *ref, *weights, *penalty, *ref_kl, *entropy;  // the last five may be null
+  const T *logp, *old, *advantages, *ref, *weights, *penalty, *ref_kl, *entropy, *upstream;  // ref and on may be null
   const uint8_t* mask;
   bool row_advantage, row_weight;
 
@@ -28,6 +28,7 @@ struct Inputs {
     const auto at = [&](const auto& s) { return s ? s.row(a.layout, b) + begin * s.step : nullptr; };
     logp = at(a.logp), old = at(a.old_logp), advantages = at(a.advantages), ref = at(a.ref_logp);
     weights = at(a.weights), penalty = at(a.penalty), ref_kl = at(a.ref_kl), entropy = at(a.entropy);
+    upstream = at(a.upstream);
     mask = at(a.mask);
   }
 };
@@ -39,6 +40,7 @@ struct Run {
   T r[kRun], ratio[kRun];                // e^x, and the formula's
   T loss[kRun], slope[kRun];             // of the policy term
   T kl[kRun], kl_slope[kRun];            // of the KL that is added to it, without its coefficient
+  T entropy[kRun];                       // where it is given, in the forward
   T open[kRun];                          // the tokens that a shared slope flows to
 };
 
@@ -175,8 +177,46 @@ WARPUP_LOOP void add_kl_run(const T* ref_kl, T coef, bool corrected, bool by_row
 }
 
 template <class T>
-WARPUP_LOOP void sum_run(const T* entropy, T entropy_coef, T kl_coef, int64_t n, const Run<T>& run,
-                         PolicySums<T>* out) {
+WARPUP_LOOP void entropy_run(const T* entropy, int64_t n, Run<T>* __restrict run) {
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) {
+    const T h = entropy[t];
+    run->entropy[t] = run->on[t] != 0 ? h : T(0);
+  }
+}
+
+// Of a token's loss, so of all that adds to it.
+template <class T>
+WARPUP_LOOP void upstream_run(const T* upstream, bool entropy, int64_t n, Run<T>* __restrict run) {
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) {
+    const T given = upstream[t], g = run->on[t] != 0 ? given : T(0);
+    run->loss[t] *= g, run->slope[t] *= g, run->kl[t] *= g, run->kl_slope[t] *= g;
+  }
+  if (!entropy) return;
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) {
+    const T given = upstream[t], g = run->on[t] != 0 ? given : T(0);
+    run->entropy[t] *= g;
+  }
+}
+
+template <class T>
+WARPUP_LOOP void write_losses(T entropy_coef, T kl_coef, int64_t n, const Run<T>& run, T* __restrict to) {
+#pragma omp simd
+  for (int64_t t = 0; t < n; ++t) to[t] = run.loss[t];
+  if (kl_coef != 0) {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) to[t] += kl_coef * run.kl[t];
+  }
+  if (entropy_coef != 0) {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) to[t] -= entropy_coef * run.entropy[t];
+  }
+}
+
+template <class T>
+WARPUP_LOOP void sum_run(bool entropy, T entropy_coef, T kl_coef, int64_t n, const Run<T>& run, PolicySums<T>* out) {
   T loss = 0, kl = 0, slope = 0;
 #pragma omp simd reduction(+ : loss, kl, slope)
   for (int64_t t = 0; t < n; ++t) loss += run.loss[t], kl += run.kl[t], slope += run.slope[t];
@@ -185,10 +225,7 @@ WARPUP_LOOP void sum_run(const T* entropy, T entropy_coef, T kl_coef, int64_t n,
   if (!entropy) return;
   T total = 0;
 #pragma omp simd reduction(+ : total)
-  for (int64_t t = 0; t < n; ++t) {
-    const T h = entropy[t];
-    total += run.on[t] != 0 ? h : T(0);
-  }
+  for (int64_t t = 0; t < n; ++t) total += run.entropy[t];
   out->entropy = total;
   if (entropy_coef != 0) out->loss -= entropy_coef * total;
 }
@@ -208,14 +245,23 @@ WARPUP_LOOP void write_run(T scale, T kl_coef, const T* state, bool spread, bool
 }
 
 // The gradient of an input that the loss is linear in (ref_kl, entropy): its coefficient and the row's weight, both in
-// scale, times the ratio where the KL is corrected by it.
+// scale, times the ratio where the KL is corrected by it, and the token's upstream gradient.
 template <class T>
-WARPUP_LOOP void write_linear(T scale, const T* q, int64_t n, const Run<T>& run, T* __restrict grad) {
+WARPUP_LOOP void write_linear(T scale, const T* q, const T* upstream, int64_t n, const Run<T>& run,
+                              T* __restrict grad) {
 #pragma omp simd
   for (int64_t t = 0; t < n; ++t) grad[t] = scale * run.on[t];
-  if (!q) return;
+  if (q) {
 #pragma omp simd
-  for (int64_t t = 0; t < n; ++t) grad[t] *= q[t];
+    for (int64_t t = 0; t < n; ++t) grad[t] *= q[t];
+  }
+  if (upstream) {
+#pragma omp simd
+    for (int64_t t = 0; t < n; ++t) {
+      const T g = upstream[t];
+      grad[t] *= run.on[t] != 0 ? g : T(0);
+    }
+  }
 }
 
 // ---- Pieces and rows ------------------------------------------------------------------------------------------------
@@ -248,6 +294,9 @@ void evaluate(const PolicyLossArgs<T>& args, const Inputs<T>& in, const T* state
     const bool by_row = corrects_by_row(args.level), shared = args.level == PolicyLevel::sequence;
     add_kl_run(in.ref_kl, T(args.params.kl_coef), args.kl_corrected, by_row, own, shared, n, run);
   }
+  const bool entropy = kForward && in.entropy;
+  if (entropy) entropy_run(in.entropy, n, run);
+  if (in.upstream) upstream_run(in.upstream, entropy, n, run);
 }
 
 template <class T>
@@ -277,7 +326,11 @@ PolicySums<T> forward_piece(const PolicyLossArgs<T>& args, const PolicyLayout::P
     const Inputs<T> in(args, piece.row, begin);
     PolicySums<T> s;
     evaluate<kFormula, true>(args, in, state, n, &run, &s);
-    sum_run(in.entropy, T(args.params.entropy_coef), T(args.params.kl_coef), n, run, &s);
+    const T entropy_coef = T(args.params.entropy_coef), kl_coef = T(args.params.kl_coef);
+    sum_run(in.entropy != nullptr, entropy_coef, kl_coef, n, run, &s);
+    if (args.losses) {
+      write_losses(entropy_coef, kl_coef, n, run, args.losses + args.layout.first_token(piece.row) + begin);
+    }
     sums = add(sums, cast<double>(s));
   });
   return cast<T>(sums);
@@ -288,7 +341,7 @@ void backward_piece(const PolicyLossBackwardArgs<T>& args, const PolicyLayout::P
   const PolicyLossArgs<T>& f = args.forward;
   const T* state = f.row_state + piece.row * kPolicyState;
   const T scale = *args.grad_loss * state[kWeight];
-  const int64_t row = f.layout.offsets ? f.layout.offset(piece.row) : piece.row * f.layout.length;
+  const int64_t row = f.layout.first_token(piece.row);
   Run<T> run;
   for_each_run(piece, [&](int64_t begin, int64_t n) {
     const Inputs<T> in(f, piece.row, begin);
@@ -296,9 +349,11 @@ void backward_piece(const PolicyLossBackwardArgs<T>& args, const PolicyLayout::P
     write_run(scale, T(f.params.kl_coef), state, spreads(f.level), kFormula == PolicyFormula::geometric, n, run,
               args.grad_logp + row + begin);
     const T* q = !f.kl_corrected ? nullptr : corrects_by_row(f.level) ? run.ratio : run.r;
-    if (args.grad_ref_kl) write_linear(scale * T(f.params.kl_coef), q, n, run, args.grad_ref_kl + row + begin);
+    if (args.grad_ref_kl) {
+      write_linear(scale * T(f.params.kl_coef), q, in.upstream, n, run, args.grad_ref_kl + row + begin);
+    }
     if (args.grad_entropy) {
-      write_linear(-scale * T(f.params.entropy_coef), static_cast<const T*>(nullptr), n, run,
+      write_linear(-scale * T(f.params.entropy_coef), static_cast<const T*>(nullptr), in.upstream, n, run,
                    args.grad_entropy + row + begin);
     }
   });

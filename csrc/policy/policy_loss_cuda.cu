@@ -18,6 +18,7 @@ struct Token {
   PolicyTerm<T> policy;   // weighted
   KlTerm<T> kl;           // of the KL that is added to it, without its coefficient
   T kl_ratio;             // that corrects the KL, or 1
+  T upstream;             // of the token's loss, so of all that adds to it; 1 where there is none
   bool open;              // the slope that the row's tokens share flows to it
 
   __device__ Token(const PolicyLossArgs<T>& a, int64_t b, int64_t t, T positive, T negative, T row_slope) {
@@ -50,6 +51,8 @@ struct Token {
       // A KL that counts has a gradient through the row's ratio too.
       if (coef != 0 && a.level == PolicyLevel::sequence) policy.slope += coef * kl.value;
     }
+    upstream = a.upstream ? at(a.upstream) : T(1);
+    policy.loss *= upstream, policy.slope *= upstream, kl.value *= upstream, kl.slope *= upstream;
   }
 };
 
@@ -118,15 +121,20 @@ __global__ __launch_bounds__(kThreads) void policy_loss_kernel(const PolicyLossA
 
   // The sums of the tokens.
   PolicySums<T> sums{};
+  T* losses = args.losses ? args.losses + args.layout.first_token(piece.row) : nullptr;
   for (int64_t t = piece.begin + threadIdx.x; t < piece.begin + piece.count; t += kThreads) {
-    if (!counts(args, piece.row, t)) continue;
+    if (!counts(args, piece.row, t)) {
+      if (losses) losses[t] = T(0);
+      continue;
+    }
     const Token<T, kFormula> token(args, piece.row, t, positive, negative, T(1));
     const PolicyTerm<T>& p = token.policy;
     const T kl_coef = T(args.params.kl_coef), entropy_coef = T(args.params.entropy_coef);
-    const T entropy = args.entropy ? args.entropy.row(args.layout, piece.row)[t] : T(0);
+    const T entropy = args.entropy ? args.entropy.row(args.layout, piece.row)[t] * token.upstream : T(0);
     T loss = p.loss;
     if (kl_coef != 0) loss += kl_coef * token.kl.value;  // what is only measured may be infinite
     if (entropy_coef != 0) loss -= entropy_coef * entropy;
+    if (losses) losses[t] = loss;
     sums = add(sums, {loss, T(1), p.clipped_low, p.clipped_high, p.dual, token.ratio, token.ratio,
                       token.r - T(1) - token.log_ratio, token.kl.value, entropy, p.slope});
   }
@@ -150,13 +158,14 @@ __global__ __launch_bounds__(kThreads) void policy_loss_backward_kernel(const Po
   const PolicyLayout::Piece piece = f.layout.piece(blockIdx.x);
   const T* state = f.row_state + piece.row * kPolicyState;
   const T scale = *args.grad_loss * state[kWeight], slope = state[kSlope];
-  const int64_t row = f.layout.offsets ? f.layout.offset(piece.row) : piece.row * f.layout.length;
+  const int64_t row = f.layout.first_token(piece.row);
   for (int64_t t = piece.begin + threadIdx.x; t < piece.begin + piece.count; t += kThreads) {
     T grad = T(0), linear = T(0), kl_ratio = T(1);
     if (counts(f, piece.row, t)) {
       const Token<T, kFormula> token(f, piece.row, t, state[kRatio], state[kRatioNegative], slope);
       const T policy = spreads(f.level) ? (token.open ? slope : T(0)) : slope * token.policy.slope;
-      grad = scale * (policy + T(f.params.kl_coef) * token.kl.slope), linear = scale, kl_ratio = token.kl_ratio;
+      grad = scale * (policy + T(f.params.kl_coef) * token.kl.slope), linear = scale * token.upstream;
+      kl_ratio = token.kl_ratio;
     }
     args.grad_logp[row + t] = grad;
     if (args.grad_ref_kl) args.grad_ref_kl[row + t] = linear * T(f.params.kl_coef) * kl_ratio;

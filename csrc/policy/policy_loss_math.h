@@ -208,8 +208,8 @@ WARPUP_HD KlTerm<Acc> kl_term(Acc d, const KlWeights<Acc>& w) {
   const Acc value = w.k3 * (e - held - Acc(1)) + held * (w.k2 * Acc(0.5) * held - w.k1);
   const Acc flat = w.slope1 - w.slope2 * held, slope = flat + w.slope3 * (Acc(1) - e);
   const Acc corrected = flat + (w.k3 - w.slope3) * (e - Acc(1)) + held * (w.k2 * Acc(0.5) * held - w.k1 - w.k3);
-  const bool over = value > w.output_limit, limited = held != d || over;
-  const Acc result = over ? w.output_limit : value;
+  const bool over = value > w.output_limit, under = value < -w.output_limit, limited = held != d || over || under;
+  const Acc result = over ? w.output_limit : under ? -w.output_limit : value;
   return {result, limited ? Acc(0) : slope, limited ? result : corrected};
 }
 

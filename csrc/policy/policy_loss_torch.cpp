@@ -7,6 +7,7 @@ namespace warpup {
 namespace {
 
 using Three = std::tuple<Tensor, Tensor, Tensor>;
+using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 // The lists of policy_loss_check.h as a schema, as parameters of a function, and by name into their structs.
 #define WARPUP_SCHEMA(type, name) #type " " #name ", "
@@ -35,7 +36,7 @@ using Three = std::tuple<Tensor, Tensor, Tensor>;
 #define WARPUP_GIVEN_OPTIONS \
   PolicyOptions { WARPUP_POLICY_OPTIONS(WARPUP_GIVE, WARPUP_GIVE, WARPUP_GIVE) }
 
-Three policy_loss_op(WARPUP_POLICY_PARAMETERS const OptionalTensor& denominator) {
+Four policy_loss_op(WARPUP_POLICY_PARAMETERS const OptionalTensor& denominator, bool with_losses) {
   const PolicyInputs inputs = WARPUP_GIVEN_INPUTS;
   const View& lp = inputs.logp;
   const OptionalView& offsets = inputs.cu_seqlens;
@@ -43,9 +44,10 @@ Three policy_loss_op(WARPUP_POLICY_PARAMETERS const OptionalTensor& denominator)
   Tensor loss = empty({}, lp.dtype, logp), metrics = empty({kPolicyMetrics}, lp.dtype, logp);
   Tensor row_state = empty({rows, kPolicyState}, lp.dtype, logp);
   const Tensor partials = empty({policy_slots(lp, offsets), kPolicyScratch}, lp.dtype, logp);
+  Tensor losses = empty(with_losses ? sizes_of(logp) : std::vector<int64_t>{0}, lp.dtype, logp);
   policy_loss(inputs, WARPUP_GIVEN_OPTIONS, view(denominator), view(loss), view(metrics), view(row_state),
-              view(partials));
-  return {loss, metrics, row_state};
+              view(partials), with_losses ? OptionalView(view(losses)) : std::nullopt);
+  return {loss, metrics, row_state, losses};
 }
 
 // The gradients of an input that is not there have no elements.
@@ -70,7 +72,8 @@ void implement(torch::stable::detail::StableLibrary& m) {
 }  // namespace warpup
 
 STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
-  m.def("policy_loss(" WARPUP_POLICY_SCHEMA "Tensor? denominator) -> (Tensor loss, Tensor metrics, Tensor row_state)");
+  m.def("policy_loss(" WARPUP_POLICY_SCHEMA
+        "Tensor? denominator, bool with_losses) -> (Tensor loss, Tensor metrics, Tensor row_state, Tensor losses)");
   m.def("policy_loss_backward(" WARPUP_POLICY_SCHEMA
         "Tensor row_state, Tensor grad_loss) -> (Tensor grad_logp, Tensor grad_ref_kl, Tensor grad_entropy)");
 }

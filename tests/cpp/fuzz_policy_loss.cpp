@@ -131,7 +131,7 @@ FUZZ(policy_loss) {
   const DType dtype = chance(0.5) ? DType::f32 : DType::f64;
   const bool is_packed = chance(0.4), per_token = chance(0.5), weight_per_token = chance(0.5);
   const bool with_ref = chance(0.4), with_kl = !with_ref && chance(0.3), with_entropy = chance(0.2);
-  const bool with_denominator = chance(0.2);
+  const bool with_denominator = chance(0.2), with_losses = chance(0.3), with_upstream = chance(0.2);
   const bool with_weights = chance(0.3), with_penalty = chance(0.2);
   const int64_t batch = below(6), length = chance(0.03) ? 8185 + below(20) : below(50);
   std::vector<int64_t> ends{0}, row_of;
@@ -147,7 +147,8 @@ FUZZ(policy_loss) {
   };
   const bool ambiguous = is_packed && n == batch;
   Array lp = stream(true), old = stream(true), ref = stream(true), kl = stream(true), entropy = stream(true);
-  Array penalty = stream(true), adv = stream(per_token && !ambiguous), weights = stream(weight_per_token && !ambiguous);
+  Array upstream = stream(true), penalty = stream(true), adv = stream(per_token && !ambiguous),
+        weights = stream(weight_per_token && !ambiguous);
   Array mask = random_layout(DType::u8, shape, true), offsets(DType::i64, {batch + 1});
   offsets.fill([&](int64_t b) { return double(ends[b]); });
   const auto at = [&](const Array& a, bool tokens, int64_t i) { return a[tokens && !ambiguous ? i : row_of[i]]; };
@@ -159,6 +160,7 @@ FUZZ(policy_loss) {
   old.fill([&](int64_t i) { return unread(i, masked(i) ? 0 : lp[i] + normal(apart)); });
   ref.fill([&](int64_t i) { return unread(i, masked(i) ? 0 : lp[i] + normal(apart)); });
   for (Array* a : {&kl, &entropy, &penalty}) a->fill([&](int64_t i) { return unread(i, std::fabs(normal())); });
+  upstream.fill([&](int64_t i) { return unread(i, normal()); });
   adv.fill([&](int64_t i) { return per_token && !ambiguous ? unread(i, normal()) : normal(); });
   weights.fill([&](int64_t i) { return weight_per_token && !ambiguous ? unread(i, 0.5 + chance(0.5)) : 0.7; });
 
@@ -182,10 +184,14 @@ FUZZ(policy_loss) {
                                     .penalty = optional(with_penalty, penalty),
                                     .ref_kl = optional(with_kl, kl),
                                     .entropy = optional(with_entropy, entropy),
+                                    .upstream = optional(with_upstream, upstream),
                                     .cu_seqlens = offsets_view};
-  warpup::policy_loss(inputs, o, optional(with_denominator, denominator), loss, metrics, state, partials);
+  Array losses(dtype, shape);
+  warpup::policy_loss(inputs, o, optional(with_denominator, denominator), loss, metrics, state, partials,
+                      optional(with_losses, losses));
 
   const double eps = epsilon_of(dtype);
+  const auto factor = [&](int64_t i) { return with_upstream ? upstream[i] : 1.0; };
   const bool spread = o.level == "sequence" || o.level == "geometric";
   std::vector<double> count(batch), sum(batch), sum_error(batch), shared(batch), shared_error(batch);
   std::vector<PolicyToken> token(n), error(n);
@@ -240,10 +246,15 @@ FUZZ(policy_loss) {
     // Both at once, and the roundings of the formula beside them.
     e.loss += 16 * eps * std::fabs(middle.loss), e.slope += 16 * eps * std::fabs(middle.slope);
     e.kl += 16 * eps * kl_size, e.kl_slope += 16 * eps * kl_size;
+    if (with_upstream) {
+      for (const auto m : {&PolicyToken::loss, &PolicyToken::slope, &PolicyToken::kl, &PolicyToken::kl_slope}) {
+        e.*m = std::fabs(upstream[i]) * (e.*m + 4 * eps * std::fabs(middle.*m)), token[i].*m *= upstream[i];
+      }
+    }
     tokens += 1, ratio += q(0), ratio_max = std::max(ratio_max, q(0));
     ratio_error += std::fabs(q(1) - q(-1)) + 8 * eps * q(0) + 1e-37;  // float32 has no less
     approx += r - 1 - x, approx_error += (8 + 2 * std::fabs(x)) * eps * (r + 1 + std::fabs(x)) + r * dx;
-    shared[b] += middle.slope, shared_error[b] += e.slope + eps * count[b] / 16 * std::fabs(middle.slope);
+    shared[b] += token[i].slope, shared_error[b] += e.slope + eps * count[b] / 16 * std::fabs(token[i].slope);
   }
   for (const double c : count) sequences += c > 0;
   const double counted = o.normalizer == "token" ? tokens : o.normalizer == "constant" ? double(n) : sequences;
@@ -258,7 +269,7 @@ FUZZ(policy_loss) {
   for (int64_t i = 0; i < n; ++i) {
     if (masked(i)) continue;
     const PolicyToken &t = token[i], &e = error[i];
-    const double h = with_entropy ? entropy[i] : 0, bonus = -o.entropy_coef * h;
+    const double h = with_entropy ? entropy[i] * factor(i) : 0, bonus = -o.entropy_coef * h;
     const double in_loss = o.kl_coef != 0 ? 1 : 0;
     const double size = std::fabs(t.loss) + in_loss * std::fabs(t.kl) + std::fabs(bonus);
     total += w[row_of[i]] * (t.loss + in_loss * t.kl + bonus);
@@ -279,6 +290,15 @@ FUZZ(policy_loss) {
       metrics, [&](int64_t k) { return want_metrics[k]; }, [&](int64_t k) { return near[k]; }, "policy_loss: metrics");
   for (int64_t b = 0; b < batch; ++b) {
     expect(std::fabs(state[4 * b] - w[b]) <= 4 * eps * w[b], "policy_loss: weight of a row");
+  }
+
+  if (with_losses) {
+    const double counts_kl = o.kl_coef != 0 ? 1 : 0;
+    const auto bonus = [&](int64_t i) { return with_entropy ? -o.entropy_coef * entropy[i] * factor(i) : 0.0; };
+    expect_near(
+        losses, [&](int64_t i) { return masked(i) ? 0 : token[i].loss + counts_kl * token[i].kl + bonus(i); },
+        [&](int64_t i) { return error[i].loss + counts_kl * error[i].kl + 8 * eps * std::fabs(bonus(i)); },
+        "policy_loss: losses");
   }
 
   Array g(dtype, {}), grad(dtype, shape), grad_kl(dtype, shape), grad_entropy(dtype, shape);
@@ -302,8 +322,9 @@ FUZZ(policy_loss) {
       "policy_loss_backward");
   if (with_entropy) {
     expect_near(
-        grad_entropy, [&](int64_t i) { return masked(i) ? 0 : g[0] * w[row_of[i]] * -o.entropy_coef; },
-        [&](int64_t i) { return 8 * eps * std::fabs(g[0] * w[row_of[i]]); }, "policy_loss_backward: entropy");
+        grad_entropy, [&](int64_t i) { return masked(i) ? 0 : g[0] * w[row_of[i]] * factor(i) * -o.entropy_coef; },
+        [&](int64_t i) { return masked(i) ? 0 : 8 * eps * std::fabs(g[0] * w[row_of[i]] * factor(i)); },
+        "policy_loss_backward: entropy");
   }
 }
 

@@ -34,6 +34,11 @@ def test_normalizers_and_chunks(backend, normalizer, chunk):
     CASE.check(CASE.make("small", torch.float64, backend.device) | {"normalizer": normalizer, "chunk": chunk})
 
 
+@pytest.mark.parametrize("kind", ["grpo", "gmpo", "dr_grpo"])
+def test_a_loss_for_each_token(backend, kind):
+    CASE.check(CASE.make("small", torch.float64, backend.device) | {"kind": kind, "reduction": "none"})
+
+
 @pytest.mark.parametrize("kind", ["grpo", "gspo"])
 def test_chunk_bounds_the_logits_alive(kind, monkeypatch):
     """15 rows of 131: a chunk of 4 rows holds 524 logits at most, whether they are made once or twice."""

@@ -314,3 +314,86 @@ def test_extreme_ratios_are_finite(backend):
     assert loss.item() == pytest.approx(-(1.2 + 0 + 1) / 3)
     assert gradient[0].tolist() == pytest.approx([0, 0, -1 / 3])
     assert all(value.isfinite() for value in metrics.values())
+
+
+def with_all_parts(x, kind):
+    """Entropies, a reference, weights, and what a kind selects, beside the tokens of `problem`."""
+    x = x | options_of(kind, x)
+    generator = torch.Generator().manual_seed(5)
+
+    def uniform():
+        return torch.rand(x["logp"].shape, generator=generator, dtype=torch.float64).to(x["logp"])
+
+    return x | {
+        "ref_logp": x["logp"] - 0.5 * uniform(), "kl_coef": 0.2, "entropy": uniform(), "entropy_coef": 0.1,
+        "weights": uniform() + 0.5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", sorted(POLICY_KINDS))
+@pytest.mark.parametrize("form", [dict, packed])
+def test_a_loss_for_each_token(backend, kind, form):
+    """Under any upstream gradient it has the derivatives of the reference, and its sum is what "mean" divides. Random
+    gradients tell the tokens of a row that share a slope from each other."""
+    x = form(with_all_parts(problem(4, 9, device=backend.device), kind))
+    x.pop("normalizer", None)
+    upstream = torch.randn(x["logp"].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    upstream = upstream.to(backend.device)
+
+    def run(function, upstream):
+        given = {k: x[k].detach().requires_grad_() for k in ("logp", "entropy")}
+        losses, metrics = function(**x | given, reduction="none")
+        gradients = torch.autograd.grad(losses, list(given.values()), upstream)
+        return losses.detach(), gradients, metrics
+
+    losses, gradients, metrics = run(policy_loss, upstream.masked_fill(~x["mask"], NAN))  # not read there
+    want, exact, numbers = run(CASE.reference, upstream)
+    torch.testing.assert_close(losses, want)
+    torch.testing.assert_close(gradients, exact)
+    torch.testing.assert_close(metrics, numbers)
+    assert (losses[~x["mask"]] == 0).all()
+    total, _ = policy_loss(**x, normalizer=7.0)
+    torch.testing.assert_close(losses.sum() / 7, total)
+
+
+def test_a_loss_for_each_token_of_rows_in_pieces(backend):
+    """A row longer than a piece shares one slope under any upstream gradient."""
+    x = problem(2, 20000, device=backend.device) | {"kind": "gspo", "clip": (0.1, 0.1)}
+    logp = x.pop("logp").requires_grad_()
+    upstream = torch.linspace(-1, 2, 20000, dtype=torch.float64, device=backend.device).expand(2, -1)
+    got, want = (
+        torch.autograd.grad(function(logp, **x, reduction="none")[0], logp, upstream)[0]
+        for function in (policy_loss, CASE.reference)
+    )
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
+def test_limits_of_the_kl(backend, kl):
+    """By torch's clamp, of what goes in and of what comes out."""
+    logp = torch.linspace(-6, -0.1, 40, dtype=torch.float64, device=backend.device).view(1, -1).requires_grad_()
+    ref = torch.full_like(logp, -3.0)
+    d = (ref - logp).clamp(-2.0, 2.0)
+    value = {"k1": -d, "k2": d * d / 2, "k3": d.exp() - d - 1}[kl].clamp(-1.5, 1.5)
+    options = {"ref_logp": ref, "kl": kl, "kl_coef": 1.0, "reduction": "none"}
+    zero = torch.zeros(1, dtype=torch.float64, device=backend.device)
+    held, _ = policy_loss(logp, logp.detach(), zero, torch.ones_like(ref), kl_clamp=(2.0, 1.5), **options)
+    torch.testing.assert_close(held, value)
+    got, want = (torch.autograd.grad(x.sum(), logp)[0] for x in (held, value))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"reduction": "sum"}, "reduction must be 'mean' or 'none', got 'sum'"),
+        ({"reduction": "none", "normalizer": "token"}, "takes no normalizer"),
+        ({"kl": "k3+", "kl_clamp": (1, 1)}, "kl_clamp belongs to kl 'k1', 'k2' and 'k3', not to 'k3\\+'"),
+        ({"kl_clamp": (0, 1)}, "kl_clamp must be two numbers above 0"),
+        ({"kl_clamp": (1, NAN)}, "kl_clamp must be two numbers above 0"),
+        ({"kl_clamp": (1,)}, "kl_clamp must be two numbers above 0"),
+    ],
+)
+def test_reductions_and_limits_that_cannot_be(options, told):
+    with pytest.raises(ValueError, match=told):
+        policy_loss(**problem(2, 3), **options)

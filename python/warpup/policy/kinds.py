@@ -62,6 +62,7 @@ POLICY_KINDS = {
 }
 # k1, k2, k3: Schulman, "Approximating KL divergence", 2020; "+": with the gradient of k2; full: the caller's own KL.
 KL_ESTIMATORS = ("k1", "k2", "k3", "k1+", "k3+", "k3_verl", "full")
+UNHELD = (math.inf, math.inf)
 NORMALIZERS = ("token", "sequence", "constant", "sequence_sum")
 METRICS = (
     "tokens", "clip_fraction_low", "clip_fraction_high", "clip_fraction_dual", "ratio_mean", "ratio_max", "approx_kl",
@@ -91,6 +92,8 @@ class PolicyOptions:
     """Weight of the KL to the reference. With 0 a KL that is given is a metric only."""
     kl: str = "k3"
     """A name of `KL_ESTIMATORS`."""
+    kl_clamp: tuple[float, float] | None = None
+    """(input, output), both above 0, of "k1", "k2" and "k3": log ref / pi is held in +- input, the KL in +- output."""
     kl_corrected: bool = False
     """Multiply the KL by the ratio, its gradient included."""
     entropy_coef: float = 0.0
@@ -98,6 +101,8 @@ class PolicyOptions:
     normalizer: str | float | Tensor | tuple | None = None
     """What the sum over tokens is divided by: a name of `NORMALIZERS`, a denominator, or a pair of both; None takes the
     kind's name."""
+    reduction: str = "mean"
+    """"mean": the sum over tokens, divided by the normalizer; "none": a loss for each token, which nothing divides."""
 
     def __post_init__(self) -> None:
         if self.kind not in POLICY_KINDS:
@@ -120,6 +125,15 @@ class PolicyOptions:
             raise ValueError(
                 f"policy_loss: kind {self.kind!r} has {len(published.constants)} constants, got {self.constants}"
             )
+        if self.kl_clamp is not None:
+            if self.kl not in ("k1", "k2", "k3"):
+                raise ValueError(f"policy_loss: kl_clamp belongs to kl 'k1', 'k2' and 'k3', not to {self.kl!r}")
+            if not (len(self.kl_clamp) == 2 and all(limit > 0 for limit in self.kl_clamp)):
+                raise ValueError(f"policy_loss: kl_clamp must be two numbers above 0, got {self.kl_clamp}")
+        if self.reduction not in ("mean", "none"):
+            raise ValueError(f"policy_loss: reduction must be 'mean' or 'none', got {self.reduction!r}")
+        if self.reduction == "none" and self.normalizer is not None:
+            raise ValueError("policy_loss: reduction 'none' divides by nothing, so it takes no normalizer")
         self.division()
 
     def _check_clip(self, published: PolicyKind, clip: tuple[float, float]) -> None:
@@ -183,6 +197,8 @@ class PolicyOptions:
             "ceiling": ceiling,
             "ceiling_negative": ceiling_negative,
             "kl": self.kl,
+            "kl_input_limit": float((self.kl_clamp or UNHELD)[0]),
+            "kl_output_limit": float((self.kl_clamp or UNHELD)[1]),
             "kl_coef": float(self.kl_coef),
             "kl_corrected": bool(self.kl_corrected),
             "entropy_coef": float(self.entropy_coef),

@@ -30,14 +30,11 @@ from warpup.logprob.linear_logprob import (
 from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, check_alone, sampled_tokens
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 from warpup.policy.masks import per_token, row_sums
-from warpup.policy.policy_loss import policy_loss_of, tensors_of
+from warpup.policy.policy_loss import OPTIONS, policy_loss_of, schema_of, tensors_of
 from warpup.policy.reference import reference_policy_loss
 
 TENSORS = ("old_logp", "advantages", "mask", "ref_logp", "weights", "penalty")  # what the loss reads at each token
-_arguments = torch.ops.warpup.policy_loss.default._schema.arguments
-OPTIONS = tuple(a.name for a in _arguments if "Tensor" not in str(a.type))
-OF_LOSS = ", ".join(f"{a.type} {a.name}" for a in _arguments if a.name in (*TENSORS, *OPTIONS))
-OF_LOSS = OF_LOSS.replace("Optional[Tensor]", "Tensor?")  # how a schema writes what it shows as this
+OF_LOSS = schema_of((*TENSORS, *OPTIONS))
 
 
 @_op.composite(
@@ -83,9 +80,9 @@ def _gradients(*arguments):
 
         # Their gradients, from the loss of these tokens as if they were one sequence.
         tokens = {name: t if (t := named[name]) is None else t[at].unsqueeze(0) for name in TENSORS}
-        of_loss = dict.fromkeys(("ref_kl", "entropy", "cu_seqlens")) | tokens | options
+        of_loss = dict.fromkeys(("ref_kl", "entropy", "upstream", "cu_seqlens")) | tokens | options
         of_loss["logp"] = logp_at.unsqueeze(0)
-        _, _, row_state = _op.ops.policy_loss(**of_loss, denominator=None)
+        _, _, row_state, _ = _op.ops.policy_loss(**of_loss, denominator=None, with_losses=False)
         grad_logp, _, _ = _op.ops.policy_loss_backward(**of_loss, row_state=row_state, grad_loss=logp_at.new_ones(()))
         grad_logp = grad_logp.squeeze(0) * token_weight[at]
         grad_entropy = -entropy_coef * token_weight[at] if entropy_coef else None
@@ -196,8 +193,8 @@ def linear_policy_loss(
     """`policy_loss(token_logprob(hidden @ weight.T + bias, targets), ...)` without the logits, gradients included.
 
     A kind whose ratio is a token's makes the logits once: three GEMMs, as many as with all logits in memory. The others
-    (and `clip_cov` and `kl_cov` without `selected`, and kl="full") go through `linear_logprob`: four. So does float16,
-    whose gradients need the loss's scale before they are rounded, while here they are made in the forward.
+    (`clip_cov` and `kl_cov` without `selected`, kl="full", reduction="none") go through `linear_logprob`: four. So does
+    float16, whose gradients need the loss's scale before they are rounded, while here they are made in the forward.
 
     Args:
         hidden: (B, T, H) float32, bfloat16, float16 or float64; beside cu_seqlens (N, H).
@@ -259,7 +256,7 @@ def linear_policy_loss_of(
         raise ValueError(f"{op}: hidden must be (B, T, H), or (N, H) with cu_seqlens, got {tuple(hidden.shape)}")
     if cu_seqlens is not None:
         check_cu_seqlens(op, targets, cu_seqlens)
-        if policy.division() == ("constant", None):
+        if policy.division() == ("constant", None) and policy.reduction == "mean":
             raise ValueError(f"{op}: normalizer 'constant' needs a number beside cu_seqlens: ('constant', number)")
     for name, tensor in (
         ("old_logp", old_logp),
@@ -282,6 +279,7 @@ def linear_policy_loss_of(
     targets = targets.masked_fill(~on, IGNORE_INDEX)
     selects = policy.kind in ("clip_cov", "kl_cov") and options.get("selected") is None
     in_one_go = POLICY_KINDS[policy.kind].level in ("one", "token") and hidden.dtype != torch.float16
+    in_one_go = in_one_go and policy.reduction == "mean"  # else the backward alone knows what the tokens weigh
     if not in_one_go or selects or policy.kl == "full" or kept is not None or beyond_reverse_mode():
         vocab, rows = weight.shape[0], max(1, targets.numel())
         columns = None if chunk is None else max(1, min(chunk, rows) * vocab // rows)

@@ -6,6 +6,8 @@ kinds.py. The same in plain torch: reference.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,15 +17,65 @@ from warpup.policy.kinds import METRICS, PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token
 
 STATE = 4  # columns of row_state
+_TYPES = {a.name: str(a.type) for a in torch.ops.warpup.policy_loss.default._schema.arguments}
+INPUTS = tuple(name for name, kind in _TYPES.items() if "Tensor" in kind and name != "denominator")
+OPTIONS = tuple(name for name, kind in _TYPES.items() if "Tensor" not in kind and name != "with_losses")
+
+
+def schema_of(names: Sequence[str]) -> str:
+    """These arguments of the raw op as a schema writes them."""
+    return ", ".join(f"{_TYPES[name]} {name}" for name in names).replace("Optional[Tensor]", "Tensor?")
 
 
 @_op.fake("policy_loss")
-def _(logp, old_logp, advantages, mask, ref_logp, weights, penalty, ref_kl, entropy, cu_seqlens, *options):
+def _(*arguments):
+    x = dict(zip(_TYPES, arguments, strict=True))
+    return *_scalars(x), x["logp"].new_empty(x["logp"].shape if x["with_losses"] else 0)
+
+
+def _scalars(x: dict) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty loss, metrics and row_state."""
+    logp, cu_seqlens = x["logp"], x["cu_seqlens"]
     rows = logp.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return logp.new_empty(()), logp.new_empty(len(METRICS)), logp.new_empty(rows, STATE)
 
 
 _policy_loss = _op.differentiable("policy_loss", own_row=True)
+
+# ---- A loss for each token: the same kernels, where nothing divides -------------------------------------------------
+
+OF_TOKENS = tuple(n for n in (*INPUTS, *OPTIONS) if n not in ("upstream", "normalizer", "denominator_scalar"))
+UNDIVIDED = {"normalizer": "token", "denominator_scalar": 1.0}
+
+
+@_op.composite(f"policy_losses({schema_of(OF_TOKENS)}) -> (Tensor losses, Tensor metrics, Tensor row_state)")
+def _losses(*arguments):
+    of_loss = dict(zip(OF_TOKENS, arguments, strict=True)) | UNDIVIDED
+    _, metrics, row_state, losses = _op.ops.policy_loss(**of_loss, upstream=None, denominator=None, with_losses=True)
+    return losses, metrics, row_state
+
+
+@_op.fake("policy_losses")
+def _(*arguments):
+    x = dict(zip(OF_TOKENS, arguments, strict=True))
+    return x["logp"].new_empty(x["logp"].shape), *_scalars(x)[1:]
+
+
+@_op.composite(
+    f"policy_losses_backward({schema_of(OF_TOKENS)}, Tensor row_state, Tensor grad_losses) "
+    "-> (Tensor grad_logp, Tensor grad_ref_kl, Tensor grad_entropy)"
+)
+def _losses_backward(*arguments):
+    *arguments, row_state, upstream = arguments
+    of_loss = dict(zip(OF_TOKENS, arguments, strict=True)) | UNDIVIDED | {"upstream": upstream}
+    if of_loss["level"] in ("sequence", "geometric"):  # each token's slope goes to its whole row: sum them again
+        _, _, row_state, _ = _op.ops.policy_loss(**of_loss, denominator=None, with_losses=False)
+    return _op.ops.policy_loss_backward(**of_loss, row_state=row_state, grad_loss=upstream.new_ones(()))
+
+
+_policy_losses = _op.differentiable("policy_losses")
+
+# ---- policy_loss ----------------------------------------------------------------------------------------------------
 
 
 def tensors_of(
@@ -81,12 +133,13 @@ def policy_loss_of(
     options: PolicyOptions, logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, **tensors
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`policy_loss` with its options in one object, for callers that keep them."""
-    denominator = options.division()[1]
-    loss, metrics, _ = _policy_loss(
-        **tensors_of(options, logp, old_logp, advantages, mask, **tensors),
-        **options.raw(),
-        denominator=denominator.detach().float() if isinstance(denominator, Tensor) else None,
-    )
+    of_loss = tensors_of(options, logp, old_logp, advantages, mask, **tensors) | options.raw()
+    if options.reduction == "none":
+        loss, metrics, _ = _policy_losses(**{name: of_loss[name] for name in OF_TOKENS})
+    else:
+        denominator = options.division()[1]
+        denominator = denominator.detach().float() if isinstance(denominator, Tensor) else None
+        loss, metrics, *_ = _policy_loss(**of_loss, upstream=None, denominator=denominator, with_losses=False)
     names = METRICS if tensors.get("entropy") is not None else METRICS[:-1]  # a 0 would read as measured
     return loss, dict(zip(names, metrics.unbind(), strict=False))
 
@@ -110,10 +163,12 @@ def policy_loss(
     ref_kl: Tensor | None = None,
     kl_coef: float = 0.0,
     kl: str = "k3",
+    kl_clamp: tuple[float, float] | None = None,
     kl_corrected: bool = False,
     entropy: Tensor | None = None,
     entropy_coef: float = 0.0,
     normalizer: str | float | Tensor | tuple | None = None,
+    reduction: str = "mean",
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """A policy-gradient loss and its metrics, forward and backward fused.
@@ -172,6 +227,8 @@ def policy_loss(
         kl: with d = ref_logp - logp: `k1` = -d, `k2` = d^2 / 2, `k3` = e^d - d - 1 (Schulman, "Approximating KL
             divergence", 2020); `k1+`, `k3+`: that value with k2's gradient (verl 0.9.1, which holds the value of k3+ as
             follows); `k3_verl`: d held in +-20 and k3 at 10 (its k3, low_var_kl); `full`: `ref_kl`.
+        kl_clamp: (input, output), of `k1`, `k2` and `k3`: d is held in +-input, the KL in +-output (`math.inf`: not),
+            and what is held has no gradient. `k3_verl` is `k3` with (20, 10).
         kl_corrected: multiplies the KL by the ratio, its gradient included (DeepSeek-V3.2; TRL 1.16's
             use_bias_correction_kl): s for `gspo`, `gspo_token` and `luspo`, else r.
         entropy: like `logp`, gets a gradient. Weighed by `entropy_coef`, with 0 only measured. The bonus is divided
@@ -182,16 +239,18 @@ def policy_loss(
             GRPO). A number or a one-element tensor: divides the sum over tokens; a pair `(name, number)` gives the
             denominator of the named form. With an explicit denominator, gradient accumulation over micro-batches or
             ranks equals the big batch.
+        reduction: "mean": all that, one number. "none": the loss of each token, like `logp`, 0 outside the mask, for a
+            reduction of one's own: it takes any upstream gradient and no normalizer.
         cu_seqlens: (S + 1,) int32 or int64, packed sequences: sequence i is tokens [cu_seqlens[i], cu_seqlens[i + 1]),
             from 0 to N without descent (checked on the CPU only: on a GPU a look would wait for it). `advantages` and
             `weights` are then (S,) or (N,), the former where both fit.
 
     Returns:
-        `(loss, metrics)`: a scalar, and tensors without gradient, all under the mask: `tokens`, `clip_fraction_low`
-        (A < 0, ratio below), `clip_fraction_high` (A > 0, above), `clip_fraction_dual` (A < 0, held by delta or
-        dual_clip), `ratio_mean`, `ratio_max` (of the ratio that the kind uses; phi for `vespo`), `approx_kl` = mean(r -
-        1 - log r), `ref_kl` (mean of the KL to the reference, without `kl_coef`; 0 without a reference) and, where
-        `entropy` is given, `entropy` (its mean). No token in the mask gives loss 0.
+        `(loss, metrics)`: a scalar (reduction "none": like `logp`), and tensors without gradient, all under the mask:
+        `tokens`, `clip_fraction_low` (A < 0, ratio below), `clip_fraction_high` (A > 0, above), `clip_fraction_dual`
+        (A < 0, held by delta or dual_clip), `ratio_mean`, `ratio_max` (of the ratio that the kind uses; phi for
+        `vespo`), `approx_kl` = mean(r - 1 - log r), `ref_kl` (mean of the KL to the reference, without `kl_coef`; 0
+        without a reference) and, where `entropy` is given, `entropy` (its mean). No token in the mask gives loss 0.
 
     Raises:
         ValueError: an unknown name, a shape, dtype, device or stride that does not fit, 16-bit log-probs (they round
@@ -205,9 +264,11 @@ def policy_loss(
         constants=constants,
         kl_coef=kl_coef,
         kl=kl,
+        kl_clamp=kl_clamp,
         kl_corrected=kl_corrected,
         entropy_coef=entropy_coef,
         normalizer=normalizer,
+        reduction=reduction,
     )
     return policy_loss_of(
         options,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from warpup._op import accumulator
-from warpup.policy.kinds import METRICS, PolicyOptions
+from warpup.policy.kinds import METRICS, UNHELD, PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, row_sums
 
 
@@ -127,7 +127,7 @@ def reference_policy_loss(
     if o.kl == "full" and ref_kl is not None:
         added = masked(ref_kl)
     elif ref_logp is not None:
-        added = estimate(o.kl, masked(ref_logp.to(logp.dtype) - logp))
+        added = estimate(o.kl, masked(ref_logp.to(logp.dtype) - logp), *(o.kl_clamp or UNHELD))
     if o.kl_corrected:
         added = added * (ratio if kind in ("gspo", "luspo", "gspo_token") else r)
     loss = loss * w
@@ -144,6 +144,8 @@ def reference_policy_loss(
         denominator = counted[normalizer] if normalizer in counted else (n > 0).sum()
     total = denominator if isinstance(denominator, Tensor) else logp.new_tensor(float(denominator))
     result = torch.where(total == 0, 0.0, sums.sum() / total.to(logp.dtype).where(total != 0, 1.0))
+    if o.reduction == "none":
+        result = loss * m
     with torch.no_grad():
         count, peak = n.sum().clamp_min(1), (ratio * m).amax() if ratio.numel() else ratio.new_zeros(())
         means = [is_low, is_high, dual, ratio, r - 1 - log_ratio, added]
@@ -153,12 +155,12 @@ def reference_policy_loss(
     return result, {name: v.to(logp.dtype) for name, v in zip(METRICS, values, strict=False)}
 
 
-def estimate(kl: str, d: Tensor) -> Tensor:
-    """The estimator of a name, of d = ref_logp - logp."""
+def estimate(kl: str, d: Tensor, input_limit: float = math.inf, output_limit: float = math.inf) -> Tensor:
+    """The estimator of a name, of d = ref_logp - logp, both held within limits."""
     if kl.endswith("+"):  # straight-through: this value, k2's gradient
         value, k2 = estimate(kl[:-1], d), d * d / 2
         return k2 - k2.detach() + value.detach()
     if kl == "k3_verl":
-        d = d.clamp(-20, 20)
-        return (d.exp() - d - 1).clamp(-10, 10)
-    return {"k1": -d, "k2": d * d / 2, "k3": d.exp() - d - 1}[kl]
+        return estimate("k3", d, 20, 10)
+    d = d.clamp(-input_limit, input_limit)
+    return {"k1": -d, "k2": d * d / 2, "k3": d.exp() - d - 1}[kl].clamp(-output_limit, output_limit)
