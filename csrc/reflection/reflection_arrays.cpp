@@ -33,18 +33,20 @@ WARPUP_ARRAYS(m) {
       "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "delta"_a);
   m.def(
       "sample_step",
-      "Draws each request's next token from its logits [B, V]: token, logp_raw, logp, kept, p_r, delta, temperature "
-      "and least [B] are written; scratch [B, V] is needed on a GPU.",
+      "Draws each request's next token from its logits [B, V]: token, logp_raw, logp, kept, p_r, delta, temperature, "
+      "least and most [B] are written; scratch [B, V] is needed on a GPU.",
       [](In logits, Optional tuned, Optional base, In state, In schedules, In sets, In knots, In sampling, In slots,
-         Optional back, Optional seen, int64_t stream, double scale, double softcap, Optional scratch, In token,
-         In logp_raw, In logp, In kept, In p_r, In delta, In temperature, In least) {
-        sample_step(logits, tuned, base, {state, schedules, sets, knots}, sampling, slots, back, seen, stream,
-                    {scale, softcap}, scratch, {token, logp_raw, logp, kept, p_r, delta, temperature, least});
+         Optional back, Optional seen, Optional counts, Optional bias, int64_t stream, double scale, double softcap,
+         Optional scratch, In token, In logp_raw, In logp, In kept, In p_r, In delta, In temperature, In least,
+         In most) {
+        sample_step(logits, tuned, base, {state, schedules, sets, knots}, sampling, slots, back, seen, counts, bias,
+                    stream, {scale, softcap}, scratch,
+                    {token, logp_raw, logp, kept, p_r, delta, temperature, least, most});
       },
       "logits"_a, "tuned"_a = py::none(), "base"_a = py::none(), py::kw_only(), "state"_a, "schedules"_a, "sets"_a,
-      "knots"_a, "sampling"_a, "slots"_a, "back"_a = py::none(), "seen"_a = py::none(), "stream"_a = 0, "scale"_a = 1.0,
-      "softcap"_a = 0.0, "scratch"_a = py::none(), "token"_a, "logp_raw"_a, "logp"_a, "kept"_a, "p_r"_a, "delta"_a,
-      "temperature"_a, "least"_a);
+      "knots"_a, "sampling"_a, "slots"_a, "back"_a = py::none(), "seen"_a = py::none(), "counts"_a = py::none(),
+      "bias"_a = py::none(), "stream"_a = 0, "scale"_a = 1.0, "softcap"_a = 0.0, "scratch"_a = py::none(), "token"_a,
+      "logp_raw"_a, "logp"_a, "kept"_a, "p_r"_a, "delta"_a, "temperature"_a, "least"_a, "most"_a);
 }
 
 }  // namespace warpup

@@ -1,5 +1,7 @@
 #include "reflection/sample_step_check.h"
 
+#include <utility>
+
 #include "core/dispatch.h"
 #include "core/option_check.h"
 #include "reflection/sample_step.h"
@@ -8,7 +10,8 @@ namespace warpup {
 
 void sample_step(const View& logits, const OptionalView& tuned, const OptionalView& base, const TableViews& tables,
                  const View& sampling, const View& slots, const OptionalView& back, const OptionalView& seen,
-                 int64_t stream, const LogitFormOptions& form, const OptionalView& scratch, const SampledViews& out) {
+                 const OptionalView& counts, const OptionalView& bias, int64_t stream, const LogitFormOptions& form,
+                 const OptionalView& scratch, const SampledViews& out) {
   const char* op = "sample_step";
   Argument(op, "logits", logits).dims(2).unit_stride_last();
   if (tuned.has_value() != base.has_value()) fail(op, ": tuned and base are given together, or neither");
@@ -46,6 +49,15 @@ void sample_step(const View& logits, const OptionalView& tuned, const OptionalVi
       divisor_option<Acc>(op, "repetition", s.repetition, " in slot ", args.slots[r]);
       finite_option<Acc>(op, "presence", s.presence), finite_option<Acc>(op, "beta", s.beta);
       if (!(s.top_p >= 0)) fail(op, ": top_p must be at least 0, got ", s.top_p, " in slot ", args.slots[r]);
+      finite_option<Acc>(op, "frequency", s.frequency);
+      for (const auto& [name, value] :
+           {std::pair{"top_h", s.top_h}, {"typical", s.typical}, {"epsilon", s.epsilon}, {"eta", s.eta}}) {
+        if (!(value >= 0 && value <= 1))
+          fail(op, ": ", name, " must be in [0, 1], got ", value, " in slot ", args.slots[r]);
+      }
+      if (!counts && s.frequency != 0) {
+        fail(op, ": slot ", args.slots[r], " has a frequency penalty, which needs counts, got None");
+      }
       if (!seen && (s.repetition != 1 || s.presence != 0)) {
         fail(op, ": slot ", args.slots[r], " has a repetition or presence penalty, which needs seen, got None");
       }
@@ -57,6 +69,12 @@ void sample_step(const View& logits, const OptionalView& tuned, const OptionalVi
       Argument(op, "seen", *seen).dtype({DType::u8}).on(device).shape({args.tables.slots, args.vocab}).contiguous();
     }
     args.seen = data<const uint8_t>(seen);
+    const auto of_slots = [&]<class V>(const char* name, const OptionalView& v, const V** pointer) {
+      if (!v) return;
+      Argument(op, name, *v).dtype({dtype_of<V>()}).on(device).shape({args.tables.slots, args.vocab}).contiguous();
+      *pointer = data<const V>(*v);
+    };
+    of_slots("counts", counts, &args.counts), of_slots("bias", bias, &args.bias);
     args.stream = stream;
     args.form = logit_form<Acc>(op, form);
     if (scratch) {
@@ -73,7 +91,7 @@ void sample_step(const View& logits, const OptionalView& tuned, const OptionalVi
     output("logp_raw", out.logp_raw, &args.logp_raw), output("logp", out.logp, &args.logp);
     output("kept", out.kept, &args.kept), output("p_r", out.p_r, &args.p_r);
     output("delta", out.delta, &args.delta), output("temperature", out.temperature, &args.temperature);
-    output("least", out.least, &args.least);
+    output("least", out.least, &args.least), output("most", out.most, &args.most);
     WARPUP_RUN(sample_step, T, device, args);
   });
 }

@@ -35,6 +35,18 @@ WARPUP_LOOP void penalize_row(const RowPlan<Acc>& plan, int64_t n, Acc* __restri
 }
 
 template <class Acc>
+WARPUP_LOOP void add_bias(const float* __restrict bias, int64_t n, Acc* __restrict z) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) z[j] += bias[j];
+}
+
+template <class Acc>
+WARPUP_LOOP void take_counts(const int32_t* __restrict counts, int64_t n, Acc frequency, Acc* __restrict z) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) z[j] -= frequency * Acc(counts[j]);
+}
+
+template <class Acc>
 WARPUP_LOOP void row_max(const Acc* __restrict z, int64_t n, Acc* __restrict out) {
   Acc high = -kInf<Acc>;
 #pragma omp simd reduction(largest : high)
@@ -76,6 +88,29 @@ WARPUP_LOOP void mass_from(const Acc* __restrict z, int64_t n, Acc least, Acc ma
   *out = {mass, count};
 }
 
+// Sums of e^x and of x e^x.
+template <class Acc>
+WARPUP_LOOP void moments_of(const Acc* __restrict z, int64_t n, Acc max, Acc inv_t, Moments* __restrict out) {
+  double mass = 0, shifted = 0;
+  for (int64_t first = 0; first < n; first += kRun) {
+    const int64_t last = n - first < kRun ? n : first + kRun;
+    Acc sum = 0, moved = 0;
+#pragma omp simd reduction(+ : sum, moved)
+    for (int64_t j = first; j < last; ++j) {
+      const Acc x = (z[j] - max) * inv_t, e = exp_neg(x);
+      sum += e, moved += e != 0 ? e * x : Acc(0);
+    }
+    mass += sum, shifted += moved;
+  }
+  *out = {mass, shifted};
+}
+
+template <class Acc>
+WARPUP_LOOP void nearness_of(const Acc* __restrict z, int64_t n, Acc mean, Acc* __restrict key) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) key[j] = nearness(z[j], mean);
+}
+
 template <class Acc>
 WARPUP_LOOP void count_from(const Acc* __restrict z, int64_t n, Acc least, int64_t* __restrict out) {
   int64_t count = 0;
@@ -113,16 +148,18 @@ template <class Acc>
 class Row {
  public:
   explicit Row(int64_t vocab) : z(vocab), listed_(vocab), ids_(vocab) {}
-  std::vector<Acc> z;
+  std::vector<Acc> z, key;
 
-  // Those of `from` that are >= least.
-  Candidates<Acc> list(const Candidates<Acc>& from, Acc least) {
+  // Those of `from` that are >= least, or whose key is.
+  Candidates<Acc> list(const Candidates<Acc>& from, Acc least) { return list(from, from.z, least); }
+  Candidates<Acc> list(const Candidates<Acc>& from, const Acc* key, Acc least) {
     int64_t n = 0;
     for (int64_t j = 0; j < from.n; ++j) {  // in place where `from` is a list already: n <= j
       const Acc value = from.z[j];
       const int32_t id = from.ids ? from.ids[j] : int32_t(j);
+      const bool stays = key[j] >= least;
       listed_[n] = value, ids_[n] = id;
-      n += value >= least;
+      n += stays;
     }
     return {listed_.data(), ids_.data(), n};
   }
@@ -191,7 +228,9 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
     in_set += exp_neg((z[id] - raw_max) * plan.inv_t);
     if (plan.delta != 0) z[id] += plan.delta;
   }
+  if (plan.bias) add_bias(plan.bias, v, z);
   if (plan.penalized()) penalize_row(plan, v, z);
+  if (plan.counted()) take_counts(plan.counts, v, plan.frequency, z);
   const auto raw_of = [&](int64_t id) {
     Acc z0 = args.form(load(args.logits[r * args.stride + id]));
     if (args.tuned) {
@@ -201,30 +240,52 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   };
   Acc max = raw_max;
   double all = cold;
-  if (plan.delta != 0 || plan.penalized()) {
+  if (plan.moves()) {
     row_max(z, v, &max);
     if (max == -kInf<Acc>) return finish_without_draw(args, r, plan, false);
     mass_of(z, v, max, plan.inv_t, &all);
   }
   if (plan.greedy) {
     const int64_t token = std::find(z, z + v, max) - z;
-    return finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, Acc(0), 1, 1, 0, max);
+    return finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, Acc(0), 1, 1, 0, max, kInf<Acc>);
   }
 
   // The filters: each leaves a list of candidates, which the next one goes through.
   Candidates<Acc> left{z, nullptr, v};
   double some = all;
   Acc least = std::numeric_limits<Acc>::lowest();
-  if (plan.top_k) {
+  const auto keep_largest = [&](int64_t k) {
     const auto count = [&](Acc from) {
       Weight w{0, 0};
       count_from(left.z, left.n, from, &w.count);
       return w;
     };
-    least = threshold(max, plan.temperature, double(plan.top_k), count, [](Weight w) { return double(w.count); });
+    least = threshold(max, plan.temperature, double(k), count, [](Weight w) { return double(w.count); }).at;
     left = row.list(left, least);
     mass_of(left.z, left.n, max, plan.inv_t, &some);
+  };
+  Moments moments;
+  if (plan.top_h > 0) {
+    if (v > kTopH) keep_largest(kTopH);
+    moments_of(left.z, left.n, max, plan.inv_t, &moments);
+    const auto entropy = [&](Acc from) {
+      Weight w{0, 0};
+      for (int64_t j = 0; j < left.n; ++j) {
+        if (!(left.z[j] >= from)) continue;
+        const Acc x = (left.z[j] - max) * plan.inv_t;
+        w.mass += moments.minus_p_log_p(x, exp_neg(x)), ++w.count;
+      }
+      return w;
+    };
+    Acc cut = std::numeric_limits<Acc>::lowest();
+    if (plan.top_h < 1) {
+      const double bound = beyond(plan.top_h, moments);
+      cut = std::min(max, threshold(max, plan.temperature, bound, entropy, [](Weight w) { return w.mass; }).above);
+    }
+    left = row.list(left, cut);
+    mass_of(left.z, left.n, max, plan.inv_t, &some);
   }
+  if (plan.top_k && plan.top_k < left.n) keep_largest(plan.top_k);
   if (plan.top_p < 1) {
     // Elements below this make up less than half of 1 - p all together: they are out whatever the threshold is.
     const double share = 0.5 * (1 - plan.top_p) * some / double(std::max<int64_t>(left.n, 1));
@@ -235,17 +296,44 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
       mass_from(left.z, left.n, from, max, plan.inv_t, &w);
       return w;
     };
-    least = threshold(max, plan.temperature, plan.top_p * some, mass, [](Weight w) { return w.mass; });
+    least = threshold(max, plan.temperature, plan.top_p * some, mass, [](Weight w) { return w.mass; }).at;
     left = row.list(left, least);
   }
   if (plan.min_x > -kInf<Acc>) left = row.list(left, max + plan.min_x * plan.temperature);
+  if (plan.typical > 0) {
+    moments_of(left.z, left.n, max, plan.inv_t, &moments);
+    const Acc mean = max + plan.temperature * Acc(moments.mean());
+    row.key.resize(left.n);
+    Acc* key = row.key.data();
+    nearness_of(left.z, left.n, mean, key);
+    const auto mass = [&](Acc from) {
+      Weight w{0, 0};
+      for (int64_t j = 0; j < left.n; ++j) {
+        if (key[j] >= from) w.mass += exp_neg((left.z[j] - max) * plan.inv_t), ++w.count;
+      }
+      return w;
+    };
+    Acc nearest;
+    row_max(key, left.n, &nearest);
+    const double target = plan.typical * moments.mass;
+    left = row.list(left, key, threshold(nearest, plan.temperature, target, mass, [](Weight w) { return w.mass; }).at);
+  }
+  for (const bool by_entropy : {false, true}) {
+    const double epsilon = by_entropy ? plan.eta : plan.epsilon;
+    if (!(epsilon > 0)) continue;
+    moments_of(left.z, left.n, max, plan.inv_t, &moments);
+    Acc top;
+    row_max(left.z, left.n, &top);
+    left = row.list(left, std::min(top, max + plan.temperature * Acc(cut_of(epsilon, moments, by_entropy))));
+  }
   if (left.ids) mass_of(left.z, left.n, max, plan.inv_t, &some);
 
   // The draw: the candidate that is fastest in a race of exponentials.
   const int64_t token = fastest(left, max, plan.inv_t, plan.key);
   least = left.ids ? *std::min_element(left.z, left.z + left.n) : -kInf<Acc>;
+  const Acc most = plan.typical > 0 ? *std::max_element(left.z, left.z + left.n) : kInf<Acc>;
   finish_sample(args, r, plan, token, raw_of(token), raw_max, raw, (z[token] - max) * plan.inv_t, all, some,
-                in_set / cold, least);
+                in_set / cold, least, most);
 }
 
 }  // namespace

@@ -22,6 +22,9 @@ struct Sums {  // of e^(z - max), of e^((z - max) / T)
   }
 };
 
+// The filters that take a search, in their order: the first two are top_h's.
+enum Filter : int { kLargest, kEntropy, kTopK, kTopP, kTypical, kFilters };
+
 template <class Acc>
 struct Best {
   Acc speed;
@@ -108,15 +111,12 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
   __shared__ Acc raw_max;
   if (threadIdx.x == 0) raw_max = raw.max, raw_sum = raw.one, p_r = in_set / raw.cold;
 
-  // The penalties, and the sums again where something changed.
+  // The bias and the penalties, and the sums again where something changed.
   Acc max = raw.max;
   double all = raw.cold;
-  if (plan.delta != 0 || plan.penalized()) {
-    const bool penalized = plan.penalized();
+  if (plan.moves()) {
     __syncthreads();
-    const Sums<Acc> now = block_sums(v, plan.inv_t, &thread_max, [&](int64_t j) {
-      return penalized ? z[j] = plan.penalize(z[j], plan.seen[j]) : z[j];
-    });
+    const Sums<Acc> now = block_sums(v, plan.inv_t, &thread_max, [&](int64_t j) { return z[j] = plan.moved(z[j], j); });
     max = now.max, all = now.cold;
     if (max == -kInf<Acc>) {
       if (threadIdx.x == 0) finish_without_draw(args, r, plan, false);
@@ -131,14 +131,15 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
   __shared__ Acc listed[kListed];
   __shared__ int32_t ids[kListed];
   constexpr Acc kLowest = std::numeric_limits<Acc>::lowest();
-  const bool filtered = !plan.greedy && (plan.top_k || plan.top_p < 1);
+  const bool filtered = plan.filtered();
+  const int64_t largest = plan.top_h > 0 ? (kTopH < v ? kTopH : 0) : plan.top_k;
   Acc bound = kLowest;
-  if (filtered && plan.top_k && plan.top_k <= kThreads) {
+  if (filtered && largest && largest <= kThreads) {
     const auto count = [&](Acc from) {
       return Weight{0, block_reduce<kThreads>(int32_t(thread_max >= from), [](int a, int b) { return a + b; })};
     };
-    bound = threshold(max, plan.temperature, double(plan.top_k), count, [](Weight w) { return double(w.count); });
-  } else if (filtered && !plan.top_k) {
+    bound = threshold(max, plan.temperature, double(largest), count, [](Weight w) { return double(w.count); }).at;
+  } else if (filtered && !largest && plan.top_p < 1 && !(plan.top_h > 0)) {
     const double share = 0.5 * (1 - plan.top_p) * all / double(v);
     bound = share > 0 ? max + plan.temperature * Acc(log(share)) : kLowest;
   }
@@ -160,35 +161,92 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
   }
   const Acc* left = in_list ? listed : z;
 
-  // The thresholds of top-k, then of top-p over what top-k left, then of min-p.
-  Acc least = kLowest;
-  const auto weigh = [&](Acc from, bool with_mass) {
+  // The filters in their order. least and most hold what is left; typical looks at the distance from `mean`.
+  Acc least = kLowest, most = kInf<Acc>, mean = Acc(0);
+  const auto is_left = [&](Acc value) { return value >= least && value <= most && value > -kInf<Acc>; };
+  const auto moments = [&] {
+    Moments m{0, 0};
+    for (int64_t j = threadIdx.x; j < n; j += kThreads) {
+      const Acc x = (left[j] - max) * plan.inv_t, e = is_left(left[j]) ? exp_neg(x) : Acc(0);
+      if (e != 0) m.mass += e, m.shifted += e * x;
+    }
+    return block_reduce<kThreads>(m,
+                                  [](Moments a, Moments b) { return Moments{a.mass + b.mass, a.shifted + b.shifted}; });
+  };
+  const auto weigh = [&](Acc from, Filter filter, Moments whole) {
     Weight w{0, 0};
     for (int64_t j = threadIdx.x; j < n; j += kThreads) {
-      if (left[j] < from) continue;
+      if (!is_left(left[j]) || (filter == kTypical ? nearness(left[j], mean) : left[j]) < from) continue;
       ++w.count;
-      if (with_mass) w.mass += exp_neg((left[j] - max) * plan.inv_t);
+      if (filter == kLargest || filter == kTopK) continue;
+      const Acc x = (left[j] - max) * plan.inv_t, e = exp_neg(x);
+      w.mass += filter != kEntropy ? double(e) : whole.minus_p_log_p(x, e);
     }
     return block_reduce<kThreads>(w, [](Weight a, Weight b) { return Weight{a.mass + b.mass, a.count + b.count}; });
   };
-  double some = all;
-#pragma unroll 1  // one search in the code for both filters: two take more registers than there are
-  for (int stage = 0; stage < 2 && filtered; ++stage) {
-    const bool nucleus = stage == 1;
-    if (nucleus ? plan.top_p >= 1 : plan.top_k == 0) continue;
-    const Acc floor = least;
-    const Acc found = threshold(
-        max, plan.temperature, nucleus ? plan.top_p * some : double(plan.top_k),
-        [&](Acc from) { return weigh(from > floor ? from : floor, nucleus); },
-        [nucleus](Weight w) { return nucleus ? w.mass : double(w.count); });
-    least = found > floor ? found : floor;
-    some = weigh(least, true).mass;
+  const auto lower = [](Acc a, Acc b) { return b < a ? b : a; };
+  const auto higher = [](Acc a, Acc b) { return b > a ? b : a; };
+  // The bounds of what is left among the elements that `stays` tells.
+  const auto tighten = [&](auto stays) {
+    Acc low = kInf<Acc>, high = -kInf<Acc>;
+    for (int64_t j = threadIdx.x; j < n; j += kThreads) {
+      if (is_left(left[j]) && stays(left[j])) low = lower(low, left[j]), high = higher(high, left[j]);
+    }
+    low = block_reduce<kThreads>(low, lower), high = block_reduce<kThreads>(high, higher);
+    least = low, most = high;
+  };
+  double some = all;  // what is left; at first also what the list has not
+#pragma unroll 1      // one search in the code for all filters: several take more registers than there are
+  for (int i = 0; i < kFilters && filtered; ++i) {
+    const Filter filter = Filter(i);
+    double target = 0;
+    Moments whole{1, 0};
+    Acc high = max;
+    if (filter == kLargest) {
+      if (!(plan.top_h > 0) || v <= kTopH) continue;
+      target = double(kTopH);
+    } else if (filter == kEntropy) {
+      if (!(plan.top_h > 0) || plan.top_h >= 1) continue;
+      whole = moments();
+      target = beyond(plan.top_h, whole);
+    } else if (filter == kTopK) {
+      if (!plan.top_k) continue;
+      target = double(plan.top_k);
+    } else if (filter == kTopP) {
+      if (plan.top_p >= 1) continue;
+      target = plan.top_p * some;
+    } else {
+      if (plan.min_x > -kInf<Acc>) least = higher(least, max + plan.min_x * plan.temperature);
+      if (!(plan.typical > 0)) continue;
+      const Moments m = moments();
+      target = plan.typical * m.mass, mean = max + plan.temperature * Acc(m.mean());
+      high = -kInf<Acc>;
+      for (int64_t j = threadIdx.x; j < n; j += kThreads) {
+        if (is_left(left[j])) high = higher(high, nearness(left[j], mean));
+      }
+      high = block_reduce<kThreads>(high, higher);
+    }
+    const bool counts = filter == kLargest || filter == kTopK;
+    const Cut<Acc> cut = threshold(
+        high, plan.temperature, target, [&](Acc from) { return weigh(from, filter, whole); },
+        [counts](Weight w) { return counts ? double(w.count) : w.mass; });
+    if (filter == kTypical) {
+      tighten([&](Acc value) { return nearness(value, mean) >= cut.at; });
+    } else {
+      least = higher(least, filter == kEntropy ? lower(max, cut.above) : cut.at);
+    }
+    some = moments().mass;
   }
-  if (!plan.greedy && plan.min_x > -kInf<Acc>) {
-    const Acc relative = max + plan.min_x * plan.temperature;
-    least = relative > least ? relative : least;
-    some = weigh(least, true).mass;
+#pragma unroll 1
+  for (int by_entropy = 0; by_entropy < 2 && filtered; ++by_entropy) {
+    const double epsilon = by_entropy ? plan.eta : plan.epsilon;
+    if (!(epsilon > 0)) continue;
+    const Acc cut = max + plan.temperature * Acc(cut_of(epsilon, moments(), by_entropy));
+    const Acc limit = most;
+    tighten([](Acc) { return true; });  // most: the largest that is left, which stays
+    least = higher(least, lower(cut, most)), most = limit;
   }
+  if (filtered) some = moments().mass;
 
   // The draw: the fastest in a race of exponentials; at temperature 0 the first of the largest.
   Best<Acc> best{-1, 0x7fffffff};
@@ -197,7 +255,7 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
     return b.speed > a.speed || (b.speed == a.speed && b.token < a.token) ? b : a;
   };
   for (int64_t j = threadIdx.x; j < n; j += kThreads) {
-    if (left[j] < least) continue;
+    if (filtered && !is_left(left[j])) continue;
     lowest = left[j] < lowest ? left[j] : lowest;
     const int32_t token = in_list ? ids[j] : int32_t(j);
     const Acc greedy = left[j] == max ? Acc(1) : Acc(0);
@@ -205,15 +263,15 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
     best = better(best, {speed, token});
   }
   best = block_reduce<kThreads>(best, better);
-  if (plan.filtered()) {
-    lowest = block_reduce<kThreads>(lowest, [](Acc a, Acc b) { return b < a ? b : a; });
+  if (filtered) {
+    lowest = block_reduce<kThreads>(lowest, lower);
   } else {
     lowest = plan.greedy ? max : -kInf<Acc>;
   }
   if (threadIdx.x == 0) {
     const int64_t token = best.token == 0x7fffffff ? 0 : best.token;
     finish_sample(args, r, plan, token, raw_of(token), raw_max, raw_sum, (z[token] - max) * plan.inv_t, all, some, p_r,
-                  lowest);
+                  lowest, most);
   }
 }
 

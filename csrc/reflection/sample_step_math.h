@@ -16,19 +16,31 @@ struct RowPlan {
   const int32_t* set;
   int64_t set_size;
   const uint8_t* seen;
-  Acc beta, repetition, presence;
-  int64_t top_k;  // 0: off
-  double top_p;   // 1: off
-  Acc min_x;      // -inf: off
+  const int32_t* counts;
+  const float* bias;
+  Acc beta, repetition, presence, frequency;
+  int64_t top_k;                        // 0: off
+  double top_p;                         // 1: off
+  Acc min_x;                            // -inf: off
+  double top_h, typical, epsilon, eta;  // 0: off
   RandomKey key;
 
-  WARPUP_HD bool filtered() const { return !greedy && (top_k || top_p < 1 || min_x > -kInf<Acc>); }
+  WARPUP_HD bool filtered() const {
+    return !greedy && (top_k || top_p < 1 || min_x > -kInf<Acc> || top_h > 0 || typical > 0 || epsilon > 0 || eta > 0);
+  }
   WARPUP_HD bool penalized() const { return seen && (repetition != 1 || presence != 0); }
-  WARPUP_HD Acc penalize(Acc z, uint8_t seen_as) const {
+  WARPUP_HD Acc moved(Acc z, int64_t j) const {
+    if (bias) z += bias[j];
+    const uint8_t seen_as = penalized() ? seen[j] : 0;
     if (seen_as) z = z > 0 ? z / repetition : z * repetition;
+    if (counted()) z -= frequency * Acc(counts[j]);
     return seen_as & 2 ? z - presence : z;
   }
+  WARPUP_HD bool counted() const { return counts && frequency != 0; }
+  WARPUP_HD bool moves() const { return delta != 0 || bias || penalized() || counted(); }  // z is not z0
 };
+
+inline constexpr int64_t kTopH = 100;  // tokens that top_h chooses among, as in transformers
 
 template <class T>
 WARPUP_HD RowPlan<acc_t<T>> plan_of(const SampleStepArgs<T>& args, int64_t r) {
@@ -45,9 +57,13 @@ WARPUP_HD RowPlan<acc_t<T>> plan_of(const SampleStepArgs<T>& args, int64_t r) {
   plan.delta = delta_at(args.tables, slot, at, t);
   plan.set = args.tables.sets + int64_t(schedule.set), plan.set_size = int64_t(schedule.set_size);
   plan.seen = args.seen ? args.seen + slot * args.vocab : nullptr;
+  plan.counts = args.counts ? args.counts + slot * args.vocab : nullptr;
+  plan.bias = args.bias ? args.bias + slot * args.vocab : nullptr;
   plan.beta = Acc(s.beta), plan.repetition = Acc(s.repetition), plan.presence = Acc(s.presence);
+  plan.frequency = Acc(s.frequency);
   plan.top_k = s.top_k > 0 && s.top_k < double(args.vocab) ? int64_t(s.top_k) : 0;
   plan.top_p = s.top_p, plan.min_x = s.min_p > 0 ? Acc(log(s.min_p)) : -kInf<Acc>;
+  plan.top_h = s.top_h, plan.typical = s.typical < 1 ? s.typical : 0, plan.epsilon = s.epsilon, plan.eta = s.eta;
   plan.key = random_key(uint64_t(s.seed), uint64_t(at.generated), uint32_t(args.stream));
   return plan;
 }
@@ -56,6 +72,32 @@ struct Weight {
   double mass;
   int64_t count;
 };
+
+// Of what is left of a row: the sums of e^x and of x e^x.
+struct Moments {
+  double mass, shifted;
+  WARPUP_HD double mean() const { return shifted / mass; }  // of x
+  WARPUP_HD double entropy() const { return log(mass) - mean(); }
+  WARPUP_HD double minus_p_log_p(double x, double e) const { return e == 0 ? 0 : e / mass * (log(mass) - x); }
+};
+
+// x of the least probability that epsilon (or eta, by the entropy) leaves.
+WARPUP_HD double cut_of(double epsilon, const Moments& left, bool by_entropy) {
+  const double eta = sqrt(epsilon) * exp(-left.entropy()), least = by_entropy && eta < epsilon ? eta : epsilon;
+  return log(least) + log(left.mass);
+}
+
+// How near z is to the mean of what is left: the key that typical keeps the largest of.
+template <class Acc>
+WARPUP_HD Acc nearness(Acc z, Acc mean) {
+  return z < mean ? z - mean : mean - z;
+}
+
+// What of -p log p in a sum is beyond top_h times the entropy: the first number above.
+WARPUP_HD double beyond(double top_h, const Moments& left) {
+  const double most = top_h * left.entropy();
+  return top_h >= 1 ? kInf<double> : most + most * 0x1p-52;
+}
 
 template <class Acc>
 WARPUP_HD Acc between(Acc low, Acc high, int step) {
@@ -70,13 +112,18 @@ WARPUP_HD Acc between(Acc low, Acc high, int step) {
   return std::bit_cast<Acc>(m < 0 ? std::numeric_limits<Bits>::min() - m : m);
 }
 
+template <class Acc>
+struct Cut {
+  Acc at, above;  // above: where the elements begin that alone do not reach the target
+};
+
 // The largest v with weigh(v) >= target, where weigh(v) is the Weight of the elements >= v and `measure` the part of it
 // that counts. Up to elements: the v returned and the largest such v cut the row at the same place. `high` is the
 // largest element.
 template <class Acc, class Weigh, class Measure>
-WARPUP_HD Acc threshold(Acc high, Acc width, double target, Weigh weigh, Measure measure) {
+WARPUP_HD Cut<Acc> threshold(Acc high, Acc width, double target, Weigh weigh, Measure measure) {
   Weight top = weigh(high);
-  if (measure(top) >= target) return high;
+  if (measure(top) >= target) return {high, kInf<Acc>};
   const Acc max = high, lowest = std::numeric_limits<Acc>::lowest();
   Acc low = high - width;
   Weight bottom = weigh(low);
@@ -95,7 +142,7 @@ WARPUP_HD Acc threshold(Acc high, Acc width, double target, Weigh weigh, Measure
       high = middle, top = w;
     }
   }
-  return low;
+  return {low, high};
 }
 
 // e^x / E of a token: the largest one wins with the probability of its share of the sum of e^x.
@@ -108,9 +155,9 @@ WARPUP_HD Acc race(Acc x, RandomKey key, uint32_t token) {
 template <class T>
 WARPUP_HD void finish_sample(const SampleStepArgs<T>& args, int64_t r, const RowPlan<acc_t<T>>& plan, int64_t token,
                              acc_t<T> z0, acc_t<T> raw_max, double raw_sum, acc_t<T> x, double sum, double kept_sum,
-                             double p_r, acc_t<T> least) {
+                             double p_r, acc_t<T> least, acc_t<T> most) {
   using Acc = acc_t<T>;
-  args.token[r] = token, args.least[r] = least;
+  args.token[r] = token, args.least[r] = least, args.most[r] = most;
   args.delta[r] = plan.delta, args.temperature[r] = float(plan.temperature);
   args.logp_raw[r] = Acc(double(z0) - double(raw_max) - log(raw_sum));
   if (plan.greedy) {
@@ -131,13 +178,13 @@ WARPUP_HD void finish_without_draw(const SampleStepArgs<T>& args, int64_t r, con
   args.token[r] = 0;
   args.delta[r] = plan.delta, args.temperature[r] = float(plan.temperature);
   const Acc all = poison ? kInf<Acc> - kInf<Acc> : Acc(0);
-  args.logp_raw[r] = args.logp[r] = args.kept[r] = args.p_r[r] = args.least[r] = all;
+  args.logp_raw[r] = args.logp[r] = args.kept[r] = args.p_r[r] = args.least[r] = args.most[r] = all;
 }
 
 template <class T>
 WARPUP_HD void finish_nothing(const SampleStepArgs<T>& args, int64_t r) {
   args.token[r] = -1;
-  args.logp_raw[r] = args.logp[r] = args.kept[r] = args.p_r[r] = args.least[r] = 0;
+  args.logp_raw[r] = args.logp[r] = args.kept[r] = args.p_r[r] = args.least[r] = args.most[r] = 0;
   args.delta[r] = args.temperature[r] = 0;
 }
 

@@ -204,7 +204,10 @@ FUZZ(sample_step) {
   tuned.fill([](int64_t) { return normal(); }), base.fill([](int64_t) { return normal(); });
   seen.fill([](int64_t) { return below(4); });
   slots.fill([&](int64_t) { return below(w.slots + 1) - 1; }), back.fill([](int64_t) { return 0; });
-  const bool combined = chance(0.4), penalized = chance(0.4);
+  const bool combined = chance(0.4), penalized = chance(0.4), counted = chance(0.3), biased = chance(0.3);
+  const bool more = chance(0.3);  // filters whose sets the Python tests hold against transformers'
+  Array counts(DType::i32, {w.slots, vocab}), bias(DType::f32, {w.slots, vocab});
+  counts.fill([](int64_t) { return below(4); }), bias.fill([](int64_t) { return chance(0.1) ? -kInf : normal(); });
   const Form form;
   sampling.fill([&](int64_t i) -> double {
     switch (i % warpup::kSampling) {
@@ -224,18 +227,23 @@ FUZZ(sample_step) {
         return chance(0.5) || !penalized ? 0 : normal();
       case 8:
         return double(below(int64_t(1) << 53));
-      default:
+      case 9:
         return combined ? 0.5 : 1;
+      case 10:
+        return counted ? 0.25 * below(5) : 0;
+      default:
+        return more && chance(0.5) ? 0.1 * (1 + below(8)) : 0;
     }
   });
   using Optional = warpup::OptionalView;
   const auto given = [](bool wanted, const Array& a) { return wanted ? Optional(a.view()) : std::nullopt; };
   Array token(DType::i64, {rows}), raw(acc, {rows}), logp(acc, {rows}), kept(acc, {rows}), p_r(acc, {rows});
-  Array delta(DType::f32, {rows}), temperature(DType::f32, {rows}), cut(acc, {rows});
+  Array delta(DType::f32, {rows}), temperature(DType::f32, {rows}), cut(acc, {rows}), most(acc, {rows});
   const auto call = [&] {
     warpup::sample_step(z, given(combined, tuned), given(combined, base), w.views(), sampling, slots,
-                        Optional(back.view()), given(penalized, seen), below(3), form.options, std::nullopt,
-                        {token, raw, logp, kept, p_r, delta, temperature, cut});
+                        Optional(back.view()), given(penalized, seen), given(counted, counts), given(biased, bias),
+                        below(3), form.options, std::nullopt,
+                        {token, raw, logp, kept, p_r, delta, temperature, cut, most});
   };
   if (!penalized && slots[0] >= 0 && chance(0.1)) {
     const int64_t repetition = int64_t(slots[0]) * warpup::kSampling + 6;
@@ -271,9 +279,11 @@ FUZZ(sample_step) {
     const double want_raw = x[y] - raw_max - std::log(raw_sum);
     for (int64_t j = 0; j < vocab; ++j) {
       if (w.chosen(j)) x[j] += delta[r];
+      if (biased) x[j] += bias[slot * vocab + j];
       const int seen_as = penalized ? int(seen[slot * vocab + j]) : 0;
       if (seen_as) x[j] = x[j] > 0 ? x[j] / s(6) : x[j] * s(6);
       if (seen_as & 2) x[j] -= s(7);
+      if (counted) x[j] -= s(10) * counts[slot * vocab + j];
       max = std::max(max, x[j]);
     }
     const double tolerance = 64 * epsilon_of(acc) * (1 + std::fabs(max - x[y]) + std::fabs(raw_max) + std::fabs(max)) /
@@ -281,6 +291,24 @@ FUZZ(sample_step) {
     expect(std::fabs(raw[r] - want_raw) <= tolerance, "sample_step: logp_raw");
     if (t == 0) {
       expect(x[y] >= max - tolerance && logp[r] == 0 && kept[r] == 1, "sample_step: greedy");
+      continue;
+    }
+    if (max == -kInf) {
+      expect(token[r] == 0 && logp[r] == 0, "sample_step: a bias that rules all out");
+      continue;
+    }
+    if (more) {
+      double inner = 0, outer = 0, of_all = 0;  // the edges are values of the row, in another precision
+      for (double v : x) {
+        const double e = std::exp((v - max) / t);
+        of_all += e;
+        inner += v > cut[r] + tolerance && v < most[r] - tolerance ? e : 0;
+        outer += v >= cut[r] - tolerance && v <= most[r] + tolerance ? e : 0;
+      }
+      expect(x[y] >= cut[r] - tolerance && x[y] <= most[r] + tolerance, "sample_step: the token is among what is left");
+      const double slack = 16 * tolerance;
+      expect(kept[r] >= inner / of_all - slack && kept[r] <= outer / of_all + slack,
+             "sample_step: the mass that is left");
       continue;
     }
     std::vector<double> sorted = x;

@@ -12,13 +12,13 @@ from tests.support.case import Case, Inputs, New, Thunk, name_of
 from warpup import arrays as core
 from warpup.reflection.sample_step import SAMPLING, SampledStep, reference_sample_step, sample_step
 
-ALONGSIDE = ("tuned", "base", "seen", "back")
+ALONGSIDE = ("tuned", "base", "seen", "counts", "bias", "back")
 
 
 def sample_inputs(size, dtype, device, seed, variant) -> Inputs:
     """(rows, V, ids). Variants: plain (temperatures, no filter); filters (some of top-k, top-p, min-p, some greedy);
-    all (those, a scale and a soft cap, emulated fine-tuning, penalties, some rows behind drafts or of no request, -inf
-    logits)."""
+    more (the other filters, a bias that rules tokens out, frequency penalties); all (the first filters, bias and
+    penalties, a scale and a soft cap, emulated fine-tuning, some rows behind drafts or of no request, -inf logits)."""
     rows, vocab, ids = size
     generator = torch.Generator().manual_seed(seed)
 
@@ -42,7 +42,16 @@ def sample_inputs(size, dtype, device, seed, variant) -> Inputs:
     for phase in ("think", "answer", "code"):
         column[phase].copy_((0.3 + uniform(rows)) * (uniform(rows) > 0.2 * (variant != "plain")))
     column["seed"].copy_((uniform(rows) * 2**53).floor())
-    if variant != "plain":
+    if variant in ("more", "all"):
+        inputs["bias"] = torch.where(uniform(rows, vocab) < 0.2, -torch.inf, uniform(rows, vocab)).float()
+        inputs["counts"] = torch.randint(4, (rows, vocab), generator=generator).int()
+        column["frequency"].copy_(uniform(rows))
+    if variant == "more":
+        column["top_h"].copy_((0.1 + 0.8 * uniform(rows)) * (uniform(rows) < 0.5))
+        column["typical_p"].copy_(torch.where(uniform(rows) < 0.5, 0.1 + 0.8 * uniform(rows), 1.0))
+        for name in ("epsilon_cutoff", "eta_cutoff"):
+            column[name].copy_(0.05 * uniform(rows) * (uniform(rows) < 0.5))
+    if variant in ("filters", "all"):
         column["top_k"].copy_((uniform(rows) * vocab).floor() * (uniform(rows) < 0.5))
         column["top_p"].copy_(torch.where(uniform(rows) < 0.5, uniform(rows), 1.0))
         column["min_p"].copy_(uniform(rows) * 0.3 * (uniform(rows) < 0.3))
@@ -59,11 +68,9 @@ def sample_inputs(size, dtype, device, seed, variant) -> Inputs:
 
 
 def sampled(function):
-    def call(logits, slots, stream, tuned, base, seen, back, scale, softcap, **tables):
-        return function(
-            logits, tables_of(tables), slots, tuned=tuned, base=base, seen=seen, back=back, stream=stream, scale=scale,
-            softcap=softcap,
-        )  # fmt: skip
+    def call(logits, slots, stream, scale, softcap, **inputs):
+        alongside = {name: inputs.pop(name) for name in ALONGSIDE}
+        return function(logits, tables_of(inputs), slots, stream=stream, scale=scale, softcap=softcap, **alongside)
 
     return call
 
@@ -71,13 +78,14 @@ def sampled(function):
 def sample_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     state, schedules, sets, knots, _, sampling = tables_of(x)
     tables, form = (state, schedules, sets, knots, sampling, x["slots"]), (x["scale"], x["softcap"] or 0.0)
-    return [("sample_step", (x["logits"], x["tuned"], x["base"], *tables, x["back"], x["seen"], x["stream"], *form))]
+    rest = (*(x[name] for name in ("back", "seen", "counts", "bias", "stream")), *form)
+    return [("sample_step", (x["logits"], x["tuned"], x["base"], *tables, *rest))]
 
 
 def sample_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
     rows, dtype = tuple(x["slots"].shape), name_of(x["logits"].dtype)
     acc = "float64" if dtype == "float64" else "float32"
-    dtypes = ("int64", acc, acc, acc, acc, "float32", "float32", acc)
+    dtypes = ("int64", acc, acc, acc, acc, "float32", "float32", acc, acc)
     names = SampledStep._fields
     outputs = {name: new(rows, kind) for name, kind in zip(names, dtypes, strict=True)}
     given = {name: x[name] for name in ("state", "sets", "knots", "slots", "stream", *ALONGSIDE)}
@@ -106,7 +114,7 @@ CASES = [
             "overhead": (2, 16, 2),
             "bench": (64, 151936, 16),
         },
-        variants=("plain", "filters", "all"),
+        variants=("plain", "filters", "more", "all"),
         inputs=sample_inputs,
         differentiable=(),
         raw=sample_raw,

@@ -8,13 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
+from transformers.generation import TopHLogitsWarper
 
 import warpup
 from tests.support.cases import OPS
@@ -103,6 +107,67 @@ def test_transformers_keeps_the_same(backend):
     torch.testing.assert_close(step.logp.cpu(), processed.gather(1, token[:, None])[:, 0], rtol=0, atol=2e-6)
     plain = torch.log_softmax(logits, -1).gather(1, token[:, None])[:, 0]
     torch.testing.assert_close(step.logp_raw.cpu(), plain, rtol=0, atol=2e-6)
+
+
+WARPERS = {  # transformers', in the order in which its generate puts them
+    "top_h": TopHLogitsWarper,
+    "top_k": TopKLogitsWarper,
+    "top_p": TopPLogitsWarper,
+    "min_p": MinPLogitsWarper,
+    "typical_p": TypicalLogitsWarper,
+    "epsilon_cutoff": EpsilonLogitsWarper,
+    "eta_cutoff": EtaLogitsWarper,
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"typical_p": p} for p in (0.05, 0.2, 0.5, 0.9, 0.999)), *({"top_h": h} for h in (0.05, 0.3, 0.6, 0.95)),
+        {"epsilon_cutoff": 0.003}, {"epsilon_cutoff": 0.9}, {"eta_cutoff": 0.003}, {"eta_cutoff": 0.6},
+        {"top_k": 30, "typical_p": 0.7}, {"top_h": 0.7, "top_p": 0.8}, {"typical_p": 0.3, "eta_cutoff": 0.1},
+        {"top_h": 0.9, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "typical_p": 0.8, "epsilon_cutoff": 0.01,
+         "eta_cutoff": 0.02},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("vocab", [50, 3000])
+def test_each_filter_of_transformers(backend, vocab, options):
+    """Their processors leave the tokens that lie between our least and most; in float64, where no edge is a matter of
+    rounding, over flat and peaked rows. (At top_h 1 theirs drops a token or not as its two sums of the same numbers are
+    rounded.)"""
+    logits = normal(12, vocab, scale=1.0).double() * torch.linspace(0.2, 4.0, 12)[:, None]
+    theirs = LogitsProcessorList([TemperatureLogitsWarper(0.8)])
+    theirs += [warper(options[name]) for name, warper in WARPERS.items() if name in options]
+    left = theirs(None, logits.clone()) > -torch.inf
+    batch = batch_of(12, backend.device, temperature=0.8, **options)
+    step = batch.sample(logits.to(backend.device))
+    least, most = step.least.cpu()[:, None], step.most.cpu()[:, None]
+    assert torch.equal((logits >= least) & (logits <= most), left)
+    mass = torch.softmax(logits / 0.8, -1).where(left, 0.0).sum(-1)
+    torch.testing.assert_close(step.kept.cpu(), mass)
+    assert left.gather(1, step.token.cpu()[:, None]).all()
+
+
+def test_penalties_and_bias(backend):
+    """The bias, then the penalties as vLLM subtracts them, then the temperature."""
+    rows, vocab = 6, 40
+    generator = torch.Generator().manual_seed(0)
+    logits, bias = normal(rows, vocab), torch.randn(rows, vocab, generator=generator)
+    bias[:, ::3] = -torch.inf  # tokens that are not allowed
+    counts = torch.randint(3, (rows, vocab), generator=generator).int()
+    in_prompt = torch.rand(rows, vocab, generator=generator) < 0.3
+    seen = in_prompt * IN_PROMPT + (counts > 0) * GENERATED
+    given = {"counts": counts, "bias": bias, "seen": seen.to(torch.uint8)}
+    batch = batch_of(rows, backend.device, temperature=0.7, repetition=1.4, frequency=0.3, presence=0.2)
+    step = batch.sample(logits.to(backend.device), **{k: v.to(backend.device) for k, v in given.items()})
+    z = logits + bias
+    z = torch.where(in_prompt | (counts > 0), torch.where(z > 0, z / 1.4, z * 1.4), z)
+    z = z - 0.3 * counts - 0.2 * (counts > 0)
+    token = step.token.cpu()[:, None]
+    want = torch.log_softmax(z / 0.7, -1).gather(1, token)[:, 0]
+    torch.testing.assert_close(step.logp.cpu(), want)
+    assert (token % 3 != 0).all()
 
 
 # ---- the distribution -----------------------------------------------------------------------------------------------
@@ -340,7 +405,7 @@ def test_no_rows_and_rows_of_nobody(backend):
     batch = batch_of(2, backend.device)
     assert batch.sample(torch.zeros(0, 9, device=backend.device)).token.shape == (0,)
     step = batch.sample(torch.zeros(2, 9, device=backend.device), torch.tensor([-1, 0], device=backend.device))
-    assert [column[0].item() for column in step] == [-1, 0, 0, 0, 0, 0, 0, 0]
+    assert [column[0].item() for column in step] == [-1, 0, 0, 0, 0, 0, 0, 0, 0]
     assert step.token[1] == batch.sample(torch.zeros(1, 9, device=backend.device)).token[0]
     assert step.logp[1].item() == pytest.approx(-math.log(9), abs=1e-6)
 
@@ -360,6 +425,12 @@ def test_no_rows_and_rows_of_nobody(backend):
         ({"repetition": 1e-46}, "repetition: expected a number from .*, got 1e-46"),
         ({"presence": INF}, "presence: expected a finite float32"),
         ({"presence": 1e39}, r"presence: expected a finite float32, got 1e\+39"),
+        ({"frequency": INF}, "frequency: expected a finite float32"),
+        ({"top_h": 1.1}, r"top_h: expected 0 \(off\) to 1, got 1.1"),
+        ({"typical_p": 0.0}, r"typical_p: expected above 0 to 1 \(off\), got 0.0"),
+        ({"epsilon_cutoff": 1.0}, r"epsilon_cutoff: expected 0 \(off\) to below 1, got 1.0"),
+        ({"eta_cutoff": -0.1}, "eta_cutoff: expected"),
+        ({"temperature": 0.0, "typical_p": 0.5}, "temperature 0 takes the likeliest token"),
         ({"seed": 2**53}, "seed: expected an integer from 0"),
         ({"seed": 0.5}, "seed: expected an integer from 0"),
         ({"beta": NAN}, "beta: expected a finite float32"),

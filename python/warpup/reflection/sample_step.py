@@ -20,7 +20,20 @@ from warpup._op import DIVISORS, accumulator
 from warpup.logprob.logit_form import form_of, formed
 from warpup.reflection.apply_schedule import ReflectionTables, delta_of, progress_of, schedule_of, set_of
 
-SAMPLING = ("think", "answer", "code", "top_k", "top_p", "min_p", "repetition", "presence", "seed", "beta", *"123456")
+SAMPLING = (
+    "think", "answer", "code", "top_k", "top_p", "min_p", "repetition", "presence", "seed", "beta", "frequency",
+    "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "spare",
+)  # fmt: skip
+FILTERS = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "top_h": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+TOP_H = 100  # tokens that top_h chooses among, as in transformers
 IN_PROMPT, GENERATED = 1, 2  # bits of `seen`
 LARGEST = torch.finfo(torch.float32).max  # of what is added to them
 
@@ -36,6 +49,7 @@ class SampledStep(NamedTuple):
     delta: Tensor  # float32, added to the schedule's tokens
     temperature: Tensor  # float32, of the row's phase
     least: Tensor  # what the filters left: tokens of at least this logit, scheduled and penalized; -inf: all
+    most: Tensor  # and of at most this one; inf but under typical_p
 
 
 def sampling_row(
@@ -46,6 +60,11 @@ def sampling_row(
     min_p: float = 0.0,
     repetition: float = 1.0,
     presence: float = 0.0,
+    frequency: float = 0.0,
+    top_h: float = 0.0,
+    typical_p: float = 1.0,
+    epsilon_cutoff: float = 0.0,
+    eta_cutoff: float = 0.0,
     seed: int = 0,
     beta: float = 1.0,
 ) -> list[float]:
@@ -53,8 +72,10 @@ def sampling_row(
 
     temperature: a number, or one by phase: {"think": 1.0, "answer": 1.0, "code": 0.0}; 0 takes the likeliest token.
     top_k: 0 off. top_p: 1 off. min_p: 0 off. repetition: divides positive logits of seen tokens and multiplies the
-    others, 1 off. presence: taken from the logits of generated tokens. seed: of the request, 0 to 2^53 - 1. beta: of
-    emulated fine-tuning. Raises ValueError on a value out of range, and on a filter where every temperature is 0.
+    others, 1 off. presence: taken from the logits of generated tokens; frequency: the same times how often they were.
+    top_h, typical_p, epsilon_cutoff, eta_cutoff: as in transformers, 0 (typical_p: 1) off. seed: of the request, 0 to
+    2^53 - 1. beta: of emulated fine-tuning. Raises ValueError on a value out of range, and on a filter where every
+    temperature is 0.
     """
     phases = temperature if isinstance(temperature, Mapping) else dict.fromkeys(SAMPLING[:3], temperature)
     least, most = DIVISORS
@@ -69,17 +90,24 @@ def sampling_row(
         ("min_p", min_p, 0 <= min_p <= 1, "0 (off) to 1"),
         ("repetition", repetition, least <= repetition <= most, f"a number from {least:.3g} to {most:.3g}"),
         ("presence", presence, abs(presence) <= LARGEST, "a finite float32"),
+        ("frequency", frequency, abs(frequency) <= LARGEST, "a finite float32"),
+        ("top_h", top_h, 0 <= top_h <= 1, "0 (off) to 1"),
+        ("typical_p", typical_p, 0 < typical_p <= 1, "above 0 to 1 (off)"),
+        ("epsilon_cutoff", epsilon_cutoff, 0 <= epsilon_cutoff < 1, "0 (off) to below 1"),
+        ("eta_cutoff", eta_cutoff, 0 <= eta_cutoff < 1, "0 (off) to below 1"),
         ("seed", seed, 0 <= seed < 2**53 and seed == int(seed), "an integer from 0 to 2^53 - 1"),
         ("beta", beta, abs(beta) <= LARGEST, "a finite float32"),
     ):
         if not ok:
             raise ValueError(f"{name}: expected {expected}, got {value!r}")
-    if not any(phases.values()) and (top_k > 0 or top_p < 1 or min_p > 0):
+    filters = dict(zip(FILTERS, (top_k, top_p, min_p, top_h, typical_p, epsilon_cutoff, eta_cutoff), strict=True))
+    if not any(phases.values()) and filters != FILTERS:
         raise ValueError(
-            "top_k, top_p, min_p: temperature 0 takes the likeliest token, so they have no effect: leave them out"
+            f"{', '.join(FILTERS)}: temperature 0 takes the likeliest token, so they have no effect: leave them out"
         )
-    values = [phases[name] for name in SAMPLING[:3]] + [top_k, top_p, min_p, repetition, presence, seed, beta]
-    return [float(v) for v in values] + [0.0] * 6
+    given = {**phases, **filters, "repetition": repetition, "presence": presence, "frequency": frequency}
+    given |= {"seed": seed, "beta": beta, "spare": 0.0}
+    return [float(given[name]) for name in SAMPLING]
 
 
 # ---- reference ------------------------------------------------------------------------------------------------------
@@ -104,13 +132,14 @@ def _random_bits(seed: int, position: int, stream: int, items: np.ndarray) -> np
 
 
 def reference_sample_step(
-    logits, tables, slots, *, tuned=None, base=None, seen=None, back=None, stream=0, scale=1.0, softcap=None
-) -> SampledStep:
+    logits, tables, slots, *, tuned=None, base=None, seen=None, counts=None, bias=None, back=None, stream=0, scale=1.0,
+    softcap=None,
+) -> SampledStep:  # fmt: skip
     """`sample_step` by its definition, with sorts, a row at a time: the oracle of the tests."""
     acc, vocab, rows = accumulator(logits), logits.shape[1], []
     for r, slot in enumerate(slots.tolist()):
         if slot < 0:
-            rows.append((-1, *[0.0] * 7))
+            rows.append((-1, *[0.0] * 8))
             continue
         s = dict(zip(SAMPLING, tables.sampling[slot].tolist(), strict=True))
         lag = 0 if back is None else int(back[r])
@@ -123,48 +152,86 @@ def reference_sample_step(
             z = z + s["beta"] * (tuned[r].to(acc) - base[r].to(acc))
         if not (z > -torch.inf).any() or z.isnan().any() or (z == torch.inf).any():
             poison = torch.nan if (z != -torch.inf).any() else 0.0
-            rows.append((0, *[poison] * 4, delta, rounded_t, poison))
+            rows.append((0, *[poison] * 4, delta, rounded_t, poison, poison))
             continue
         ids = [i for i in set_of(tables, schedule_of(tables, slot)) if i < vocab]
         raw, p_r = torch.log_softmax(z, -1), torch.softmax(z / (t or 1.0), -1)[ids].sum()
         z = z.clone()
         z[ids] += delta
+        if bias is not None:
+            z = z + bias[slot].to(z)
         if seen is not None:
             z = torch.where(seen[slot] > 0, torch.where(z > 0, z / s["repetition"], z * s["repetition"]), z)
             z = z - s["presence"] * (seen[slot] & GENERATED > 0).to(z)
+        if counts is not None:
+            z = z - s["frequency"] * counts[slot].to(z)
         if not (z > -torch.inf).any():
-            rows.append((0, *[0.0] * 4, delta, rounded_t, 0.0))
+            rows.append((0, *[0.0] * 4, delta, rounded_t, 0.0, 0.0))
             continue
         if t == 0:
             token = int((z == z.max()).nonzero()[0])
-            rows.append((token, raw[token], 0.0, 1.0, float(token in ids), delta, rounded_t, z.max()))
+            rows.append((token, raw[token], 0.0, 1.0, float(token in ids), delta, rounded_t, z.max(), torch.inf))
             continue
         x = (z - z.max()) / t
-        least, p = -torch.inf, torch.softmax(x, -1)
-        if 0 < s["top_k"] < vocab:
-            least = z.sort(descending=True).values[int(s["top_k"]) - 1]
-        if s["top_p"] < 1:
-            mine = p.where(z >= least, 0.0)
-            ordered = mine.sort(descending=True)
-            above = ordered.values.cumsum(0) - ordered.values
-            keep = (above < s["top_p"] * mine.sum()) | (torch.arange(vocab, device=z.device) == 0)
-            least = max(least, z[ordered.indices[keep]].min())
-        if s["min_p"] > 0:
-            least = max(least, z.max() + t * math.log(s["min_p"]))
-        kept = (z >= least) & (z > -torch.inf)
-        filtered = 0 < s["top_k"] < vocab or s["top_p"] < 1 or s["min_p"] > 0
+        kept = reference_filters(x, s)
+        filtered = any(s[name] != off for name, off in FILTERS.items() if name != "top_k") or 0 < s["top_k"] < vocab
         least = z[kept].min() if filtered else -torch.inf
+        most = z[kept].max() if s["typical_p"] < 1 else torch.inf
         bits = _random_bits(int(s["seed"]), generated, stream, np.arange(vocab))
         exponentials = torch.from_numpy(-np.log1p(-(bits.astype(np.float64) + 0.5) * 2.0**-32)).to(z)
         token = int((x.exp() / exponentials).where(kept, -1.0).argmax())
         mass = x.exp().where(kept, 0.0).sum()
-        rows.append((token, raw[token], x[token] - mass.log(), mass / x.exp().sum(), p_r, delta, rounded_t, least))
-    columns = list(zip(*rows, strict=True)) or [()] * 8
-    dtypes = (torch.int64, *[acc] * 7)
+        logp, share = x[token] - mass.log(), mass / x.exp().sum()
+        rows.append((token, raw[token], logp, share, p_r, delta, rounded_t, least, most))
+    columns = list(zip(*rows, strict=True)) or [()] * 9
+    dtypes = (torch.int64, *[acc] * 8)
     return SampledStep(
         *(torch.tensor([float(x) for x in c], dtype=torch.float64).to(logits.device, d)
           for c, d in zip(columns, dtypes, strict=True))
     )  # fmt: skip
+
+
+def reference_filters(x: Tensor, s: Mapping[str, float]) -> Tensor:
+    """(V,) bool: what the filters of a request leave of x (V,), the logits over the temperature. By sorts; equals stay
+    or go together."""
+    kept = x > -torch.inf
+
+    def probs() -> Tensor:
+        return torch.softmax(x.masked_fill(~kept, -torch.inf), 0)
+
+    def largest(k: int) -> Tensor:
+        return kept & (x >= x[kept].sort(descending=True).values[min(k, int(kept.sum())) - 1])
+
+    def with_mass(key: Tensor, p: Tensor, mass: float) -> Tensor:
+        """The largest keys, up to the first at which their p add up to `mass`."""
+        order = key.masked_fill(~kept, -torch.inf).argsort(descending=True)
+        enough = (p[order].cumsum(0) >= mass).nonzero()
+        return kept & (key >= key[order[int(enough[0]) if len(enough) else int(kept.sum()) - 1]])
+
+    if s["top_h"] > 0:
+        kept = largest(TOP_H)
+        p = probs()
+        terms = -torch.xlogy(p, p)
+        order = x.masked_fill(~kept, -torch.inf).argsort(descending=True)
+        over = (terms[order].cumsum(0) > s["top_h"] * terms.sum()).nonzero()
+        if s["top_h"] < 1 and len(over):
+            kept = kept & ((x > x[order[int(over[0])]]) | (x == x.max()))
+    if s["top_k"] > 0:
+        kept = largest(int(s["top_k"]))
+    if s["top_p"] < 1:
+        kept = with_mass(x, probs(), s["top_p"])
+    if s["min_p"] > 0:
+        kept = kept & (x >= x.max() + math.log(s["min_p"]))
+    if 0 < s["typical_p"] < 1:
+        p = probs()
+        kept = with_mass(-(x - (p * x).where(p > 0, 0.0).sum()).abs(), p, s["typical_p"])
+    for name in ("epsilon_cutoff", "eta_cutoff"):
+        if (epsilon := s[name]) > 0:
+            p = probs()
+            eta = epsilon**0.5 * math.exp(torch.xlogy(p, p).sum())
+            least = min(epsilon, eta) if name == "eta_cutoff" else epsilon
+            kept = kept & ((p >= least) | (p == p.max()))
+    return kept
 
 
 # ---- op -------------------------------------------------------------------------------------------------------------
@@ -173,7 +240,7 @@ def reference_sample_step(
 @_op.fake("sample_step")
 def _(logits, *rest):
     rows, acc = logits.shape[0], accumulator(logits)
-    dtypes = (torch.int64, acc, acc, acc, acc, torch.float32, torch.float32, acc)
+    dtypes = (torch.int64, acc, acc, acc, acc, torch.float32, torch.float32, acc, acc)
     return tuple(logits.new_empty(rows, dtype=dtype) for dtype in dtypes)
 
 
@@ -186,6 +253,8 @@ def sample_step(
     tuned: Tensor | None = None,
     base: Tensor | None = None,
     seen: Tensor | None = None,
+    counts: Tensor | None = None,
+    bias: Tensor | None = None,
     back: Tensor | None = None,
     stream: int = 0,
     scale: float = 1.0,
@@ -193,11 +262,12 @@ def sample_step(
 ) -> SampledStep:
     """Draw each request's next token from its raw logits, and report what the draw was made under.
 
-    In this order: scale and soft cap; `+ beta (tuned - base)`; the schedule; penalties; the phase's temperature;
-    top-k, top-p of what is left, min-p; a Gumbel draw whose noise is a function of (request seed, position, stream,
-    token), so that neither the batch around a request nor its row changes what it draws. Nothing is sorted, nothing
-    waits for the device, the logits are read once and stay as they are. Does not move the state on:
-    `reflection_state_update_` takes the token.
+    In this order: scale and soft cap; `+ beta (tuned - base)`; the schedule and the bias; repetition, frequency and
+    presence penalties (as in vLLM); the phase's temperature; top_h, top_k, top_p, min_p, typical_p, epsilon_cutoff and
+    eta_cutoff, each of what those before it left (as in transformers); a Gumbel draw whose noise is a function of
+    (request seed, position, stream, token), so that neither the batch around a request nor its row changes what it
+    draws. Nothing is sorted, nothing waits for the device, the logits are read once and stay as they are. Does not move
+    the state on: `reflection_state_update_` takes the token.
 
     Args:
         logits: (B, V) float32, bfloat16, float16 or float64, V of stride 1.
@@ -207,6 +277,8 @@ def sample_step(
             difference is added (emulated fine-tuning; beta above 1 up-scales). Same vocabulary; slice the padding off.
         seen: (S, V) uint8: bit 0 in the prompt, bit 1 generated; what the penalties count, needed where a request has
             one. `mark_seen` sets bits.
+        counts: (S, V) int32, how often each token was generated, needed where a request has a frequency penalty.
+        bias: (S, V) float32, added to the logits of a request: a logit bias, and -inf for tokens that it may not take.
         back: (B,) int64, as in `apply_schedule_`.
         stream: of several draws from one distribution, which.
         scale, softcap: what the model does to the product of its output layer, where `logits` (but not `tuned` and
@@ -218,8 +290,8 @@ def sample_step(
 
     Raises:
         ValueError: a shape, dtype, stride or device does not fit, one of `tuned` and `base` alone; on the CPU also a
-            slot or a sampling value out of range, a penalty without `seen`, a beta other than 1 without `tuned` and
-            `base`. On CUDA, where checking would synchronize, these have no effect there.
+            slot or a sampling value out of range, a penalty without `seen` or `counts`, a beta other than 1 without
+            `tuned` and `base`. On CUDA, where checking would synchronize, these have no effect there.
 
     Ties: equal logits are kept together, where a sort would cut among them at random.
 
@@ -227,7 +299,7 @@ def sample_step(
     """
     state, schedules, sets, knots, _, sampling = tables
     results = _op.ops.sample_step(
-        logits, tuned, base, state, schedules, sets, knots, sampling, slots, back, seen, stream,
+        logits, tuned, base, state, schedules, sets, knots, sampling, slots, back, seen, counts, bias, stream,
         *form_of("sample_step", scale, softcap),
     )  # fmt: skip
     return SampledStep(*results)
