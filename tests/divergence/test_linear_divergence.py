@@ -61,6 +61,18 @@ def test_gradcheck(backend, kind):
     assert torch.autograd.gradcheck(lambda h, w: linear_divergence(h, w, *frozen, chunk=2, **options), varied)
 
 
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_bias_scale_and_cap_of_each_side(backend, chunk):
+    inputs, options = problem(backend, dtype=torch.float64, kind="reverse")
+    biases = {"bias": randn(131, seed=8), "teacher_bias": randn(131, seed=9)}
+    inputs |= {k: v.to(backend.device, torch.float64) for k, v in biases.items()}
+    options |= {"scale": 0.8, "softcap": 2.0, "teacher_scale": 1.5, "teacher_softcap": 4.0}
+    wrt = ("student_hidden", "student_weight", "bias")
+    got = run(linear_divergence, inputs, {**options, "chunk": chunk}, wrt)
+    for g, w in zip(got, run(reference_linear_divergence, inputs, options, wrt), strict=True):
+        torch.testing.assert_close(g, w)
+
+
 @pytest.mark.parametrize("wrt", [("student_hidden",), ("student_weight",)])
 def test_frozen(backend, wrt, monkeypatch):
     """What is frozen costs no GEMM."""
@@ -111,10 +123,13 @@ def test_compile(device):
 
 def test_opcheck(device):
     inputs, options = problem(Backend(device, device))
-    args = (*inputs.values(), options["temperature"], options["mask"], None, "forward", 1.0, 0.5, 1.0, 0.0, 1.0, 0.0, 3)
+    student, teacher = list(inputs.values())[:2], list(inputs.values())[2:]
+    bias = torch.zeros(131, device=device)
+    options = (options["temperature"], options["mask"], None, "forward", 1.0, 0.5, 1.0, 0.0, 1.0, 0.0, 3)
+    args = (*student, bias, *teacher, None, *options)
     torch.library.opcheck(torch.ops.warpup.linear_divergence.default, args)
     value, stats = torch.ops.warpup.linear_divergence(*args)
-    for needs in ([True, True], [True, False], [False, True]):
+    for needs in ([True, True, True], [True, False, False], [False, True, False]):
         torch.library.opcheck(torch.ops.warpup.linear_divergence_backward.default, (*args, stats, value, needs))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from warpup import _op
 from warpup._arguments import explained
@@ -24,20 +25,24 @@ def reference_linear_divergence(
     student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, **options
 ) -> Tensor:
     """`linear_divergence` in plain torch, through both logits."""
-    options.pop("chunk", None)
-    teacher = teacher_hidden.detach() @ teacher_weight.detach().t()
-    return reference_divergence(student_hidden @ student_weight.t(), teacher, **options)
+    bias, teacher_bias, _ = (options.pop(name, None) for name in ("bias", "teacher_bias", "chunk"))
+    teacher = linear(teacher_hidden, teacher_weight, teacher_bias).detach()
+    return reference_divergence(linear(student_hidden, student_weight, bias), teacher, **options)
 
 
 class _Chunks:
     """Both sides' logits, chunk by chunk in the same two buffers."""
 
-    def __init__(self, student_hidden, student_weight, teacher_hidden, teacher_weight, rows, chunk):
+    def __init__(
+        self, student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias, rows, chunk
+    ):
         n, vocab = student_hidden.shape[0], student_weight.shape[0]
         per_chunk = CHUNK_BYTES.get(student_hidden.device.type, 256 << 20) // student_hidden.element_size()
         self.step = min(chunk or max(1, per_chunk // max(vocab, 1)), max(n, 1))
-        self.sides = ((student_hidden, student_weight), (teacher_hidden, teacher_weight))
-        self.buffers = [hidden.new_empty(self.step, vocab) for hidden, _ in self.sides]
+        self.sides = (
+            (student_hidden, student_weight, student_bias), (teacher_hidden, teacher_weight, teacher_bias)
+        )  # fmt: skip
+        self.buffers = [hidden.new_empty(self.step, vocab) for hidden, *_ in self.sides]
         self.rows = rows  # temperature, mask, targets
 
     def __iter__(self):
@@ -45,26 +50,26 @@ class _Chunks:
         for begin in range(0, n, self.step):
             at = slice(begin, min(begin + self.step, n))
             logits = [b[: at.stop - begin] for b in self.buffers]
-            for (hidden, weight), out in zip(self.sides, logits, strict=True):
-                mm(hidden[at], weight.t(), out)
+            for (hidden, weight, bias), out in zip(self.sides, logits, strict=True):
+                mm(hidden[at], weight.t(), out, bias)
             yield at, (*logits, *(None if r is None else r[at] for r in self.rows))
 
 
 # ---- raw ops --------------------------------------------------------------------------------------------------------
 
 INPUTS = (
-    "Tensor student_hidden, Tensor student_weight, Tensor teacher_hidden, Tensor teacher_weight, Tensor? temperature, "
-    "Tensor? mask, Tensor? targets, str kind, float temperature_scalar, float beta, float scale, float softcap, "
-    "float teacher_scale, float teacher_softcap, int chunk"
+    "Tensor student_hidden, Tensor student_weight, Tensor? student_bias, Tensor teacher_hidden, Tensor teacher_weight, "
+    "Tensor? teacher_bias, Tensor? temperature, Tensor? mask, Tensor? targets, str kind, float temperature_scalar, "
+    "float beta, float scale, float softcap, float teacher_scale, float teacher_softcap, int chunk"
 )
 
 
 @_op.composite(f"linear_divergence({INPUTS}) -> (Tensor value, Tensor stats)")
-def _forward(student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, *rest):
-    *options, chunk = rest
+def _forward(*arguments):
+    sides, rows, (*options, chunk) = arguments[:6], arguments[6:9], arguments[9:]
+    student_hidden = sides[0]
     value, stats = _outputs(student_hidden)
-    sides = (student_hidden, student_weight, teacher_hidden, teacher_weight)
-    for at, inputs in _Chunks(*sides, (temperature, mask, targets), chunk):
+    for at, inputs in _Chunks(*sides, rows, chunk):
         value[at], stats[at] = _op.ops.divergence(*inputs, *options)
     return value, stats
 
@@ -77,24 +82,26 @@ def _outputs(student_hidden, *_):
 
 @_op.composite(
     f"linear_divergence_backward({INPUTS}, Tensor stats, Tensor grad_value, bool[] needs) "
-    "-> (Tensor grad_student_hidden, Tensor grad_student_weight)"
+    "-> (Tensor grad_student_hidden, Tensor grad_student_weight, Tensor grad_student_bias)"
 )
-def _backward(student_hidden, student_weight, teacher_hidden, teacher_weight, temperature, mask, targets, *rest):
+def _backward(*arguments):
     """A gradient that is not needed comes back without elements."""
-    *options, chunk, stats, grad_value, needs = rest
-    need_hidden, need_weight = needs
-    hidden, weight, dtype = student_hidden, student_weight, accumulator(student_hidden)
+    sides, rows, (*options, chunk, stats, grad_value, needs) = arguments[:6], arguments[6:9], arguments[9:]
+    need_hidden, need_weight, need_bias = needs
+    hidden, weight, dtype = sides[0], sides[1], accumulator(sides[0])
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = torch.zeros(weight.shape if need_weight else 0, dtype=dtype, device=weight.device)
-    sides = (hidden, weight, teacher_hidden, teacher_weight)
-    for at, inputs in _Chunks(*sides, (temperature, mask, targets), chunk):
+    grad_bias = torch.zeros(weight.shape[:1] if need_bias else 0, dtype=dtype, device=weight.device)
+    for at, inputs in _Chunks(*sides, rows, chunk):
         gradient = inputs[0]  # written over the logits
         _op.ops.divergence_backward_(*inputs, *options, stats[at], grad_value[at])
         if need_hidden:
             mm(gradient, weight, grad_hidden[at])
         if need_weight:
             add_mm(grad_weight, gradient.t(), hidden[at])
-    return grad_hidden, grad_weight if grad_weight.dtype == weight.dtype else grad_weight.to(weight.dtype)
+        if need_bias:
+            grad_bias += gradient.sum(0, dtype=dtype)
+    return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
 _linear_divergence = _op.differentiable("linear_divergence", strided=True)
@@ -110,6 +117,8 @@ def linear_divergence(
     teacher_hidden: Tensor,
     teacher_weight: Tensor,
     *,
+    bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
     kind: str = "forward",
     temperature: float | Tensor = 1.0,
     beta: float | None = None,
@@ -121,7 +130,8 @@ def linear_divergence(
     teacher_softcap: float | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """`divergence(student_hidden @ student_weight.T, teacher_hidden @ teacher_weight.T, ...)` without either logits.
+    """`divergence(student_hidden @ student_weight.T + bias, teacher_hidden @ teacher_weight.T + teacher_bias, ...)`
+    without either logits.
 
     Rows go through in chunks: two library GEMMs and the fused kernel. The backward makes a chunk's logits again, writes
     their gradient over them, and adds its product to the weight's gradient in float32. Memory beside inputs and
@@ -131,11 +141,13 @@ def linear_divergence(
         student_hidden, student_weight: (..., Hs) and (V, Hs), of one dtype. Either may be frozen (no `requires_grad`):
             then its gradient costs nothing.
         teacher_hidden, teacher_weight: (..., Ht) and (V, Ht) of the student's dtype; Ht may differ from Hs. Constants.
+        bias, teacher_bias: (V,) of the same dtype.
         kind, temperature, beta, mask, targets, scale, softcap, teacher_scale, teacher_softcap: as for `divergence`.
         chunk: rows at once; None keeps each side's chunk of logits near 32 MiB on the CPU, 256 MiB on a GPU.
 
     Returns:
-        (...,) in float32 (float64 for float64), differentiable with respect to `student_hidden` and `student_weight`.
+        (...,) in float32 (float64 for float64), differentiable with respect to `student_hidden`, `student_weight` and
+        `bias`.
 
     Raises:
         ValueError: shapes or dtypes that do not fit, `chunk` below 1, or what `divergence` raises.
@@ -144,13 +156,16 @@ def linear_divergence(
     of gradients, and the float32 sum over chunks.
     """
     op, lead = "linear_divergence", student_hidden.shape[:-1]
-    student_hidden, student_weight, teacher_hidden, teacher_weight = autocast(
-        student_hidden, student_weight, teacher_hidden, teacher_weight
+    student_hidden, student_weight, bias, teacher_hidden, teacher_weight, teacher_bias = autocast(
+        student_hidden, student_weight, bias, teacher_hidden, teacher_weight, teacher_bias
     )
     for name, x in (
-        ("student_weight", student_weight), ("teacher_hidden", teacher_hidden), ("teacher_weight", teacher_weight)
+        ("student_weight", student_weight), ("teacher_hidden", teacher_hidden), ("teacher_weight", teacher_weight),
+        ("bias", bias), ("teacher_bias", teacher_bias),
     ):  # fmt: skip
-        if x.dtype != student_hidden.dtype:
+        if x is not None and name.endswith("bias") and x.shape != student_weight.shape[:1]:
+            raise ValueError(f"{op}: {name} must have shape {tuple(student_weight.shape[:1])}, got {tuple(x.shape)}")
+        if x is not None and x.dtype != student_hidden.dtype:
             raise ValueError(f"{op}: {name} must be {student_hidden.dtype} like student_hidden, got {x.dtype}")
     for side, hidden, weight in (
         ("student", student_hidden, student_weight), ("teacher", teacher_hidden, teacher_weight)
@@ -177,6 +192,17 @@ def linear_divergence(
     flat = [None if x is None else x.reshape(-1) for x in (each, mask, targets)]
     hidden = [h.reshape(-1, h.shape[-1]) for h in (student_hidden, teacher_hidden)]
     value, _ = _linear_divergence(
-        hidden[0], student_weight, hidden[1], teacher_weight, *flat, kind, scalar, beta, *forms, chunk or 0
+        hidden[0],
+        student_weight,
+        bias,
+        hidden[1],
+        teacher_weight,
+        teacher_bias,
+        *flat,
+        kind,
+        scalar,
+        beta,
+        *forms,
+        chunk or 0,
     )
     return value.reshape(lead)
