@@ -22,11 +22,11 @@ def divergence_between(
 
     Where both heads are linear and there is nothing to replay, a slice of the vocabulary is made at a time; else ROWS
     rows of logits, and again backward."""
-    if student.is_plain and teacher.is_plain and not replay:
+    if student.form == teacher.form == "linear" and not replay:
+        finish = {f"teacher_{name}": value for name, value in teacher.finish.items()}
         return linear_divergence(
-            ours, student.layer.weight, theirs, teacher.layer.weight, **student.finish, teacher_scale=teacher.scale,
-            teacher_softcap=teacher.cap, **options,
-        )  # fmt: skip
+            ours, student.layer.weight, theirs, teacher.layer.weight, **student.finish, **finish, **options
+        )
 
     def of_rows(h: Tensor, t: Tensor, begin: int) -> Tensor:
         logits, kept = student.drawn(h, begin, **replay or {})

@@ -114,14 +114,9 @@ class Head:
         return (logits if keep else logits[:, first:])[batch.mask[:, first:]]
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the logits are a product of the hidden states and the weight, under a scale and a soft cap."""
-        return self.form == "linear" and self.layer.bias is None
-
-    @property
-    def finish(self) -> dict[str, float | None]:
-        """What is done to that product, as the fused losses take it."""
-        return {"scale": self.scale, "softcap": self.cap}
+    def finish(self) -> dict[str, Any]:
+        """What a linear head does to the product of hidden states and weight, as the fused losses take it."""
+        return {"bias": self.layer.bias, "scale": self.scale, "softcap": self.cap}
 
     def fixed(self) -> Head:
         """The same with the output layer's weights of now, without gradients: what a `Snapshot` puts back stays."""
@@ -150,9 +145,8 @@ class Head:
         if self.form == "opaque":
             return replay_logprob(hidden, targets, temperature=temperature, **asked, **replay)
         return linear_logprob(
-            hidden, self.layer.weight, targets, bias=self.layer.bias, temperature=temperature, **self.finish, **asked,
-            **replay,
-        )  # fmt: skip
+            hidden, self.layer.weight, targets, temperature=temperature, **self.finish, **asked, **replay
+        )
 
     def _takes_rows(self, targets: Tensor, replay: dict[str, Any]) -> bool:
         """Whether whole rows of logits are made: under penalties, and else where that costs the least."""
@@ -202,9 +196,9 @@ class Head:
         replay, mask = replay or {}, torch.ones_like(targets, dtype=torch.bool)
         if self.form == "linear" and not self._takes_rows(targets, replay):
             return linear_policy_loss_of(
-                options, hidden, self.layer.weight, targets, old_logp, advantages, mask, bias=self.layer.bias,
-                temperature=temperature, cu_seqlens=cu_seqlens, logit_delta=replay.get("delta", 0.0),
-                token_set=replay.get("token_set"), kept=replay.get("kept"), **self.finish, **tensors,
+                options, hidden, self.layer.weight, targets, old_logp, advantages, mask, temperature=temperature,
+                cu_seqlens=cu_seqlens, logit_delta=replay.get("delta", 0.0), token_set=replay.get("token_set"),
+                kept=replay.get("kept"), **self.finish, **tensors,
             )  # fmt: skip
         wants = options.entropy_coef != 0
         found = self.logprob(hidden, targets, temperature, entropy=wants, **replay)
