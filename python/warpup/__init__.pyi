@@ -52,6 +52,7 @@ from .logprob.likelihood import (
 )
 from .logprob.linear_logprob import linear_logprob
 from .logprob.token_logprob import replay_logprob, token_logprob
+from .logprob.vocab_parallel import vocab_parallel_logprob
 from .moe.glu import glu
 from .moe.grouped_mm import grouped_mm
 from .moe.moe_balance_loss import moe_balance_loss, moe_device_balance_loss, moe_update_bias
@@ -177,6 +178,7 @@ __all__ = [
     "topk_divergence",
     "train",
     "tree_advantage",
+    "vocab_parallel_logprob",
     "weighted_nll",
     "z_loss",
 ]

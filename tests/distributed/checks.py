@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
+import warpup
 from warpup.distributed import (
     Placement,
     ShardedExperts,
@@ -626,6 +627,41 @@ def check_a_dead_rank_is_an_error(rank, world, folder):
     if rank == 0:
         with pytest.raises(RuntimeError):
             layer(x, torch.ones(T, 1), torch.zeros(T, 1, dtype=torch.int64))
+
+
+def check_vocab_parallel_logprob(rank, world, folder):
+    """Of columns in unequal shares it is `token_logprob` of them all, and so is the gradient of each share."""
+    generator = torch.Generator().manual_seed(3)
+    vocab, cuts = 57, [0, 20, 33, 41, 57] if world == 4 else [0, 40, 57]
+    logits = (5 * torch.randn(3, 4, vocab, generator=generator, dtype=torch.float64)).requires_grad_()
+    with torch.no_grad():
+        logits[0, 0] = -torch.inf  # no distribution
+        logits[0, 1, : cuts[1]] = -torch.inf  # nothing on the first rank
+    targets = torch.randint(cuts[1], vocab, (3, 4), generator=generator)
+    targets[1, 2], targets[1, 3] = -100, 0
+    options = {"temperature": torch.rand(3, 4, generator=generator) + 0.5, "softcap": 9.0, "scale": 1.2}
+    options |= dict.fromkeys(("entropy", "lse", "sum_p2"), True)
+    want = warpup.token_logprob(logits, targets, **options)
+    upstream = [torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in want]
+    (exact,) = torch.autograd.grad(want, logits, upstream)
+    begin, end = cuts[rank], cuts[rank + 1]
+    mine = logits.detach()[..., begin:end].requires_grad_()
+    got = warpup.vocab_parallel_logprob(mine, targets, begin, vocab, **options)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w)
+    torch.testing.assert_close(torch.autograd.grad(got, mine, upstream)[0], exact[..., begin:end])
+    only, whole = (
+        f(x.float(), targets, *at)
+        for f, x, at in (
+            (warpup.vocab_parallel_logprob, mine, (begin, vocab)), (warpup.token_logprob, logits, ()),
+        )
+    )  # fmt: skip
+    torch.testing.assert_close(only, whole)
+    for wrong, told in (({"begin": vocab}, "not within a vocabulary of 57"), ({"targets": targets + 40}, "must be in")):
+        with pytest.raises(ValueError, match=told):  # on every rank, before any waits for another
+            warpup.vocab_parallel_logprob(
+                **{"logits": mine, "targets": targets, "begin": begin, "vocab": vocab} | wrong
+            )
 
 
 CHECKS = [name for name in list(globals()) if name.startswith("check_")]
