@@ -18,6 +18,8 @@ def transformed() -> bool:
 
 def beyond_reverse_mode() -> bool:
     """Whether vmap or forward mode is active: a gradient that is made beforehand serves reverse mode alone."""
+    if torch.compiler.is_compiling():  # which cannot trace the question
+        return False
     levels = torch._C._functorch.get_interpreter_stack() or ()
     return forward_ad._current_level >= 0 or any(x.key() != torch._C._functorch.TransformType.Grad for x in levels)
 
