@@ -42,7 +42,7 @@ def picture(run: Path) -> Figure:
     bars.set_ylim(0, 80)
     warming.set_title("The same while warming up, % (greedy, one seed)", loc="left", fontsize=11)
     warming.set(xlabel="supervised steps", ylim=(0, 100))
-    warming.legend(frameon=False, fontsize=9)
+    warming.legend(frameon=False, fontsize=9, loc="upper left")
     for axes in (bars, warming):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#d8dee4", linewidth=0.8)

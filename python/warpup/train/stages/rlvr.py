@@ -159,9 +159,9 @@ class RLVR(RLVRSettings):
                 sampled = credit(sampled)
             groups.add(sampled, run.tokenizer.pad_token_id)
             # A curriculum prefers prompts whose rewards differ.
-            by_group = sampled.advantages.reshape(len(picked), self.samples, -1).mean(-1)
-            sampler.observe(picked, by_group)
-            run.count("dropped_groups", int((by_group == 0).all(1).sum()))
+            by_group = sampled.advantages.reshape(len(picked), self.samples, -1)
+            sampler.observe(picked, by_group.mean(-1))
+            run.count("dropped_groups", int((by_group == 0).flatten(1).all(1).sum()))
             if groups.used.sum() == self.prompts:
                 break
         return groups
