@@ -7,9 +7,9 @@
 //   for with ac, bc >= 0 the greatest of the four products of ends is (ac + ar)(bc + br), and the least is one of the
 //   other three: |center - radius| shrinks by 2 m. So the library's three products give all but
 //     forward    shift[i, j] = sum_k s m,   excess[i, j] = sum_k m
-//     backward   dac, dar from h = s g_shift + g_excess: the derivative of the m that is least, ac's where |ac| br is
-//                below both others, else ar's, min(br, |bc|). This is a's; b's has the same formula with the operands
-//                exchanged.
+//     backward   dac, dar of s m g_shift + m g_excess: the derivative of the m that is least, ac's where |ac| br is
+//                below both others, else, at ties too, ar's, min(br, |bc|). |0| has slope 0. This is a's; b's has the
+//                same formula with the operands exchanged.
 //
 // Sign: the weight's gradient, from the product that |W| radius is made of and the one that W center is made of.
 //   g = base + sign(w) g        sign(0) = 0; base may be null: 0. No sign(W) ever exists in memory.
@@ -57,12 +57,12 @@ WARPUP_HD T sign_of_product(T ac, T bc) {
 // vectorized.
 template <class T>
 WARPUP_HD void least_product_gradient(T ac, T ar, T bc, T br, T g_shift, T g_excess, T* d_center, T* d_radius) {
-  const T x = magnitude(ac), y = magnitude(bc), h = g_shift * sign_of_product(ac, bc) + g_excess;
+  const T x = magnitude(ac), y = magnitude(bc), s = g_shift * (bc < 0 ? T(-1) : T(1));
   const T near = br < y ? br : y, both = ar * near, other = x * br;
   const bool of_center = other < both;
   const T sign = ac > 0 ? T(1) : ac < 0 ? T(-1) : T(0);
-  *d_center += of_center ? h * br * sign : T(0);
-  *d_radius += of_center ? T(0) : h * near;
+  *d_center += of_center ? (s + g_excess * sign) * br : T(0);  // s |ac| = sign(bc) ac has a slope at 0, |ac| has none
+  *d_radius += of_center ? T(0) : (ac < 0 ? g_excess - s : g_excess + s) * near;
 }
 
 template <class T>

@@ -46,14 +46,32 @@ def problems(draw):
     return inputs
 
 
+def at_ties(x):
+    """Which elements of center, radius, weight and weight_radius meet a product of ends that is also the greatest or
+    the least of another pair of ends, or as good as: their gradient is any of several (tests/test_ties.py)."""
+    x = {k: v.double() for k, v in x.items() if isinstance(v, torch.Tensor)}
+    ends = torch.stack([
+        (x["center"] + s * x["radius"]).unsqueeze(1) * (x["weight"] + t * x["weight_radius"])
+        for s in (-1, 1) for t in (-1, 1)
+    ]).sort(0).values  # fmt: skip
+    near = 1e-5 * ends.abs().amax(0)
+    tie = (ends[3] - ends[2] <= near) | (ends[1] - ends[0] <= near)
+    rows, columns = tie.any(1), tie.any(0)
+    return {"center": rows, "radius": rows, "weight": columns, "weight_radius": columns}
+
+
 @given(x=problems())
 @settings(max_examples=60)
 def test_shapes_and_layouts(backend, x):
     case = WEIGHTS if "weight_radius" in x else PLAIN
     x = {k: v.to(backend.device) if isinstance(v, torch.Tensor) else v for k, v in x.items()}
     want = case.run(upcast(x), case.reference)
-    for got, naive, w in zip(case.run(x), case.run(x, case.reference), want, strict=True):
+    skipped = at_ties(x) if x.get("mode") == "exact" else {}
+    names = ("", "", "", *case.differentiable)  # three outputs, then gradients
+    for name, got, naive, w in zip(names, case.run(x), case.run(x, case.reference), want, strict=True):
         assert got.shape == w.shape
+        if name in skipped:
+            got, naive, w = (t.masked_fill(skipped[name], 0) for t in (got, naive, w))
         if w.numel():
             error, plain = ((t.double() - w).abs().max() for t in (got, naive))
             assert error <= 2 * plain + 64 * torch.finfo(got.dtype).eps * w.abs().max().clamp_min(1)
