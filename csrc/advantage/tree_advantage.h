@@ -4,14 +4,14 @@
 //   V(leaf) = its reward     V(node) = mean of its children's V, those that are NaN left out; NaN where all are
 //
 // Why      responses that share a beginning form a tree, of any shape: a parent waits for its children, which torch can
-//          only do level by level. Here a kernel sweeps until all is settled.
+//          only do level by level. Here one kernel does it all.
 // Layout   the children of a node are children[begin[node], end[node]), a leaf has none; contiguous. Nodes in any
 //          order. A node on a cycle, or above one, gets NaN.
 // Numerics sums over children in float64 (CPU), float32 or float64 as T (CUDA), in the order of `children`.
-// Method   sweeps, each settling the nodes whose children are settled, until one settles nothing: as many as the tree
-//          is deep, but 2 on the CPU where parents stand before their children. CUDA: one block, so that no sweep needs
-//          a launch.
-// Bytes    nodes * (2 sizeof(T) + 24) a sweep.
+// Method   CPU: each node once, after its children, in whatever order the nodes are: O(nodes). CUDA: one block sweeps,
+//          each time settling the nodes whose children are settled, until a sweep settles nothing: as many sweeps as the
+//          tree is deep, O(nodes * depth); one block, so that no sweep needs a launch.
+// Bytes    nodes * (2 sizeof(T) + 24) (a sweep).
 #pragma once
 
 #include "core/types.h"

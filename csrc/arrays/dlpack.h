@@ -38,7 +38,6 @@ inline DType dtype_from(const DLDataType& t) {
 
 inline View view_of(const DLTensor& t) {
   View v;
-  v.data = static_cast<char*>(t.data) + t.byte_offset;
   v.dtype = dtype_from(t.dtype);
   v.dims = t.ndim;
   if (v.dims > View::kMaxDims) fail("arrays may have at most ", View::kMaxDims, " dimensions, got ", v.dims);
@@ -59,6 +58,11 @@ inline View view_of(const DLTensor& t) {
     v.sizes[d] = t.shape[d];
     v.strides[d] = t.strides ? t.strides[d] : step;
     step *= t.shape[d];
+  }
+  if (t.data) {
+    v.data = static_cast<char*>(t.data) + t.byte_offset;
+  } else if (v.numel() > 0) {
+    fail("an array of shape ", shape_of(v), " has no memory (a fake or meta tensor?)");
   }
   return v;
 }

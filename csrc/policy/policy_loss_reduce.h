@@ -109,9 +109,10 @@ WARPUP_HD void write_results(const PolicyLossArgs<T>& args, const PolicyTotals& 
   const PolicySums<double>& s = totals.sums;
   const double per_token = s.tokens > 0 ? 1 / s.tokens : 0;
   *args.loss = s.tokens > 0 && denominator != 0 ? static_cast<T>(s.loss / denominator) : T(0);
+  const double ratio_max = s.ratio == s.ratio ? s.ratio_max : s.ratio;  // a comparison leaves NaN out, a sum does not
   const double metrics[kPolicyMetrics] = {
-      s.tokens,    s.clipped_low * per_token, s.clipped_high * per_token, s.dual * per_token,   s.ratio * per_token,
-      s.ratio_max, s.approx_kl * per_token,   s.ref_kl * per_token,       s.entropy * per_token};
+      s.tokens,  s.clipped_low * per_token, s.clipped_high * per_token, s.dual * per_token,   s.ratio * per_token,
+      ratio_max, s.approx_kl * per_token,   s.ref_kl * per_token,       s.entropy * per_token};
   for (int i = 0; i < kPolicyMetrics; ++i) args.metrics[i] = static_cast<T>(metrics[i]);
 }
 

@@ -1,5 +1,10 @@
 #include "torch/torch.h"
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
+#include <array>
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -43,9 +48,11 @@ DType dtype_from(ScalarType t) {
   }
 }
 
-ScalarType dtype_to(DType t) {
-  constexpr ScalarType types[] = {ScalarType::Double, ScalarType::Float, ScalarType::BFloat16, ScalarType::Half,
-                                  ScalarType::Long,   ScalarType::Int,   ScalarType::Byte};
+// The C interface's number for a dtype.
+int32_t dtype_to(DType t) {
+  static const int32_t types[] = {aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
+                                  aoti_torch_dtype_float16(), aoti_torch_dtype_int64(),   aoti_torch_dtype_int32(),
+                                  aoti_torch_dtype_uint8()};
   return types[static_cast<int>(t)];
 }
 
@@ -89,7 +96,18 @@ View view(const Tensor& tensor) {
 }
 
 Tensor empty(const std::vector<int64_t>& sizes, DType dtype, const Tensor& like) {
-  Tensor out = torch::stable::empty(sizes, dtype_to(dtype), std::nullopt, like.device());
+  // Not torch::stable::empty: that looks the op up by its name, which is most of what a call on a few numbers costs.
+  std::array<int64_t, View::kMaxDims> strides;
+  const int dims = static_cast<int>(sizes.size());
+  if (dims > View::kMaxDims) fail("warpup ops make at most ", View::kMaxDims, " dimensions, got ", dims);
+  int64_t step = 1;
+  for (int d = dims - 1; d >= 0; --d) strides[d] = step, step *= std::max<int64_t>(sizes[d], 1);
+  int32_t device = 0;
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype_to(dtype), device,
+                                                         like.get_device_index(), &made));
+  Tensor out(made);
   const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
   if (bytes >= (4 << 20) && like.is_cpu()) ask_for_huge_pages(out.mutable_data_ptr(), bytes);
   return out;

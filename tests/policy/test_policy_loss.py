@@ -397,3 +397,17 @@ def test_limits_of_the_kl(backend, kl):
 def test_reductions_and_limits_that_cannot_be(options, told):
     with pytest.raises(ValueError, match=told):
         policy_loss(**problem(2, 3), **options)
+
+
+def test_ratio_max_of_nan(backend):
+    """An alarm set on it hears of a NaN, whichever token has it; outside the mask it is nothing."""
+    logp = torch.zeros(4, 33, device=backend.device)
+    mask = torch.ones(4, 33, dtype=torch.bool, device=backend.device)
+    for row, token in ((0, 0), (2, 17), (3, 32)):
+        new = logp.clone()
+        new[row, token] = torch.nan
+        old_and_advantages = (logp, torch.ones(4, device=backend.device))
+        assert policy_loss(new, *old_and_advantages, mask)[1]["ratio_max"].isnan()
+        kept = mask.clone()
+        kept[row, token] = False
+        assert policy_loss(new, *old_and_advantages, kept)[1]["ratio_max"] == 1
