@@ -95,6 +95,7 @@ def test_both_paths_of_linear_divergence(path, dtype):
 def test_which_path_a_cpu_takes(monkeypatch):
     """By its instructions alone, and by WARPUP_PRODUCTS before them."""
     monkeypatch.delenv("WARPUP_PRODUCTS", raising=False)
+    monkeypatch.delenv("WARPUP_CPU", raising=False)
 
     def a_cpu_with(bfloat16, float16=(), avx512=True):
         monkeypatch.setitem(_products.AVAILABLE, torch.bfloat16, list(bfloat16))
@@ -110,6 +111,8 @@ def test_which_path_a_cpu_takes(monkeypatch):
     assert a_cpu_with(["AVX512-BF16"]) == ([True, True, False, True], [None, "AVX512-BF16", panels, None])
     assert a_cpu_with(amx) == ([True, True, False, True], [None, None, panels, None])
     assert a_cpu_with(amx, ["AMX-FP16"]) == ([True] * 4, [None] * 4)
+    monkeypatch.setenv("WARPUP_CPU", "x86-64-v3")
+    assert a_cpu_with(["AVX512-BF16"]) == ([True, True, False, True], [None, panels, panels, None])
     monkeypatch.setenv("WARPUP_PRODUCTS", "float32")
     assert a_cpu_with(amx, ["AMX-FP16"]) == ([True, False, False, True], [panels, panels, panels, None])
     monkeypatch.setenv("WARPUP_PRODUCTS", "library")
