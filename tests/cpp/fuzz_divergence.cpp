@@ -177,7 +177,9 @@ FUZZ(divergence) {
       [&](int64_t i) {
         const double factor = std::fabs(g[i / vocab]) * by[i];
         return factor * (64 * eps * slope_size[i / vocab] + epsilon_of(x.dtype) * std::fabs(slope[i])) +
-               (x.dtype == DType::f16 ? 0x1p-24 : student_form.plain() ? 0 : 1e-36);
+               (x.dtype == DType::f16  ? 0x1p-24
+                : student_form.plain() ? 0
+                                       : 1e-36);
       },
       "divergence_backward: " + kind + (inplace ? " in place" : ""));
 }

@@ -156,7 +156,10 @@ FUZZ(token_logprob) {
     const double size =
         (std::fabs(gr) + std::fabs(qr) + 4 * std::fabs(sr) + std::fabs(hr) * (2 + std::log(vocab) + spread[r])) * by;
     tolerance[i] = 64 * eps * size * (1 + 0.1 * spread[r] + (rounds ? largest[r] : 0)) +
-                   epsilon_of(dtype) * std::fabs(want[i]) + (dtype == DType::f16 ? 0x1p-24 : form.plain() ? 0 : 1e-36);
+                   epsilon_of(dtype) * std::fabs(want[i]) +
+                   (dtype == DType::f16 ? 0x1p-24
+                    : form.plain()      ? 0
+                                        : 1e-36);
   }
   const auto backward = [&](const View& out) {
     slices([&](int64_t begin, int64_t end) {
