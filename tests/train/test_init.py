@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import call, error
+from warpup.rewards import check
 from warpup.train import RLVR, Warmup
 from warpup.train.config import TrainConfig, fill
 from warpup.train.init import CHOSEN, config_text, field_docs
@@ -61,6 +62,7 @@ def test_the_folder_runs_as_it_stands(project, capsys, monkeypatch, kind):
     assert len({json.dumps(row["prompt"]) for row in rows}) == len(rows) == 60  # none is trained on and held out
     done = subprocess.run([sys.executable, "reward.py"], capture_output=True, text=True)
     assert "the reward does what it should" in done.stdout
+    assert all(case.case.right for case in check("reward.py:score"))  # nothing wrong is paid
     flags = ("--warmup.steps", 2, "--rlvr.steps", 1, "--held-out.points", 1, "--threads", 1)
     said = error(capsys, "train", "train.toml", *flags)  # both stages ran; of an untrained model no sum is right
     assert "nothing was learned: 2-rlvr 0 of 1 steps (skipped 1)" in said

@@ -49,7 +49,7 @@ import re
 def score(completion: str, example: dict) -> float:
     """1 if the last number in the completion is the example's answer, else 0. `example` is the row of the data, with
     every column that it has."""
-    numbers = re.findall(r"-?\\d+", completion)
+    numbers = re.findall(r"-?\\d+(?:\\.\\d+)?", completion.replace("\\N{MINUS SIGN}", "-"))
     return float(numbers[-1:] == [example["answer"]])
 
 
@@ -57,6 +57,7 @@ if __name__ == "__main__":
     assert score("2 + 2 = 4", {"answer": "4"}) == 1
     assert score("I do not know", {"answer": "4"}) == 0
     assert score("4, or is it 5", {"answer": "4"}) == 0
+    assert score("-4", {"answer": "4"}) == 0
     print("the reward does what it should")
 '''
 

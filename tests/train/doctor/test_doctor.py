@@ -52,6 +52,13 @@ def test_a_llama_is_fine():
     assert "LlamaRMSNorm, under autocast: right" in of(found, "sums")[1]
     assert "2 x self_attn.q_proj" in of(found, "adapters")[1]
     assert all(f.tried and f.found for f in found)
+    assert of(found, "output_layer")[1] == "a linear layer: logits of a batch are never whole | "
+
+
+def test_what_stands_between_hidden_states_and_logits():
+    capped = build("Gemma2", head_dim=8, final_logit_softcapping=3.0)
+    assert "a linear layer under a cap of 3:" in of(findings(capped), "output_layer")[1]
+    assert "a linear layer, scaled by 0.25:" in of(findings(build("Cohere", logit_scale=0.25)), "output_layer")[1]
 
 
 def test_a_model_with_layer_norm_loses_its_gradient_in_bfloat16_but_for_the_trainer():

@@ -61,10 +61,10 @@ def output_layer(patient: Patient) -> Iterator[Result]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the finding says it
         head = Head(patient.model)
-    form = {"linear": "a linear layer", "capped": f"a linear layer under a cap of {head.cap:g}"}.get(head.form)
-    scale = "" if head.scale == 1 else f", scaled by {head.scale:g}"
-    if form:
-        yield fine(f"{form}{scale}: logits of a batch are never whole")
+    if head.form == "linear":
+        cap = f" under a cap of {head.cap:g}" if head.cap else ""
+        scale = "" if head.scale == 1 else f", scaled by {head.scale:g}"
+        yield fine(f"a linear layer{cap}{scale}: logits of a batch are never whole")
     else:
         yield note(
             "more than a linear layer, a scale and a cap: logits of a batch are made as a whole", "low max_tokens"
