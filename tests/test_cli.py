@@ -6,6 +6,8 @@ import sys
 import pytest
 
 from tests.support.command import call
+from warpup import arrays
+from warpup.cli import COMMANDS, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,12 +51,29 @@ def test_wrong_calls_end_in_one_line(tmp_path, capsys, monkeypatch, arguments, m
 def test_help_is_instant_and_lists_every_command(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    assert all(name in out for name in ("demo", "train", "sample", "eval", "info"))
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(capsys, name):
+    try:
+        code = main([name, "--help"])
+    except SystemExit as end:  # of a command with options
+        code = end.code or 0
+    assert code == 0
+    assert capsys.readouterr().out.startswith(f"usage: warpup {name}")
+
+
+def test_version(capsys):
+    code, out, _ = call(capsys, "--version")
+    assert (code, out) == (0, f"warpup {arrays.build_info()['version']}\n")
 
 
 QUICK_CALLS = [
     ("--help",),
+    ("--version",),
     ("trian",),
+    ("info", "--help"),
     ("demo", "--help"),
     ("demo", "--seedz", "0"),
     ("continual", "--jobs", "-1"),

@@ -37,6 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
+    if arguments == ["--version"]:
+        from warpup import arrays
+
+        print(f"warpup {arrays.build_info()['version']}")
+        return 0
     name, *rest = arguments
     if name not in COMMANDS:
         print(f"warpup: no command {name!r}, expected one of: {', '.join(COMMANDS)}", file=sys.stderr)

@@ -152,6 +152,10 @@ def kernels() -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Print what is installed, or where one function is; returns the exit status."""
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print("usage: warpup info [NAME]\n\nPrint versions, devices and what runs each operator, or of one function,")
+        print("such as grouped_mm, where its kernels, tests, benchmark and page are.")
+        return 0
     if len(arguments) == 1 and not arguments[0].startswith("-"):
         return find(arguments[0])
     if arguments:

@@ -43,6 +43,10 @@ def test_train_sample_eval(project, capsys):
     numbers = json.loads(out)
     assert (numbers["examples"], numbers["samples"]) == (4, 2)
     assert numbers["reward"] > 0
+    assert numbers["avg"] is numbers["greedy"] is None  # JSON knows no NaN; what is right the reward does not say
+    code, out, _ = call(capsys, "eval", "run", "--samples", 0, "--max-new-tokens", 2, "--trust")
+    assert "nan" not in out
+    assert out.splitlines()[-1].startswith("no accuracy: the reward gives a number alone")
     assert "--trust: it is about" in error(capsys, "eval", "run", "--trust", "--reward", "mine.py:score", status=2)
     code, out, _ = call(capsys, "eval", "start", "--data", "test.jsonl", "--samples", 1, "--max-new-tokens", 8)
     assert "reward" in out
@@ -63,7 +67,7 @@ def test_eval_in_another_precision_and_on_another_device(project, capsys, monkey
     assert [on for on, _ in seen] == [False, True]
     assert seen[1][1] == torch.bfloat16
     assert "dtype: expected auto, float32 or bfloat16" in error(capsys, "eval", "start", *flags, "--dtype", "int8")
-    assert "cannot load" in error(capsys, "eval", "start", *flags, "--device", "cpu:x")
+    assert "device: torch has no 'cpu:x' here" in error(capsys, "eval", "start", *flags, "--device", "cpu:x")
 
 
 def test_eval_compares_decodings(project, capsys):
@@ -102,7 +106,7 @@ def test_train_from_flags_and_yaml(project, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("steps = 3", "stepz = 3"), "run.toml: warmup.unknown key 'stepz': did you mean 'steps'?"),
+        (("steps = 3", "stepz = 3"), "run.toml: warmup: unknown key 'stepz': did you mean 'steps'?"),
         (("steps = 3", "steps = 'three'"), "run.toml: warmup.steps: expected a whole number, got 'three'"),
         (("steps = 3", "steps = 0"), "warmup.steps: expected more than 0, got 0"),
         (("samples = 4", "samples = 1"), "rlvr.samples: a group needs at least 2 completions, got 1"),
@@ -128,7 +132,10 @@ def test_train_from_flags_and_yaml(project, capsys):
             ("prompts = 2", 'category = "level"'),
             "rlvr.category: got 'level', but the uniform sampler reads no category",
         ),
-        (("mine.py:score", "mine.py:nothing"), "reward: mine.py has no function nothing"),
+        (('"mine.py:score"\nsteps', '"mine.py:nothing"\nsteps'), "rlvr.reward: mine.py has no function nothing"),
+        (("mine.py:score", "gone.py:score"), "held_out.reward: no file gone.py"),
+        (('out = "run"', 'out = "start"'), "out: start holds a model; give a folder"),
+        (("threads = 1", 'device = "meat"'), "device: torch has no 'meat' here: "),
         (("[warmup]", '[warmup]\nprompt = "question"'), "no column 'question'"),
     ],
 )
@@ -162,6 +169,7 @@ def test_a_wrong_config_is_refused_before_torch_is_imported(project):
         "print(code, *({'torch', 'transformers'} & set(sys.modules)))"
     )
     wrong = [["--lora.alpha", "3"], ["--warmup.lr", "-1"], ["--model", "nowhere"], ["--warmup.data", "nowhere.jsonl"]]
+    wrong += [["--rlvr.reward", "mine.py:nothing"], ["--rlvr.samples", "1"], ["--rlvr.temperature", "0"]]
     for flags in wrong:
         done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
         assert done.stdout == "1\n", (flags, done.stdout, done.stderr)

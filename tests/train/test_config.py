@@ -121,7 +121,7 @@ def test_stages_in_any_order_and_number(tmp_path):
     [
         ("stages = 3", r"stages: expected tables, each written under \[\[stages\]\], got 3"),
         ('[[stages]]\nkind = "sft"', r"stages\[0\].kind: expected one of warmup, .*step_reward, got 'sft'"),
-        ('[[stages]]\nkind = "warmup"\nstep = 3', r"stages\[0\].unknown key 'step': did you mean 'steps'"),
+        ('[[stages]]\nkind = "warmup"\nstep = 3', r"stages\[0\]: unknown key 'step': did you mean 'steps'"),
         ('[[stages]]\nkind = "warmup"', r"stages\[0\].data: nothing given"),
         ('[[stages]]\nkind = "warmup"\ndata = "a"\n[rlvr]\ndata = "b"', r"\[warmup\] and \[rlvr\] have data too"),
     ],

@@ -73,6 +73,7 @@ def test_nothing_is_overwritten(project, capsys):
     text = (project / "train.jsonl").read_text()
     assert ". has train.jsonl and test.jsonl already" in error(capsys, "init", status=2)
     assert "nowhere is not a saved model" in error(capsys, "init", "new", "--model", "nowhere", status=2)
+    assert "run.toml is a file: give a folder" in error(capsys, "init", "run.toml", status=2)
     assert (project / "train.jsonl").read_text() == text
     assert not (project / "train.toml").exists()
     assert not (project / "new").exists()

@@ -151,7 +151,9 @@ def as_example(place: str, row: Mapping[str, Any], columns: Mapping[str, str | N
     if missing:
         key, column = next(iter(missing.items()))
         hint = "" if key == "prompt" else f" or {key}=None if there is none"
-        raise ValueError(f"{place}: no column {column!r} for the {key}, there are {sorted(row)}; pass {key}=...{hint}")
+        raise ValueError(
+            f"{place}: no column {column!r} for the {key}, there are {sorted(row)}; set {key} to its name{hint}"
+        )
     taken = set(columns.values())
     example = {k: v for k, v in row.items() if k not in taken} | {key: row[column] for key, column in columns.items()}
     if not isinstance(example["prompt"], str):

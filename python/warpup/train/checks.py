@@ -1,11 +1,21 @@
 """Settings that cannot be, and settings that nothing would read: refused by name before any work."""
 
+import contextlib
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from .errors import TrainError
+
+
+@contextlib.contextmanager
+def named(place: str) -> Iterator[None]:
+    """A TrainError within begins with the place of the setting that it names."""
+    try:
+        yield
+    except TrainError as error:
+        raise TrainError(f"{place}.{error}") from error
 
 
 def check_values(settings, *, place: str) -> None:

@@ -4,6 +4,7 @@ Modules that need torch are imported where they are used, so that help and wrong
 """
 
 import json
+import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -204,10 +205,15 @@ def eval(arguments: list[str]) -> None:
         return
     with computing(model, products):
         found = evaluate(model, tokenizer, examples, rewards, seed=seed, reflection_words=words, **options)
-    numbers = found.numbers()
+    numbers = {name: value if math.isfinite(value) else None for name, value in found.numbers().items()}
     if given.json:
         print(json.dumps(numbers))
         return
     print(f"{folder} on {numbers['examples']} examples of {held.data}")
     for name, value in numbers.items():
-        print(f"  {name:12} {value:.4g}")
+        if value is not None:
+            print(f"  {name:12} {value:.4g}")
+    if numbers["greedy"] is None:
+        print(
+            "no accuracy: the reward gives a number alone, and does not say what is right (warpup.rewards.Grade does)"
+        )

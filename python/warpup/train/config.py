@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from .checks import check_held_out, check_stop, check_unused
+from .checks import check_held_out, check_stop, check_unused, named
 from .errors import TrainError
 from .examples import RewardName, TemplateArguments
 from .files import is_model
@@ -70,7 +70,8 @@ class HeldOutConfig:
         """Raise TrainError on settings that cannot be."""
         check_held_out(self)
         check_stop(self.stop, "held_out.stop")
-        self.reward_set()
+        with named("held_out"):
+            self.reward_set()
 
     def reward_set(self) -> RewardSet:
         """The rewards; TrainError on what cannot be."""
@@ -168,7 +169,8 @@ def fill(kind: type, table: Mapping[str, Any], place: str):
         if key not in known:
             near = difflib.get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise TrainError(f"{place}unknown key {key!r}: {hint}")
+            where = f"{place[:-1]}: " if place.endswith(".") else place
+            raise TrainError(f"{where}unknown key {key!r}: {hint}")
         if kind is TrainConfig and key == "stages":
             values[key] = fill_stages(value, f"{place}stages")
         elif dataclasses.is_dataclass(hints[key]):
@@ -274,8 +276,9 @@ def check_settings(config: TrainConfig, file: TrainConfig) -> None:
             check_unused(part, *names, place=name, why=f"{name} has no data and is left out; set {name}.data")
     if config.held_out.data:
         config.held_out.check()
-    if config.warmup.data:
-        config.warmup.check()
+    for part in (config.warmup, config.rlvr):
+        if part.data:
+            part.check()
 
 
 def check_stages(config: TrainConfig) -> None:
@@ -292,11 +295,16 @@ def check_paths(config: TrainConfig) -> None:
     from warpup.data.sources import check_path
 
     if not is_model(Path(config.model)):
-        raise TrainError(f"model: {Path(config.model).resolve()} is not a saved model: it has no config.json")
+        raise TrainError(
+            f"model: {Path(config.model).resolve()} is not a saved model: it has no config.json (one of the hub is "
+            "fetched first: hf download NAME --local-dir FOLDER)"
+        )
+    if any(Path(config.out).glob("*.safetensors")):
+        raise TrainError(f"out: {config.out} holds a model; give a folder that is not there yet, or holds the run")
     for name in ("warmup", "rlvr", "held_out"):
         data = getattr(config, name).data
         if data and isinstance(data, str):
             try:
                 check_path(data)
             except FileNotFoundError as error:
-                raise TrainError(f"{name}.data: {error}") from error
+                raise TrainError(f"{name}.data: {str(error).removeprefix('source: ')}") from error

@@ -34,7 +34,7 @@ CHOSEN: dict[str, Any] = {
 TITLES = {
     "warmup": "Stage one imitates the completions of its data. Without data it is left out.",
     "rlvr": "Stage two samples completions, has the reward score them, and reinforces the better ones.",
-    "held_out": "Never trained on. Measured while training, and by `warpup eval run`.",
+    "held_out": "Never trained on. Measured while training, and by `warpup eval`.",
 }
 HEAD = """\
 Start in this folder: `warpup doctor --config train.toml` tries model, data and reward; `warpup train train.toml`
@@ -45,19 +45,21 @@ REWARD = '''"""The reward: what counts as a good completion. `python reward.py` 
 
 import re
 
+from warpup.rewards import Grade
 
-def score(completion: str, example: dict) -> float:
+
+def score(completion: str, example: dict) -> Grade:
     """1 if the last number in the completion is the example's answer, else 0. `example` is the row of the data, with
-    every column that it has."""
+    every column that it has. A plain number would do; a `Grade` also says what is right, for the accuracy."""
     numbers = re.findall(r"-?\\d+(?:\\.\\d+)?", completion.replace("\\N{MINUS SIGN}", "-"))
-    return float(numbers[-1:] == [example["answer"]])
+    return Grade.of(numbers[-1:] == [example["answer"]])
 
 
 if __name__ == "__main__":
-    assert score("2 + 2 = 4", {"answer": "4"}) == 1
-    assert score("I do not know", {"answer": "4"}) == 0
-    assert score("4, or is it 5", {"answer": "4"}) == 0
-    assert score("-4", {"answer": "4"}) == 0
+    assert score("2 + 2 = 4", {"answer": "4"}).correct
+    assert not score("I do not know", {"answer": "4"}).correct
+    assert not score("4, or is it 5", {"answer": "4"}).correct
+    assert not score("-4", {"answer": "4"}).correct
     print("the reward does what it should")
 '''
 
@@ -87,6 +89,8 @@ def init(arguments: list[str]) -> None:
         "train.jsonl": examples(range(40), chat),
         "test.jsonl": examples(range(40, 60), chat),
     }
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: give a folder")
     there = [name for name in files if (folder / name).exists()]
     if there:
         raise UsageError(f"{folder} has {' and '.join(there)} already: choose another folder or move them away")

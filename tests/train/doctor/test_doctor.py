@@ -206,6 +206,8 @@ def test_chats_without_a_template_and_texts_that_do_not_come_back():
     data = {"rlvr": [{"prompt": [{"role": "user", "content": "A"}], "completion": "A $7"}]}
     found = findings(llama(), data={"rlvr": data["rlvr"]})
     assert of(found, "chat_template")[0] == ["fault"]
+    [verdict], text = of(found, "lengths")
+    assert (verdict, text.startswith("could not be tried: a prompt is chat messages")) == ("unknown", True)
     verdicts, text = of(found, "texts")
     assert verdicts == ["fault"]
     assert "'A $7' becomes" in text

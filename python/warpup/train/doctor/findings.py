@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from ..config import TrainConfig
+from ..errors import TrainError
 from ..model.precision import autocast_dtype
 from ..rewards.reward_set import RewardSet
 
@@ -92,6 +93,8 @@ def examine(patient: Patient) -> Iterator[Finding]:
         try:
             for result in function(patient):
                 yield Finding(name, result.verdict, tried, result.found, result.change)
+        except TrainError as error:
+            yield Finding(name, "unknown", tried, f"could not be tried: {error}", "as it says")
         except Exception as error:  # a model of another kind may raise anything
             found = f"could not be tried: {type(error).__name__}: {' '.join(str(error).split())}"
             yield Finding(name, "unknown", tried, found, "look into it by hand")

@@ -72,8 +72,14 @@ def load_model(
 
 
 def device_of(name: str) -> str:
-    """The device that a setting names; "auto" is a GPU if there is one."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """The device that a setting names; "auto" is a GPU if there is one. TrainError where torch has no such device."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise TrainError(f"device: torch has no {name!r} here: {str(error).splitlines()[0]}") from error
+    return name
 
 
 def start_model(config):

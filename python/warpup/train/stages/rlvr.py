@@ -44,6 +44,7 @@ class RLVR(RLVRSettings):
 
     def check(self) -> None:
         """Raise TrainError on settings that no run can have, and on those that nothing would read."""
+        super().check()
         check_rlvr(self)
 
     def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Prompts:

@@ -7,9 +7,8 @@ from warpup.advantage.tree_advantage import tree_advantage
 from warpup.policy.kinds import POLICY_KINDS
 from warpup.policy.masks import rollout_mask
 
-from ..checks import check_not_negative, check_positive, check_unused, check_values
+from ..checks import check_not_negative, check_positive, check_unused
 from ..errors import TrainError
-from ..examples import check_columns
 from ..rewards.reward_set import Scores
 from ..sampling.decoding import Filters
 from ..sampling.episodes import load_environment
@@ -24,21 +23,12 @@ ADVANTAGES = (*ESTIMATORS, *BEHIND_SAMPLING)
 
 
 def check_rlvr(settings: RLVRSettings) -> None:
-    """Raise TrainError on settings that no run can have, and on those that nothing would read."""
-    check_values(settings, place=PLACE)
-    names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "minibatches", "max_tokens")
-    check_positive(settings, *names, "rows", "save_every", "patience", place=PLACE)
-    check_not_negative(settings, "lr_warmup", "clip", "kl_coef", "balance", "refill", "entropy_coef", place=PLACE)
-    check_columns(settings, "prompt", "answer", place=PLACE)
+    """Raise TrainError on settings that no run can have, and on those that nothing would read, as far as it takes
+    torch to tell; the others are `RLVRSettings.check`'s."""
     for name, known in (("sampler", SAMPLERS), ("loss", POLICY_KINDS), ("advantage", ADVANTAGES)):
         value = getattr(settings, name)
         if value not in known and value is not None:
             raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
-    alone = settings.advantage in ("gae", "segment") or (settings.credit == "role" and settings.advantage is None)
-    if settings.samples < (1 if alone else 2):
-        raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {settings.samples}")
-    if settings.minibatches > settings.prompts:
-        raise TrainError(f"rlvr.minibatches: expected at most prompts, {settings.prompts}, got {settings.minibatches}")
     check_rewards(settings)
     check_sampling(settings)
     check_advantages(settings)
@@ -47,7 +37,6 @@ def check_rlvr(settings: RLVRSettings) -> None:
 
 def check_rewards(settings: RLVRSettings) -> None:
     """Rewards, or an environment that gives them."""
-    settings.reward_set()
     if settings.environment:
         names = ("reward", "reward_weights", "reward_timeout", "reward_workers")
         check_unused(settings, *names, place=PLACE, why="an environment gives the rewards")

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..examples import Data, NamedNumbers, RewardName, TemplateArguments
+from ..checks import check_not_negative, check_positive, check_values, named
+from ..errors import TrainError
+from ..examples import Data, NamedNumbers, RewardName, TemplateArguments, check_columns
 from ..rewards.reward_set import VERIFIER, RewardSet
 from ..settings import CorrectionMode, MaskMeasure, MaskOver, RateSchedule
 
@@ -198,6 +200,21 @@ class RLVRSettings:
     """Arguments of the tokenizer's chat template, such as {"enable_thinking": false}; an example's own win."""
     answer: str | None = "answer"
     """Column of the answers; "none" if there is none."""
+
+    def check(self) -> None:
+        """Raise TrainError on settings that no run can have, as far as that can be told without torch."""
+        check_values(self, place="rlvr")
+        names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "minibatches", "max_tokens")
+        check_positive(self, *names, "rows", "save_every", "patience", place="rlvr")
+        check_not_negative(self, "lr_warmup", "clip", "kl_coef", "balance", "refill", "entropy_coef", place="rlvr")
+        check_columns(self, "prompt", "answer", place="rlvr")
+        alone = self.advantage in ("gae", "segment") or (self.credit == "role" and self.advantage is None)
+        if self.samples < (1 if alone else 2):
+            raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {self.samples}")
+        if self.minibatches > self.prompts:
+            raise TrainError(f"rlvr.minibatches: expected at most prompts, {self.prompts}, got {self.minibatches}")
+        with named("rlvr"):
+            self.reward_set()
 
     def reward_set(self) -> RewardSet:
         """The rewards with their weights; TrainError on what cannot be."""
