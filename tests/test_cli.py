@@ -32,6 +32,7 @@ WRONG_CALLS = [
     (("eval", "run", "--samples", 0, "--temperature", 1), "--temperature: it is that of the sampled completions, of w"),
     (("eval", "run", "--samples", 0, "--top-p", 0.9), "--top-p: it is that of the sampled completions, of which --sa"),
     (("eval", "run", "--samples", 0, "--seed", 3), "--seed: it is that of the sampled completions, of which --samples"),
+    (("eval", "run", "--limit", 0), "--limit: expected at least 1, got 0"),
     (("eval", "run", "--seeds", 3), "--seeds: only --schedule samples with several seeds; give --schedule, or --seed"),
     (("train", "--seed", "1", "run.toml"), "an option takes one value, and CONFIG comes before the options; `warpup "),
 ]

@@ -122,6 +122,7 @@ def test_train_from_flags_and_yaml(project, capsys):
             "but held_out has no data and is left out; set held_out.da",
         ),
         (("points = 1", "points = 0"), "held_out.points: expected more than 0, got 0"),
+        (("points = 1", "limit = 0"), "held_out.limit: expected at least 1, or none for all, got 0"),
         (("points = 1", "samples = -1"), "held_out.samples: expected at least 0, got -1"),
         (("threads = 1", "threads = 0"), "threads: expected at least 1, got 0"),
         (

@@ -142,6 +142,8 @@ def eval(arguments: list[str]) -> None:
     seeds = 3 if given.seeds is None else given.seeds
     if given.samples < 0 or temperature <= 0 or not 0 < top_p <= 1 or given.max_new_tokens < 1:
         raise UsageError("expected --samples >= 0, --temperature > 0, 0 < --top-p <= 1, --max-new-tokens >= 1")
+    if given.limit is not None and given.limit < 1:
+        raise UsageError(f"--limit: expected at least 1, got {given.limit}")
     if given.schedule and (given.samples < 1 or seeds < 1):
         raise UsageError("--schedule compares samples: expected --samples and --seeds of at least 1")
     if given.samples == 0:

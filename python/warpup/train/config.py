@@ -14,7 +14,7 @@ import tyro
 
 from .checks import check_held_out, check_stop, check_unused, named
 from .errors import TrainError
-from .examples import RewardName, TemplateArguments
+from .examples import RewardName, TemplateArguments, check_columns
 from .files import is_model
 from .rewards.reward_set import VERIFIER, RewardSet
 from .settings import LoRA, Precision, Weights
@@ -69,6 +69,7 @@ class HeldOutConfig:
     def check(self) -> None:
         """Raise TrainError on settings that cannot be."""
         check_held_out(self)
+        check_columns(self, "prompt", "answer", place="held_out")
         check_stop(self.stop, "held_out.stop")
         with named("held_out"):
             self.reward_set()

@@ -87,6 +87,7 @@ def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch, option
     assert steps_of(tmp_path, "groups") == [(1, 2)]
     assert steps_of(tmp_path, "ratio_mean")[0][1] == pytest.approx(1, abs=1e-4)
     assert steps_of(tmp_path, "tokens") == [(1, tokens)]
+    assert not steps_of(tmp_path, "ref_kl")  # without kl_coef there is no reference to be away from
 
 
 @pytest.mark.parametrize("normalizer", ["token", "sequence", "constant"])

@@ -15,7 +15,7 @@ class DemoArguments:
     model: Literal["dense", "moe"] = "dense"
     """dense: a Llama; moe: fine-grained routed experts and a shared one, as many active parameters."""
     quick: bool = False
-    """About a minute: smaller puzzles, fewer steps, rougher numbers."""
+    """Smaller puzzles and fewer steps, for a first rough look in about half a minute."""
     seeds: int = 1
     """Repeat with so many seeds and show mean and spread."""
     jobs: int = 0

@@ -236,6 +236,8 @@ def policy_step(
         for name, value in metrics.items():
             before, value = total.get(name, 0.0), value.detach().double()
             total[name] = value.clamp_min(before) if name == "ratio_max" else before + value * share
+    if experience.ref_logp is None and not update.full_kl:
+        total.pop("ref_kl", None)  # 0 for want of a reference would read as a policy that stays where it was
     total = {name: float(value) for name, value in total.items()}
     norm = run.optimizer_step(optimizer, total["loss"], lr, update.clip)
     return total | routers.numbers() | {"grad_norm": norm, "lr": lr, "tokens": tokens}
