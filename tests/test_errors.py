@@ -163,7 +163,7 @@ def test_policy_loss_packed(change, message):
 def test_policy_loss_backward():
     """The raw op and `warpup.arrays` take options and gradients from anyone."""
     ops, z = torch.ops.warpup, torch.zeros(2, 3)
-    optional = dict.fromkeys(("ref_logp", "weights", "penalty", "ref_kl", "entropy", "cu_seqlens"))
+    optional = dict.fromkeys(("ref_logp", "weights", "penalty", "ref_kl", "entropy", "upstream", "cu_seqlens"))
     named = {
         "logp": z,
         "old_logp": z,
@@ -174,7 +174,7 @@ def test_policy_loss_backward():
     }
 
     def forward(**changes):
-        return ops.policy_loss(**{**named, "denominator": None, **changes})
+        return ops.policy_loss(**{**named, "denominator": None, "with_losses": False, **changes})
 
     def backward(**changes):
         return ops.policy_loss_backward(**{**named, "row_state": state, "grad_loss": loss, **changes})
@@ -185,8 +185,8 @@ def test_policy_loss_backward():
     with pytest.raises(ValueError, match=r"clip must leave an interval, got \[2, 1.2\]"):
         forward(floor=2.0)
     with pytest.raises(RuntimeError, match=r"missing value for argument 'floor'"):
-        ops.policy_loss(**{k: v for k, v in named.items() if k != "floor"}, denominator=None)
-    loss, _, state = forward()
+        ops.policy_loss(**{k: v for k, v in named.items() if k != "floor"}, denominator=None, with_losses=False)
+    loss, _, state, _ = forward()
     with pytest.raises(ValueError, match=r"row_state must hold 8 values, got shape \(1, 4\)"):
         backward(row_state=state[:1])
     with pytest.raises(ValueError, match="grad_loss must be float32, got float64"):
@@ -208,6 +208,8 @@ def test_rows_that_share_memory_cannot_be_written():
         with pytest.raises(ValueError, match="student_logits is written in place"):
             divergence(shared, torch.zeros(2, 3), inplace_backward=True)
     token_logprob(torch.zeros(4, 4)[::2, :3].requires_grad_(), y, inplace_backward=True).sum().backward()
+    nothing = torch.empty_strided((2, 0, 3), (0, 3, 1))  # has no elements to share
+    token_logprob(nothing.requires_grad_(), y.new_zeros(2, 0), inplace_backward=True).sum().backward()
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-39, math.inf, math.nan, torch.tensor([1.0, 1e-39])])

@@ -58,6 +58,8 @@ def autocast(*tensors: *Operands) -> tuple[*Operands]:
 def check_written(op: str, name: str, x: Tensor) -> None:
     """Raises ValueError where `x` cannot be written in place: elements that share memory would be written several
     times."""
+    if x.numel() == 0:
+        return
     reach = 1  # elements that the dimensions before this one, by stride, span
     for stride, size in sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n > 1):
         if stride < reach:

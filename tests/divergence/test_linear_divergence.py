@@ -121,6 +121,20 @@ def test_compile(device):
     assert compilations == counter.frame_count > 0, "another shape compiled anew"
 
 
+def test_compile_with_one_head_for_both(device):
+    """Dynamo refuses a Function that is given a tensor twice."""
+    torch.compiler.reset()
+    hidden, weight = (torch.randn(n, 4, device=device, requires_grad=True) for n in (3, 7))
+    compiled = torch.compile(linear_divergence, fullgraph=True, backend="aot_eager")
+    for of in (hidden, 2 * hidden.detach()):
+        inputs, options = (hidden, weight, of, weight), {"kind": "reverse", "softcap": 2.0}
+        got, want = (f(*inputs, **options) for f in (compiled, linear_divergence))
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(value.sum(), (hidden, weight)) for value in (got, want)), rtol=1e-5, atol=1e-6
+        )
+
+
 def test_opcheck(device):
     inputs, options = problem(Backend(device, device))
     student, teacher = list(inputs.values())[:2], list(inputs.values())[2:]

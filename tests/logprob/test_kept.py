@@ -134,6 +134,22 @@ def test_a_row_of_impossible_tokens():
     assert grad.tolist() == [[0, 0, 0], [1, 0, 0]]
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("value", [-math.inf, math.nan])
+def test_rows_that_do_not_count_have_no_gradient(value, softcap):
+    """Through every result: the first row has no logit above -inf or is ignored, whatever is in it."""
+    logits = torch.tensor([[value, value], [0.5, 1.0]], requires_grad=True)
+    targets = torch.tensor([0 if value == -math.inf else -100, 1])
+    kept = KeptTokens.from_mask(torch.ones(2, 2, dtype=torch.bool))
+    results = []
+    for option in ({"kept": kept}, {}):
+        found = replay_logprob(logits, targets, softcap=softcap, **option, **EXTRAS)
+        results.append((*found, *torch.autograd.grad(sum(f.sum() for f in found), logits)))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    assert results[0][-1][0].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("kind", ["grpo", "gspo", "cispo"])
 def test_policy_loss(kind):
     """From hidden states on the kept tokens alone, of a kind of tokens and of one of sequences; a row outside the mask

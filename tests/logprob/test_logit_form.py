@@ -93,6 +93,15 @@ def test_messages(name, options):
         calls()[name](**options)
 
 
+@pytest.mark.parametrize("options", [{"softcap": torch.inf}, {"softcap": 1e-30}, {"scale": 1e300}], ids=str)
+@pytest.mark.parametrize("name", calls())
+def test_what_float32_cannot_be_divided_by(name, options):
+    """By kernels and by kept tokens, whose logits are formed in torch: 1e300 gave NaN there."""
+    (option,) = options
+    with pytest.raises(ValueError, match=rf"{option} must be in \[1.08.*, 9.22"):
+        calls()[name](**options)
+
+
 @pytest.mark.parametrize("name", ["divergence", "linear_divergence"])
 @pytest.mark.parametrize("option", ["teacher_softcap", "teacher_scale"])
 def test_messages_name_the_side(name, option):

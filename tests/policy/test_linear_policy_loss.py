@@ -69,12 +69,13 @@ def test_same_as_its_two_parts(backend):
     x = CASE.make("small", torch.float64, backend.device, variant="full")
     operands = {k: x.pop(k).requires_grad_() for k in CASE.differentiable}
     temperature, chunk, coef = (x.pop(k) for k in ("temperature", "chunk", "entropy_coef"))
+    form = {k: x.pop(k) for k in ("scale", "softcap")}
     targets = x.pop("targets").masked_fill(~x["mask"], -100)
-    logp, entropy = linear_logprob(**operands, targets=targets, temperature=temperature, entropy=True)
+    logp, entropy = linear_logprob(**operands, **form, targets=targets, temperature=temperature, entropy=True)
     want, metrics = policy_loss(logp, entropy=entropy, entropy_coef=coef, **x)
     grads = torch.autograd.grad(want, list(operands.values()))
     got = loss_and_gradients(
-        {**x, **operands, "targets": targets, "temperature": temperature, "chunk": chunk, "entropy_coef": coef}
+        {**x, **operands, **form, "targets": targets, "temperature": temperature, "chunk": chunk, "entropy_coef": coef}
     )
     for g, w in zip((got[0], *got[1], *got[2].values()), (want, *grads, *metrics.values()), strict=True):
         torch.testing.assert_close(g, w.detach(), rtol=1e-10, atol=1e-12)
@@ -181,6 +182,16 @@ def test_one_backward_only():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="a second backward needs a second forward"):
         loss.backward()
+
+
+def test_vmap_over_the_backward_alone():
+    """As jacrev has it: a batch of upstream gradients for gradients without one."""
+    x = CASE.make("small", torch.float64)
+
+    def loss(hidden):
+        return linear_policy_loss(**{**x, "hidden": hidden})[0]
+
+    torch.testing.assert_close(torch.func.jacrev(loss)(x["hidden"]), torch.func.grad(loss)(x["hidden"]))
 
 
 @pytest.mark.parametrize(

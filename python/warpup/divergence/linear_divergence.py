@@ -190,14 +190,14 @@ def linear_divergence(
         if x is not None and x.shape != lead:
             raise ValueError(f"{op}: {name} must have shape {tuple(lead)}, got {tuple(x.shape)}")
     flat = [None if x is None else x.reshape(-1) for x in (each, mask, targets)]
-    hidden = [h.reshape(-1, h.shape[-1]) for h in (student_hidden, teacher_hidden)]
+    hidden = [h.reshape(-1, h.shape[-1]) for h in (student_hidden, teacher_hidden.detach())]
     value, _ = _linear_divergence(
         hidden[0],
         student_weight,
         bias,
         hidden[1],
-        teacher_weight,
-        teacher_bias,
+        teacher_weight.detach(),  # a tensor of its own: torch.compile traces no Function that is given one twice
+        None if teacher_bias is None else teacher_bias.detach(),
         *flat,
         kind,
         scalar,

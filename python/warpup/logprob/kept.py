@@ -225,7 +225,7 @@ def _kept_softmax(
         r.masked_fill(~counted, 0.0).to(acc) if wanted else logits.new_empty(0, dtype=acc)
         for r, wanted in zip((logp, entropy, lse, sum_p2), asked, strict=True)
     )
-    # A row that does not count has the lse inf: every p of it is 0, and so is its gradient.
+    # The lse inf marks a row that does not count.
     return *results, torch.stack([lse.masked_fill(~counted, torch.inf), entropy, sum_p2], -1)
 
 
@@ -259,7 +259,8 @@ def _kept_softmax_backward(
         grad += grad_lse.double()[row] * p
     if grad_sum_p2 is not None:
         grad += grad_sum_p2.double()[row] * 2 * p * (p - sum_p2)
-    return (grad / t).to(logits.dtype)
+    # Of a row that does not count also where its logits, and so its entropy, are NaN.
+    return (grad / t).masked_fill(lse == torch.inf, 0.0).to(logits.dtype)
 
 
 kept_softmax = _op.differentiable("kept_softmax")

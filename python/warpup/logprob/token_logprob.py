@@ -308,18 +308,22 @@ def kept_logprob(
 ) -> Tensor | tuple[Tensor, ...]:
     """What `replay_logprob` gives, from the logits (K,) of the kept tokens alone, in their order; `kept` has been
     checked. flags: entropy, lse, sum_p2."""
+    least, most = _op.DIVISORS
+    for name, value in (("scale", tokens.scale), ("softcap", tokens.softcap or 1.0)):
+        if not least <= value <= most:
+            raise ValueError(f"{op}: {name} must be in [{least:.3g}, {most:.3g}], got {value}")
     if not (logits.is_cuda or torch.compiler.is_compiling()):
         y, t = tokens.targets.reshape(-1), tokens.temperature
         outside = ((y < 0) | (y >= vocab)) & (y != tokens.ignore_index)
         if outside.any():
             row = int(outside.int().argmax())
             raise ValueError(f"{op}: targets[{row}] = {int(y[row])} is outside [0, {vocab})")
-        least, most = _op.DIVISORS
         if not (least <= tokens.temperature_scalar <= most if t is None else bool(((t >= least) & (t <= most)).all())):
             got = tokens.temperature_scalar if t is None else t
             raise ValueError(f"{op}: temperature must be above 0, from {least:.3g} to {most:.3g}, got {got}")
     shape, flat = tokens.targets.shape, tokens.flattened()[:OF_ROWS]
     if (tokens.scale, tokens.softcap) != (1.0, 0.0):
-        logits = formed(logits.to(accumulator(logits)), tokens.scale, tokens.softcap)
+        ignored = (flat[0] == tokens.ignore_index)[kept.rows()]  # these may be NaN, which has a slope of NaN
+        logits = formed(logits.to(accumulator(logits)).masked_fill(ignored, 0.0), tokens.scale, tokens.softcap)
     found = asked_for(kept_softmax(logits, *kept, *flat, *flags), *flags)
     return tuple(r.view(shape) for r in found) if isinstance(found, tuple) else found.view(shape)

@@ -17,7 +17,7 @@ from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 from warpup._products import add_mm, mm
-from warpup._transforms import beyond_reverse_mode, once_differentiable
+from warpup._transforms import beyond_reverse_mode, once_differentiable, transformed
 from warpup.logprob.linear_logprob import (
     CHUNK_BYTES,
     SAMPLED_TOKENS,
@@ -137,7 +137,9 @@ class GivenGradients(torch.autograd.Function):
                 "linear_policy_loss: its gradients are used up, a second backward needs a second forward"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        scaled = (g.mul_(grad_loss) if need else None for g, need in zip(gradients, ctx.needs_input_grad, strict=False))
+        times = Tensor.mul if transformed() else Tensor.mul_  # vmap may have several grad_loss for these gradients
+        needed = zip(gradients, ctx.needs_input_grad, strict=False)
+        scaled = (times(g, grad_loss) if need else None for g, need in needed)
         return (*scaled, *(None,) * 4)
 
 
