@@ -233,6 +233,7 @@ SOUND = {
     "prelu": lambda x: F.prelu(x, torch.tensor([-0.3])), "cube": lambda x: x**3, "sqrt": lambda x: x.abs().sqrt(),
     "square": lambda x: x**2, "log": lambda x: (x.abs() + 1).log(), "inverse": lambda x: 1 / (x.abs() + 1),
     "quotient": lambda x: x[:, :3] / (x[:, 3:].abs() + 1), "rsqrt": lambda x: (x.abs() + 1).rsqrt(),
+    "power": lambda x: (x.abs() * 1e25 + 1e-30) ** 0.9,  # as far as float32 goes: 0.9 in it is another exponent
     "exponential": lambda x: 2.0 ** (x / 64).clamp(-8, 8), "log1p": lambda x: x.abs().log1p(),
     "pieces": lambda x: torch.cat([x.chunk(2, 1)[1], x.chunk(2, 1)[0]], 1) * 0.7,
 }  # fmt: skip

@@ -42,7 +42,14 @@ def _(walk, x, exponent):
     if not isinstance(exponent, Number):
         raise Refusal("its exponent must be a number or, of a number above 0, what comes from the input")
     clean = None if x.clean is None else x.clean**exponent
-    return through_ends(walk, lambda ends: power(ends, exponent), x, clean=clean)
+
+    def ends(x: Ends) -> Ends:
+        if not walk.sound:
+            return power(x, exponent)
+        lower, upper = power((x[0].double(), x[1].double()), exponent)  # torch rounds an exponent to its base's dtype
+        return lower.to(x[0].dtype), upper.to(x[0].dtype)
+
+    return through_ends(walk, ends, x, clean=clean)
 
 
 def _exponential(walk, base, exponent: Box) -> Box:
