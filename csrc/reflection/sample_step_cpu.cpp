@@ -242,8 +242,9 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   double all = cold;
   if (plan.moves()) {
     row_max(z, v, &max);
-    if (max == -kInf<Acc>) return finish_without_draw(args, r, plan, false);
+    if (max == -kInf<Acc>) max = 0;  // NaN has no maximum, and has to show
     mass_of(z, v, max, plan.inv_t, &all);
+    if (!(all > 0)) return finish_without_draw(args, r, plan, all != all);
   }
   if (plan.greedy) {
     const int64_t token = std::find(z, z + v, max) - z;

@@ -118,8 +118,8 @@ __global__ __launch_bounds__(kThreads, 1) void sample_step_kernel(const SampleSt
     __syncthreads();
     const Sums<Acc> now = block_sums(v, plan.inv_t, &thread_max, [&](int64_t j) { return z[j] = plan.moved(z[j], j); });
     max = now.max, all = now.cold;
-    if (max == -kInf<Acc>) {
-      if (threadIdx.x == 0) finish_without_draw(args, r, plan, false);
+    if (!(now.one > 0)) {
+      if (threadIdx.x == 0) finish_without_draw(args, r, plan, now.one != now.one);
       return;
     }
     __syncthreads();

@@ -170,7 +170,7 @@ WARPUP_HD void finish_sample(const SampleStepArgs<T>& args, int64_t r, const Row
   args.p_r[r] = Acc(p_r);
 }
 
-// A row without a finite logit, or one with NaN or +inf in it (`poison`).
+// A row without a finite logit, or one with NaN or +inf in it (`poison`), before or after what is added to it.
 template <class T>
 WARPUP_HD void finish_without_draw(const SampleStepArgs<T>& args, int64_t r, const RowPlan<acc_t<T>>& plan,
                                    bool poison) {

@@ -396,6 +396,15 @@ def test_impossible_and_poisoned_rows(backend):
         assert step.logp_raw[1:3].isnan().all()
         assert step.logp[3] == step.logp_raw[3] == 0
         assert step.kept[3:].isfinite().all()
+    zeros = torch.zeros(3, 30, device=backend.device)
+    bias = zeros.clone()
+    bias[0, 7], bias[1, 7], bias[2] = NAN, INF, -INF  # what is added is as what was there
+    for options in ({}, {"top_k": 3}, {"typical_p": 0.5}, {"temperature": 0.0}):
+        step = batch_of(3, backend.device, **options).sample(zeros, bias=bias)
+        assert step.token.tolist() == [0, 0, 0]
+        for column in (step.logp, step.logp_raw, step.kept, step.p_r, step.least, step.most):
+            assert column.isnan().tolist() == [True, True, False]
+            assert column[2] == 0
     banned = batch_of(1, backend.device, ReflectionSchedule("constant", -INF, tokens=ReflectionTokens((0, 1))))
     assert banned.sample(torch.zeros(1, 2, device=backend.device)).token.item() == 0
     assert banned.sample(torch.zeros(1, 3, device=backend.device)).token.item() == 2

@@ -131,6 +131,13 @@ def _random_bits(seed: int, position: int, stream: int, items: np.ndarray) -> np
     return scrambled((x + np.uint64(c[1])) & np.uint64(mask))
 
 
+def _undrawn(z: Tensor) -> float | None:
+    """What a row gives that nothing can be drawn from; None where something can."""
+    if z.isnan().any() or (z == torch.inf).any():
+        return torch.nan
+    return None if (z > -torch.inf).any() else 0.0
+
+
 def reference_sample_step(
     logits, tables, slots, *, tuned=None, base=None, seen=None, counts=None, bias=None, back=None, stream=0, scale=1.0,
     softcap=None,
@@ -150,9 +157,8 @@ def reference_sample_step(
         z = formed(logits[r].to(acc), scale, softcap)
         if tuned is not None and base is not None:
             z = z + s["beta"] * (tuned[r].to(acc) - base[r].to(acc))
-        if not (z > -torch.inf).any() or z.isnan().any() or (z == torch.inf).any():
-            poison = torch.nan if (z != -torch.inf).any() else 0.0
-            rows.append((0, *[poison] * 4, delta, rounded_t, poison, poison))
+        if (each := _undrawn(z)) is not None:
+            rows.append((0, *[each] * 4, delta, rounded_t, each, each))
             continue
         ids = [i for i in set_of(tables, schedule_of(tables, slot)) if i < vocab]
         raw, p_r = torch.log_softmax(z, -1), torch.softmax(z / (t or 1.0), -1)[ids].sum()
@@ -165,8 +171,8 @@ def reference_sample_step(
             z = z - s["presence"] * (seen[slot] & GENERATED > 0).to(z)
         if counts is not None:
             z = z - s["frequency"] * counts[slot].to(z)
-        if not (z > -torch.inf).any():
-            rows.append((0, *[0.0] * 4, delta, rounded_t, 0.0, 0.0))
+        if (each := _undrawn(z)) is not None:
+            rows.append((0, *[each] * 4, delta, rounded_t, each, each))
             continue
         if t == 0:
             token = int((z == z.max()).nonzero()[0])
