@@ -658,12 +658,12 @@ def check_vocab_parallel_logprob(rank, world, folder):
     )  # fmt: skip
     torch.testing.assert_close(only, whole)
     # A rank may have no columns.
-    begin, end = (0, 0) if rank == 0 else (cuts[rank] if rank > 1 else 0, cuts[rank + 1])
-    mine = logits.detach()[..., begin:end].requires_grad_()
-    got = warpup.vocab_parallel_logprob(mine, targets, begin, vocab, **options)
+    first, last = (0, 0) if rank == 0 else (cuts[rank] if rank > 1 else 0, cuts[rank + 1])
+    share = logits.detach()[..., first:last].requires_grad_()
+    got = warpup.vocab_parallel_logprob(share, targets, first, vocab, **options)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w)
-    torch.testing.assert_close(torch.autograd.grad(got, mine, upstream)[0], exact[..., begin:end])
+    torch.testing.assert_close(torch.autograd.grad(got, share, upstream)[0], exact[..., first:last])
     for wrong, told in (({"begin": vocab}, "not within a vocabulary of 57"), ({"targets": targets + 40}, "must be in")):
         with pytest.raises(ValueError, match=told):  # on every rank, before any waits for another
             warpup.vocab_parallel_logprob(
