@@ -44,6 +44,8 @@ def find_wrong(function: Callable, arguments: tuple, named: dict, error: Excepti
     hints = typing.get_type_hints(function)
     for name, value in given.items():
         for where, hint, part in _parts(name, hints.get(name), value):
+            if str(error).startswith(f"{function.__name__}: {where} "):
+                return  # the function's own words say more
             if not _fits(part, hint):
                 raise TypeError(
                     f"{function.__name__}: {where} must be {_text(hint)}, got {type(part).__name__}"
