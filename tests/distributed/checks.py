@@ -617,16 +617,7 @@ def check_a_rank_that_cannot_write_is_told_on_every_rank(rank, world, folder):
     dist.barrier()
 
 
-# ---- The end --------------------------------------------------------------------------------------------------------
-
-
-def check_a_dead_rank_is_an_error(rank, world, folder):
-    """The last check: rank 0 is left alone, and does not wait for ever."""
-    layer, x = ShardedExperts(H, I, E, slots=1), torch.ones(T, H)
-    dist.barrier()
-    if rank == 0:
-        with pytest.raises(RuntimeError):
-            layer(x, torch.ones(T, 1), torch.zeros(T, 1, dtype=torch.int64))
+# ---- A vocabulary over ranks -----------------------------------------------------------------------------------------
 
 
 def check_vocab_parallel_logprob(rank, world, folder):
@@ -672,3 +663,15 @@ def check_vocab_parallel_logprob(rank, world, folder):
 
 
 CHECKS = [name for name in list(globals()) if name.startswith("check_")]
+
+
+# ---- The end --------------------------------------------------------------------------------------------------------
+
+
+def check_a_dead_rank_is_an_error(rank, world, folder):
+    """The last check: rank 0 is left alone, and does not wait for ever."""
+    layer, x = ShardedExperts(H, I, E, slots=1), torch.ones(T, H)
+    dist.barrier()
+    if rank == 0:
+        with pytest.raises(RuntimeError):
+            layer(x, torch.ones(T, 1), torch.zeros(T, 1, dtype=torch.int64))
