@@ -11,6 +11,8 @@ template <Divergence kind>
 struct Fixed {
   static constexpr bool kSoftmax = kind != Divergence::binary, kSwap = kind == Divergence::forward;
   static constexpr int kVectors = kSoftmax ? 2 : 1;  // in flight in the backward: two sigmoids take many registers
+  template <class T>
+  static constexpr int kForwardVectors = kUnroll<T>;
   template <class Acc>
   __device__ __forceinline__ typename LogitForm<Acc>::Point form(const LogitForm<Acc>&, Acc x) const {
     return {x, Acc(1)};
@@ -30,6 +32,8 @@ struct Fixed {
 struct Chosen {
   static constexpr bool kSoftmax = true, kSwap = true;
   static constexpr int kVectors = 1;
+  template <class T>
+  static constexpr int kForwardVectors = 1;  // over a call out of line, what else is in flight goes to the stack
   Divergence kind;
 
   template <class Body>
@@ -143,15 +147,15 @@ __global__ __launch_bounds__(kMaxThreads) void divergence_kernel(const Divergenc
       if (!invalid) swap.at_top = row.t.max, swap.at_y = teacher(load(x_t[swap.y]));
     }
     // The terms.
-    walk_both<kUnroll<T>>(x_s, x_t, n, threadIdx.x, blockDim.x,
-                          [&]<int N>(const Acc(&a)[N], const Acc(&b)[N], int64_t first) {
+    walk_both<Kind::template kForwardVectors<T>>(
+        x_s, x_t, n, threadIdx.x, blockDim.x, [&]<int N>(const Acc(&a)[N], const Acc(&b)[N], int64_t first) {
 #pragma unroll
-                            for (int i = 0; i < N; ++i) {
-                              const Acc z_s = student(a[i]), z_t = teacher(b[i]);
-                              const auto term = kind.term(row, z_s, Kind::kSwap ? swap(first + i, z_t) : z_t);
-                              sums.value += term.value, sums.c += term.c;
-                            }
-                          });
+          for (int i = 0; i < N; ++i) {
+            const Acc z_s = student(a[i]), z_t = teacher(b[i]);
+            const auto term = kind.term(row, z_s, Kind::kSwap ? swap(first + i, z_t) : z_t);
+            sums.value += term.value, sums.c += term.c;
+          }
+        });
     sums = block_reduce_up_to<kMaxThreads>(sums, Add{});
   }
   if (threadIdx.x != 0) return;

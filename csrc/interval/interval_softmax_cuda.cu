@@ -44,8 +44,9 @@ __device__ Competition<acc_t<T>> compete(const Ends<T>& x, int64_t n) {
   return all;
 }
 
+// Two blocks a multiprocessor are enough: left to itself, ptxas keeps to fewer registers for sm_80, and spills one.
 template <class T>
-__global__ __launch_bounds__(kThreads) void interval_softmax_kernel(const IntervalSoftmaxArgs<T> args) {
+__global__ __launch_bounds__(kThreads, 2) void interval_softmax_kernel(const IntervalSoftmaxArgs<T> args) {
   using Acc = acc_t<T>;
   const int64_t at = int64_t(blockIdx.x) * args.n;
   const Ends<T> l{args.center + at, args.radius + at, -1}, u{args.center + at, args.radius + at, 1};
@@ -90,7 +91,6 @@ struct SharesGradient {
   }
 };
 
-// Two blocks a multiprocessor are enough: left to itself, ptxas keeps to 48 registers for sm_80, and spills one.
 template <class T>
 __global__ __launch_bounds__(kThreads,
                              2) void interval_softmax_backward_kernel(const IntervalSoftmaxBackwardArgs<T> args) {

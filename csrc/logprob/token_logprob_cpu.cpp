@@ -174,7 +174,7 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
         }
         if (streamed) stream_store(dz + begin, block, n);
       }
-      if (here) dz[y] = store<T>((row(target) + row.at_target * row.inv_t) * target_slope);
+      if (here) dz[y] = store<T>(row(target, row.at_target) * target_slope);
     }
     if (streamed) stream_fence();
   });

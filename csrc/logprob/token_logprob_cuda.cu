@@ -109,7 +109,7 @@ __global__ __launch_bounds__(kBackwardThreads) void token_logprob_backward_kerne
     Acc out[N];
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const Acc dz = row(z[i]) + (first + i == y ? row.at_target * row.inv_t : Acc(0));
+      const Acc dz = row(z[i], first + i == y ? row.at_target : Acc(0));
       out[i] = row.zero ? Acc(0) : dz * slopes[i];
     }
     store_all(dz + first, out, aligned);

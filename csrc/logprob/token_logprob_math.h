@@ -112,9 +112,10 @@ struct RowGradient {
   Acc max, log_sum, inv_t, at_target, constant, log_p, p;
   bool zero;
 
-  WARPUP_HD Acc operator()(Acc z) const {
+  // `more` is at_target or 0: added before the common factor, so that at p = 1 both cancel, however products are fused.
+  WARPUP_HD Acc operator()(Acc z, Acc more) const {
     const Acc d = (z - max) * inv_t - log_sum, e = exp_neg(d);
-    return inv_t * e * (constant + log_p * bounded(d) + p * e);
+    return inv_t * (e * (constant + log_p * bounded(d) + p * e) + more);
   }
 };
 

@@ -55,19 +55,19 @@ def autocast(*tensors: *Operands) -> tuple[*Operands]:
     return operands
 
 
-def check_written(op: str, name: str, x: Tensor) -> None:
+def check_written(op: str, name: str, x: Tensor, cure: str = "call .contiguous() on it") -> None:
     """Raises ValueError where `x` cannot be written in place: elements that share memory would be written several
     times."""
     if x.numel() == 0:
         return
-    reach = 1  # elements that the dimensions before this one, by stride, span
-    for stride, size in sorted((s, n) for s, n in zip(x.stride(), x.shape, strict=True) if n > 1):
-        if stride < reach:
+    dims = [(n, stride) for n, stride in zip(x.shape, x.stride(), strict=True) if n > 1]
+    for i, (_, stride) in enumerate(dims):
+        within = sum((n - 1) * s for j, (n, s) in enumerate(dims) if j != i and s <= stride)  # what one step must pass
+        if stride <= within:
             raise ValueError(
                 f"{op}: {name} is written in place, but elements of it share memory (shape {tuple(x.shape)}, strides "
-                f"{x.stride()}); call .contiguous() on it"
+                f"{x.stride()}); {cure}"
             )
-        reach += (size - 1) * stride
 
 
 def wrote(x: Tensor) -> None:

@@ -217,8 +217,8 @@ ROW, TABLE = torch.zeros(3), torch.zeros(3, 4)
         (lambda: coverage_loss(TABLE, TABLE, n=0), "n must be at least 1, got 0"),
         (lambda: coverage_loss(TABLE, TABLE, n=2, normalizer="token"), "normalizer must be a number or None, got 'tok"),
         (lambda: coverage_loss(TABLE, TABLE, n=2, normalizer=0.0), "coverage_loss: normalizer must be above 0, got 0"),
-        (lambda: after_shared_prefix(TABLE, TABLE, TABLE, TABLE[:1]), r"one shape \(3, T\), got \(3, 4\) and \(1, 4\)"),
-        (lambda: after_shared_prefix(TABLE, TABLE[:1], TABLE, TABLE[:1]), r"rejected_ids .* one shape \(3, T\), got"),
+        (lambda: after_shared_prefix(TABLE, TABLE, TABLE, TABLE[:1]), r"one B on both sides, got \(3, 4\) and \(1, 4"),
+        (lambda: after_shared_prefix(TABLE, TABLE[:1], TABLE, TABLE[:1]), r"rejected_ids .* one B on both sides, got"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

@@ -170,7 +170,7 @@ def divergence(
     beta = check_kind("divergence", kind, beta, targets)
     each, scalar = _op.per_row(temperature, student_logits.shape[:-1])
     if inplace_backward:
-        _op.check_written("divergence", "student_logits", student_logits)
+        _op.check_written("divergence", "student_logits", student_logits, "leave inplace_backward off")
     forms = forms_of("divergence", scale, softcap, teacher_scale, teacher_softcap)
     run = _divergence_inplace if inplace_backward else _divergence
     value, _ = run(student_logits, teacher_logits, each, mask, targets, kind, scalar, beta, *forms)

@@ -233,7 +233,7 @@ def token_logprob(
     Source: online softmax, Milakov and Gimelshein 2018 (arXiv 1805.02867).
     """
     if inplace_backward:
-        _op.check_written("token_logprob", "logits", logits)
+        _op.check_written("token_logprob", "logits", logits, "leave inplace_backward off")
     tokens = sampled_tokens("token_logprob", 0, targets, temperature, ignore_index, scale=scale, softcap=softcap)
     run = _token_logprob_inplace if inplace_backward else _token_logprob
     return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
@@ -291,7 +291,7 @@ def replay_logprob(
         logits = logits.reshape(-1, vocab)[kept.rows(), kept.token_ids]
         return kept_logprob("replay_logprob", logits, kept, tokens, vocab, entropy, lse, sum_p2)
     if inplace_backward:
-        _op.check_written("replay_logprob", "logits", logits)
+        _op.check_written("replay_logprob", "logits", logits, "leave inplace_backward off")
     run = _token_logprob_inplace if inplace_backward else _token_logprob
     return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
 
