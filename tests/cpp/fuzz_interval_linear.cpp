@@ -38,7 +38,8 @@ FUZZ(interval_linear_exact) {
         const double h = gs[g] * sign + ge[g];
         want_s[i * columns + j] += sign * least, want_e[i * columns + j] += least;
         if (std::fabs(x) * q < p * near) {
-          want_c[a] += h * q * (x > 0 ? 1 : x < 0 ? -1 : 0);
+          // sign |x| is x but for y's sign, and moves with x at 0 too, where |x| stands still.
+          want_c[a] += (gs[g] * (y < 0 ? -1 : 1) + ge[g] * (x > 0 ? 1 : x < 0 ? -1 : 0)) * q;
         } else {
           want_r[a] += h * near;
         }
