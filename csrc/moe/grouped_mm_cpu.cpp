@@ -50,6 +50,7 @@ Group<T> group_of(const GroupedMMArgs<T>& args, int64_t e, int word) {
 class Words {
  public:
   std::byte* at_least(int64_t words) {
+    words = std::max<int64_t>(words, 1);  // some address, that loops over nothing may count from
     if (words > size_) {
       memory_.reset();
       memory_.reset(static_cast<std::byte*>(::operator new(words * kWord, kLine)));
