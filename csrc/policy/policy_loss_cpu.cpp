@@ -89,9 +89,9 @@ WARPUP_LOOP RowSums<double> row_run(const Run<T>& run, int64_t n, const PolicyBo
 template <class T, PolicyFormula kFormula, bool kForward>
 WARPUP_LOOP void policy_run(const T* logp, int64_t n, bool by_row, T positive, T negative, const PolicyBounds<T> p,
                             Run<T>* __restrict run, PolicySums<T>* out) {
-  T low = 0, high = 0, dual = 0, ratios = 0, ratio_max = 0, approx_kl = 0, tokens = 0;
+  T low = 0, high = 0, dual = 0, ratio_max = 0, approx_kl = 0, tokens = 0;
   const T own = by_row ? T(0) : T(1);  // a number: the vectoriser takes no bool from outside the loop
-#pragma omp simd reduction(+ : low, high, dual, ratios, approx_kl, tokens) reduction(largest : ratio_max)
+#pragma omp simd reduction(+ : low, high, dual, approx_kl, tokens) reduction(largest : ratio_max)
   for (int64_t t = 0; t < n; ++t) {
     const T on = run->on[t], x = run->x[t], a = run->advantage[t], r = exp_held(x);
     const T of_row = a < 0 ? negative : positive, ratio = own != 0 ? r : of_row;
@@ -105,11 +105,16 @@ WARPUP_LOOP void policy_run(const T* logp, int64_t n, bool by_row, T positive, T
     if constexpr (kForward) {
       const T q = on * ratio;
       low += term.clipped_low, high += term.clipped_high, dual += term.dual, tokens += on;
-      ratios += q, ratio_max = q > ratio_max ? q : ratio_max;
+      ratio_max = q > ratio_max ? q : ratio_max;
       approx_kl += r - T(1) - x;
     }
   }
-  if constexpr (kForward) *out = {T(0), tokens, low, high, dual, ratios, ratio_max, approx_kl, T(0), T(0), T(0)};
+  if constexpr (kForward) {
+    double ratios = 0;  // of a sequence all are one number, whose roundings would all go one way
+#pragma omp simd reduction(+ : ratios)
+    for (int64_t t = 0; t < n; ++t) ratios += double(run->on[t] * run->ratio[t]);
+    *out = {T(0), tokens, low, high, dual, T(ratios), ratio_max, approx_kl, T(0), T(0), T(0)};
+  }
 }
 
 // penalty |x| and proximal / 2 x^2, then the weights.
