@@ -45,7 +45,7 @@ def levels() -> dict[str, Path]:
     if folder is None or sys.platform != "linux" or os.uname().machine != "x86_64":
         return {}
     with open("/proc/cpuinfo") as file:
-        flags = set(next(line for line in file if line.startswith("flags")).split())
+        flags = set(next((line for line in file if line.startswith("flags")), "").split())
     found = {}
     for level, needed in LEVELS.items():
         library = folder / ("" if level == "x86-64" else f"glibc-hwcaps/{level}") / "libwarpup_cpu.so"

@@ -303,7 +303,7 @@ def differentiable(
             if not own_row:
                 raise NotImplementedError(
                     f"{name} has no forward-mode derivative (jvp, jacfwd, dual numbers); take reverse mode (grad, vjp, "
-                    f"jacrev), or `reference_{name}`, beside it in its module"
+                    "jacrev), or the operator's `reference_` function, in its module"
                 )
             found: list = [None] * len(outputs)
             saved = ctx.saved_tensors
