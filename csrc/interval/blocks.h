@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "core/alone.h"
 #include "core/widen.h"
 
 namespace warpup {
@@ -35,12 +36,6 @@ acc_t<T>* out_block(T* to, acc_t<T>* buffer) {
 template <class T>
 void settle(const acc_t<T>* from, int64_t n, T* to) {
   if constexpr (!std::is_same_v<T, acc_t<T>>) narrow(from, n, to);
-}
-
-// Loop::run(arguments), compiled by itself.
-template <class Loop, class... A>
-WARPUP_LOOP void run_loop(A... arguments) {
-  Loop::run(arguments...);
 }
 
 }  // namespace warpup

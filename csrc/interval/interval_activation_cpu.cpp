@@ -14,7 +14,7 @@ constexpr int64_t kBlock = 512;  // six of them, widened, stay in L1
 template <Activation kind>
 struct Points {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* x, int64_t n, Acc a, Acc b, Acc* y) {
+  WARPUP_HD void operator()(const Acc* x, int64_t n, Acc a, Acc b, Acc* y) const {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) y[j] = activation<kind>(x[j], a, b).value;
   }
@@ -23,7 +23,7 @@ struct Points {
 template <Activation kind>
 struct PointGradients {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* x, const Acc* g, int64_t n, Acc a, Acc b, Acc* d) {
+  WARPUP_HD void operator()(const Acc* x, const Acc* g, int64_t n, Acc a, Acc b, Acc* d) const {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) d[j] = g[j] * activation<kind>(x[j], a, b).slope;
   }
@@ -32,7 +32,7 @@ struct PointGradients {
 template <Activation kind>
 struct Boxes {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* c, const Acc* r, int64_t n, Acc a, Acc b, Acc* yc, Acc* yr) {
+  WARPUP_HD void operator()(const Acc* c, const Acc* r, int64_t n, Acc a, Acc b, Acc* yc, Acc* yr) const {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
       const auto box = activated<kind>(Box<Acc>{c[j], r[j]}, a, b);
@@ -44,8 +44,8 @@ struct Boxes {
 template <Activation kind>
 struct BoxGradients {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* c, const Acc* r, const Acc* gc, const Acc* gr, int64_t n, Acc a, Acc b, Acc* dc,
-                            Acc* dr) {
+  WARPUP_HD void operator()(const Acc* c, const Acc* r, const Acc* gc, const Acc* gr, int64_t n, Acc a, Acc b, Acc* dc,
+                            Acc* dr) const {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
       const auto box = activated_gradient<kind>(Box<Acc>{c[j], r[j]}, Box<Acc>{gc[j], gr[j]}, a, b);
@@ -73,11 +73,11 @@ void interval_activation_cpu(const IntervalActivationArgs<T>& args) {
     in_blocks(args.count, [&](int64_t i, int64_t n) {
       Acc in[2][kBlock], out[2][kBlock];
       Acc *c = out_block(args.out_center + i, out[0]), *r = out_block(args.out_radius + i, out[1]);
-      run_loop<Boxes<kind>>(in_block(args.center, i, n, in[0]), in_block(args.radius, i, n, in[1]), n, a, b, c, r);
+      run_alone(Boxes<kind>{}, in_block(args.center, i, n, in[0]), in_block(args.radius, i, n, in[1]), n, a, b, c, r);
       settle(c, n, args.out_center + i), settle(r, n, args.out_radius + i);
       if (!args.clean) return;
       Acc* x = out_block(args.out_clean + i, out[0]);
-      run_loop<Points<kind>>(in_block(args.clean, i, n, in[0]), n, a, b, x);
+      run_alone(Points<kind>{}, in_block(args.clean, i, n, in[0]), n, a, b, x);
       settle(x, n, args.out_clean + i);
     });
   });
@@ -92,14 +92,14 @@ void interval_activation_backward_cpu(const IntervalActivationBackwardArgs<T>& a
     in_blocks(f.count, [&](int64_t i, int64_t n) {
       Acc in[4][kBlock], out[2][kBlock];
       Acc *c = out_block(args.grad_center + i, out[0]), *r = out_block(args.grad_radius + i, out[1]);
-      run_loop<BoxGradients<kind>>(in_block(f.center, i, n, in[0]), in_block(f.radius, i, n, in[1]),
-                                   in_block(args.grad_out_center, i, n, in[2]),
-                                   in_block(args.grad_out_radius, i, n, in[3]), n, a, b, c, r);
+      run_alone(BoxGradients<kind>{}, in_block(f.center, i, n, in[0]), in_block(f.radius, i, n, in[1]),
+                in_block(args.grad_out_center, i, n, in[2]), in_block(args.grad_out_radius, i, n, in[3]), n, a, b, c,
+                r);
       settle(c, n, args.grad_center + i), settle(r, n, args.grad_radius + i);
       if (!f.clean) return;
       Acc* x = out_block(args.grad_clean + i, out[0]);
-      run_loop<PointGradients<kind>>(in_block(f.clean, i, n, in[0]), in_block(args.grad_out_clean, i, n, in[1]), n, a,
-                                     b, x);
+      run_alone(PointGradients<kind>{}, in_block(f.clean, i, n, in[0]), in_block(args.grad_out_clean, i, n, in[1]), n,
+                a, b, x);
       settle(x, n, args.grad_clean + i);
     });
   });

@@ -14,7 +14,7 @@ namespace {
 
 struct Ends {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* center, const Acc* radius, int64_t n, Acc* lower, Acc* upper) {
+  WARPUP_HD void operator()(const Acc* center, const Acc* radius, int64_t n, Acc* lower, Acc* upper) const {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) lower[j] = center[j] - radius[j], upper[j] = center[j] + radius[j];
   }
@@ -23,7 +23,7 @@ struct Ends {
 // The way back, in place; of gradients too, where Ends gave twice theirs.
 struct BoxesOfEnds {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* lower, const Acc* upper, int64_t n, Acc* center, Acc* radius) {
+  WARPUP_HD void operator()(const Acc* lower, const Acc* upper, int64_t n, Acc* center, Acc* radius) const {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
       const Acc l = lower[j], u = upper[j];
@@ -34,7 +34,7 @@ struct BoxesOfEnds {
 
 struct InOrder {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* l, const Acc* u, int64_t n, Acc* lower, const Acc* upper) {
+  WARPUP_HD void operator()(const Acc* l, const Acc* u, int64_t n, Acc* lower, const Acc* upper) const {
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) lower[j] = in_order(l[j], u[j], lower[j], upper[j]);
   }
@@ -56,7 +56,7 @@ WARPUP_HD int64_t place_of(Acc value, const Acc* x, int64_t n) {
 // What the elements of x compete with, and the term of each in it.
 struct Compete {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* x, int64_t n, Competition<Acc>* out, Acc* terms) {
+  WARPUP_HD void operator()(const Acc* x, int64_t n, Competition<Acc>* out, Acc* terms) const {
     Acc max = -kInf<Acc>, second = -kInf<Acc>;
 #pragma omp simd reduction(largest : max)
     for (int64_t j = 0; j < n; ++j) max = x[j] > max ? x[j] : max;
@@ -74,7 +74,7 @@ struct Compete {
 
 struct Shares {  // in the place of the terms
   template <class Acc>
-  WARPUP_HD static void run(const Acc* own, int64_t n, const Competition<Acc>* all, Acc* out) {
+  WARPUP_HD void operator()(const Acc* own, int64_t n, const Competition<Acc>* all, Acc* out) const {
     const Competition<Acc> local = *all;
     if (local.empty()) {
       for (int64_t j = 0; j < n; ++j) out[j] = local.uncontested(own[j]);
@@ -88,8 +88,8 @@ struct Shares {  // in the place of the terms
 // d_own += the gradient of own, d_x += that of x, whose terms are given; `part` is scratch.
 struct ShareGradients {
   template <class Acc>
-  WARPUP_HD static void run(const Acc* own, const Acc* terms, const Acc* grad, int64_t n, const Competition<Acc>* all,
-                            Acc* part, Acc* d_own, Acc* d_x) {
+  WARPUP_HD void operator()(const Acc* own, const Acc* terms, const Acc* grad, int64_t n, const Competition<Acc>* all,
+                            Acc* part, Acc* d_own, Acc* d_x) const {
     const Competition<Acc> local = *all;
     if (local.empty()) return;
     Acc sum = 0;
@@ -128,13 +128,13 @@ void interval_softmax_cpu(const IntervalSoftmaxArgs<T>& args) {
     for (int64_t at = first * n; at < last * n; at += n) {
       // The ends of the boxes, and what they compete with: a lower bound with the others' upper ends.
       Competition<Acc> high{Largest<Acc>{}}, low{Largest<Acc>{}};
-      run_loop<Ends>(in_block(args.center, at, n, lower), in_block(args.radius, at, n, upper), n, l, u);
-      run_loop<Compete>(u, n, &high, lower), run_loop<Compete>(l, n, &low, upper);
+      run_alone(Ends{}, in_block(args.center, at, n, lower), in_block(args.radius, at, n, upper), n, l, u);
+      run_alone(Compete{}, u, n, &high, lower), run_alone(Compete{}, l, n, &low, upper);
       // The probabilities' bounds, and their boxes.
-      run_loop<Shares>(l, n, &high, lower), run_loop<Shares>(u, n, &low, upper);
-      run_loop<InOrder>(l, u, n, lower, upper);
+      run_alone(Shares{}, l, n, &high, lower), run_alone(Shares{}, u, n, &low, upper);
+      run_alone(InOrder{}, l, u, n, lower, upper);
       Acc *c = out_block(args.out_center + at, lower), *r = out_block(args.out_radius + at, upper);
-      run_loop<BoxesOfEnds>(lower, upper, n, c, r);
+      run_alone(BoxesOfEnds{}, lower, upper, n, c, r);
       settle(c, n, args.out_center + at), settle(r, n, args.out_radius + at);
     }
   });
@@ -152,16 +152,16 @@ void interval_softmax_backward_cpu(const IntervalSoftmaxBackwardArgs<T>& args) {
     for (int64_t at = first * n; at < last * n; at += n) {
       // As in the forward; the gradients of the bounds are twice those of center and radius, undone in the end.
       Competition<Acc> high{Largest<Acc>{}}, low{Largest<Acc>{}};
-      run_loop<Ends>(in_block(f.center, at, n, d_l), in_block(f.radius, at, n, d_u), n, l, u);
-      run_loop<Ends>(in_block(args.grad_out_center, at, n, d_l), in_block(args.grad_out_radius, at, n, d_u), n, g_low,
-                     g_high);
+      run_alone(Ends{}, in_block(f.center, at, n, d_l), in_block(f.radius, at, n, d_u), n, l, u);
+      run_alone(Ends{}, in_block(args.grad_out_center, at, n, d_l), in_block(args.grad_out_radius, at, n, d_u), n,
+                g_low, g_high);
       std::fill(d_l, d_l + 2 * n, Acc(0));
-      run_loop<Compete>(u, n, &high, terms);
-      run_loop<ShareGradients>(l, terms, g_low, n, &high, part, d_l, d_u);
-      run_loop<Compete>(l, n, &low, terms);
-      run_loop<ShareGradients>(u, terms, g_high, n, &low, part, d_u, d_l);
+      run_alone(Compete{}, u, n, &high, terms);
+      run_alone(ShareGradients{}, l, terms, g_low, n, &high, part, d_l, d_u);
+      run_alone(Compete{}, l, n, &low, terms);
+      run_alone(ShareGradients{}, u, terms, g_high, n, &low, part, d_u, d_l);
       Acc *c = out_block(args.grad_center + at, d_l), *r = out_block(args.grad_radius + at, d_u);
-      run_loop<BoxesOfEnds>(d_l, d_u, n, c, r);
+      run_alone(BoxesOfEnds{}, d_l, d_u, n, c, r);
       settle(c, n, args.grad_center + at), settle(r, n, args.grad_radius + at);
     }
   });
