@@ -94,7 +94,7 @@ def test_each_sum_and_its_gradient(name, variant, backend):
     if name in ("count", "active", "inactive"):
         assert one(*inputs).dtype == torch.int64
     else:
-        assert torch.autograd.gradcheck(one, inputs)
+        assert torch.autograd.gradcheck(one, inputs, fast_mode=backend.name == "hostcuda")  # it is slow
 
 
 def test_sums_keep_their_digits(backend):

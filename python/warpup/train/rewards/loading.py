@@ -125,7 +125,12 @@ def _importable(folder: Path) -> Iterator[None]:
 
     Two rewards may each have a neighbour `utils.py`: that of another's folder is set aside meanwhile.
     """
-    aside = {name: sys.modules.pop(name) for name, module in list(sys.modules.items()) if _stands_in(module, folder)}
+    tops = {f.stem for f in folder.glob("*.py")} | {f.parent.name for f in folder.glob("*/__init__.py")}
+    aside = {
+        name: sys.modules.pop(name)
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in tops and _stands_in(module, folder)
+    }
     _folders.add(folder)
     sys.path.insert(0, str(folder))
     try:
@@ -141,11 +146,9 @@ _folders: set[Path] = set()  # of all rewards so far
 
 
 def _stands_in(module: ModuleType, folder: Path) -> bool:
-    """Whether a loaded module belongs to another reward's folder and has the name of one in this folder."""
-    top, file = module.__name__.partition(".")[0], getattr(module, "__file__", None)
-    if not file or not ((folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()):
-        return False
-    return any(Path(file).is_relative_to(other) for other in _folders) and not Path(file).is_relative_to(folder)
+    """Whether a loaded module belongs to another reward's folder."""
+    file = getattr(module, "__file__", None)
+    return bool(file) and not Path(file).is_relative_to(folder) and any(Path(file).is_relative_to(o) for o in _folders)
 
 
 def _advice(place: str, error: Exception) -> str:
