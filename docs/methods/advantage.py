@@ -21,8 +21,20 @@ def row_1():
 def row_20():
     """Reinforcement Fine-Tuning Naturally Mitigates Forgetting in Continual Post-Training
 
-    T2: not yet.
+    T2: `warpup.data.PassRateSampler` with the defaults, which leaves out what was never solved; `sampler =
+    "pass_rate"` of RLVR with any group advantage. The forgetting is read off `warpup.metrics.accuracy_matrix`.
     """
+    import torch
+
+    from warpup.advantage import rloo
+    from warpup.data import PassRateSampler
+
+    sampler = PassRateSampler(3)
+    first = sampler.next(3)
+    rewards = {0: [0.0, 0.0], 1: [1.0, 0.0], 2: [1.0, 1.0]}
+    sampler.observe(first, rewards=[rewards[i] for i in first], correct=[rewards[i] for i in first])
+    assert sorted(sampler.next(2)) == [1, 2]
+    assert rloo(torch.tensor(rewards[1]), 2).tolist() == [1.0, -1.0]
 
 
 def row_21():

@@ -173,8 +173,14 @@ def row_80():
 def row_90():
     """Light-R1: Curriculum SFT, DPO and RL for Long COT from Scratch and Beyond
 
-    T2: not yet.
+    T2: the stages Warmup, Warmup on the hard tail, Preference and RLVR; `warpup.data.PassRateSampler`, as `sampler
+    = "pass_rate:score=rate,most=.5"`. The rate is a column: how often a small reference policy solves the prompt.
+    Weights are merged by `warpup.continual.average`.
     """
+    from warpup.data import PassRateSampler
+
+    sampler = PassRateSampler(4, scores=[0.0, 0.25, 0.5, 1.0], above=-1, most=0.25)
+    assert sorted(sampler.next(2)) == [0, 1]  # what is never solved is hard, too
 
 
 def row_96():

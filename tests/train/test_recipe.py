@@ -23,6 +23,7 @@ from warpup.data import word_tokenizer
 from warpup.train import Recipe, TrainError, load_model, newest_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+TWO_KINDS = [{**example, "answer": str(i % 2)} for i, example in enumerate(EXAMPLES)]
 
 
 def test_warmup_then_rlvr_learns_from_both(tmp_path):
@@ -124,7 +125,15 @@ def test_out_of_memory_names_the_settings(tmp_path, monkeypatch):
         ),
         (rlvr(schedule="x.json", words="wait"), "with schedule 'x.json' a schedule's file has its own words"),
         (rlvr(category="level"), "rlvr.category: got 'level', but the uniform sampler reads no category"),
-        (rlvr(sampler="thompson"), "rlvr.sampler: expected one of uniform, sec, dump, got 'thompson'"),
+        (rlvr(sampler="thompson"), "rlvr.sampler: expected one of uniform, sec, dump, .*, got 'thompson'"),
+        (rlvr(sampler="aioli"), "rlvr.sampler: aioli learns from losses, which rlvr does not give"),
+        (warmup(sampler="pass_rate"), "warmup.sampler: pass_rate learns from correct and rewards, which warmup does"),
+        (
+            warmup(sampler="rs2", category="level"),
+            "warmup.category: got 'level', but the rs2 sampler reads no category",
+        ),
+        (warmup(sampler="rs2:share=.001"), "warmup.sampler: share: 0.001 of 40 examples is not one"),
+        (warmup(sampler=7), "warmup.sampler: expected a name, or an object with next, observe"),
         (
             rlvr(loss="sapo", clip_ratio=(0.1, 0.2), inner_epochs=2),
             "rlvr.clip_ratio: loss 'sapo' clips no ratio; leave",
@@ -164,7 +173,13 @@ def test_wrong_data_and_rewards_are_named(stage, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("stage", "at"),
-    [(warmup(), 5), (rlvr(), 3), (rlvr(inner_epochs=2, kl_coef=0.1, sampler="sec", category="answer"), 5)],
+    [
+        (warmup(), 5),
+        (warmup(sampler="aioli:every=12,rounds=2,steps=2", category="answer", data=TWO_KINDS), 7),
+        (rlvr(), 3),
+        (rlvr(sampler="pass_rate"), 3),
+        (rlvr(inner_epochs=2, kl_coef=0.1, sampler="sec", category="answer"), 5),
+    ],
 )
 def test_killed_and_resumed_equals_uninterrupted(stage, at, tmp_path):
     whole, halved = llama(), llama()

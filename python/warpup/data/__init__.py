@@ -3,7 +3,23 @@
 from .generate import count_puzzles, from_reasoning_gym, knights_and_knaves, split
 from .load import Source, load_examples
 from .puzzles import KINDS, NAMES, Puzzle, Statement, solutions
-from .samplers import DUMPSampler, Sampler, SECSampler, UniformSampler
+from .samplers import (
+    AioliSampler,
+    BalancedSampler,
+    CyclicalSampler,
+    DUMPSampler,
+    PacedSampler,
+    PassRateSampler,
+    RecencySampler,
+    RS2Sampler,
+    Sampler,
+    SECSampler,
+    UniformSampler,
+    ViewsSampler,
+    WeaknessSampler,
+    WeightedSampler,
+    make_sampler,
+)
 from .traces import STYLES, example
 from .verify import Rewards, Verdict, verify, verify_exact, verify_math
 from .vocabulary import REFLECTION_WORDS, word_tokenizer
@@ -13,8 +29,15 @@ __all__ = [
     "NAMES",
     "REFLECTION_WORDS",
     "STYLES",
+    "AioliSampler",
+    "BalancedSampler",
+    "CyclicalSampler",
     "DUMPSampler",
+    "PacedSampler",
+    "PassRateSampler",
     "Puzzle",
+    "RS2Sampler",
+    "RecencySampler",
     "Rewards",
     "SECSampler",
     "Sampler",
@@ -22,11 +45,15 @@ __all__ = [
     "Statement",
     "UniformSampler",
     "Verdict",
+    "ViewsSampler",
+    "WeaknessSampler",
+    "WeightedSampler",
     "count_puzzles",
     "example",
     "from_reasoning_gym",
     "knights_and_knaves",
     "load_examples",
+    "make_sampler",
     "solutions",
     "split",
     "verify",

@@ -12,6 +12,8 @@ from typing import Any
 
 import tyro
 
+from warpup.data.samplers import Sampler
+
 from .checks import check_held_out, check_stop, check_unused, named
 from .errors import TrainError
 from .examples import RewardName, TemplateArguments, check_columns
@@ -218,7 +220,9 @@ def convert(hint, value, place: str):
             return float(value)
         if option in (int, str) and type(value) is option:
             return value
-    wanted = " or ".join(_spell(option) for option in options if option is not Callable)  # no file holds a function
+    wanted = " or ".join(
+        _spell(option) for option in options if option not in (Callable, Sampler)
+    )  # which no file holds
     raise TrainError(f"{place}: expected {wanted}, got {value!r}")
 
 

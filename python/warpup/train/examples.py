@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from tyro.constructors import PrimitiveConstructorSpec
 
+from warpup.data.samplers import Sampler
+
 from .checks import check_unused
 from .errors import TrainError
 
@@ -29,6 +31,7 @@ def _listed(value: Any) -> str:
 
 Data = Annotated[str | Sequence[dict[str, Any] | str], _one_value("STR", str, _listed)]
 RewardName = Annotated[str | Callable | Sequence[str | Callable], _one_value("NAME[,NAME]", reward_names, _listed)]
+SamplerName = Annotated[str | Sampler, _one_value("NAME[:OPTIONS]", str, str)]
 TemplateArguments = Annotated[dict[str, Any] | None, _one_value("JSON", json.loads, json.dumps)]
 NamedNumbers = Annotated[dict[str, float] | None, _one_value("JSON", json.loads, json.dumps)]
 

@@ -80,6 +80,8 @@ def describe_stage(stage, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in ("reward", "environment"):
         if name in settings:
             settings[name] = reward_name(settings[name])
+    if not isinstance(settings.get("sampler", ""), str):
+        settings["sampler"] = type(settings["sampler"]).__name__
     return {"kind": type(stage).__name__, **json.loads(json.dumps(settings))}
 
 

@@ -26,10 +26,12 @@ SoftLabels = tuple[Tensor, Tensor]  # (T, K) int64 ids and (T, K) float32 probab
 
 @dataclass(frozen=True)
 class Supervised:
-    """Examples as tokens. scores: (n,) float32, what each counts, where the objective weighs them; soft: of each the
-    distributions that its completion's tokens are learned from, where there are some, as arrays of NumPy."""
+    """Examples as tokens. source: the example that each comes from; scores: (n,) float32, what each counts, where the
+    objective weighs them; soft: of each the distributions that its completion's tokens are learned from, where there
+    are some, as arrays of NumPy."""
 
     pairs: Sequence[TokenPair]
+    source: Sequence[Mapping[str, Any]]
     scores: Tensor | None = None
     soft: Sequence[tuple[np.ndarray, np.ndarray]] | None = None
 
@@ -57,11 +59,28 @@ class Supervised:
         return (ids[learned[0]], probs[learned[0]]) if learned else (ids, probs)
 
 
+class Picked(Sequence[Any]):
+    """Items of a sequence by their numbers; it may be larger than memory, so none is kept."""
+
+    def __init__(self, items: Sequence[Any], numbers: Sequence[int]):
+        self.items, self.numbers = items, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        return (
+            [self.items[n] for n in self.numbers[index]]
+            if isinstance(index, slice)
+            else self.items[self.numbers[index]]
+        )
+
+
 def supervised(settings, model, tokenizer, examples: Sequence[Mapping[str, Any]], place: str) -> Supervised:
     """The examples of a stage with the settings of `Warmup`. What is left out or cut is said on stderr; TrainError,
     naming the example, on what cannot be learned from."""
     ends, limit, counts = end_tokens(model, tokenizer), settings.max_length, Counts()
-    pairs, soft, scores = Spool(), Spool(), array("f")
+    pairs, soft, scores, numbers = Spool(), Spool(), array("f"), array("q")
     several, longest = False, 0
     for number, example in enumerate(examples):
         what = f"{place} example {number}"
@@ -79,6 +98,7 @@ def supervised(settings, model, tokenizer, examples: Sequence[Mapping[str, Any]]
             continue
         for begin, end, piece in pieces:
             pairs.append(piece)
+            numbers.append(number)
             several |= len(piece) == 3
             longest = max(longest, len(piece[0]) + len(piece[1]))
             scores.append(score)
@@ -92,8 +112,9 @@ def supervised(settings, model, tokenizer, examples: Sequence[Mapping[str, Any]]
     check_length(model, longest, "the longest example")
     weighs = settings.score is not None
     return Supervised(
-        pairs, torch.tensor(scores, dtype=torch.float32) if weighs else None, soft if settings.soft_labels else None
-    )
+        pairs, Picked(examples, numbers), torch.tensor(scores, dtype=torch.float32) if weighs else None,
+        soft if settings.soft_labels else None,
+    )  # fmt: skip
 
 
 def column(example: Mapping[str, Any], name: str) -> Any:

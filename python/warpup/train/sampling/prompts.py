@@ -1,4 +1,4 @@
-"""What RLVR draws from: prompts as tokens, and in which order they come."""
+"""What RLVR draws from: prompts as tokens."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from warpup.data import DUMPSampler, Sampler, SECSampler, UniformSampler
-
-from ..errors import TrainError
 from ..model.tokens import Tokens
 from .decoding import DecodingStrategy
 from .stopping import StopStrings
@@ -25,16 +22,3 @@ class Prompts:
     decoding: DecodingStrategy | None
     limit: int
     stop: StopStrings | None = None
-
-
-SAMPLERS = {"uniform": UniformSampler, "sec": SECSampler, "dump": DUMPSampler}
-
-
-def make_sampler(kind: str, examples: Sequence[dict], category: str, seed: int) -> Sampler:
-    """The prompt sampler of a name; the curricula need `category` in every example."""
-    if kind == "uniform":
-        return UniformSampler(len(examples), seed=seed)
-    missing = sum(category not in example for example in examples)
-    if missing:
-        raise TrainError(f"sampler {kind}: {missing} of {len(examples)} examples have no {category!r} column")
-    return SAMPLERS[kind]([example[category] for example in examples], seed=seed)

@@ -63,3 +63,8 @@ def sequence_logp(head: Head, hidden: Tensor, batch: Batch) -> Tensor:
     logp = head.logprob(hidden, batch.completion)
     assert isinstance(logp, Tensor)  # no entropies beside it
     return row_sums(logp, batch.cu_seqlens)
+
+
+def sequence_losses(head: Head, hidden: Tensor, batch: Batch) -> Tensor:
+    """(S,): of each completion the mean of -log p over the tokens that are learned."""
+    return -sequence_logp(head, hidden, batch) / batch.cu_seqlens.diff().clamp_min(1)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from warpup.data import Sampler
 
 from ..errors import TrainError
@@ -21,10 +23,11 @@ from ..model.routers import check_balance
 from ..model.tokens import check_length, encode_prompt, end_tokens
 from ..rewards.reward_set import RewardSet
 from ..run import StageRun
+from ..samplers import draw, sampler_of
 from ..sampling.decoding import DecodingStrategy, split_words
 from ..sampling.episodes import first_prompts, load_environment
 from ..sampling.groups import Groups, Sampled, mean, parts
-from ..sampling.prompts import Prompts, make_sampler
+from ..sampling.prompts import Prompts
 from ..sampling.roles import RoleBaselines
 from ..sampling.rounds import complete, play_some
 from ..sampling.segments import PARTS
@@ -61,7 +64,7 @@ class RLVR(RLVRSettings):
         decoding = DecodingStrategy.parse(self.schedule, tokenizer, split_words(self.words))
         if decoding.times:
             raise TrainError("rlvr.schedule: s1 writes tokens that no sampler drew, their log-probs cannot be replayed")
-        make_sampler(self.sampler, examples, self.category, 0)
+        sampler_of(self, examples, place="rlvr")
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         used = decoding if decoding.schedule else None
         ends, stop = end_tokens(model, tokenizer), stop_strings(tokenizer, self.stop)
@@ -79,7 +82,7 @@ class RLVR(RLVRSettings):
         # same function.
         model = without_dropout(run.model)
         head, rewards = Head(model), None if self.environment else self.reward_set()
-        sampler = make_sampler(self.sampler, prompts.examples, self.category, run.seed)
+        sampler = sampler_of(self, prompts.examples, place="rlvr", seed=run.seed)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
         # The KL term holds the model to what it was before this stage, so its weights are kept if it is asked for.
         reference = Snapshot(model) if self.kl_coef else None
@@ -150,7 +153,7 @@ class RLVR(RLVRSettings):
         groups = Groups(self.samples)
         for _ in range(1 + self.refill):
             missing = self.prompts - int(groups.used.sum())
-            picked = sampler.next(missing)
+            picked = draw(sampler, missing, len(prompts.ids), place="rlvr")
             sampled = (play_some if self.environment else complete)(self, run, prompts, picked, rewards)
             for error in sampled.scores.errors:
                 run.count("reward_errors", message=error)
@@ -159,9 +162,13 @@ class RLVR(RLVRSettings):
             if credit:
                 sampled = credit(sampled)
             groups.add(sampled, run.tokenizer.pad_token_id)
-            # A curriculum prefers prompts whose rewards differ.
+            # A curriculum prefers prompts whose rewards differ, or those that fail.
             by_group = sampled.advantages.reshape(len(picked), self.samples, -1)
-            sampler.observe(picked, by_group.mean(-1))
+            rewards_of, correct = (
+                torch.tensor(values, dtype=torch.float64).reshape(len(picked), self.samples)
+                for values in (sampled.scores.rewards, sampled.scores.correct)
+            )
+            sampler.observe(picked, advantages=by_group.mean(-1), rewards=rewards_of, correct=correct)
             run.count("dropped_groups", int((by_group == 0).flatten(1).all(1).sum()))
             if groups.used.sum() == self.prompts:
                 break

@@ -12,7 +12,6 @@ from ..errors import TrainError
 from ..rewards.reward_set import Scores
 from ..sampling.decoding import Filters
 from ..sampling.episodes import load_environment
-from ..sampling.prompts import SAMPLERS
 from ..sampling.rounds import BEHIND_SAMPLING, FILTERS, advantages_of
 from ..sampling.stopping import check_stop
 from ..sampling.trees import depth_of
@@ -25,7 +24,7 @@ ADVANTAGES = (*ESTIMATORS, *BEHIND_SAMPLING)
 def check_rlvr(settings: RLVRSettings) -> None:
     """Raise TrainError on settings that no run can have, and on those that nothing would read, as far as it takes
     torch to tell; the others are `RLVRSettings.check`'s."""
-    for name, known in (("sampler", SAMPLERS), ("loss", POLICY_KINDS), ("advantage", ADVANTAGES)):
+    for name, known in (("loss", POLICY_KINDS), ("advantage", ADVANTAGES)):
         value = getattr(settings, name)
         if value not in known and value is not None:
             raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
@@ -61,9 +60,6 @@ def check_sampling(settings: RLVRSettings) -> None:
     for name, alone in (("top_p", 0), ("top_k", 1), ("min_p", 1)):
         if getattr(settings, name) == alone:
             raise TrainError(f"rlvr.{name}: {alone} leaves the likeliest token alone, which teaches nothing")
-    if settings.sampler == "uniform":
-        why = "the uniform sampler reads no category; leave it out or choose sampler sec or dump"
-        check_unused(settings, "category", place=PLACE, why=why)
 
 
 def check_advantages(settings: RLVRSettings) -> None:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..checks import check_not_negative, check_positive, check_values, named
 from ..errors import TrainError
-from ..examples import Data, NamedNumbers, RewardName, TemplateArguments, check_columns
+from ..examples import Data, NamedNumbers, RewardName, SamplerName, TemplateArguments, check_columns
 from ..rewards.reward_set import VERIFIER, RewardSet
+from ..samplers import check_sampler
 from ..settings import CorrectionMode, MaskMeasure, MaskOver, RateSchedule
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used
@@ -178,10 +179,11 @@ class RLVRSettings:
     refill: int = 0
     """Where groups teach nothing, because their rewards are all alike, sample others in their place up to so many times
     a step (dynamic sampling)."""
-    sampler: Literal["uniform", "sec", "dump"] = "uniform"
-    """Which prompts come next: each once an epoch, or a curriculum over the examples' `category`."""
+    sampler: SamplerName = "uniform"
+    """Which prompts come next: uniform, each once an epoch; or a curriculum by name with options, such as
+    sec:alpha=.5, over the examples' `category` or a column of scores."""
     category: str = "category"
-    """Column that the curricula read."""
+    """Column that the samplers over categories read."""
     max_tokens: int | None = None
     """Padded tokens that go through the model at once: less memory, same result; none: as many as half of the free
     memory holds, at most 16384."""
@@ -213,6 +215,7 @@ class RLVRSettings:
             raise TrainError(f"rlvr.samples: a group needs at least 2 completions, got {self.samples}")
         if self.minibatches > self.prompts:
             raise TrainError(f"rlvr.minibatches: expected at most prompts, {self.prompts}, got {self.minibatches}")
+        check_sampler(self, place="rlvr", gives=("advantages", "rewards", "correct"))
         with named("rlvr"):
             self.reward_set()
 

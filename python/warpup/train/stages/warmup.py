@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from warpup.data import Sampler
+
 from ..model.batch import LengthBuckets, micro_batches
 from ..model.heads import Head
 from ..model.optim import adamw, learning_rate
@@ -19,7 +21,8 @@ from ..model.reference import Snapshot
 from ..model.routers import Routers, check_balance
 from ..model.supervised import Supervised, supervised
 from ..run import StageRun
-from .objectives import batch_loss, sequence_logp
+from ..samplers import draw, sampler_of
+from .objectives import batch_loss, sequence_logp, sequence_losses
 from .warmup_settings import BY_SEQUENCE, WarmupSettings
 
 
@@ -33,7 +36,15 @@ class Warmup(WarmupSettings):
         check_balance(model, self.balance, "warmup")
         if self.packing:
             check_packing(model, "warmup")
-        return supervised(self, model, tokenizer, examples, "warmup")
+        prepared = supervised(self, model, tokenizer, examples, "warmup")
+        self.curriculum(prepared, seed=0)
+        return prepared
+
+    def curriculum(self, examples: Supervised, seed: int) -> Sampler | None:
+        """The sampler, if it is another than the uniform one, whose batches are of similar length."""
+        if self.sampler == "uniform":
+            return None
+        return sampler_of(self, examples.source, place="warmup", seed=seed)
 
     def train(self, run: StageRun, examples: Supervised) -> None:
         """Train `run.model` on these examples."""
@@ -41,17 +52,20 @@ class Warmup(WarmupSettings):
         # An objective that compares with the model before the stage needs the same function at both times: no dropout.
         reference = Snapshot(run.model) if self.objective == "a_lol" else None
         model, head = without_dropout(run.model) if reference else run.model.train(), Head(run.model)
+        sampler = self.curriculum(examples, run.seed)
+        reads_losses = "losses" in getattr(sampler, "reads", ())
         batches = LengthBuckets(pairs, self.batch_size, run.seed, window=1 if self.packing else 32)
         cut = packed_batches if self.packing else micro_batches
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
 
-        for i in run.steps(self.steps, self.save_every, optimizer):
+        for i in run.steps(self.steps, self.save_every, optimizer, sampler):
             began = time.perf_counter()
 
-            # Batch: rows of similar length, or packed ones, so that little of it is padding. It goes through the model
-            # in pieces that fit into memory; each divides by the tokens (or completions) of the whole, so that their
-            # gradients add up to that of the batch, however it is cut.
-            rows = batches[i]
+            # Batch: rows of similar length, or packed ones, so that little of it is padding; or whatever a curriculum
+            # wants. It goes through the model in pieces that fit into memory; each divides by the tokens (or
+            # completions) of the whole, so that their gradients add up to that of the batch, however it is cut.
+            rows = draw(sampler, self.batch_size, len(pairs), place="warmup") if sampler else batches[i]
+            losses: dict[int, float] = {}  # of each row, for a curriculum that reads them
             pieces = list(cut(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, model.device))
             tokens = sum(len(batch.completion) for batch in pieces)
             attended = sum(int(batch.attention.sum()) for batch in pieces)
@@ -68,10 +82,17 @@ class Warmup(WarmupSettings):
                 # of it. The prompt is given, not learned.
                 with run.computing(), routers.watch(batch.attention):
                     denominator = len(rows) if by_sequence else tokens
-                    loss = batch_loss(self, head, head.hidden(batch), batch, examples, denominator, before)
+                    hidden = head.hidden(batch)
+                    loss = batch_loss(self, head, hidden, batch, examples, denominator, before)
+                if reads_losses:
+                    with torch.no_grad(), run.computing():
+                        losses |= zip(batch.rows, sequence_losses(head, hidden, batch).tolist(), strict=True)
                 # A mixture of experts gets its routers' balance loss on top; of a dense model this is 0.
                 (loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
                 total += loss.item()
+
+            if sampler:
+                sampler.observe(rows, **({"losses": [losses[row] for row in rows]} if reads_losses else {}))
 
             # Step, at the rate of this step.
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)

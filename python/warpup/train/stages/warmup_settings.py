@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 
 from ..checks import check_not_negative, check_positive, check_unused, check_values
 from ..errors import TrainError
-from ..examples import Data, TemplateArguments, check_columns
+from ..examples import Data, SamplerName, TemplateArguments, check_columns
+from ..samplers import check_sampler
 from ..settings import RateSchedule
 
 Objective = Literal["nll", "dco", "weighted", "exp_weighted", "a_lol"]
@@ -50,6 +51,11 @@ class WarmupSettings:
     """Optimizer steps."""
     batch_size: int = 32
     """Examples a step."""
+    sampler: SamplerName = "uniform"
+    """Which examples come next: uniform, each once an epoch, in batches of similar length; or a curriculum by name with
+    options, such as paced:score=difficulty, whose batches are of any lengths."""
+    category: str = "category"
+    """Column that the samplers over categories read."""
     lr: float = 1e-5
     """Highest learning rate."""
     lr_warmup: int = 25
@@ -87,6 +93,7 @@ class WarmupSettings:
         check_positive(self, "steps", "batch_size", "lr", "tau", "max_tokens", "save_every", place="warmup")
         check_not_negative(self, "lr_warmup", "clip", "balance", place="warmup")
         check_columns(self, "prompt", "completion", place="warmup")
+        check_sampler(self, place="warmup", gives=("losses",))
         self._check_objective()
         self._check_targets()
         if self.max_length is None:
