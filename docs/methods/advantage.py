@@ -22,7 +22,7 @@ def row_20():
     """Reinforcement Fine-Tuning Naturally Mitigates Forgetting in Continual Post-Training
 
     T2: `warpup.data.PassRateSampler` with the defaults, which leaves out what was never solved; `sampler =
-    "pass_rate"` of RLVR with any group advantage. The forgetting is read off `warpup.metrics.accuracy_matrix`.
+    "pass_rate"` of RLVR with any group advantage. The forgetting is read off `warpup.metrics.continual_scores`.
     """
     import torch
 
