@@ -4,8 +4,8 @@
 def row_36():
     """Hecate: Unlocking Efficient Sparse Model Training via Fully Sharded Sparse Data Parallelism
 
-    T1: `warpup.distributed.ShardedExperts`, on one device `warpup.moe_gather`, `grouped_mm` and `moe_combine`. Only
-    the experts that a batch needs are gathered from the ranks, and their gradients go back by the same indices; the
+    T1: `warpup.distributed.ShardedExperts`, on one device `warpup.moe_gather`, `grouped_mm` and `moe_combine`. Only the
+    experts that a batch needs are gathered from the ranks, and their gradients go back by the same indices; the
     schedule over several machines is the paper's own.
     """
     import torch
@@ -23,8 +23,18 @@ def row_36():
 def row_60():
     """Scaling physics-informed hard constraints with mixture-of-experts
 
-    T3: not yet.
+    T3: `warpup.control.solve_least_squares`: the nonlinear least-squares problems of all parts of a domain at once,
+    with the gradient of the implicit function theorem. The equation and its basis functions are the caller's.
     """
+    import torch
+
+    from warpup.control import solve_least_squares
+
+    squares = torch.tensor([[4.0], [9.0]], dtype=torch.float64, requires_grad=True)
+    roots = solve_least_squares(lambda w, s: w**2 - s, torch.ones(2, 1, dtype=torch.float64), squares)
+    torch.testing.assert_close(roots.detach().flatten(), torch.tensor([2.0, 3.0], dtype=torch.float64))
+    roots.sum().backward()
+    torch.testing.assert_close(squares.grad.flatten(), torch.tensor([1 / 4, 1 / 6], dtype=torch.float64))  # 1 / (2 w)
 
 
 def row_95():

@@ -71,7 +71,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in typing.get_args(hint))
     kind = origin or hint
-    if kind is typing.Literal or not isinstance(kind, type):
+    if kind in (Any, typing.Literal) or not isinstance(kind, type):  # Any is a class
         return True
     if kind is float:
         return isinstance(value, numbers.Real)
