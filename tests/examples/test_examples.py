@@ -20,6 +20,7 @@ TESTED = {
     "numpy_arrays.py",
     "own_reward",
     "models",
+    "transfer",  # test_transfer.py
 }
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,0 +1,142 @@
+"""What is asked, in which words, and what an answer is worth: Knights & Knaves, and tasks of reasoning-gym."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from warpup.data import Puzzle, example, knights_and_knaves, load_examples, split, verify
+from warpup.data.verify import PAPER_REWARDS, answer_block
+from warpup.rewards import final_answer, reasoning_gym
+from warpup.rewards.answers import last_number
+
+Row = dict[str, Any]
+
+KNIGHTS = "knights_and_knaves"
+# Tasks of reasoning-gym, small enough that a model of 135 million parameters may get some of them right: name here ->
+# (name there, its options). The target is one of which the base solves 3 to 40 %: `--choose 60` measures them all.
+TASKS = {
+    "short_sum": ("chain_sum", "min_terms=2,max_terms=3,min_digits=1,max_digits=1"),
+    "long_sum": ("chain_sum", "min_terms=4,max_terms=5,min_digits=1,max_digits=1"),
+    "two_digits": ("chain_sum", "min_terms=2,max_terms=2,min_digits=2,max_digits=2"),
+    "equations": ("simple_equations", "min_terms=2,max_terms=2,max_value=9,operators_weights=[0.5,0.5,0.0]"),
+    "gsm_symbolic": ("gsm_symbolic", "difficulty=1.0"),
+    "leg_counting": ("leg_counting", "min_animals=1,max_animals=2,min_instances=1,max_instances=3"),
+    "countdown": ("countdown", "min_numbers=2,max_numbers=3,max_value=9,min_target=2,max_target=20"),
+    "siblings": ("aiw", "max_entities=4"),
+    "needle": ("needle_haystack", "min_num_statements=5,max_num_statements=8"),
+    "family": ("family_relationships", "max_family_size=5"),
+}
+
+FORM = "Think inside <think> </think>, then answer inside <answer> </answer>."
+
+
+def plain(question: str, chat: bool) -> str | list[dict[str, str]]:
+    """The question alone."""
+    return [{"role": "user", "content": question}] if chat else f"Question: {question}\nAnswer:"
+
+
+def asked(question: str, chat: bool) -> str | list[dict[str, str]]:
+    """The question with the form of the answer: as a chat, or for a model without one as text to go on from."""
+    if chat:
+        return [{"role": "system", "content": FORM}, {"role": "user", "content": question}]
+    return f"{FORM}\n\nQuestion: {question}\nAnswer: "
+
+
+def task_rows(name: str, count: int, start: int, chat: bool) -> list[Row]:
+    """`count` problems of a task, no question twice, from its item `start` on. "question" is it without the form."""
+    task, options = TASKS[name]
+    spread = 4 * count  # questions that came before are left out, and small tasks repeat themselves
+    rows = load_examples(
+        f"reasoning-gym:{task}:size={spread},start={start}" + (f",{options}" if options else ""), completion=None
+    )
+    if len(rows) < count:
+        raise ValueError(f"{name}: {count} different questions asked for, {len(rows)} found")
+    return [
+        row | {"question": row["prompt"], "prompt": asked(row["prompt"], chat), "domain": name} for row in rows[:count]
+    ]
+
+
+# ---- Knights & Knaves ------------------------------------------------------------------------------------------------
+
+NAMES = (
+    *("Alice", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Iris", "Jack", "Kate", "Leo", "Mia"),
+    *("Noah", "Olivia", "Paul", "Quinn", "Rose", "Sam", "Tina", "Umar", "Vera", "Will", "Xenia", "Yusuf", "Zoe"),
+)
+
+
+def puzzles(people: Sequence[int], pool: int, words: int, held_out: int) -> tuple[list[Puzzle], list[Puzzle]]:
+    """(to learn from, held out): puzzles whose chain has at most so many words, no abstract puzzle on both sides."""
+    found = [
+        puzzle
+        for n in people
+        for puzzle in knights_and_knaves(min(pool, 399) if n == 2 else pool, people=n, names=NAMES)
+        if len(example(puzzle, language="english")["completion"].split()) <= words
+    ]
+    return split(found, held_out)
+
+
+def puzzle_rows(found: list[Puzzle], count: int, style: str, slips: float, seed: int, chat: bool) -> list[Row]:
+    """`count` puzzles in turn, each time under other names, with a completion in the style (see `example`)."""
+    rng, rows = random.Random(seed), []
+    order = rng.sample(found, len(found))
+    for i in range(count):
+        puzzle = order[i % len(order)]
+        puzzle = puzzle.renamed(rng.sample(NAMES, len(puzzle.names)))
+        row = example(puzzle, style, language="english", seed=seed + i, slips=slips)
+        rows.append(row | {"prompt": asked(row["prompt"], chat), "domain": KNIGHTS})
+    return rows
+
+
+# ---- What an answer is worth -----------------------------------------------------------------------------------------
+
+
+class Score(NamedTuple):
+    """reward: what RLVR learns from. correct: whether the final answer is right, in whatever form it is given, so that
+    nothing is gained in the tables by the form alone."""
+
+    reward: float
+    format_ok: bool
+    correct: bool
+
+
+def score(completion: str, row: Mapping[str, Any]) -> Score:
+    """The paper's rewards: -2 for a bad form, -1 for an answer that cannot be read, -0.5 for a wrong one, 2 for the
+    right one."""
+    correct = solves(completion, row)
+    block = answer_block(completion)
+    if block is None:
+        return Score(PAPER_REWARDS.format, False, correct)
+    if correct:
+        return Score(PAPER_REWARDS.right, True, True)
+    return Score(PAPER_REWARDS.wrong if is_read(block, row) else PAPER_REWARDS.parse, True, False)
+
+
+def solves(completion: str, row: Mapping[str, Any]) -> bool:
+    """Whether the final answer is right: what stands after the thought, and of it the last answer block if any."""
+    if row["domain"] == KNIGHTS:
+        return verify(in_form(final_answer(completion)), row).correct
+    return reasoning_gym(completion, row).correct
+
+
+def is_read(block: str, row: Mapping[str, Any]) -> bool:
+    """Whether the block holds an answer at all: of puzzles one role for each person, of numbers a number."""
+    if row["domain"] == KNIGHTS:
+        return verify(in_form(block), row).parsed
+    return bool(block) if last_number(row["answer"]) is None else last_number(block) is not None
+
+
+def in_form(answer: str, thought: str = "") -> str:
+    return f"<think> {thought} </think> <answer> {answer} </answer>"
+
+
+# ---- The model's own answers -----------------------------------------------------------------------------------------
+
+
+def usable(completion: str, row: Mapping[str, Any], finished: bool) -> float:
+    """1 for an answer without tags that came to an end and has a number, right or wrong."""
+    return float(finished and "<" not in completion and last_number(completion) is not None)
+
+
+def own_row(row: Row, completion: str) -> Row:
+    """The model's own answer in the asked form: all of it is the thought, its last number the answer."""
+    return {"prompt": row["prompt"], "completion": in_form(f"{float(last_number(completion)):g}", completion.strip())}

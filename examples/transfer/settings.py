@@ -1,0 +1,53 @@
+"""How big a run is, and the learning rates; docs/transfer.md says why they are what they are."""
+
+from dataclasses import dataclass
+
+ARMS = {  # arm -> the arm that it starts from, and what is done to it
+    "base": ("", ""),
+    "form": ("base", "form"),
+    "form + RLVR": ("form", "rlvr"),
+    "warm-up": ("base", "warmup"),
+    "warm-up + RLVR": ("warm-up", "rlvr"),
+    "control": ("base", "control"),
+    "control + RLVR": ("control", "rlvr"),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Lengths are in tokens but for `chain_words`."""
+
+    people: tuple[int, ...] = (2, 3)  # of a puzzle
+    pool: int = 2000  # puzzles drawn of each number of people; there are 399 of two
+    chain_words: int = 120  # puzzles with longer chains are left out
+    slips: float = 0.1  # chance that the teacher misjudges a check; nobody filters its chains, as in the paper
+    held_out: int = 200  # problems of each domain
+    samples: int = 4  # sampled completions of each of the target's, beside the greedy one
+    samples_elsewhere: int = 0  # and of the other domains'
+    examples: int = 100  # that RLVR learns from
+    own: int = 120  # the model's own answers that teach the form; every arm but the base reads them
+    chains: int = 240  # chains of thought, or what the control reads in place of them
+    batch: int = 8  # of all three, once through
+    warm_lr: float = 5e-4
+    rl_steps: int = 20
+    prompts: int = 6
+    group: int = 8
+    rl_lr: float = 1e-4
+    max_new_tokens: int = 96  # of an answer in the target domain and the others
+    puzzle_tokens: int = 256  # of an answer to a puzzle
+    rank: int = 32  # of the adapters; 0: all weights are trained
+
+
+SIZES = {
+    "quick": Size(
+        pool=500, held_out=24, samples=1, examples=24, own=20, chains=40, batch=4, rl_steps=3, prompts=3, group=4,
+        max_new_tokens=64, puzzle_tokens=160,
+    ),
+    "cpu": Size(),
+    # The paper's: 3 to 7 people, 4 chains of each of 4,500 puzzles, 3 epochs; 100 examples, 25 epochs, 10 completions.
+    "gpu": Size(
+        people=(3, 4, 5, 6, 7), pool=1000, chain_words=1500, held_out=500, samples_elsewhere=4, own=400, chains=50_000,
+        batch=32, warm_lr=1e-5, rl_steps=250, prompts=10, group=10, rl_lr=1e-6, max_new_tokens=1024,
+        puzzle_tokens=4096, rank=0,
+    ),
+}  # fmt: skip

@@ -1,0 +1,163 @@
+"""examples/transfer: the whole command on a tiny model, and what it asks, scores and mixes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.conftest import ROOT
+from tests.support.tiny import llama
+
+pytest.importorskip("reasoning_gym")
+pytest.importorskip("peft")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::FutureWarning:transformers")]
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+TINY = dict(
+    people=(2,), pool=60, held_out=3, samples=1, examples=4, own=2, chains=4, batch=2, rl_steps=2, prompts=2, group=2,
+    max_new_tokens=6, puzzle_tokens=6, rank=2,
+)  # fmt: skip
+OWN = [
+    {"prompt": [{"role": "user", "content": "2 + 2 ="}], "completion": "<think> It is 4. </think> <answer> 4 </answer>"}
+] * 2
+
+
+@pytest.fixture
+def example_folder(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "transfer")
+    yield
+    for name in ("transfer", "domains", "settings", "report"):
+        sys.modules.pop(name, None)
+
+
+def bytes_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, with a chat template."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({token: i for i, token in enumerate(["<pad>", "</s>", *letters])}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", bos_token="</s>", chat_template=TEMPLATE
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    folder, tokenizer = tmp_path_factory.mktemp("tiny"), bytes_tokenizer()
+    llama(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_whole_command(tmp_path, capsys, monkeypatch, example_folder, tiny_model):
+    import transfer
+
+    monkeypatch.setitem(transfer.SIZES, "quick", transfer.Size(**TINY))
+    out = tmp_path / "out"
+    command = ["--model", str(tiny_model), "--out", str(out), "--quick", "--seeds", "2"]
+    with pytest.raises(SystemExit, match="finishes none of 4 answers within 6 tokens with a number"):
+        transfer.main(command)  # its weights are random
+    transfer.write_rows(out / "data", {"own": OWN})
+    transfer.main(command)
+    printed = capsys.readouterr().out
+    for arm in transfer.ARMS:
+        assert f"\n| {arm} " in printed
+    assert "warm-up + RLVR against control + RLVR: " in printed
+
+    # The arms learn from the same puzzles; the control reads the chain's sentences in another order.
+    data = out / "seed-1" / "data"
+    warm, control = ([json.loads(line) for line in (data / f"{n}.jsonl").open()] for n in ("warmup", "control"))
+    assert [row["prompt"] for row in warm] == [row["prompt"] for row in control]
+    assert [sorted(row["completion"]) for row in warm] == [sorted(row["completion"]) for row in control]
+    assert [row["completion"] for row in warm] != [row["completion"] for row in control]
+    held, learned = ({row["prompt"][1]["content"] for row in map(json.loads, path.open())}
+                     for path in (out / "data" / "short_sum.jsonl", data / "rlvr.jsonl"))  # fmt: skip
+    assert len(held) == 3
+    assert len(learned) == 4
+    assert not held & learned
+
+    page = (out / "report.html").read_text()
+    assert page.count("<svg") >= 2
+    assert "http" not in page
+    assert (out / "transfer.png").stat().st_size > 1000
+    assert (out / "table.md").read_text().startswith("| arm            | short_sum |")
+
+    # Asked again, nothing is trained or measured; another size does not fit into the folder.
+    monkeypatch.setattr(transfer, "evaluate", None)
+    monkeypatch.setattr(transfer.cli, "main", None)
+    transfer.main(command)
+    assert (
+        capsys.readouterr().out.split("seeds,")[1].split("report.html")[0]
+        == printed.split("seeds,")[1].split("report.html")[0]
+    )
+    with pytest.raises(SystemExit, match=r"holds another run \(target: short_sum there, needle now\)"):
+        transfer.main([*command, "--target", "needle"])
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, example_folder, tiny_model):
+    import transfer
+
+    monkeypatch.setitem(transfer.SIZES, "quick", transfer.Size(**TINY))
+    trained, train = [], transfer.cli.main
+
+    def stopping(words):
+        trained.append(Path(words[1]).stem)
+        return 130 if len(trained) == 2 else train(words)
+
+    monkeypatch.setattr(transfer.cli, "main", stopping)
+    transfer.write_rows(tmp_path / "data", {"own": OWN})
+    command = ["--model", str(tiny_model), "--out", str(tmp_path), "--quick"]
+    with pytest.raises(SystemExit) as stopped:
+        transfer.main(command)
+    assert stopped.value.code == 130
+    transfer.main(command)
+    assert trained == ["form", "form-rlvr", "form-rlvr", "warm-up", "warm-up-rlvr", "control", "control-rlvr"]
+
+
+def test_scores(example_folder):
+    import domains
+
+    row = domains.task_rows("short_sum", 3, 0, chat=True)[0]
+    right, wrong = row["answer"], str(int(row["answer"]) + 1)
+    form = "<think> so </think> <answer> {} </answer>"
+    table = {
+        form.format(right): (2.0, True, True),
+        form.format(wrong): (-0.5, True, False),
+        form.format("no idea"): (-1.0, True, False),
+        f"The answer is {right}.": (-2.0, False, True),  # right, which the tables tell; learned is the form as well
+        f"{form.format(right)} or {wrong}": (-2.0, False, True),
+        f"<think> {right}": (-2.0, False, False),
+    }
+    assert {text: tuple(domains.score(text, row)) for text in table} == table
+
+    assert domains.usable("So it is 5 or -3.5.", row, finished=True)
+    assert not any(
+        domains.usable(said, row, finished) for said, finished in (("5", False), ("<b> 5", True), ("five", True))
+    )
+    assert domains.own_row(row, " So it is 5 or -3.5.\n") == {
+        "prompt": row["prompt"],
+        "completion": "<think> So it is 5 or -3.5. </think> <answer> -3.5 </answer>",
+    }
+
+    learn, held = domains.puzzles((2,), 60, 150, 20)
+    [puzzle] = domains.puzzle_rows(held, 1, "long", 0.0, 0, chat=False)
+    assert puzzle["prompt"].endswith("\nAnswer: ")
+    assert tuple(domains.score(puzzle["completion"], puzzle)) == (2.0, True, True)
+    names = puzzle["answer"].split()[::2]
+    assert tuple(domains.score(form.format(f"{names[0]} is a knight"), puzzle)) == (-1.0, True, False)
+    assert not {p.canonical_key() for p in learn} & {p.canonical_key() for p in held}
+
+
+def test_every_task_has_its_answers(example_folder):
+    import domains
+
+    for name in domains.TASKS:
+        rows = [json.loads(json.dumps(row, default=str)) for row in domains.task_rows(name, 8, 0, chat=True)]
+        assert all(
+            domains.score(f"<think> </think> <answer> {row['answer']} </answer>", row).reward == 2 for row in rows
+        )
