@@ -5,8 +5,21 @@ def row_4():
     """AURORA:Automated Training Framework of Universal Process Reward Models via Ensemble Prompting and Reverse
     Verification
 
-    T2: not yet.
+    T2: the stage StepReward, whose `labels` may be shares of votes; `warpup.metrics.first_error`,
+    `processbench_f1`. The votes are those of several prompts to a judge that has seen the reference answer; asking
+    it is the paper's own.
     """
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    from warpup.metrics import first_error, processbench_f1
+
+    votes = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])  # two prompts, three steps: labels 1, .5, 0
+    loss = binary_cross_entropy_with_logits(torch.zeros(3), votes.mean(0))
+    torch.testing.assert_close(loss, torch.tensor(2.0).log())  # every p is .5
+    assert first_error([0.9, 0.4, 0.8]) == 1
+    # Of two solutions with an error one is found at its step, the one without is seen to be clean: 2 * .5 * 1 / 1.5
+    assert round(processbench_f1([1, 0, -1], [1, 2, -1]), 6) == round(2 / 3, 6)
 
 
 def row_7():
@@ -158,8 +171,21 @@ def row_68():
 def row_73():
     """Improving Language Models with Advantage-based Offline Policy Gradients
 
-    T2: not yet.
+    T2: the stage Warmup with `objective = "a_lol"`; `sampler = "weighted:score=advantage"` draws ∝ A. The clip is
+    of the whole sequence's ratio, without a gradient; reference-free is `objective = "weighted"`. The reference's
+    values come from a head of one's own.
     """
+    import math
+
+    import torch
+
+    from warpup import weighted_nll
+
+    logp, reference = torch.tensor([[-1.0], [-1.0]]), torch.tensor([-1.5, -3.0])
+    advantages = torch.tensor([2.0, -1.0]).relu()
+    ratio = (logp[:, 0] - reference).exp().clamp(0.1, 1.9)  # e^.5 stays, e^2 is held at 1.9 (of what does not count)
+    loss = weighted_nll(logp, torch.ones(2, 1), weights=advantages * ratio, normalizer=2)
+    torch.testing.assert_close(loss, torch.tensor(2 * math.exp(0.5) / 2))
 
 
 def row_80():
@@ -186,8 +212,23 @@ def row_90():
 def row_96():
     """LoRA Fine-tuning Efficiently Undoes Safety Training in Llama 2-Chat 70B
 
-    T3: not yet.
+    T3: `[lora]` of a config for the adapters; `warpup.metrics.refusal_rate` beside the accuracy of `warpup eval` as
+    a gate after any fine-tuning. The defensive part alone: there is no recipe and no data that undoes a model's
+    refusals.
     """
+    import torch
+
+    from warpup.metrics import refusal_rate
+
+    w, b, a = torch.eye(2), torch.tensor([[1.0], [0.0]]), torch.tensor([[0.0, 2.0]])
+    assert (w + 0.5 * b @ a).tolist() == [[1.0, 1.0], [0.0, 1.0]]  # W + s B A
+    answers = [
+        "I'm sorry, but I can't help with that.",
+        "Sure: first ...",
+        "I cannot assist.",
+        "No. I can not do that.",
+    ]
+    assert refusal_rate(answers) == 0.75
 
 
 def row_100():

@@ -3,6 +3,7 @@
 environment = "warpup.environments:Retry(reward='warpup.rewards:number', discount=0.5)"
 
 `Retry` gives another try after a wrong answer, with any reward as the judge: that of a task of reasoning-gym too.
+`Revise` asks for a second answer whatever the first one was, and pays for what it gained.
 `external` stands in front of an environment of OpenEnv, or of any other with gymnasium's `reset` and `step`.
 """
 
@@ -50,16 +51,59 @@ class Retry:
         return example["prompt"]
 
     def step(self, completion: str) -> Turn:
+        solved = self.solved(completion)
+        if math.isnan(solved):
+            return Turn(reward=math.nan)
+        worth, self.worth = self.worth, self.worth * self.discount
+        return Turn(self.say, worth * solved, bool(solved), solved)
+
+    def solved(self, completion: str) -> float:
+        """1.0 for a right answer, 0.0 for a wrong one, NaN where the reward fails or abstains."""
         try:
             scores = self.judge.score([Completion(completion, completion, [0], True)], [self.example])
         except TrainError:  # it failed on the one completion that it was asked about
-            return Turn(reward=math.nan)
+            return math.nan
         reward, correct = scores.rewards[0], scores.correct[0]
         if math.isnan(reward):
-            return Turn(reward=math.nan)
-        solved = float(correct) if not math.isnan(correct) else float(reward >= self.right)
-        worth, self.worth = self.worth, self.worth * self.discount
-        return Turn(self.say, worth * solved, bool(solved), solved)
+            return math.nan
+        return float(correct) if not math.isnan(correct) else float(reward >= self.right)
+
+
+class Revise(Retry):
+    """Two answers, whatever the first one was: r1 = `first` times whether that is right, and for the second, of which
+    r2 says whether it is right, r2 + bonus (r2 - r1). So what pays most is to become right, and to spoil a right answer
+    costs.
+
+    reward, say, right: as in `Retry`. bonus: of the second answer's gain. first: 1, or 0 for a stage in which the first
+    answer is not to be trained (with a `kl_coef` that holds it). `rlvr.credit = "turn"` and `turns = 2` go with it.
+
+    Source: SCoRe, "Training Language Models to Self-Correct via Reinforcement Learning" (arXiv 2409.12917).
+    """
+
+    def __init__(
+        self,
+        reward: str | Callable = VERIFIER,
+        say: str = "There may be an error in this answer. Answer again.",
+        bonus: float = 1.0,
+        first: float = 1.0,
+        right: float = 1.0,
+    ):
+        super().__init__(reward, say, 1.0, right)
+        for name, value in (("bonus", bonus), ("first", first)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+                raise TrainError(f"Revise: {name} must be a number of at least 0, got {value!r}")
+        self.bonus, self.first = bonus, first
+
+    def reset(self, example: Mapping[str, Any]) -> Prompt:
+        self.before: float | None = None
+        return super().reset(example)
+
+    def step(self, completion: str) -> Turn:
+        solved = self.solved(completion)
+        if self.before is None:
+            self.before = solved
+            return Turn(self.say, self.first * solved, False, solved)
+        return Turn("", solved + self.bonus * (solved - self.before), True, solved)
 
 
 class Step(NamedTuple):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from warpup.rewards import cosine_length, overlong, pattern, think_answer
+from warpup.rewards import cosine_length, difficulty, overlong, pattern, think_answer
 from warpup.train import TrainError
 from warpup.train.rewards.calls import Completion
 from warpup.train.rewards.reward_set import RewardSet
@@ -90,3 +90,17 @@ def test_options_in_a_config():
     ]:
         with pytest.raises(TrainError, match=message):
             RewardSet(name)
+
+
+def test_difficulty_goes_by_the_group():
+    texts, lengths = ["[Easy] 4", " [Hard] 4", "4", "[Easy] 5"], [10, 20, 20, 5]
+    asked = [{"prompt": "2 + 2", "answer": "4"}] * 4
+    easy = [grade.reward for grade in difficulty(texts, asked, lengths)]
+    assert easy == pytest.approx([1 + 0.5 + 1, 1 + 0, 1 - 1, -1 + 1])  # three of four are right
+    hard = [grade.reward for grade in difficulty(texts, asked, lengths, threshold=0.75, length_weight=2.0)]
+    assert hard == pytest.approx([1 + 2 * 0.5 + 0, 1 + 1, 1 - 1, -1 + 0])  # not more than three quarters
+    scores = RewardSet("warpup.rewards:difficulty").score(
+        [Completion(t, t, [0] * n, True) for t, n in zip(texts, lengths, strict=True)], asked, group=4
+    )
+    assert scores.rewards == pytest.approx(easy)
+    assert scores.correct == [1, 1, 1, 0]

@@ -1,5 +1,6 @@
 """Training data: Knights & Knaves puzzles, their traces, answer verification, loaders and curriculum samplers."""
 
+from .clusters import dp_means
 from .generate import count_puzzles, from_reasoning_gym, knights_and_knaves, split
 from .load import Source, load_examples
 from .puzzles import KINDS, NAMES, Puzzle, Statement, solutions
@@ -49,6 +50,7 @@ __all__ = [
     "WeaknessSampler",
     "WeightedSampler",
     "count_puzzles",
+    "dp_means",
     "example",
     "from_reasoning_gym",
     "knights_and_knaves",

@@ -5,8 +5,10 @@ reward = ["warpup.rewards:math_verify", "warpup.rewards:overlong(max_length=256,
 
 `number`, `exact`, `math_verify`: the final answer against the column "answer". `code_execution`: a program against
 the column "tests". `reasoning_gym`: the tasks of that package. `cosine_length`, `overlong`: shaped by length.
-`reward_model`: a model that the stage `step_reward` has trained. `think_answer`, `pattern`: format alone. The verifiers
-of `warpup.data` (`verify`, `verify_exact`, `verify_math`) ask for format and answer at once.
+`difficulty`: a tag
+that says how hard the task is, and short answers to easy ones. `reward_model`: a model that the stage `step_reward` has
+trained. `think_answer`, `pattern`: format alone. The verifiers of `warpup.data` (`verify`, `verify_exact`,
+`verify_math`) ask for format and answer at once.
 
 `check(reward, cases)` holds a reward of yours, or one of these, against a table of right and wrong answers (`CASES`).
 """
@@ -14,6 +16,7 @@ of `warpup.data` (`verify`, `verify_exact`, `verify_math`) ask for format and an
 from .answers import Grade, exact, final_answer, number
 from .check import CASES, Case, Misjudged, check
 from .code import code_execution
+from .difficulty import difficulty
 from .gym import reasoning_gym
 from .mathematics import math_verify
 from .model import reward_model
@@ -27,6 +30,7 @@ __all__ = [
     "check",
     "code_execution",
     "cosine_length",
+    "difficulty",
     "exact",
     "final_answer",
     "math_verify",

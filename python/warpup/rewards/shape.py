@@ -36,21 +36,29 @@ def cosine_length(
 ) -> Grade:
     """A right answer is worth more if it is short, a wrong one less, along half a cosine.
 
-    correct, wrong: the reward at length 0 and at `max_length` tokens; between them, with t = length / max_length,
-    `end + (start - end) * (1 + cos(pi t)) / 2`. exceeded: the reward of a completion that is not finished, or longer.
-    check: the reward that says what is right: one that is called with (completion, example) and tells `correct`, or
-    gives more than 0 for what is right.
+    correct, wrong: the reward at length 0 and at `max_length` tokens, with `half_cosine` between them. exceeded: the
+    reward of a completion that is not finished, or longer. check: the reward that says what is right: one that is
+    called with (completion, example) and tells `correct`, or gives more than 0 for what is right.
 
     Source: arXiv 2502.03373, table of its default values. "A Practical Two-Stage Recipe" takes (1, .1) and (-1, -.1).
     """
     if max_length < 1:
         raise ValueError(f"max_length: expected at least 1 token, got {max_length}")
-    verdict = _loaded(check)(completion, example)
-    right = bool(getattr(verdict, "correct", getattr(verdict, "reward", verdict) > 0))
+    right = judge(check, completion, example)
     if not finished or length > max_length:
         return Grade(exceeded, right)
-    start, end = correct if right else wrong
-    return Grade(end + (start - end) * (1 + math.cos(math.pi * length / max_length)) / 2, right)
+    return Grade(half_cosine(length, max_length, *(correct if right else wrong)), right)
+
+
+def half_cosine(length: int, longest: int, start: float, end: float) -> float:
+    """From `start` at length 0 to `end` at the longest: end + (start - end) (1 + cos(pi length / longest)) / 2."""
+    return end + (start - end) * (1 + math.cos(math.pi * length / longest)) / 2
+
+
+def judge(check: str | Callable, completion: str, example: Mapping) -> bool:
+    """Whether a reward, by name or itself, takes a completion for right: it says `correct`, or gives more than 0."""
+    verdict = _loaded(check)(completion, example)
+    return bool(getattr(verdict, "correct", getattr(verdict, "reward", verdict) > 0))
 
 
 def think_answer(completion: str, example: Mapping) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.tiny import EXAMPLES, TOKENIZER, length_reward, llama, log_of, rlvr
 from warpup.data import load_examples
-from warpup.environments import Retry, Step, external
+from warpup.environments import Retry, Revise, Step, external
 from warpup.train import Recipe, TrainError, Turn
 from warpup.train.rewards.reward_set import VERIFIER
 
@@ -65,6 +65,19 @@ def test_a_task_of_reasoning_gym():
     assert game.step(f"<answer>{example['answer']}</answer>").reward == 0.5
 
 
+def test_revise_asks_twice_and_pays_for_the_gain():
+    game = Revise(reward="warpup.rewards:number", bonus=10.0, say="Sure?")
+    game.reset({"prompt": "2 + 2 =", "answer": "4"})
+    assert game.step("4") == Turn("Sure?", 1.0, False, 1.0)  # goes on though it is right
+    assert game.step("5") == Turn("", -10.0, True, 0.0)
+    game.reset({"prompt": "2 + 2 =", "answer": "4"})  # nothing is left of the one before
+    assert game.step("5").reward == 0.0
+    assert game.step("4") == Turn("", 11.0, True, 1.0)
+    unsure = Revise(reward=lambda completion, example: None)
+    unsure.reset({"prompt": "?"})
+    assert math.isnan(unsure.step("4").reward)
+
+
 def test_options_that_cannot_be():
     for options, message in (
         ({"discount": 0.0}, "discount must be above 0"),
@@ -74,6 +87,12 @@ def test_options_that_cannot_be():
     ):
         with pytest.raises(TrainError, match=message):
             Retry(**options)
+    for options, message in (
+        ({"bonus": -1}, "bonus must be a number of at least 0, got -1"),
+        ({"first": "no"}, "first must be a number of at least 0, got 'no'"),
+    ):
+        with pytest.raises(TrainError, match=message):
+            Revise(**options)
     with pytest.raises(TrainError, match=r"environment.*Retry"):
         rlvr(reward=VERIFIER, environment="warpup.environments:Retry(rewards='x')").check()
 

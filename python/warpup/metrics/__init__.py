@@ -1,0 +1,81 @@
+"""Metrics as pure functions of arrays, without torch: learning curves, continual learning, judges and players, theory.
+
+`warpup.moe.metrics` has those of routing. Each names its paper; docs/methods.md has a snippet of each.
+"""
+
+from .continual import (
+    ContinualScores,
+    StabilityGap,
+    Tuned,
+    continual_scores,
+    maintenance,
+    recovery,
+    relative_performance,
+    sample_efficiency,
+    stability_gap,
+    terminal,
+    transfer,
+    tune_then_evaluate,
+)
+from .curves import PowerLaw, enough, leaves_law, one_epoch, power_law, teacher_hacking
+from .judging import (
+    Estimate,
+    cheat_confidence,
+    cheat_interval,
+    cheat_variance,
+    elo,
+    exploitability,
+    first_error,
+    group_gap,
+    pass_at,
+    processbench_f1,
+    refusal_rate,
+)
+from .theory import (
+    clamped,
+    generalizing,
+    linear_dynamics,
+    lr_sensitivity,
+    memorizing,
+    prefix_matching,
+    strategy_weight,
+)
+
+__all__ = [
+    "ContinualScores",
+    "Estimate",
+    "PowerLaw",
+    "StabilityGap",
+    "Tuned",
+    "cheat_confidence",
+    "cheat_interval",
+    "cheat_variance",
+    "clamped",
+    "continual_scores",
+    "elo",
+    "enough",
+    "exploitability",
+    "first_error",
+    "generalizing",
+    "group_gap",
+    "leaves_law",
+    "linear_dynamics",
+    "lr_sensitivity",
+    "maintenance",
+    "memorizing",
+    "one_epoch",
+    "pass_at",
+    "power_law",
+    "prefix_matching",
+    "processbench_f1",
+    "recovery",
+    "refusal_rate",
+    "relative_performance",
+    "sample_efficiency",
+    "stability_gap",
+    "strategy_weight",
+    "teacher_hacking",
+    "terminal",
+    "transfer",
+    "tune_then_evaluate",
+]
