@@ -13,6 +13,11 @@ ARMS = {  # arm -> the arm that it starts from, and what is done to it
 }
 
 
+def slug(arm: str) -> str:
+    """Name of the arm's folder."""
+    return arm.replace(" + ", "-").lower()
+
+
 @dataclass(frozen=True)
 class Size:
     """Lengths are in tokens but for `chain_words`."""

@@ -11,18 +11,19 @@ explains the settings.
 
 import argparse
 import json
+import math
 import random
 import shlex
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 import yaml
 from domains import KNIGHTS, TASKS, Row, own_row, plain, puzzle_rows, puzzles, score, task_rows, usable
 from report import show
-from settings import ARMS, SIZES, Size
+from settings import ARMS, SIZES, Size, slug
 from transformers import AutoTokenizer
 
 from warpup import cli
@@ -49,7 +50,7 @@ class Run:
     chat: bool  # whether the model has a chat template
 
     def domains(self) -> list[str]:
-        """What is measured."""
+        """What is measured, the target first."""
         return list(dict.fromkeys([self.target, *OTHERS]))
 
 
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     given, began = options(arguments), time.perf_counter()
     device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     chat = bool(AutoTokenizer.from_pretrained(given.model).chat_template)
-    run = Run(given.model, Path(given.out), SIZES[given.size], given.target, given.control, device, chat)
+    run = Run(given.model, Path(given.out), given.size, given.target, given.control, device, chat)
     if given.choose:
         choose(run, given.choose)
         return
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
                     config["lora"] = {"r": run.size.rank, "alpha": 2.0 * run.size.rank}
                 train(config | settings_of(stage, folder / "data", len(data[stage]), run.size))
                 measure(run, place, str(place / "model"), held_out, seed)
-    show(run.out, run.target, run.domains(), run.size, given.seeds)
+    show(run.out, run.domains(), run.size, run.control, given.seeds)
     print(f"{run.out / 'report.html'}   ({time.perf_counter() - began:.0f} s)")
 
 
@@ -94,6 +95,8 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", default="runs/transfer", help="folder of the results; what is done there is reused")
     add("--size", choices=SIZES, default="cpu", help="quick: minutes; cpu: an hour and a half; gpu: the paper's sizes")
     add("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
+    add("--set", nargs="+", default=[], metavar="NAME=NUMBER",
+        help="numbers of settings.py in place of the size's own, such as rl_steps=40 rl_lr=2e-4")  # fmt: skip
     add("--seeds", type=int, default=1, help="repeat the training with so many seeds")
     add("--target", choices=TASKS, default=TARGET, help="domain that RLVR learns from")
     add("--control", choices=("shuffled", "short"), default="shuffled",
@@ -108,6 +111,14 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(
             f"--model: {given.model} is not a saved model, it has no config.json; ../models/install.py makes one"
         )
+    given.size = SIZES[given.size]
+    for name, _, value in (text.partition("=") for text in given.set):
+        kind = type(getattr(given.size, name, None))
+        try:
+            given.size = replace(given.size, **{name: {int: int, float: float}[kind](value)})
+        except (KeyError, ValueError):
+            numbers = [key for key, known in asdict(given.size).items() if isinstance(known, int | float)]
+            parser.error(f"--set: expected numbers by name, of {', '.join(numbers)}; got {name}={value}")
     return given
 
 
@@ -222,7 +233,8 @@ def measure(run: Run, folder: Path, model: str, held_out: dict[str, list[Row]], 
         found = evaluate_rows(loaded, held_out[name], score, tokens, samples, greedy=True, seed=seed, traces=12)
         found["seconds"] = time.perf_counter() - began
         (folder / "eval" / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-        shares = ", ".join(f"{100 * found[number]:.1f} % {word}" for number, word in SHOWN.items())
+        known = {word: found[number] for number, word in SHOWN.items() if not math.isnan(found[number])}
+        shares = ", ".join(f"{100 * share:.1f} % {word}" for word, share in known.items())
         print(f"{folder.name} on {name}: {shares} ({found['seconds']:.0f} s)", flush=True)
 
 
@@ -246,10 +258,6 @@ def choose(run: Run, count: int) -> None:
         found = evaluate_rows(loaded, rows, score, run.size.max_new_tokens, 0, greedy=True)
         right, form, cut = (100 * found[number] for number in ("greedy", "format_ok", "unfinished"))
         print(f"{name:16} {right:8.1f} {form:14.1f} {found['length']:7.1f} {cut:10.1f}", flush=True)
-
-
-def slug(arm: str) -> str:
-    return arm.replace(" + ", "-").lower()
 
 
 if __name__ == "__main__":

@@ -119,6 +119,24 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, example_folder, t
     assert trained == ["form", "form-rlvr", "form-rlvr", "warm-up", "warm-up-rlvr", "control", "control-rlvr"]
 
 
+def test_wrong_calls(tmp_path, capsys, example_folder, tiny_model):
+    import transfer
+
+    assert transfer.options(
+        ["--model", str(tiny_model), "--set", "rl_steps=40", "rl_lr=2e-4"]
+    ).size == transfer.replace(transfer.SIZES["cpu"], rl_steps=40, rl_lr=2e-4)
+    for arguments, said in {
+        ("--set", "rl_step=3"): "of pool, chain_words, ",
+        ("--set", "rl_steps=2.5"): "got rl_steps=2.5",
+        ("--set", "people=3"): "got people=3",
+        ("--seeds", "0"): "expected --seeds of at least 1",
+        ("--model", str(tmp_path)): "is not a saved model, it has no config.json",
+    }.items():
+        with pytest.raises(SystemExit):
+            transfer.main(["--model", str(tiny_model), *arguments])
+        assert said in capsys.readouterr().err
+
+
 def test_scores(example_folder):
     import domains
 
