@@ -1,8 +1,9 @@
 // How a family puts its functions into the pybind11 module `warpup.arrays`. Its <family>_arrays.cpp says
 //
-//   WARPUP_ARRAYS(m) { m.def("divergence", "What it computes.", &divergence, "student"_a, ...); }
+//   WARPUP_ARRAYS(m) { m.def("divergence", "What it computes.", &divergence, "student"_a, ..., "value"_w, ...); }
 //
-// and nothing else needs to know of it. Entries are those of <op>_check.h; outputs are arrays that the caller gives.
+// and nothing else needs to know of it. Entries are those of <op>_check.h; outputs, and scratch, are arrays that the
+// caller gives: "name"_w.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -16,6 +17,10 @@ namespace warpup {
 
 namespace py = pybind11;
 using namespace pybind11::literals;  // "name"_a
+
+// "name"_w: an array that the function writes, which may not be read-only. pybind11's word for it is that the argument
+// allows no conversion, which the type_caster of View hears.
+inline py::arg operator""_w(const char* name, size_t) { return py::arg(name).noconvert(); }
 
 class __attribute__((visibility("hidden"))) Arrays {
  public:

@@ -67,9 +67,10 @@ inline View view_of(const DLTensor& t) {
   return v;
 }
 
-// A view and what keeps its memory alive during the call.
+// A view, whether its memory may only be read, and what keeps it alive during the call.
 struct __attribute__((visibility("hidden"))) Borrowed {
   View view;
+  bool read_only = false;
   pybind11::object owner;  // a consumed capsule, where the producer has no exchange API
 };
 
@@ -113,11 +114,28 @@ inline Borrowed borrow(pybind11::handle array) {
   }
   // Stream -1: the producer does not synchronise; the caller orders its stream against `stream=`.
   const bool cuda = array.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>() == kDLCUDA;
-  py::object capsule = cuda ? array.attr("__dlpack__")(py::arg("stream") = -1) : array.attr("__dlpack__")();
-  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-  if (!managed) throw py::error_already_set();
-  out.view = view_of(managed->dl_tensor);
-  out.owner = std::move(capsule);  // not renamed to "used_dltensor": its own destructor gives the memory back
+  py::dict asked;
+  if (cuda) asked["stream"] = -1;
+  // Since 1.0 a producer can say that its memory may only be read; asked for less, NumPy refuses such arrays.
+  asked["max_version"] = py::make_tuple(1, 0);
+  py::object capsule;
+  try {
+    capsule = array.attr("__dlpack__")(**asked);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    PyDict_DelItemString(asked.ptr(), "max_version");  // a producer of before 1.0
+    capsule = array.attr("__dlpack__")(**asked);
+  }
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+    out.view = view_of(managed->dl_tensor);
+    out.read_only = managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY;
+  } else {
+    auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+    if (!managed) throw py::error_already_set();
+    out.view = view_of(managed->dl_tensor);
+  }
+  out.owner = std::move(capsule);  // not renamed to "used_...": its own destructor gives the memory back
   return out;
 }
 
@@ -128,9 +146,13 @@ namespace pybind11::detail {
 template <>
 struct type_caster<warpup::View> {
   PYBIND11_TYPE_CASTER(warpup::View, const_name("Array"));
-  bool load(handle src, bool) {
+  bool load(handle src, bool converts) {
     if (src.is_none()) return false;
     borrowed_ = warpup::borrow(src);
+    if (!converts && borrowed_.read_only) {  // "name"_w
+      warpup::fail("an array that is written, ", warpup::name_of(borrowed_.view.dtype), " ",
+                   warpup::shape_of(borrowed_.view), ", is read-only; give a copy of it, or one that can be written");
+    }
     value = borrowed_.view;
     return true;
   }

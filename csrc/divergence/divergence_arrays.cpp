@@ -23,7 +23,7 @@ WARPUP_ARRAYS(m) {
       },
       "student"_a, "teacher"_a, "temperature"_a = py::none(), "mask"_a = py::none(), "targets"_a = py::none(),
       py::kw_only(), "kind"_a = "forward", "temperature_scalar"_a = 1.0, "beta"_a = 0.5, "scale"_a = 1.0,
-      "softcap"_a = 0.0, "teacher_scale"_a = 1.0, "teacher_softcap"_a = 0.0, "value"_a, "stats"_a);
+      "softcap"_a = 0.0, "teacher_scale"_a = 1.0, "teacher_softcap"_a = 0.0, "value"_w, "stats"_w);
   m.def(
       "divergence_backward",
       "Its gradient to the student's logits: grad_student, which may be student itself, is written.",
@@ -44,7 +44,7 @@ WARPUP_ARRAYS(m) {
       "student"_a, "teacher"_a, "temperature"_a = py::none(), "mask"_a = py::none(), "targets"_a = py::none(),
       py::kw_only(), "kind"_a = "forward", "temperature_scalar"_a = 1.0, "beta"_a = 0.5, "scale"_a = 1.0,
       "softcap"_a = 0.0, "teacher_scale"_a = 1.0, "teacher_softcap"_a = 0.0, "stats"_a, "grad_value"_a,
-      "grad_student"_a);
+      "grad_student"_w);
   m.def(
       "topk_divergence", "Forward KL on a teacher's top K: value [...] and stats [..., 3] are written.",
       [](const View& student, const View& ids, const View& logp, const OptionalView& temperature,
@@ -52,7 +52,7 @@ WARPUP_ARRAYS(m) {
         topk_divergence(student, {ids, logp}, {temperature, temperature_scalar}, mask, value, stats);
       },
       "student"_a, "ids"_a, "logp"_a, "temperature"_a = py::none(), "mask"_a = py::none(), py::kw_only(),
-      "temperature_scalar"_a = 1.0, "value"_a, "stats"_a);
+      "temperature_scalar"_a = 1.0, "value"_w, "stats"_w);
   m.def(
       "topk_divergence_backward", "Its gradient to the student's logits: grad_student is written.",
       [](const View& student, const View& ids, const View& logp, const OptionalView& temperature,
@@ -62,7 +62,7 @@ WARPUP_ARRAYS(m) {
                                  grad_student);
       },
       "student"_a, "ids"_a, "logp"_a, "temperature"_a = py::none(), "mask"_a = py::none(), py::kw_only(),
-      "temperature_scalar"_a = 1.0, "stats"_a, "grad_value"_a, "grad_student"_a);
+      "temperature_scalar"_a = 1.0, "stats"_a, "grad_value"_a, "grad_student"_w);
 }
 
 }  // namespace warpup

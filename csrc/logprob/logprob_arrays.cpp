@@ -29,8 +29,8 @@ WARPUP_ARRAYS(m) {
       "logits"_a, "targets"_a, "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0,
       "ignore_index"_a = -100, "token_set"_a = py::none(), "delta"_a = py::none(), "delta_scalar"_a = 0.0,
       "kept_mask"_a = py::none(), "scale"_a = 1.0, "softcap"_a = 0.0, "vocab_begin"_a = 0, "vocab_total"_a = -1,
-      "state"_a = py::none(), "logp"_a, "entropy"_a = py::none(), "lse"_a = py::none(), "sum_p2"_a = py::none(),
-      "stats"_a);
+      "state"_w = py::none(), "logp"_w, "entropy"_w = py::none(), "lse"_w = py::none(), "sum_p2"_w = py::none(),
+      "stats"_w);
   m.def(
       "token_logprob_backward",
       "Its gradient to the logits: grad_logits, which may be logits itself, is written. Takes what the forward wrote\n"
@@ -63,7 +63,7 @@ WARPUP_ARRAYS(m) {
       "ignore_index"_a = -100, "token_set"_a = py::none(), "delta"_a = py::none(), "delta_scalar"_a = 0.0,
       "kept_mask"_a = py::none(), "scale"_a = 1.0, "softcap"_a = 0.0, "vocab_begin"_a = 0, "vocab_total"_a = -1,
       "stats"_a, "entropy"_a = py::none(), "sum_p2"_a = py::none(), "grad_logp"_a = py::none(),
-      "grad_entropy"_a = py::none(), "grad_lse"_a = py::none(), "grad_sum_p2"_a = py::none(), "grad_logits"_a);
+      "grad_entropy"_a = py::none(), "grad_lse"_a = py::none(), "grad_sum_p2"_a = py::none(), "grad_logits"_w);
 }
 
 }  // namespace warpup

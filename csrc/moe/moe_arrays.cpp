@@ -52,35 +52,35 @@ WARPUP_ARRAYS(m) {
         &route, "logits"_a, "bias"_a = py::none(), "replay"_a = py::none(), "mask"_a = py::none(),
         "bounds"_a = py::none(), py::kw_only(), "k"_a, "score"_a = "softmax", "over_chosen"_a = false,
         "renormalize"_a = false, "epsilon"_a = 0.0, "scale"_a = 1.0, "groups"_a = 0, "kept_groups"_a = 0,
-        "group_top"_a = 0, "weights"_a, "indices"_a, "counts"_a, "mean_score"_a, "z_loss"_a, "stats"_a, "lengths"_a,
-        "slot_scores"_a, "slot_counts"_a);
+        "group_top"_a = 0, "weights"_w, "indices"_w, "counts"_w, "mean_score"_w, "z_loss"_w, "stats"_w, "lengths"_w,
+        "slot_scores"_w, "slot_counts"_w);
   m.def("moe_route_backward", "Its gradient to the logits: grad_logits is written.", &route_backward, "logits"_a,
         "bounds"_a = py::none(), py::kw_only(), "score"_a = "softmax", "over_chosen"_a = false, "renormalize"_a = false,
         "epsilon"_a = 0.0, "scale"_a = 1.0, "indices"_a, "stats"_a, "lengths"_a, "grad_weights"_a = py::none(),
-        "grad_mean_score"_a = py::none(), "grad_z_loss"_a = py::none(), "grad_logits"_a);
+        "grad_mean_score"_a = py::none(), "grad_z_loss"_a = py::none(), "grad_logits"_w);
   m.def("moe_plan",
         "Copies of tokens sorted by expert: counts, offsets, permutation and inverse are written (chunks: scratch).",
-        &moe_plan, "indices"_a, py::kw_only(), "block"_a = 1, "counts"_a, "offsets"_a, "permutation"_a, "inverse"_a,
-        "chunks"_a);
+        &moe_plan, "indices"_a, py::kw_only(), "block"_a = 1, "counts"_w, "offsets"_w, "permutation"_w, "inverse"_w,
+        "chunks"_w);
   m.def("moe_gather",
         "A row a copy of a token, in the order of a plan: out is written; with weights and y, grad_weights too, which "
         "is the backward of moe_combine.",
         &moe_gather, "x"_a, "permutation"_a, "inverse"_a, "weights"_a = py::none(), "y"_a = py::none(), py::kw_only(),
-        "out"_a, "grad_weights"_a = py::none());
+        "out"_w, "grad_weights"_w = py::none());
   m.def("moe_combine",
         "The weighted sum of each token's rows: out is written. Without weights it is the backward of moe_gather.",
-        &moe_combine, "y"_a, "weights"_a = py::none(), py::kw_only(), "inverse"_a, "out"_a);
+        &moe_combine, "y"_a, "weights"_a = py::none(), py::kw_only(), "inverse"_a, "out"_w);
   m.def("glu", "The gated activation of rows that hold gate and up: a is written.", &glu, "h"_a,
-        "weights"_a = py::none(), "permutation"_a = py::none(), py::kw_only(), "activation"_a = "silu", "a"_a);
+        "weights"_a = py::none(), "permutation"_a = py::none(), py::kw_only(), "activation"_a = "silu", "a"_w);
   m.def("glu_backward", "Its gradient: grad_h is written; grad_weights and a, too, where they are given.",
         &glu_backward, "h"_a, "weights"_a = py::none(), "permutation"_a = py::none(), py::kw_only(),
-        "activation"_a = "silu", "grad_a"_a, "grad_h"_a, "grad_weights"_a = py::none(), "a"_a = py::none());
+        "activation"_a = "silu", "grad_a"_a, "grad_h"_w, "grad_weights"_w = py::none(), "a"_w = py::none());
   m.def("grouped_mm",
         "A product a group in float32, bfloat16 or float16 on a CPU, rows sorted by group; layout nt, nn or tn as BLAS "
         "names it: out is "
         "written.",
         &grouped_mm, "a"_a, "b"_a, "offsets"_a, "a_rows"_a = py::none(), "b_rows"_a = py::none(), py::kw_only(),
-        "layout"_a = "nt", "out"_a);
+        "layout"_a = "nt", "out"_w);
 }
 
 }  // namespace warpup

@@ -49,13 +49,13 @@ WARPUP_ARRAYS(m) {
         "dtype, float32 or float64; mask is bool or uint8, cu_seqlens int64, denominator one float32 number.\n"
         "What the options mean: csrc/policy/policy_loss_math.h; which of them make a published loss: POLICY_KINDS in\n"
         "warpup/policy/kinds.py.",
-        &forward, WARPUP_POLICY_KEYWORDS "denominator"_a = py::none(), "loss"_a, "metrics"_a, "row_state"_a,
-        "partials"_a, "losses"_a = py::none());
+        &forward, WARPUP_POLICY_KEYWORDS "denominator"_a = py::none(), "loss"_w, "metrics"_w, "row_state"_w,
+        "partials"_w, "losses"_w = py::none());
   m.def("policy_loss_backward",
         "Its gradients, of the same inputs and options: grad_logp, and grad_ref_kl and grad_entropy where they are\n"
         "given, are written, all like logp.",
-        &backward, WARPUP_POLICY_KEYWORDS "row_state"_a, "grad_loss"_a, "grad_logp"_a, "grad_ref_kl"_a = py::none(),
-        "grad_entropy"_a = py::none());
+        &backward, WARPUP_POLICY_KEYWORDS "row_state"_a, "grad_loss"_a, "grad_logp"_w, "grad_ref_kl"_w = py::none(),
+        "grad_entropy"_w = py::none());
 }
 
 }  // namespace warpup

@@ -19,7 +19,7 @@ WARPUP_ARRAYS(m) {
          Optional prompt, Optional rollback) {
         reflection_state_update({state, schedules, sets, {}}, markers, tokens, slots, first, count, prompt, rollback);
       },
-      "state"_a, "schedules"_a, "sets"_a, "markers"_a, "tokens"_a, "slots"_a, "first"_a = py::none(),
+      "state"_w, "schedules"_a, "sets"_a, "markers"_a, "tokens"_a, "slots"_a, "first"_a = py::none(),
       "count"_a = py::none(), "prompt"_a = py::none(), "rollback"_a = py::none());
   m.def(
       "apply_schedule_",
@@ -29,8 +29,8 @@ WARPUP_ARRAYS(m) {
          double temperature_scalar, In delta) {
         apply_schedule(logits, {state, schedules, sets, knots}, slots, back, temperature, temperature_scalar, delta);
       },
-      "logits"_a, "state"_a, "schedules"_a, "sets"_a, "knots"_a, "slots"_a, "back"_a = py::none(),
-      "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "delta"_a);
+      "logits"_w, "state"_a, "schedules"_a, "sets"_a, "knots"_a, "slots"_a, "back"_a = py::none(),
+      "temperature"_a = py::none(), py::kw_only(), "temperature_scalar"_a = 1.0, "delta"_w);
   m.def(
       "sample_step",
       "Draws each request's next token from its logits [B, V]: token, logp_raw, logp, kept, p_r, delta, temperature, "
@@ -45,8 +45,8 @@ WARPUP_ARRAYS(m) {
       },
       "logits"_a, "tuned"_a = py::none(), "base"_a = py::none(), py::kw_only(), "state"_a, "schedules"_a, "sets"_a,
       "knots"_a, "sampling"_a, "slots"_a, "back"_a = py::none(), "seen"_a = py::none(), "counts"_a = py::none(),
-      "bias"_a = py::none(), "stream"_a = 0, "scale"_a = 1.0, "softcap"_a = 0.0, "scratch"_a = py::none(), "token"_a,
-      "logp_raw"_a, "logp"_a, "kept"_a, "p_r"_a, "delta"_a, "temperature"_a, "least"_a, "most"_a);
+      "bias"_a = py::none(), "stream"_a = 0, "scale"_a = 1.0, "softcap"_a = 0.0, "scratch"_w = py::none(), "token"_w,
+      "logp_raw"_w, "logp"_w, "kept"_w, "p_r"_w, "delta"_w, "temperature"_w, "least"_w, "most"_w);
 }
 
 }  // namespace warpup

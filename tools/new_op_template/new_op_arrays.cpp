@@ -5,7 +5,7 @@ namespace warpup {
 
 WARPUP_ARRAYS(m) {
   m.def("new_op", "x times scale: out, of x's shape and dtype, is written.", &new_op, "x"_a, py::kw_only(),
-        "scale"_a = 1.0, "out"_a);
+        "scale"_a = 1.0, "out"_w);
 }
 
 }  // namespace warpup
