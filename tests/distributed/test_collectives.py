@@ -5,9 +5,10 @@ import time
 
 import pytest
 import torch
+from torch import nn
 
 from tests.distributed import checks
-from warpup.distributed import ShardedExperts, load_experts, move_shards, rebalance, save_experts
+from warpup.distributed import ShardedExperts, clip_grad_norm_, load_experts, move_shards, rebalance, save_experts
 
 PATIENCE = 240  # seconds for all checks of one group
 
@@ -104,6 +105,13 @@ def test_an_optimizer_of_other_parameters_is_told(tmp_path):
     move_shards(layer, other, layer.owner)
     with pytest.raises(ValueError, match="layers must hold"):
         rebalance([], other)
+
+
+def test_the_norm_of_no_gradients_is_zero():
+    """No parameters at all, none that are meant, and none that got a gradient."""
+    for model, parameters in ((nn.ReLU(), None), (nn.Linear(2, 2), []), (nn.Linear(2, 2), None), (nn.ReLU(), iter(()))):
+        norm = clip_grad_norm_(model, 1.0, parameters)
+        assert (norm.shape, norm.dtype, float(norm)) == ((), torch.float64, 0.0)
 
 
 def test_one_process_is_moe_experts():

@@ -25,7 +25,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, parameters: Iterable[nn.P
 
     max_norm: above 0; infinity only measures. parameters: which are meant, None for all of `model`'s.
     Returns a tensor () in float64, the same on all ranks, so that what is decided by it is decided alike: an infinity
-    or a NaN on any rank is one on all. All ranks call it, also those without a gradient.
+    or a NaN on any rank is one on all; 0 where nothing has a gradient. All ranks call it, also those without one.
     Raises ValueError if max_norm is not above 0.
     """
     if not max_norm > 0:
@@ -41,7 +41,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, parameters: Iterable[nn.P
         if parameter.grad is not None:
             of_fsdp = isinstance(parameter.grad, DTensor)
             parts[shards.get(id(parameter), "DTensor" if of_fsdp else "whole")].append(parameter.grad)
-    device = next(model.parameters()).device
+    device = next((p.device for p in chosen), torch.device("cpu"))
     total = squares(parts["whole"], device)
     if parts["DTensor"]:
         norm = torch.nn.utils.get_total_norm(parts["DTensor"])
