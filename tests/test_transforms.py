@@ -110,6 +110,20 @@ def test_vmap(case, variant, dim):
     )
 
 
+@each
+def test_a_batch_of_upstream_gradients(case, variant):
+    """torch.autograd.grad(..., is_grads_batched=True), whose vmap is another than torch.func's."""
+    loss, values = loss_of(case, inputs_of(case, variant))
+    scales = torch.tensor([1.0, 0.5, -2.0], dtype=torch.float64)
+
+    def gradients(**options):
+        leaf = [v.clone().requires_grad_() for v in values]
+        return torch.autograd.grad(loss(*leaf), leaf, **options)
+
+    want = tuple(torch.stack([g * s for s in scales]) for g in gradients())
+    right_or_clear(lambda: gradients(grad_outputs=scales, is_grads_batched=True), want)
+
+
 def logprob_of(seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(4, 5, 7, generator=generator, dtype=torch.float64)

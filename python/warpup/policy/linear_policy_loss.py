@@ -137,7 +137,9 @@ class GivenGradients(torch.autograd.Function):
                 "linear_policy_loss: its gradients are used up, a second backward needs a second forward"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        times = Tensor.mul if transformed() else Tensor.mul_  # vmap may have several grad_loss for these gradients
+        # vmap, also that of `torch.autograd.grad(..., is_grads_batched=True)`, may have several grad_loss for these.
+        several = transformed() or torch._C._functorch.is_legacy_batchedtensor(grad_loss)
+        times = Tensor.mul if several else Tensor.mul_
         needed = zip(gradients, ctx.needs_input_grad, strict=False)
         scaled = (times(g, grad_loss) if need else None for g, need in needed)
         return (*scaled, *(None,) * 4)
