@@ -11,11 +11,9 @@ the checksums, and against the model and the optimizer at hand: names, shapes an
 import contextlib
 import copy
 import importlib.metadata
-import json
 import random
 import re
 import shutil
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,9 @@ from torch import Tensor
 
 from warpup import arrays
 
+from .checksums import check_files, check_sealed, read_checked, seal, write_table
 from .errors import TrainError
-from .files import check_header, checksum, read_json, read_table, read_tensors, remove_folder, write_folder
+from .files import check_header, read_json, read_tensors, remove_folder, write_folder
 from .model.lora import is_adapted, peft
 from .model.optim import StochasticAdamW
 
@@ -74,45 +73,24 @@ def versions() -> dict[str, str]:
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Write trainer.json to a folder that holds all its other files, with checksums of them and of itself."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = {path.relative_to(folder).as_posix(): checksum(path) for path in paths}
-    held = {**state, "versions": versions(), "files": files}
-    (folder / STATE).write_text(json.dumps({**held, "checksum": checksum_of(held)}))
+    write_table(folder / STATE, {**state, "versions": versions()})
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What trainer.json holds, if it is what was written, of the step that the folder is named after."""
     path = checkpoint / STATE
-    held = read_table(path, "step", "versions", "files", "checksum")
-    if held.pop("checksum") != checksum_of(held):
-        raise TrainError(f"{path} is damaged: its checksum is another one. {CURE}")
+    held = read_checked(path, "step", "versions", cure=CURE)
     if held["step"] != step_of(checkpoint):
         raise TrainError(f"{path} is that of step {held['step']}, and its folder is called {checkpoint.name}. {CURE}")
     return held
 
 
-def checksum_of(table: dict[str, Any]) -> str:
-    """That of a table, by the JSON text of it."""
-    return f"{zlib.crc32(json.dumps(table).encode()):08x}"
-
-
-def check_files(checkpoint: Path, *but: str) -> dict[str, Any]:
-    """The state of a checkpoint, all files of which, `but` some, are as they were written; TrainError names the first
-    that is not."""
-    state = read_state(checkpoint)
-    for name, wanted in state["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise TrainError(f"{path} is missing. {CURE}")
-        if name not in but and checksum(path) != wanted:
-            raise TrainError(f"{path} is damaged: its checksum is another one. {CURE}")
-    return state
-
-
 def check_saved_model(folder: Path) -> None:
-    """`check_files` of a checkpoint but for what the trainer alone needs; a copy of another name is anyone's model."""
+    """TrainError unless the files of a finished model, or of a checkpoint but for what the trainer alone needs, are as
+    they were written. A folder without checksums, or a checkpoint's copy of another name, is anyone's model."""
+    check_sealed(folder)
     if NAME.fullmatch(folder.name) and (folder / STATE).is_file():
-        check_files(folder, TENSORS)
+        check_files(folder, read_state(folder)["files"], TENSORS, cure=CURE)
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -164,7 +142,8 @@ def restore(
 ) -> dict[str, Any]:
     """Load everything that `save` wrote back into the given objects; returns `state` with "step" and "versions".
     TrainError, before the optimizer or a random state is touched, on a file that is damaged or of other objects."""
-    state = check_files(checkpoint)
+    state = read_state(checkpoint)
+    check_files(checkpoint, state["files"], cure=CURE)
     found = read_tensors(checkpoint / TENSORS)
     parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "state": {}, "random": {}}
     for key, value in found.items():
@@ -213,6 +192,16 @@ def save_weights(model, tokenizer, folder: Path) -> None:
         )
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def save_model(model, tokenizer, folder: Path) -> None:
+    """`save_weights` to a folder that appears at once, with checksums of all its files; replaces one of that name."""
+
+    def fill(path: Path) -> None:
+        save_weights(model, tokenizer, path)
+        seal(path)
+
+    write_folder(folder, fill)
 
 
 def load_weights(model, folder: Path) -> None:

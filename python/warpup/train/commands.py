@@ -8,14 +8,18 @@ import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from warpup._command_line import parse
+from warpup._command_line import at_least, parse
 
 from .errors import UsageError
 from .examples import RewardName
 from .files import check_folder, read_table
+
+if TYPE_CHECKING:  # imported where it is used
+    from .config import HeldOutConfig
 
 
 def train(arguments: list[str]) -> None:
@@ -92,16 +96,16 @@ class EvalArguments:
     trust: bool = False
     """Import the reward that the run's folder names, which is code of whoever made the folder; not asked of warpup's
     own rewards."""
-    samples: int = 4
-    """Sampled completions of each example beside the greedy one."""
+    samples: int | None = None
+    """Sampled completions of each example beside the greedy one; default: as many as the run takes, or 4."""
     temperature: float | None = None
     """Their temperature; default: 0.7."""
     top_p: float | None = None
     """Their nucleus; default: 1, all tokens."""
-    max_new_tokens: int = 256
-    """Completions are cut off at this many tokens."""
+    max_new_tokens: int | None = None
+    """Completions are cut off at this many tokens; default: the run's own, else 256."""
     limit: int | None = None
-    """Use the first so many examples only."""
+    """Use the first so many examples only; default: of the run's data as many as it used, else all."""
     schedule: tuple[str, ...] = ()
     """Compare these decodings, such as `plain tip:alpha=3,beta=60 s1:times=1 cyclic:amplitude=3,period=60`, or
     `compare`: these and a small grid of amplitude and period, made to the length of the plain traces."""
@@ -114,9 +118,9 @@ class EvalArguments:
     """Seed of the sampling, or the first of them; default: 0."""
     device: str = "auto"
     """Where the model is: cpu, cuda, cuda:1; auto is cuda if there is one."""
-    dtype: str = "auto"
-    """What products are made in: float32, bfloat16; auto as in `warpup train`. The weights of a model saved in 16 bits
-    are read as float32."""
+    dtype: str = ""
+    """What products are made in: float32, bfloat16; auto as in `warpup train`; default: the run's own, else auto. The
+    weights of a model saved in 16 bits are read as float32."""
     json: bool = False
     """Print JSON in place of a table."""
 
@@ -132,6 +136,34 @@ def check_trusted(file: Path, reward: RewardName, given: EvalArguments) -> None:
         )
 
 
+def measured_as(given: EvalArguments) -> tuple["HeldOutConfig", str]:
+    """What is measured and the precision: what is given, else as the run in this folder measured itself, which is
+    said."""
+    from .config import HeldOutConfig, fill
+
+    own, held, dtype, told = Path(given.run) / "train.json", HeldOutConfig(), given.dtype or "auto", {}
+    changes: dict[str, Any] = {"samples": given.samples, "max_new_tokens": given.max_new_tokens, "limit": given.limit}
+    changes |= {"data": given.data or None, "reward": given.reward or None}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if own.is_file():
+        table = read_table(own, "held_out")
+        held = fill(HeldOutConfig, table["held_out"], f"{own}: held_out.")
+        check_trusted(own, held.reward, given)
+        dtype = given.dtype or table.get("dtype", dtype)
+        if given.data:
+            held = replace(held, limit=None)
+        names = ("data", "limit", "reward", "samples", "max_new_tokens", "stop")
+        told = {name: getattr(held, name) for name in names if name not in changes and getattr(held, name)}
+        told |= {} if given.dtype else {"dtype": dtype}
+    held = replace(held, **{"samples": held.samples or 4, **changes})
+    if not held.data:
+        raise UsageError("nothing to measure on: give --data (the run has no held-out data of its own)")
+    if told:
+        said = ", ".join(f"{name} {value}" for name, value in told.items())
+        print(f"as the run has it: {said}", file=sys.stderr)
+    return held, dtype
+
+
 def eval(arguments: list[str]) -> None:
     """warpup eval RUN."""
     given = parse(EvalArguments, arguments, "warpup eval")
@@ -140,11 +172,12 @@ def eval(arguments: list[str]) -> None:
     temperature = 0.7 if given.temperature is None else given.temperature
     top_p, seed = 1.0 if given.top_p is None else given.top_p, given.seed or 0
     seeds = 3 if given.seeds is None else given.seeds
-    if given.samples < 0 or temperature <= 0 or not 0 < top_p <= 1 or given.max_new_tokens < 1:
-        raise UsageError("expected --samples >= 0, --temperature > 0, 0 < --top-p <= 1, --max-new-tokens >= 1")
-    if given.limit is not None and given.limit < 1:
-        raise UsageError(f"--limit: expected at least 1, got {given.limit}")
-    if given.schedule and (given.samples < 1 or seeds < 1):
+    if temperature <= 0 or not 0 < top_p <= 1:
+        raise UsageError("expected --temperature > 0, 0 < --top-p <= 1")
+    for name, least in (("samples", 0), ("max_new_tokens", 1), ("limit", 1)):
+        if getattr(given, name) is not None:
+            at_least(given, **{name: least})
+    if given.schedule and (given.samples == 0 or seeds < 1):
         raise UsageError("--schedule compares samples: expected --samples and --seeds of at least 1")
     if given.samples == 0:
         for name in ("temperature", "top_p", "seed"):
@@ -155,19 +188,9 @@ def eval(arguments: list[str]) -> None:
         raise UsageError("--seeds: only --schedule samples with several seeds; give --schedule, or --seed for one")
     check_folder(given.run)
 
-    from .config import HeldOutConfig, fill
     from .rewards.reward_set import VERIFIER
 
-    own = Path(given.run) / "train.json"
-    held = HeldOutConfig()
-    if own.is_file():
-        held = fill(HeldOutConfig, read_table(own, "held_out")["held_out"], f"{own}: held_out.")
-        check_trusted(own, held.reward, given)
-    held = replace(
-        held, data=given.data or held.data, reward=given.reward or held.reward or VERIFIER, limit=given.limit
-    )
-    if not held.data:
-        raise UsageError("nothing to measure on: give --data (the run has no held-out data of its own)")
+    held, dtype = measured_as(given)
 
     from warpup.data import REFLECTION_WORDS
     from warpup.reflection.tokens import WORDS
@@ -182,14 +205,14 @@ def eval(arguments: list[str]) -> None:
     quiet_transformers()
     folder = newest_model(given.run)
     model, tokenizer = load_model(folder, device=device_of(given.device))
-    products = autocast_dtype(given.dtype, model)
+    products = autocast_dtype(dtype, model)
     examples, rewards = examples_of(held), held.reward_set()
     words = split_words(given.words or ",".join(REFLECTION_WORDS if held.reward == VERIFIER else WORDS))
     options = {
-        "samples": given.samples,
+        "samples": held.samples,
         "temperature": temperature,
         "top_p": top_p,
-        "max_new_tokens": given.max_new_tokens,
+        "max_new_tokens": held.max_new_tokens,
         "stop": held.stop,
     }
     if given.schedule:

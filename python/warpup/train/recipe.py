@@ -4,7 +4,7 @@ OUT/config.json            what the run starts from; a folder that holds another
 OUT/metrics.jsonl          one line a step
 OUT/1-warmup/stage.json    settings of each stage
 OUT/1-warmup/step-...      its newest checkpoint (see checkpoint.py)
-OUT/model                  the trained model, as `transformers` saves it; of adapters, as `peft` does
+OUT/model                  the trained model, as `transformers` saves it; of adapters, as `peft` does; checksums.json
 """
 
 import json
@@ -19,7 +19,7 @@ import torch
 from . import checkpoint
 from .errors import Interrupted, TrainError
 from .examples import examples_of
-from .files import locked, read_table, write_folder, write_text
+from .files import locked, read_table, write_text
 from .log import MetricsLog, Report, quiet
 from .model.lora import is_adapted, merged
 from .model.memory import rows_that_fit, tokens_that_fit
@@ -130,10 +130,10 @@ class Recipe:
             # The result under a name of its own, in the form that everything around `transformers` reads.
             if trained or not (out / "model").exists():
                 result = merged(model) if self.merge and is_adapted(model) else model
-                write_folder(out / "model", lambda path: checkpoint.save_weights(result, tokenizer, path))
+                checkpoint.save_model(result, tokenizer, out / "model")
         return model.eval()
 
-    def check(self, model, tokenizer) -> tuple[list[list[dict[str, Any]]], list[Any]]:
+    def check(self, model, tokenizer) -> tuple[list[Sequence[dict[str, Any]]], list[Any]]:
         """The examples of each stage, and what it made of them. Raises TrainError on whatever can be seen to be wrong
         before any training."""
         check_tokenizer(model, tokenizer)

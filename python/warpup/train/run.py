@@ -23,7 +23,6 @@ from . import checkpoint
 from .checks import check_held_out
 from .errors import Interrupted, TrainError
 from .evaluation import evaluate
-from .files import write_folder
 from .log import MetricsLog, Report, quiet
 from .model.optim import clip_gradients, on_all_ranks
 from .model.precision import computing, exact_sums
@@ -214,9 +213,7 @@ class StageRun:
         if (score := known[0]) > self.best:
             self.best, self.stale = score, 0
             if self.held_out.keep_best:
-                write_folder(
-                    self.folder / "best", lambda path: checkpoint.save_weights(self.model, self.tokenizer, path)
-                )
+                checkpoint.save_model(self.model, self.tokenizer, self.folder / "best")
         else:
             self.stale += 1
 

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import checkpoint
+from ..checksums import seal
 from ..errors import TrainError
 from ..files import read_table, read_tensors, write_folder
 from .batch import Batch, micro_batches
@@ -95,6 +96,7 @@ class RewardModel:
             checkpoint.save_weights(self.model, self.tokenizer, path)
             save_file({k: v.detach().contiguous() for k, v in self.value.state_dict().items()}, path / WEIGHTS)
             (path / ABOUT).write_text(json.dumps({"scores": self.scores, "separator": self.separator}) + "\n")
+            seal(path)
 
         write_folder(folder, fill)
 
