@@ -29,7 +29,6 @@ ops = torch.ops.warpup  # looked up at every call: the tests put other builds of
 _library = torch.library.Library("warpup", "FRAGMENT")
 _raw: set[str] = set()
 Operands = TypeVarTuple("Operands")
-DIVISORS = (2.0**-63, 2.0**63)  # what float32 numbers are divided by, squared as well: csrc/core/option_check.h
 
 
 def accumulator(x: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.support.case import Inputs, New, name_of
 from warpup.reflection.apply_schedule import FIELDS, SCHEDULE, ReflectionTables
 from warpup.reflection.batch import marker_row
-from warpup.reflection.sample_step import sampling_row
+from warpup.reflection.sampling import sampling_row
 
 MARKERS = torch.tensor([marker_row(m) for m in ((3,), (4, 3, 4), (5, 5, 7), (6,))], dtype=torch.int32)
 RING = 4

@@ -10,7 +10,8 @@ from torch import Tensor
 from tests.reflection.inputs import RING, bits, no_backward, random_tables, tables_of, to
 from tests.support.case import Case, Inputs, New, Thunk, name_of
 from warpup import arrays as core
-from warpup.reflection.sample_step import SAMPLING, SampledStep, reference_sample_step, sample_step
+from warpup.reflection.sample_step import SampledStep, reference_sample_step, sample_step
+from warpup.reflection.sampling import SAMPLING
 
 ALONGSIDE = ("tuned", "base", "seen", "counts", "bias", "back")
 

@@ -23,7 +23,8 @@ from transformers.generation import TopHLogitsWarper
 import warpup
 from tests.support.cases import OPS
 from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
-from warpup.reflection.sample_step import GENERATED, IN_PROMPT, mark_seen, reference_sample_step, sampling_row
+from warpup.reflection.sample_step import GENERATED, IN_PROMPT, mark_seen, reference_sample_step
+from warpup.reflection.sampling import sampling_row
 
 CASE = OPS["sample_step"]
 TOKENS = ReflectionTokens((1, 2), (3,), (4,), (5,), (6,))

@@ -44,6 +44,16 @@ def test_train_sample_eval(project, capsys):
     assert (numbers["examples"], numbers["samples"]) == (4, 2)
     assert numbers["reward"] > 0
     assert numbers["avg"] is numbers["greedy"] is None  # JSON knows no NaN; what is right the reward does not say
+    # As the run measured itself, unless told otherwise.
+    code, out, told = call(capsys, "eval", "run", "--samples", 0, "--json", "--trust")
+    assert told.startswith("as the run has it: data test.jsonl, reward mine.py:score, max_new_tokens 8, dtype auto\n")
+    measured = [line["held_out_reward"] for line in log if "held_out_reward" in line]
+    assert json.loads(out)["reward"] == pytest.approx(measured[-1])
+    flags = ("--samples", 0, "--max-new-tokens", 2, "--limit", 1)
+    code, out, told = call(capsys, "eval", "run", *flags, "--json", "--trust")
+    assert told.startswith("as the run has it: data test.jsonl, reward mine.py:score, dtype auto\n")
+    assert (json.loads(out)["length"], json.loads(out)["examples"]) == (2, 1)
+    assert "--limit: expected at least 1, got 0" in error(capsys, "eval", "run", "--limit", 0, status=2)
     code, out, _ = call(capsys, "eval", "run", "--samples", 0, "--max-new-tokens", 2, "--trust")
     assert "nan" not in out
     assert out.splitlines()[-1].startswith("no accuracy: the reward gives a number alone")
@@ -166,14 +176,30 @@ def test_a_run_that_learned_nothing_fails(project, capsys):
 def test_a_wrong_config_is_refused_before_torch_is_imported(project):
     """Which takes some six seconds."""
     code = (
-        "import sys; from warpup.cli import main; code = main(['train', 'run.toml', *sys.argv[1:]]); "
-        "print(code, *({'torch', 'transformers'} & set(sys.modules)))"
+        "import sys, json; from warpup.cli import main\n"
+        "for flags in json.loads(sys.argv[1]):\n"
+        "    print(main(['train', *flags]) in (1, 2), *({'torch', 'transformers'} & set(sys.modules)), flags)"
     )
-    wrong = [["--lora.alpha", "3"], ["--warmup.lr", "-1"], ["--model", "nowhere"], ["--warmup.data", "nowhere.jsonl"]]
-    wrong += [["--rlvr.reward", "mine.py:nothing"], ["--rlvr.samples", "1"], ["--rlvr.temperature", "0"]]
-    for flags in wrong:
-        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
-        assert done.stdout == "1\n", (flags, done.stdout, done.stderr)
+    names = "lora.alpha=3 warmup.lr=-1 model=nowhere warmup.data=nowhere.jsonl warmup.objective=sft warmup.attempts=3"
+    names += " rlvr.reward=mine.py:nothing rlvr.samples=1 rlvr.temperature=0 rlvr.loss=grop rlvr.advantage=rlo"
+    names += " rlvr.baseline=man rlvr.kl=k9 rlvr.delta=3 rlvr.top-p=2 rlvr.environment=mine.py:Nothing rlvr.words=a"
+    wrong = [["run.toml", f"--{flag}"] for flag in names.split()]
+    for number, (kind, setting) in enumerate(
+        {
+            "sft": "steps = 1",
+            "rlvr": 'loss = "grop"',
+            "preference": 'loss = "dpoo"',
+            "distill": 'divergence = "kl"',
+            "step_reward": "separator = ''",
+            "warmup": 'data = "nowhere.jsonl"',
+        }.items()
+    ):
+        data = "" if "data" in setting else 'data = "train.jsonl"'
+        text = f'model = "start"\nout = "run"\n[[stages]]\nkind = "{kind}"\n{data}\n{setting}\n'
+        (project / f"{number}.toml").write_text(text)
+        wrong.append([f"{number}.toml"])
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(wrong)], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"True {flags}" for flags in wrong], done.stderr
 
 
 def test_another_runs_folder_and_a_broken_reward_end_in_one_line(project, capsys):

@@ -32,7 +32,7 @@ def test_the_config_has_every_key_with_its_default():
                 assert getattr(getattr(given, part), field.name) == getattr(getattr(default, part), field.name), field
     assert set(table) == {field.name for field in dataclasses.fields(TrainConfig)} - {"stages"}
     kinds = [type(stage).__name__ for other in others for stage in fill(TrainConfig, tomllib.loads(other), "").stages]
-    assert kinds == ["Preference", "Distill", "StepReward", "Warmup"]
+    assert kinds == ["PreferenceSettings", "DistillSettings", "StepRewardSettings", "WarmupSettings"]
 
 
 def test_commands_and_options_exist(capsys):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from warpup import _op
 from warpup._arguments import explained
+from warpup._numbers import DIVISORS
 from warpup._op import accumulator
 from warpup.logprob.kept import KeptTokens, check_kept, kept_softmax
 from warpup.logprob.logit_form import form_of, formed
@@ -308,7 +309,7 @@ def kept_logprob(
 ) -> Tensor | tuple[Tensor, ...]:
     """What `replay_logprob` gives, from the logits (K,) of the kept tokens alone, in their order; `kept` has been
     checked. flags: entropy, lse, sum_p2."""
-    least, most = _op.DIVISORS
+    least, most = DIVISORS
     for name, value in (("scale", tokens.scale), ("softcap", tokens.softcap or 1.0)):
         if not least <= value <= most:
             raise ValueError(f"{op}: {name} must be in [{least:.3g}, {most:.3g}], got {value}")

@@ -1,6 +1,7 @@
 """The published policy losses by name, and `PolicyOptions`: everything about a policy loss that is not a tensor.
 
-What a formula and a level are: csrc/policy/policy_loss_math.h. In words: docs/policy.md.
+What a formula and a level are: csrc/policy/policy_loss_math.h. In words: docs/policy.md. Nothing here imports torch, so
+that the trainer checks a config before that is loaded.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NO_CONSTANTS: Mapping[str, float] = {}
 
@@ -68,6 +70,13 @@ METRICS = (
     "tokens", "clip_fraction_low", "clip_fraction_high", "clip_fraction_dual", "ratio_mean", "ratio_max", "approx_kl",
     "ref_kl", "entropy",
 )  # fmt: skip
+
+
+def is_tensor(value: object) -> bool:
+    """Whether a denominator is on a device; only one that is given is asked."""
+    from torch import Tensor
+
+    return isinstance(value, Tensor)
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,7 @@ class PolicyOptions:
             name, denominator = "token", name
         if name not in NORMALIZERS:
             raise ValueError(f"policy_loss: normalizer must be one of {NORMALIZERS}, a number or a pair, got {name!r}")
-        if denominator is not None and not isinstance(denominator, Tensor) and not denominator > 0:
+        if denominator is not None and not is_tensor(denominator) and not denominator > 0:
             raise ValueError(f"policy_loss: normalizer must be above 0, got {denominator}")
         return name, denominator
 
@@ -203,7 +212,7 @@ class PolicyOptions:
             "kl_corrected": bool(self.kl_corrected),
             "entropy_coef": float(self.entropy_coef),
             "normalizer": normalizer,
-            "denominator_scalar": 0.0 if denominator is None or isinstance(denominator, Tensor) else float(denominator),
+            "denominator_scalar": 0.0 if denominator is None or is_tensor(denominator) else float(denominator),
         }
         raw.pop("penalty", None)  # goes in as a tensor
         return raw

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, relu
 
 from warpup._arguments import explained
-from warpup._op import DIVISORS
+from warpup._numbers import DIVISORS
 
 TAU = 0.05  # of discopop: how fast it goes from the logistic to the exponential loss
 

@@ -16,7 +16,8 @@ from warpup.reflection.apply_schedule import (
     apply_schedule_,
     reflection_state_update_,
 )
-from warpup.reflection.sample_step import SAMPLING, SampledStep, sample_step, sampling_row
+from warpup.reflection.sample_step import SampledStep, sample_step
+from warpup.reflection.sampling import SAMPLING, sampling_row
 from warpup.reflection.schedule import ReflectionSchedule
 from warpup.reflection.tokens import ReflectionTokens
 

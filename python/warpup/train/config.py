@@ -20,17 +20,19 @@ from .examples import RewardName, TemplateArguments, check_columns
 from .files import is_model
 from .rewards.reward_set import VERIFIER, RewardSet
 from .settings import LoRA, Precision, Weights
+from .stages.distill_settings import DistillSettings
+from .stages.preference_settings import PreferenceSettings
 from .stages.rlvr_settings import RLVRSettings
+from .stages.step_reward_settings import StepRewardSettings
 from .stages.warmup_settings import WarmupSettings
 from .trackers import Kind
 
-# By their `kind`. A stage needs torch, which takes seconds to import, so one is imported when it is asked for.
-STAGES = {
-    "warmup": "Warmup",
-    "rlvr": "RLVR",
-    "preference": "Preference",
-    "distill": "Distill",
-    "step_reward": "StepReward",
+STAGES = {  # by their `kind`: the settings, since a stage itself needs torch, which takes seconds to import
+    "warmup": WarmupSettings,
+    "rlvr": RLVRSettings,
+    "preference": PreferenceSettings,
+    "distill": DistillSettings,
+    "step_reward": StepRewardSettings,
 }
 
 
@@ -125,17 +127,21 @@ class TrainConfig:
     """What to measure on."""
 
     def all_stages(self) -> list[Any]:
-        """The stages that are run, in their order."""
-        return list(self.stages) or [
-            stage_class(name)(**vars(getattr(self, name))) for name in ("warmup", "rlvr") if getattr(self, name).data
-        ]
+        """The stages that are run, in their order. It imports torch."""
+        return [stage_of(settings) for settings in self.parts().values()]
+
+    def parts(self) -> dict[str, Any]:
+        """The settings of the stages that are run, in their order, each by its place in the config."""
+        if self.stages:
+            return {f"stages[{number}]": settings for number, settings in enumerate(self.stages)}
+        return {name: getattr(self, name) for name in ("warmup", "rlvr") if getattr(self, name).data}
 
 
-def stage_class(kind: str) -> type:
-    """The class of a stage by its `kind`."""
+def stage_of(settings: Any) -> Any:
+    """The stage that has these settings: that of `RLVRSettings` is `RLVR`."""
     import warpup.train
 
-    return getattr(warpup.train, STAGES[kind])
+    return getattr(warpup.train, type(settings).__name__.removesuffix("Settings"))(**vars(settings))
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -193,7 +199,7 @@ def fill_stages(tables, place: str) -> tuple[Any, ...]:
         if name not in STAGES:
             raise TrainError(f"{place}[{number}].kind: expected one of {', '.join(STAGES)}, got {name!r}")
         settings = {key: value for key, value in table.items() if key != "kind"}
-        stages.append(fill(stage_class(name), settings, f"{place}[{number}]."))
+        stages.append(fill(STAGES[name], settings, f"{place}[{number}]."))
     return tuple(stages)
 
 
@@ -281,16 +287,14 @@ def check_settings(config: TrainConfig, file: TrainConfig) -> None:
             check_unused(part, *names, place=name, why=f"{name} has no data and is left out; set {name}.data")
     if config.held_out.data:
         config.held_out.check()
-    for part in (config.warmup, config.rlvr):
-        if part.data:
-            part.check()
+    for place, part in config.parts().items():
+        if not part.data:
+            raise TrainError(f"{place}.data: nothing given")
+        part.check()
 
 
 def check_stages(config: TrainConfig) -> None:
     """Raise TrainError on settings that a stage cannot have. It imports torch."""
-    for number, stage in enumerate(config.stages):
-        if not stage.data:
-            raise TrainError(f"stages[{number}].data: nothing given")
     for stage in config.all_stages():
         stage.check()
 
@@ -306,8 +310,8 @@ def check_paths(config: TrainConfig) -> None:
         )
     if any(Path(config.out).glob("*.safetensors")):
         raise TrainError(f"out: {config.out} holds a model; give a folder that is not there yet, or holds the run")
-    for name in ("warmup", "rlvr", "held_out"):
-        data = getattr(config, name).data
+    for name, part in {**config.parts(), "held_out": config.held_out}.items():
+        data = part.data
         if data and isinstance(data, str):
             try:
                 check_path(data)

@@ -10,6 +10,17 @@ Weights = Literal["float32", "bfloat16"]
 CorrectionMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 MaskMeasure = Literal["ratio", "k2", "k3", "binary_kl", "binary_tv"]
 MaskOver = Literal["token", "mean", "sum", "max"]
+Baseline = Literal["mean", "leave_one_out", "length_weighted", "runner_up", "none"]
+Scale = Literal["std", "batch_std", "leave_one_out_std", "none"]
+Advantage = Literal[
+    "grpo", "grpo_verl", "dr_grpo", "rloo", "opo", "pass_at_k", "max_rl", "gdpo", "reinforce_pp",
+    "reinforce_pp_baseline", "gae", "segment", "tree", "optimal_token_baseline", "hierarchical_grpo",
+]  # fmt: skip
+Divergence = Literal["forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "binary"]
+PreferenceLoss = Literal[
+    "dpo", "robust", "hinge", "ipo", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down", "discopop", "simpo", "cpo",
+    "orpo",
+]  # fmt: skip
 RateSchedule = Literal["constant", "cosine", "linear"]
 
 
@@ -36,3 +47,14 @@ class LoRA:
             raise TrainError("lora: settings are given, but lora.r is 0 and there are no adapters; set lora.r")
         if not self.alpha > 0 or not 0 <= self.dropout < 1:
             raise TrainError(f"lora: expected alpha > 0 and 0 <= dropout < 1, got {self.alpha} and {self.dropout}")
+
+
+def depth_of(samples: int, branches: int) -> int:
+    """Edges of advantage tree from the prompt to a completion: samples = branches ** depth. ValueError if there is no
+    such number."""
+    depth, leaves = 0, 1
+    while leaves < samples and branches > 1:
+        depth, leaves = depth + 1, leaves * branches
+    if leaves != samples or depth < 1:
+        raise ValueError(f"branches: samples, {samples}, is not a power of {branches}")
+    return depth

@@ -1,4 +1,4 @@
-"""Training under top-k, top-p and min-p: what was cut off is recorded, and the loss cuts it off again."""
+"""Training under top-k, top-p and other filters: what was cut off is recorded, and the loss cuts it off again."""
 
 import pytest
 import torch
@@ -34,7 +34,10 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*what makes its logits:UserWarning"),
 ]
-FILTERS = [{"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 20, "top_p": 0.95, "min_p": 0.02}]
+FILTERS = [
+    {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_h": 0.4}, {"typical_p": 0.7}, {"epsilon_cutoff": 0.03},
+    {"eta_cutoff": 0.1}, {"top_k": 20, "top_p": 0.95, "min_p": 0.02},
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True, params=[0.0, 1.0], ids=["rows", "sparse"])
@@ -72,7 +75,10 @@ def test_the_ratio_of_fresh_samples_is_one(make, filters):
     kept = replay["kept"].to_mask(logits.shape[1])
     mass = torch.softmax(logits / 0.9, -1).where(kept, 0.0).sum(1)
     torch.testing.assert_close(experience.packed(experience.rolls.kept_mass, batch), mass, rtol=1e-4, atol=1e-5)
-    assert logits.masked_fill(kept, torch.inf).gt(logits.masked_fill(~kept, torch.inf).amin(1, True)).eq(kept).all()
+    least, most = logits.masked_fill(~kept, torch.inf).amin(1), logits.masked_fill(~kept, -torch.inf).amax(1)
+    assert ((logits >= least[:, None]) & (logits <= most[:, None])).eq(kept).all()
+    # Typical tokens alone leave out likelier ones too.
+    assert (most == logits.amax(1)).all() == ("typical_p" not in filters)
     if "top_k" in filters and len(filters) == 1:
         assert (kept.sum(1) == 5).all()
 
@@ -179,6 +185,13 @@ def test_the_first_step_has_ratio_one_and_no_kl(tmp_path):
         ({"min_p": 2.0}, "rlvr.min_p: expected 0"),
         ({"top_k": 1}, "rlvr.top_k: 1 leaves the likeliest token alone"),
         ({"top_p": 0.0}, "rlvr.top_p: 0 leaves the likeliest token alone"),
+        ({"top_h": 1.5}, "rlvr.top_h: expected 0"),
+        ({"typical_p": 0.0}, "rlvr.typical_p: expected above 0"),
+        ({"epsilon_cutoff": 1.0}, "rlvr.epsilon_cutoff: expected 0"),
+        ({"eta_cutoff": -0.1}, "rlvr.eta_cutoff: expected 0"),
+        ({"advantage": "tree", "branches": 2, "eta_cutoff": 0.1}, "rlvr.eta_cutoff: .*'tree' does not follow it"),
+        ({"advantage": "segment", "logit_bias": {"wait": 1.0}}, "rlvr.logit_bias: .*'segment' does not follow it"),
+        ({"advantage": "segment", "frequency": 0.1}, "rlvr.frequency: .*'segment' does not follow it"),
     ],
 )
 def test_wrong_settings(options, message):

@@ -1,5 +1,7 @@
 """Training under penalties on tokens that were seen: the loss makes them again, by hand and exactly."""
 
+import math
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ from warpup.train.model.batch import collate
 from warpup.train.model.heads import Head
 from warpup.train.model.tokens import encode_pair
 from warpup.train.rewards.reward_set import VERIFIER
-from warpup.train.sampling.decoding import DecodingStrategy
+from warpup.train.sampling.decoding import DecodingStrategy, bias_of
 from warpup.train.sampling.episodes import play
 from warpup.train.sampling.penalties import Penalties, SeenTokens
 from warpup.train.stages.policy_step import Experience
@@ -34,16 +36,21 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*what makes its logits:UserWarning"),
 ]
-PENALTIES = [{"repetition": 1.4}, {"repetition": 0.7}, {"presence": 0.8}, {"repetition": 1.2, "presence": -0.5}]
+PENALTIES = [
+    {"repetition": 1.4}, {"repetition": 0.7}, {"presence": 0.8},
+    {"repetition": 1.2, "presence": -0.5, "frequency": 0.4}, {"frequency": 0.9},
+]  # fmt: skip
 
 
-def penalized_by_hand(logits, prompt, before, repetition=1.0, presence=0.0):
+def penalized_by_hand(logits, prompt, before, repetition=1.0, presence=0.0, frequency=0.0, logit_bias=()):
     """One row of logits, a token at a time."""
     logits = logits.clone()
+    for token, bias in logit_bias:
+        logits[token] += bias
     for token in set(prompt) | set(before):
         logits[token] = logits[token] / repetition if logits[token] > 0 else logits[token] * repetition
     for token in set(before):
-        logits[token] = logits[token] - presence
+        logits[token] = logits[token] - presence - frequency * before.count(token)
     return logits
 
 
@@ -63,8 +70,10 @@ def sample(model, decoding=None, **options):
     return Experience(pairs, rolls, torch.zeros(20), 0.9), collate(pairs, order, pad=0)
 
 
-@pytest.mark.parametrize("filters", [{}, {"top_k": 6}, {"top_p": 0.9, "min_p": 0.02}], ids=str)
-@pytest.mark.parametrize("penalties", PENALTIES, ids=str)
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 6}, {"top_p": 0.9, "min_p": 0.02}, {"typical_p": 0.7, "eta_cutoff": 0.01}], ids=str
+)
+@pytest.mark.parametrize("penalties", [*PENALTIES, {"logit_bias": {7: 1.5, 8: -math.inf}, "presence": 0.2}], ids=str)
 def test_the_ratio_of_fresh_samples_is_one(monkeypatch, penalties, filters):
     """With filters too, and rows of logits in several pieces; the recorded sets are those of the penalized logits."""
     monkeypatch.setattr(heads, "ROWS", 7)
@@ -125,6 +134,37 @@ def test_a_presence_penalty_keeps_tokens_from_coming_back():
     assert any(len(set(plain.completion(row))) < plain.lengths[row] for row in range(20))
     assert all(len(set(penalized.completion(row))) == penalized.lengths[row] for row in range(20))
     assert plain.penalties is None
+
+
+def test_a_logit_bias_is_replayed_and_keeps_tokens_out():
+    plain, bias = sample(llama().eval())[0].rolls, {7: 1.5, 8: -math.inf}
+    model = llama().eval()
+    experience, batch = sample(model, logit_bias=bias, frequency=0.3)
+    rolls = experience.rolls
+    assert (plain.tokens == 8).any()
+    assert not (rolls.tokens == 8).any()
+    assert (rolls.tokens == 7).sum() > (plain.tokens == 7).sum()
+    for (prompt, said), logp in zip(experience.pairs, rolls.logp, strict=True):
+        logits = model(torch.tensor([prompt + said])).logits[0, len(prompt) - 1 : -1].detach()
+        for t, token in enumerate(said):
+            row = penalized_by_hand(logits[t], prompt, said[:t], frequency=0.3, logit_bias=bias.items())
+            assert logp[t] == pytest.approx(float(torch.log_softmax(row / 0.9, -1)[token]), abs=3e-5)
+    assert completion_logprob(model, batch, 0.9, **experience.replay(batch)).isfinite().all()
+
+
+def test_the_tokens_of_a_logit_bias_are_named_by_text(tmp_path):
+    """As the vocabulary or the tokenizer has them; the step's ratio is 1 under it."""
+    wait = TOKENIZER.convert_tokens_to_ids("wait")
+    assert bias_of(TOKENIZER, {"wait": 1.5, TOKENIZER.eos_token: -2.0}) == {wait: 1.5, TOKENIZER.eos_token_id: -2.0}
+    Recipe([rlvr(steps=1, kl_coef=0.1, logit_bias={"wait": 2.0, "back": -math.inf})]).run(llama(), TOKENIZER, tmp_path)
+    (line,) = (line for line in log_of(tmp_path) if "loss" in line)
+    assert line["ratio_max"] == pytest.approx(1, abs=1e-4)
+    for texts, message in (
+        ({"wait wait": 1.0}, "rlvr.logit_bias: 'wait wait' is 2 tokens"),
+        ({"wait": 1.0, " wait": 1.0}, "rlvr.logit_bias: ' wait' is the same token as another text"),
+    ):
+        with pytest.raises(TrainError, match=message):
+            Recipe([rlvr(logit_bias=texts)]).run(llama(), TOKENIZER, tmp_path / "wrong")
 
 
 def test_rows_change_nothing():
@@ -199,6 +239,9 @@ def test_a_step_on_episodes_under_penalties(tmp_path):
     [
         ({"repetition": 0.0}, "rlvr.repetition: expected "),
         ({"presence": float("nan")}, "rlvr.presence: expected "),
+        ({"frequency": float("nan")}, "rlvr.frequency: expected "),
+        ({"logit_bias": {"a": "b"}}, "rlvr.logit_bias: expected a number, or -inf for never, got 'b' of 'a'"),
+        ({"logit_bias": {"a": math.inf}}, "rlvr.logit_bias: expected a number, .* got inf"),
     ],
 )
 def test_wrong_settings(options, message):

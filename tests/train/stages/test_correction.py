@@ -29,7 +29,8 @@ def engine(monkeypatch):
     advantages_of = rounds.advantages_of
 
     def advantages(*arguments):
-        return seen.setdefault("advantages", advantages_of(*arguments))
+        found = advantages_of(*arguments)
+        return seen.setdefault("advantages", found) if "own" in seen else found  # which a check asks for first
 
     monkeypatch.setattr(rounds, "rollout", rollout)
     monkeypatch.setattr(rounds, "advantages_of", advantages)

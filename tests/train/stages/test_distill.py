@@ -1,5 +1,7 @@
 """Distillation: one step equals a computation by hand, the student comes near, on its own completions too."""
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, log_o
 from tests.train.model.test_heads import build
 from warpup import divergence
 from warpup.train import Distill, Recipe, TrainError
-from warpup.train.stages.distill import KINDS
+from warpup.train.settings import Divergence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,7 +24,7 @@ def stage(**options):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", get_args(Divergence))
 @pytest.mark.parametrize("teacher", ["plain", "capped"])
 def test_a_step_is_that_of_a_computation_by_hand(tmp_path, kind, teacher):
     other = llama(seed=5) if teacher == "plain" else build("Gemma2", final_logit_softcapping=3.0)

@@ -1,12 +1,14 @@
 """Preference: one step equals a computation by hand, every loss trains, the data's faults are named."""
 
+from typing import get_args
+
 import pytest
 import torch
 
 from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, log_of, same, steps_of, weights
 from warpup import preference_loss
 from warpup.train import Preference, Recipe, TrainError
-from warpup.train.stages.preference import LOSSES
+from warpup.train.settings import PreferenceLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PAIRS = [
@@ -50,7 +52,7 @@ def test_a_step_is_that_of_a_computation_by_hand(tmp_path, loss):
     assert line["grad_norm"] == pytest.approx(norm, rel=1e-3)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", get_args(PreferenceLoss))
 def test_every_loss_falls(tmp_path, loss):
     Recipe([stage(loss=loss, steps=8, batch_size=12)]).run(llama(), TOKENIZER, tmp_path)
     losses = [value for _, value in steps_of(tmp_path, "loss")]

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from warpup.train import RLVR, Recipe, TrainError
 from warpup.train.config import TrainConfig, fill
 from warpup.train.rewards.reward_set import VERIFIER
 from warpup.train.sampling import rounds
-from warpup.train.stages.rlvr_checks import ADVANTAGES
+from warpup.train.settings import Advantage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,6 +34,7 @@ OPTIONS = {  # of PolicyOptions: the setting of RLVR, a value of it, and what th
     "kl_coef": ("kl_coef", 0.1, 0.1),
     "kl": ("kl", "k1+", "k1+"),
     "kl_corrected": ("kl_corrected", True, True),
+    "kl_clamp": ("kl_clamp", (0.5, 2.0), (0.5, 2.0)),
     "entropy_coef": ("entropy_coef", 0.1, 0.1),
     "normalizer": ("normalizer", "sequence_sum", "sequence_sum"),
 }
@@ -60,7 +62,7 @@ def stage_of(kind, option):
 
 @pytest.mark.parametrize("kind", POLICY_KINDS)
 def test_every_option_of_every_loss_is_reached(kind):
-    elsewhere = {"kl_clamp", "reduction"}  # of policy_loss alone: a stage takes the published limits and one mean
+    elsewhere = {"reduction"}  # of policy_loss alone: a stage takes one mean
     assert OPTIONS.keys() | elsewhere == {field.name for field in dataclasses.fields(PolicyOptions)}
     for option, (name, value, _) in OPTIONS.items():
         found = stage_of(kind, option)
@@ -89,6 +91,9 @@ def test_they_are_written_in_a_config():
         ({"loss": "sapo", "loss_constants": {"tau": 1.0}}, "loss 'sapo' has tau_positive, tau_negative, got tau"),
         ({"loss_constants": {"tau": 1.0}}, "loss 'grpo' has none, got tau"),
         ({"kl_corrected": True}, "rlvr.kl_corrected: got True, but kl_coef is 0"),
+        ({"kl_clamp": (1.0, 1.0)}, "rlvr.kl_clamp: .*but kl_coef is 0"),
+        ({"kl_coef": 0.1, "kl": "full", "kl_clamp": (1.0, 1.0)}, "rlvr: .*kl_clamp belongs to kl 'k1', 'k2' and 'k3'"),
+        ({"kl_coef": 0.1, "kl_clamp": (0.0, 1.0)}, "rlvr: .*kl_clamp must be two numbers above 0"),
         ({"delta": 3.0}, "rlvr.delta: .*inner_epochs or minibatches"),
         ({"cov_share": 0.1}, "rlvr.cov_share: .*'grpo' chooses no tokens"),
         ({"loss": "kl_cov", "cov_bounds": (0.0, 1.0)}, "rlvr.cov_bounds: .*'kl_cov' draws no tokens"),
@@ -110,6 +115,7 @@ def test_wrong_settings(options, message):
         {"loss": "clip_cov", "cov_share": 0.5, "cov_bounds": (-9.0, 9.0)},
         {"delta": 1.05},
         {"kl_coef": 1.0, "kl_corrected": True},
+        {"kl_coef": 1.0, "kl_clamp": (1e-4, 1e-4)},
         {"kl_coef": 1.0, "kl": "full"},
         {"normalizer": "sequence_sum"},
     ],
@@ -149,7 +155,20 @@ SCHEDULE = "cyclic:amplitude=4,period=8,phase=any"
 
 @pytest.mark.parametrize(
     "drawn",
-    [{}, {"top_k": 6}, {"schedule": SCHEDULE, "words": "wait,back", "top_p": 0.9, "repetition": 1.3, "presence": 0.4}],
+    [
+        {},
+        {"top_k": 6},
+        {
+            "schedule": SCHEDULE,
+            "words": "wait,back",
+            "top_p": 0.9,
+            "typical_p": 0.9,
+            "repetition": 1.3,
+            "presence": 0.4,
+            "frequency": 0.1,
+            "logit_bias": {"back": 0.3},
+        },
+    ],
     ids=["plain", "filter", "all"],
 )
 def test_the_full_kl_is_that_of_all_that_could_be_drawn(tmp_path, monkeypatch, drawn):
@@ -176,8 +195,7 @@ def test_the_full_kl_is_that_of_all_that_could_be_drawn(tmp_path, monkeypatch, d
                 if rolls.delta is not None:
                     rows = [torch.where(rolls.token_set, z + rolls.delta[n, t], z) for z in rows]
                 if rolls.penalties is not None:
-                    penalties = {"repetition": rolls.penalties.repetition, "presence": rolls.penalties.presence}
-                    rows = [penalized_by_hand(z, prompt, completion[:t], **penalties) for z in rows]
+                    rows = [penalized_by_hand(z, prompt, completion[:t], **vars(rolls.penalties)) for z in rows]
                 if left is not None:
                     rows = [z[left[n, t]] for z in rows]
                 p, q = (torch.log_softmax(z / 0.7, -1) for z in rows)
@@ -200,6 +218,7 @@ def test_the_full_kl_of_a_head_that_is_not_linear(tmp_path):
 
 # What of the public names of advantages and token masks RLVR reaches by which settings; and what does not fit in it.
 ROLES = {"environment": Duel, "reward": VERIFIER, "credit": "role"}
+ADVANTAGES = get_args(Advantage)
 ADVANTAGE_OPTIONS = {"hierarchical_grpo": ROLES, "segment": {"branches": 2}, "tree": {"branches": 2}}
 REACHED = {
     "gae": {"advantage": "gae"},

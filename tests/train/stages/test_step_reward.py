@@ -240,7 +240,7 @@ def test_a_config_with_text_and_soft_labels(tmp_path):
         "kind": "step_reward", "data": str(path), "separator": ".", "prompt": "q", "completions": "text",
         "labels": "good", "steps": 1, "batch_size": 8,
     }  # fmt: skip
-    [one] = fill(TrainConfig, {"stages": [table]}, "").stages
+    [one] = fill(TrainConfig, {"stages": [table]}, "").all_stages()
     Recipe([one]).run(llama(), TOKENIZER, tmp_path / "run")
     assert steps_of(tmp_path / "run", "loss")[0][1] == pytest.approx(math.log(2))
 

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +30,11 @@ from warpup.reflection import (
     no_wait,
     thought_switch_penalty,
 )
-from warpup.reflection.sample_step import GENERATED, IN_PROMPT, SAMPLING, SampledStep, mark_seen, sampling_row
+from warpup.reflection.sample_step import GENERATED, IN_PROMPT, SampledStep, mark_seen
+from warpup.reflection.sampling import SAMPLING
 
 from ..errors import TrainError
+from .filters import Filters
 from .penalties import Penalties
 
 PRESETS = {"cyclic": cyclic_reflex, "tip": thought_switch_penalty, "nowait": no_wait}
@@ -93,34 +95,17 @@ def _number(text: str) -> float | int | str:
     return text
 
 
-@dataclass(frozen=True)
-class Filters:
-    """How a token is drawn: penalties, temperature, and what is cut off before the draw. TrainError on what cannot
-    be."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition: float = 1.0
-    presence: float = 0.0
-
-    def __post_init__(self):
-        try:
-            sampling_row(**asdict(self))
-        except ValueError as error:
-            raise TrainError(str(error)) from error
-
-    @property
-    def cut(self) -> bool:
-        """Whether anything is cut off."""
-        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
-
-    @property
-    def penalties(self) -> Penalties | None:
-        """The penalties; None without any."""
-        found = Penalties(self.repetition, self.presence)
-        return None if found == Penalties() else found
+def bias_of(tokenizer, biases: Mapping[str, float]) -> dict[int, float]:
+    """What is added to the logits of token ids, from that of texts of one token each, such as " wait" or "</think>"."""
+    found: dict[int, float] = {}
+    for text, bias in biases.items():
+        exact = tokenizer.get_vocab().get(text)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"] if exact is None else [exact]
+        if len(ids) != 1 or ids[0] in found:
+            why = "is the same token as another text" if len(ids) == 1 else f"is {len(ids)} tokens"
+            raise TrainError(f"logit_bias: {text!r} {why}; give each token once, as a text that is one token")
+        found[ids[0]] = bias
+    return found
 
 
 class Step(NamedTuple):
@@ -136,14 +121,20 @@ class Step(NamedTuple):
 
 class DecodingState:
     """A decoding at work on the rows of one rollout, which are the slots of its tables. seeds: (rows,) int64; record:
-    whether a step tells which tokens the filters left."""
+    whether a step tells which tokens the filters left; logit_bias: what is added to the logits of these tokens."""
 
     def __init__(
-        self, decoding: DecodingStrategy, prompts: Sequence[Sequence[int]], seeds: Tensor, filters: Filters = Filters(),
-        record: bool = False,
+        self, decoding: DecodingStrategy, prompts: Sequence[Sequence[int]], seeds: Tensor, filters: Filters,
+        record: bool = False, logit_bias: Mapping[int, float] | None = None,
     ):  # fmt: skip
         self.filters, self.prompts, self.record = filters, prompts, record and filters.cut
-        self.seen: Tensor | None = None  # (rows, V) uint8, what the penalties count; made when V is known
+        bias = tuple((logit_bias or {}).items())
+        penalties = Penalties(filters.repetition, filters.presence, filters.frequency, bias)
+        self.penalties = None if penalties == Penalties() else penalties
+        # What `sample_step` reads of each row, (rows, V); made when V is known.
+        self.seen: Tensor | None = None  # uint8, which tokens it has seen
+        self.counts: Tensor | None = None  # int32, how often each was generated
+        self.bias: Tensor | None = None  # float32
         batch = ReflectionBatch(len(prompts), decoding.schedule, tokens=decoding.tokens, ring=2, device=seeds.device)
         batch.begin(range(len(prompts)), prompts)
         batch.set_sampling(range(len(prompts)), **asdict(filters))
@@ -154,11 +145,10 @@ class DecodingState:
 
     def sample(self, logits: Tensor, rows: Tensor) -> Step:
         """Draws the next token of these rows from their logits (R, V), which stay as they are."""
-        if self.filters.penalties and self.seen is None:
-            self.seen = torch.zeros(len(self.prompts), logits.shape[1], dtype=torch.uint8, device=logits.device)
-            for row, prompt in enumerate(self.prompts):
-                self.seen[row, torch.tensor(prompt, device=logits.device)] = IN_PROMPT
-        drawn, greedy = self.batch.sample(logits, rows, seen=self.seen), self.filters.temperature == 0
+        if self.penalties and self.seen is None:
+            self._follow(self.penalties, logits)
+        drawn = self.batch.sample(logits, rows, seen=self.seen, counts=self.counts, bias=self.bias)
+        greedy = self.filters.temperature == 0
         left = self._left(logits, drawn, rows) if self.record else None
         # A greedy token is certain, so what is kept of it is its log-prob among the others.
         token, logp = drawn.token, drawn.logp_raw if greedy else drawn.logp
@@ -172,22 +162,37 @@ class DecodingState:
         self.batch.update(token, rows)
         if self.seen is not None:
             mark_seen(self.seen, rows, token)
+        if self.counts is not None:
+            self.counts[rows, token] += 1
         return Step(token, logp, drawn.delta, drawn.kept, left)
+
+    def _follow(self, penalties: Penalties, logits: Tensor) -> None:
+        """Begin to keep what these penalties read."""
+        shape, device = (len(self.prompts), logits.shape[1]), logits.device
+        self.seen = torch.zeros(shape, dtype=torch.uint8, device=device)
+        for row, prompt in enumerate(self.prompts):
+            self.seen[row, torch.tensor(prompt, device=device)] = IN_PROMPT
+        if penalties.frequency:
+            self.counts = torch.zeros(shape, dtype=torch.int32, device=device)
+        if penalties.logit_bias:
+            self.bias = penalties.bias(shape[1], device).expand(shape).contiguous()
 
     def _left(self, logits: Tensor, drawn: SampledStep, rows: Tensor) -> Tensor:
         """(R, V) bool: the tokens that the filters left, by the comparison that `sample_step` made."""
-        least, penalties = drawn.least.unsqueeze(1), self.filters.penalties
+        least, most, penalties = drawn.least.unsqueeze(1), drawn.most.unsqueeze(1), self.penalties
         if self.scheduled:
             ids = torch.tensor(self.batch.default.tokens.ids, device=logits.device)
             logits = logits.to(least.dtype, copy=True)
             logits[:, ids] += drawn.delta.unsqueeze(1)
         if penalties is None or self.seen is None:
-            return logits >= least
-        # The operator may round a penalized logit otherwise: a few roundings below the least one is still that one.
+            return (logits >= least) & (logits <= most) if self.filters.typical_p < 1 else logits >= least
+        # The operator may round a penalized logit otherwise: a few roundings outside of the bounds is still inside.
         seen = self.seen[rows]
-        slack = 4 * torch.finfo(least.dtype).eps * (least.abs() + abs(penalties.presence))
-        moved = penalties.apply(logits.to(least.dtype), seen & IN_PROMPT > 0, seen & GENERATED > 0)
-        return moved >= least - slack
+        generated = seen & GENERATED > 0 if self.counts is None else self.counts[rows]
+        moved = penalties.apply(logits.to(least.dtype), seen & IN_PROMPT > 0, generated)
+        eps, added = 4 * torch.finfo(least.dtype).eps, penalties.most_added(generated)
+        left = moved >= least - eps * (least.abs() + added)
+        return left & (moved <= most + eps * (most.abs() + added)) if self.filters.typical_p < 1 else left
 
     def token_set(self, vocab: int) -> Tensor:
         """(V,) bool: the tokens of the schedule, as `replay_logprob` takes them."""

@@ -1,7 +1,8 @@
-"""Penalties on tokens that a row has seen, in the sampler and, the same, in the loss."""
+"""A bias on logits, and penalties on tokens that a row has seen, in the sampler and, the same, in the loss."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,18 +15,35 @@ from ..model.tokens import TokenPair
 
 @dataclass(frozen=True)
 class Penalties:
-    """As `sample_step` has them, after a schedule and before the temperature. repetition: of tokens in the prompt or
-    the completion a logit above 0 is divided by it, another multiplied. presence: is taken from the logits of tokens
-    in the completion. Both count a token once, however often it was there."""
+    """As `sample_step` has them, after a schedule and before the temperature. logit_bias: pairs of a token and what is
+    added to its logits. repetition: of tokens in the prompt or the completion a logit above 0 is divided by it, another
+    multiplied. presence: is taken from the logits of tokens in the completion. Both count a token once, however often
+    it was there; frequency is taken as often as it was."""
 
     repetition: float = 1.0
     presence: float = 0.0
+    frequency: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def apply(self, logits: Tensor, in_prompt: Tensor, generated: Tensor) -> Tensor:
-        """The penalized logits (R, V), float32; in_prompt, generated (R, V) bool: what each row has seen."""
-        by = logits.new_tensor(self.repetition)
+        """The penalized logits (R, V), float32. in_prompt (R, V) bool: what each row has seen; generated (R, V): how
+        often it was generated, without a frequency penalty also as bool: whether."""
+        if self.logit_bias:
+            logits = logits + self.bias(logits.shape[1], logits.device)
+        by, said = logits.new_tensor(self.repetition), generated > 0
         scaled = torch.where(logits > 0, logits / by, logits * by)
-        return torch.where(in_prompt | generated, scaled, logits) - self.presence * generated
+        penalized = torch.where(in_prompt | said, scaled, logits) - self.presence * said
+        return penalized - self.frequency * generated if self.frequency else penalized
+
+    def bias(self, vocab: int, device: torch.device) -> Tensor:
+        """(vocab,) float32, the logit bias of each token."""
+        ids, values = (torch.tensor(column, device=device) for column in zip(*self.logit_bias, strict=True))
+        return torch.zeros(vocab, device=device).index_put_((ids,), values.float())
+
+    def most_added(self, generated: Tensor) -> Tensor | float:
+        """How much these add to a logit at most, which is the size of what is rounded."""
+        added = abs(self.presence) + max((abs(x) for _, x in self.logit_bias if math.isfinite(x)), default=0.0)
+        return added + abs(self.frequency) * generated if self.frequency else added
 
 
 class SeenTokens:
@@ -50,16 +68,18 @@ class SeenTokens:
             self.begin = (places * fresh).cummax(1).values[self.row, self.place]
 
     def masks(self, begin: int, end: int, vocab: int) -> tuple[Tensor, Tensor]:
-        """(in_prompt, generated), both (end - begin, vocab) bool, before the tokens [begin, end)."""
+        """Before the tokens [begin, end), both (end - begin, vocab): bool, what is in the prompt, and int32, how often
+        each token was generated."""
         row, place, first = (x[begin:end] for x in (self.row, self.place, self.begin))
         at = torch.arange(self.completions.shape[1], device=row.device)
         early, late = at < first[:, None], at >= place[:, None]
 
-        def marked(*ids: Tensor) -> Tensor:
-            spare = torch.zeros(len(row), vocab + 1, dtype=torch.bool, device=row.device)
+        def counted(*ids: Tensor) -> Tensor:
+            spare = torch.zeros(len(row), vocab + 1, dtype=torch.int32, device=row.device)
             for some in ids:
-                spare.scatter_(1, some.masked_fill(some < 0, vocab), True)
+                spare.scatter_add_(1, some.masked_fill(some < 0, vocab), torch.ones_like(some, dtype=torch.int32))
             return spare[:, :vocab]
 
         said = self.completions[row]
-        return marked(self.prompts[row], said.masked_fill(~early, -1)), marked(said.masked_fill(early | late, -1))
+        in_prompt = counted(self.prompts[row], said.masked_fill(~early, -1)) > 0
+        return in_prompt, counted(said.masked_fill(early | late, -1))

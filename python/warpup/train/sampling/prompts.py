@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from .stopping import StopStrings
 @dataclass(frozen=True)
 class Prompts:
     """A stage's examples, their prompts' token ids, the ids and the texts that end a completion, what stands between
-    logits and tokens, how many tokens the model takes."""
+    logits and tokens, how many tokens the model takes, what is added to the logits of some tokens."""
 
     examples: Sequence[dict[str, Any]]
     ids: Sequence[Tokens]
@@ -22,3 +22,4 @@ class Prompts:
     decoding: DecodingStrategy | None
     limit: int
     stop: StopStrings | None = None
+    logit_bias: Mapping[int, float] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from warpup import KeptTokens
 
 from ..errors import TrainError
 from ..model.cache import CachedModel
-from .decoding import DecodingState, DecodingStrategy, Filters
+from .decoding import DecodingState, DecodingStrategy
+from .filters import Filters
 from .penalties import Penalties
 from .stopping import StopStrings
 
@@ -24,8 +25,8 @@ class Rollouts:
 
     tokens (N, L) int64, padded on the right; lengths (N,) int64, the end token counted; logp (N, L) float32, log-probs
     of the tokens in the distributions that they were drawn from: at the temperature, under the schedule, over what
-    top-k, top-p and min-p left; 0 in the padding; finished (N,) bool, False where the length limit cut a row off.
-    penalties: those of the sampler, or None.
+    the filters left; 0 in the padding; finished (N,) bool, False where the length limit cut a row off.
+    penalties: those of the sampler, its logit bias among them, or None.
     delta (N, L) float32, what the schedule added to the logits of its tokens, token_set (V,) bool; both None without
     one. kept: the tokens that the filters left, a set for each of the N * L places, empty in the padding, and
     kept_mass (N, L), the share of the probability that they have; both None where no filter is on or it was not asked
@@ -65,30 +66,29 @@ def rollout(
     max_new_tokens: int,
     copies: int = 1,
     temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    repetition: float = 1.0,
-    presence: float = 0.0,
+    logit_bias: Mapping[int, float] | None = None,
     decoding: DecodingStrategy | None = None,
     rows: int | None = None,
     generator: torch.Generator | None = None,
     stop: StopStrings | None = None,
     record: bool = False,
+    **filters: float,
 ) -> Rollouts:
     """Sample `copies` completions of each prompt (token ids); temperature 0 takes the likeliest token.
 
     eos: the ids that end a completion (`warpup.train.model.tokens.end_tokens` finds a model's).
-    top_p, top_k, min_p, repetition, presence: as in `warpup.reflection.sampling_row`; 1, 0, 0, 1, 0 change nothing.
+    logit_bias: what is added to the logits of these token ids; -inf: they are never drawn.
     decoding: what stands between logits and tokens, such as a reflection schedule.
     rows: completions sampled at once, all if None: a bound for the cache's memory. Each completion draws from a stream
         of its own, so what is drawn does not depend on it.
     stop: texts that end a completion as well (`warpup.train.sampling.stopping.StopStrings`).
     record: with a filter, record which tokens it left (`kept`), which a loss needs to replay it: 4 bytes each.
+    filters: top_p, top_k, min_p, top_h, typical_p, epsilon_cutoff, eta_cutoff, repetition, presence, frequency, as in
+        `warpup.reflection.sampling.sampling_row`; those that are left out change nothing.
 
     The caller sets the model's mode (eval, no dropout). Raises TrainError if the model's logits are NaN.
     """
-    filters = Filters(temperature, top_p, top_k, min_p, repetition, presence)
+    drawn_by = Filters(temperature, **filters)
     count = len(prompts) * copies
     seeds = torch.randint(2**53 - 1, (count,), generator=generator, device=model.device)
     ends = torch.tensor([eos] if isinstance(eos, int) else list(eos), device=model.device)
@@ -100,7 +100,7 @@ def rollout(
         owner = torch.arange(begin, end, device=model.device) // copies - first
         mine = prompts[first : last + 1]
         asked = [mine[k] for k in owner]
-        state = DecodingState(decoding or DecodingStrategy(), asked, seeds[begin:end], filters, record)
+        state = DecodingState(decoding or DecodingStrategy(), asked, seeds[begin:end], drawn_by, record, logit_bias)
         parts.append(_rollout(model, mine, owner, state, ends, stop, pad, max_new_tokens))
     return parts[0] if len(parts) == 1 else joined(parts, pad)
 
@@ -174,7 +174,7 @@ def _rollout(
     finished = torch.ones(count, dtype=torch.bool, device=device)
     finished[alive[~done]] = False
     longest = int(lengths.max())
-    replay: dict[str, Any] = {"penalties": state.filters.penalties}
+    replay: dict[str, Any] = {"penalties": state.penalties}
     if deltas is not None:
         replay |= {"delta": deltas[:, :longest], "token_set": state.token_set(logits.shape[1])}
     if sets is not None:

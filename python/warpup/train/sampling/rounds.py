@@ -18,6 +18,7 @@ from ..rewards.calls import completions_of
 from ..rewards.reward_set import RewardSet, Scores
 from ..run import StageRun
 from .episodes import load_environment, play, turn_advantages
+from .filters import DRAWN_BY
 from .groups import Sampled
 from .prompts import Prompts
 from .roles import Roles
@@ -96,13 +97,12 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
 
 # Advantages that come of more than the rewards: of values, of continuations, of what roles have earned.
 BEHIND_SAMPLING = ("gae", "segment", "tree", "optimal_token_baseline", "hierarchical_grpo")
-FILTERS = ("top_p", "top_k", "min_p", "repetition", "presence")  # as a stage and `rollout` call them
 
 
 def how_to_draw(settings: RLVRSettings, prompts: Prompts) -> dict[str, Any]:
-    """What `rollout` cuts off before it draws, and records for the loss; the texts at which it stops."""
-    filters = {name: getattr(settings, name) for name in FILTERS}
-    return {**filters, "record": True, "stop": prompts.stop}
+    """What `rollout` adds and cuts off before it draws, and records for the loss; the texts at which it stops."""
+    filters = {name: getattr(settings, name) for name in DRAWN_BY}
+    return {**filters, "logit_bias": prompts.logit_bias, "record": True, "stop": prompts.stop}
 
 
 def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Tensor:

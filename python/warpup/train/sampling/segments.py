@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from warpup.advantage.segment_advantage import segment_advantage, segment_ids
+from warpup.reflection.sampling import FILTERS
 
 from ..model.tokens import Tokens
 from ..rewards.calls import Completion
@@ -91,8 +92,7 @@ def worth_of(
         rolls = rollout(
             run.model, contexts, eos=prompts.ends, pad=run.tokenizer.pad_token_id, copies=settings.branches,
             max_new_tokens=settings.max_new_tokens - min(cut.at for cut in cuts), temperature=settings.temperature,
-            rows=settings.rows, generator=run.generator, top_p=settings.top_p, top_k=settings.top_k,
-            min_p=settings.min_p,
+            rows=settings.rows, generator=run.generator, **{name: getattr(settings, name) for name in FILTERS},
         )  # fmt: skip
     completions, finished = [], rolls.finished.tolist()
     for n, ended in enumerate(finished):

@@ -21,22 +21,13 @@ from ..model.tokens import Tokens
 from ..rewards.calls import completions_of
 from ..rewards.reward_set import RewardSet
 from ..run import StageRun
+from ..settings import depth_of
 from .groups import Sampled
 from .prompts import Prompts
 from .rollouts import Rollouts, rollout
 
 if TYPE_CHECKING:
     from ..stages.rlvr_settings import RLVRSettings
-
-
-def depth_of(samples: int, branches: int) -> int:
-    """Edges from the prompt to a completion: samples = branches ** depth. ValueError if there is no such number."""
-    depth, leaves = 0, 1
-    while leaves < samples and branches > 1:
-        depth, leaves = depth + 1, leaves * branches
-    if leaves != samples or depth < 1:
-        raise ValueError(f"branches: samples, {samples}, is not a power of {branches}")
-    return depth
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -13,9 +13,7 @@ from warpup.data.spool import Spool
 from warpup.policy.masks import row_sums
 from warpup.policy.preference_loss import PREFERENCE_KINDS, preference_loss
 
-from ..checks import check_not_negative, check_positive, check_values
 from ..errors import TrainError
-from ..examples import Data, check_columns
 from ..model.batch import Batch, LengthBuckets, micro_batches
 from ..model.heads import Head
 from ..model.optim import adamw, learning_rate
@@ -23,69 +21,16 @@ from ..model.precision import without_dropout
 from ..model.reference import Snapshot
 from ..model.tokens import TokenPair, check_length, encode_pair, end_tokens
 from ..run import StageRun
-from ..settings import RateSchedule
-
-LOSSES = tuple(kind for kind in PREFERENCE_KINDS if kind != "bradley_terry")  # which compares a reward model's scores
+from .preference_settings import PreferenceSettings
 
 
 @dataclass
-class Preference:
+class Preference(PreferenceSettings):
     """Settings of the preference stage."""
-
-    FREE: ClassVar = ("max_tokens", "save_every")
-
-    data: Data = ""
-    """Examples with "prompt", "chosen" and "rejected": a path or `hub:name`, or a list."""
-    loss: str = "dpo"
-    """Kind of `preference_loss`."""
-    beta: float | None = None
-    """Strength of its hold on the reference, or its scale; none takes the loss's own."""
-    margin: float = 0.0
-    """How far apart a pair should be, of the losses that have one."""
-    label_smoothing: float | None = None
-    """Share of the pairs taken to be the wrong way round; none takes the loss's own."""
-    nll_coef: float = 0.0
-    """Weight of the mean -log p of the chosen completions' tokens, as CPO and ORPO have it (1)."""
-    reference: bool = True
-    """Compare with the model as it was before this stage, where the loss can do without too."""
-    steps: int = 100
-    """Optimizer steps."""
-    batch_size: int = 16
-    """Pairs a step."""
-    lr: float = 1e-6
-    """Highest learning rate."""
-    lr_warmup: int = 10
-    """Steps over which the rate rises from 0."""
-    lr_schedule: RateSchedule = "linear"
-    """What the rate does after the rise."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's betas."""
-    weight_decay: float = 0.0
-    """AdamW's weight decay."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 for no clipping."""
-    max_tokens: int | None = None
-    """Padded tokens that go through the model at once: less memory, same result; none: as many as half of the free
-    memory holds, at most 16384."""
-    save_every: int = 50
-    """Steps between checkpoints."""
-    limit: int | None = None
-    """Use the first so many examples only."""
-    prompt: str = "prompt"
-    """Column of the prompts."""
-    chosen: str = "chosen"
-    """Column of the preferred completions."""
-    rejected: str = "rejected"
-    """Column of the others."""
 
     def check(self) -> None:
         """Raise TrainError on settings that no run can have."""
-        check_values(self, place="preference")
-        check_positive(self, "steps", "batch_size", "lr", "max_tokens", "save_every", place="preference")
-        check_not_negative(self, "lr_warmup", "clip", "nll_coef", place="preference")
-        check_columns(self, "prompt", "chosen", "rejected", place="preference")
-        if self.loss not in LOSSES:
-            raise TrainError(f"preference.loss: expected one of {', '.join(LOSSES)}, got {self.loss!r}")
+        super().check()
         if not self.reference and PREFERENCE_KINDS[self.loss].reference == "needed":
             raise TrainError(f"preference.reference: loss {self.loss!r} compares with a reference; leave it out")
         try:  # the operator itself says what it refuses

@@ -14,6 +14,7 @@ import torch
 
 from warpup.data import Sampler
 
+from ..checks import named
 from ..errors import TrainError
 from ..model.heads import Head
 from ..model.optim import adamw, learning_rate
@@ -24,7 +25,7 @@ from ..model.tokens import check_length, encode_prompt, end_tokens
 from ..rewards.reward_set import RewardSet
 from ..run import StageRun
 from ..samplers import draw, sampler_of
-from ..sampling.decoding import DecodingStrategy, split_words
+from ..sampling.decoding import DecodingStrategy, bias_of, split_words
 from ..sampling.episodes import first_prompts, load_environment
 from ..sampling.groups import Groups, Sampled, mean, parts
 from ..sampling.prompts import Prompts
@@ -34,7 +35,7 @@ from ..sampling.segments import PARTS
 from ..sampling.stopping import stop_strings
 from .critic import Critic
 from .policy_step import Experience, Update, policy_step, score_tokens
-from .rlvr_checks import check_rlvr
+from .rlvr_checks import check_operators
 from .rlvr_settings import RLVRSettings
 from .token_baseline import credit_tokens
 
@@ -48,7 +49,7 @@ class RLVR(RLVRSettings):
     def check(self) -> None:
         """Raise TrainError on settings that no run can have, and on those that nothing would read."""
         super().check()
-        check_rlvr(self)
+        check_operators(self)
 
     def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Prompts:
         """Prompts as tokens, and the schedule of their sampling."""
@@ -68,7 +69,9 @@ class RLVR(RLVRSettings):
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
         used = decoding if decoding.schedule else None
         ends, stop = end_tokens(model, tokenizer), stop_strings(tokenizer, self.stop)
-        return Prompts(examples, ids, ends, used, limit, stop)
+        with named("rlvr"):
+            bias = bias_of(tokenizer, self.logit_bias) if self.logit_bias else None
+        return Prompts(examples, ids, ends, used, limit, stop, bias)
 
     def longest_row(self, prompts: Prompts) -> int:
         """Tokens of the longest prompt and its completion; of an episode as if what is said between its turns were as

@@ -1,33 +1,31 @@
-"""What no RLVR run can have, and settings that nothing would read beside others: told before any work."""
+"""What no RLVR run can have, and settings that nothing would read beside others: told before any work, and but for
+`check_operators` before torch is imported."""
 
-import torch
+from __future__ import annotations
 
-from warpup.advantage import ESTIMATORS
-from warpup.advantage.tree_advantage import tree_advantage
+import math
+from typing import TYPE_CHECKING
+
+from warpup._numbers import LARGEST
 from warpup.policy.kinds import POLICY_KINDS
-from warpup.policy.masks import rollout_mask
+from warpup.reflection.sampling import FILTERS
 
-from ..checks import check_not_negative, check_positive, check_unused
+from ..checks import check_not_negative, check_positive, check_stop, check_unused, named
 from ..errors import TrainError
-from ..rewards.reward_set import Scores
-from ..sampling.decoding import Filters
-from ..sampling.episodes import load_environment
-from ..sampling.rounds import BEHIND_SAMPLING, FILTERS, advantages_of
-from ..sampling.stopping import check_stop
-from ..sampling.trees import depth_of
-from .rlvr_settings import RLVRSettings
+from ..rewards.loading import load_named
+from ..sampling.filters import DRAWN_BY, Filters
+from ..settings import depth_of
+
+if TYPE_CHECKING:
+    from .rlvr_settings import RLVRSettings
 
 PLACE = "rlvr"
-ADVANTAGES = (*ESTIMATORS, *BEHIND_SAMPLING)
 
 
 def check_rlvr(settings: RLVRSettings) -> None:
-    """Raise TrainError on settings that no run can have, and on those that nothing would read, as far as it takes
-    torch to tell; the others are `RLVRSettings.check`'s."""
-    for name, known in (("loss", POLICY_KINDS), ("advantage", ADVANTAGES)):
-        value = getattr(settings, name)
-        if value not in known and value is not None:
-            raise TrainError(f"rlvr.{name}: expected one of {', '.join(known)}, got {value!r}")
+    """Raise TrainError on settings that no run can have, and on those that nothing would read."""
+    if settings.loss not in POLICY_KINDS:
+        raise TrainError(f"rlvr.loss: expected one of {', '.join(POLICY_KINDS)}, got {settings.loss!r}")
     check_rewards(settings)
     check_sampling(settings)
     check_advantages(settings)
@@ -41,7 +39,8 @@ def check_rewards(settings: RLVRSettings) -> None:
         check_unused(settings, *names, place=PLACE, why="an environment gives the rewards")
         check_unused(settings, "schedule", place=PLACE, why="schedules are not followed over turns")
         check_positive(settings, "turns", place=PLACE)
-        load_environment(settings.environment)
+        if isinstance(settings.environment, str):
+            load_named(settings.environment, "environment")
     else:
         why = "there is no environment; set rlvr.environment or leave it out"
         check_unused(settings, "turns", "credit", place=PLACE, why=why)
@@ -53,10 +52,11 @@ def check_sampling(settings: RLVRSettings) -> None:
         why = "no schedule acts on words" if settings.schedule == "plain" else "a schedule's file has its own words"
         check_unused(settings, "words", place=PLACE, why=f"with schedule {settings.schedule!r} {why}; leave it out")
     check_stop(settings.stop, "rlvr.stop")
-    try:
-        Filters(settings.temperature, **{name: getattr(settings, name) for name in FILTERS})
-    except TrainError as error:
-        raise TrainError(f"rlvr.{error}") from error
+    with named(PLACE):
+        Filters(settings.temperature, **{name: getattr(settings, name) for name in DRAWN_BY})
+    for text, bias in (settings.logit_bias or {}).items():
+        if not isinstance(bias, int | float) or not (-LARGEST <= bias <= LARGEST or bias == -math.inf):
+            raise TrainError(f"rlvr.logit_bias: expected a number, or -inf for never, got {bias!r} of {text!r}")
     for name, alone in (("top_p", 0), ("top_k", 1), ("min_p", 1)):
         if getattr(settings, name) == alone:
             raise TrainError(f"rlvr.{name}: {alone} leaves the likeliest token alone, which teaches nothing")
@@ -101,11 +101,6 @@ def check_advantages(settings: RLVRSettings) -> None:
     for name in ("gamma", "lam"):
         if not 0 <= getattr(settings, name) <= 1:
             raise TrainError(f"rlvr.{name}: expected 0 to 1, got {getattr(settings, name)}")
-    try:  # the operators themselves say what they refuse
-        some = [float(n) for n in range(settings.samples)]
-        advantages_of(settings, Scores(rewards=some, columns={"one": some}), torch.ones(len(some), 1).bool())
-    except ValueError as error:
-        raise TrainError(f"rlvr: {error}") from error
 
 
 def check_branches(settings: RLVRSettings) -> None:
@@ -121,15 +116,14 @@ def check_branches(settings: RLVRSettings) -> None:
     if kind not in ("segment", "tree"):
         return
     check_positive(settings, "branches", "segment_every", place=PLACE)
-    names = ("environment", "schedule", "stop", "repetition", "presence")
-    names += ("top_p", "top_k", "min_p") if kind == "tree" else ()
+    names = ("environment", "schedule", "stop", "repetition", "presence", "frequency", "logit_bias")
+    names += tuple(FILTERS) if kind == "tree" else ()
     check_unused(settings, *names, place=PLACE, why=f"advantage {kind!r} does not follow it over what it has cut")
     if not 0 < settings.segment_threshold <= 1:
         raise TrainError(f"rlvr.segment_threshold: expected above 0, at most 1, got {settings.segment_threshold}")
     if kind == "tree":
         try:
             depth = depth_of(settings.samples, settings.branches)
-            tree_advantage(torch.zeros(1), torch.tensor([-1]), scale=settings.scale)
         except ValueError as error:
             raise TrainError(f"rlvr.{error}") from error
         why = "a truncated completion may be the one that learns what others begin with too"
@@ -148,21 +142,23 @@ def check_loss(settings: RLVRSettings) -> None:
         raise TrainError(f"rlvr.entropy_quantile: expected 0 (all tokens) to below 1, got {settings.entropy_quantile}")
     if settings.reference_sync is not None:
         check_positive(settings, "reference_sync", place=PLACE)
+    largest = math.inf if settings.correction_max is None else settings.correction_max
     if settings.correction is None:
         why = "correction is none and there are no weights; set correction"
         check_unused(settings, "correction_max", "correction_min", place=PLACE, why=why)
-    elif (importance := settings.importance()) and not (importance.floor or 0) <= 1 <= importance.cap:
+    elif not (settings.correction_min or 0) <= 1 <= largest:
         raise TrainError(
             "rlvr.correction_max, correction_min: expected bounds above and below 1, the weight of what both give the "
-            f"same probability, got {importance.cap} and {importance.floor}"
+            f"same probability, got {settings.correction_max} and {settings.correction_min}"
         )
     check_rollout_mask(settings)
     check_not_negative(settings, "correction_min", "off_policy_mask_threshold", place=PLACE)
     if settings.kl_coef == 0:
         why = "kl_coef is 0 and there is no reference; set kl_coef"
-        check_unused(settings, "kl", "kl_corrected", "kl_in_reward", "reference_sync", place=PLACE, why=why)
+        check_unused(settings, "kl", "kl_clamp", "kl_corrected", "kl_in_reward", "reference_sync", place=PLACE, why=why)
     if settings.kl_in_reward:
-        check_unused(settings, "kl", "kl_corrected", place=PLACE, why="the KL in the reward is k1; leave it out")
+        why = "the KL in the reward is k1; leave it out"
+        check_unused(settings, "kl", "kl_clamp", "kl_corrected", place=PLACE, why=why)
     if settings.clip_ratio is not None and not all(bound >= 0 for bound in settings.clip_ratio):
         raise TrainError(f"rlvr.clip_ratio: expected two numbers of at least 0, got {settings.clip_ratio}")
     if settings.clip_ratio is not None and POLICY_KINDS[settings.loss].clip is None:
@@ -194,8 +190,24 @@ def check_rollout_mask(settings: RLVRSettings) -> None:
         return
     if settings.rollout_mask_cap is None:
         raise TrainError("rlvr.rollout_mask_cap: nothing given; say how large a difference is still learned from")
-    one = torch.ones(1, 1)
+
+
+def check_operators(settings: RLVRSettings) -> None:
+    """What the operators themselves refuse of these settings. It imports torch."""
+    import torch
+
+    from warpup.advantage.tree_advantage import tree_advantage
+    from warpup.policy.masks import rollout_mask
+
+    from ..rewards.reward_set import Scores
+    from ..sampling.rounds import advantages_of
+
+    some, one = [float(n) for n in range(settings.samples)], torch.ones(1, 1)
     try:
-        rollout_mask(one, one, one, **settings.mask_options())
+        advantages_of(settings, Scores(rewards=some, columns={"one": some}), torch.ones(len(some), 1).bool())
+        if settings.advantage == "tree":
+            tree_advantage(torch.zeros(1), torch.tensor([-1]), scale=settings.scale)
+        if settings.rollout_mask:
+            rollout_mask(one, one, one, **settings.mask_options())
     except ValueError as error:
-        raise TrainError(f"rlvr.rollout_mask: {error}") from error
+        raise TrainError(f"rlvr: {error}") from error

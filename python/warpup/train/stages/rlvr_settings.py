@@ -3,16 +3,17 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
+
 from ..checks import check_not_negative, check_positive, check_values, named
 from ..errors import TrainError
 from ..examples import Data, NamedNumbers, RewardName, SamplerName, TemplateArguments, check_columns
 from ..rewards.reward_set import VERIFIER, RewardSet
 from ..samplers import check_sampler
-from ..settings import CorrectionMode, MaskMeasure, MaskOver, RateSchedule
+from ..settings import Advantage, Baseline, CorrectionMode, MaskMeasure, MaskOver, RateSchedule, Scale
+from .rlvr_checks import check_rlvr
 
 if TYPE_CHECKING:  # what needs torch is imported where it is used
-    from warpup.policy.kinds import PolicyOptions
-
     from .correction import Correction
 
 
@@ -70,6 +71,22 @@ class RLVRSettings:
     The loss replays it."""
     presence: float = 0.0
     """Is taken from the logits of tokens that the completion has already; 0: off. The loss replays it."""
+    frequency: float = 0.0
+    """Is taken from a token's logit as often as the completion has it already; 0: off. The loss replays it."""
+    logit_bias: NamedNumbers = None
+    """What is added to logits, such as {" wait": 1.5}: each a text of one token; -inf: it is never drawn. The loss
+    replays it."""
+    top_h: float = 0.0
+    """Sample from the likeliest of 100 tokens that together have this share of their entropy; 0: from all. The loss
+    replays it."""
+    typical_p: float = 1.0
+    """Sample from the tokens whose log-prob is closest to the mean one, with so much of the probability together; 1:
+    from all. The loss replays it."""
+    epsilon_cutoff: float = 0.0
+    """Sample from tokens of at least this probability; 0: from all. The loss replays it."""
+    eta_cutoff: float = 0.0
+    """The same where the distribution is sharp; a flat one keeps less likely tokens too. 0: from all. The loss replays
+    it."""
     schedule: str = "plain"
     """What the sampler adds to the logits of reflection tokens, as `warpup eval --schedule` names it; the loss replays
     it."""
@@ -87,11 +104,11 @@ class RLVRSettings:
     """AdamW's weight decay."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
-    baseline: str = "mean"
+    baseline: Baseline = "mean"
     """What is taken from a reward: baseline of `group_advantage`."""
-    scale: str = "none"
+    scale: Scale = "none"
     """What the rest is divided by: scale of `group_advantage`."""
-    advantage: str | None = None
+    advantage: Advantage | None = None
     """An estimator of `warpup.advantage` by name, such as rloo or opo, in place of baseline and scale; gae: against the
     values that a value head learns to expect (PPO); segment, tree: against the mean reward of what is sampled from
     places within a completion (SPO); optimal_token_baseline: each token against the group at the same place;
@@ -166,6 +183,9 @@ class RLVRSettings:
     kl: str = "k3"
     """How that KL is estimated, as `policy_loss` names it; full: over the whole vocabulary, not by the sampled token
     alone."""
+    kl_clamp: tuple[float, float] | None = None
+    """Limits of that KL, where kl is k1, k2 or k3: of the difference of log-probs that it is made of, and of itself.
+    Beyond them nothing is learned from it."""
     kl_corrected: bool = False
     """Multiply that KL by the ratio of probabilities, its gradient included, which makes it unbiased."""
     reference_sync: int | None = None
@@ -204,7 +224,8 @@ class RLVRSettings:
     """Column of the answers; "none" if there is none."""
 
     def check(self) -> None:
-        """Raise TrainError on settings that no run can have, as far as that can be told without torch."""
+        """Raise TrainError on settings that no run can have, and on those that nothing would read, as far as that can
+        be told without torch."""
         check_values(self, place="rlvr")
         names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "minibatches", "max_tokens")
         check_positive(self, *names, "rows", "save_every", "patience", place="rlvr")
@@ -218,19 +239,19 @@ class RLVRSettings:
         check_sampler(self, place="rlvr", gives=("advantages", "rewards", "correct"))
         with named("rlvr"):
             self.reward_set()
+        check_rlvr(self)
 
     def reward_set(self) -> RewardSet:
         """The rewards with their weights; TrainError on what cannot be."""
         return RewardSet(self.reward, self.reward_weights, timeout=self.reward_timeout, workers=self.reward_workers)
 
-    def policy_options(self) -> "PolicyOptions":
+    def policy_options(self) -> PolicyOptions:
         """Those of the loss, without the number that its sum is divided by; ValueError on what they refuse."""
-        from warpup.policy.kinds import PolicyOptions
-
         return PolicyOptions(
             kind=self.loss, clip=self.clip_ratio, delta=self.delta, dual_clip=self.dual_clip,
             constants=self.constants(), kl_coef=0.0 if self.kl_in_reward else self.kl_coef, kl=self.kl,
-            kl_corrected=self.kl_corrected, entropy_coef=self.entropy_coef, normalizer=self.normalizer,
+            kl_clamp=self.kl_clamp, kl_corrected=self.kl_corrected, entropy_coef=self.entropy_coef,
+            normalizer=self.normalizer,
         )  # fmt: skip
 
     def importance(self) -> "Correction | None":
@@ -250,8 +271,6 @@ class RLVRSettings:
 
     def constants(self) -> tuple[float, ...] | None:
         """Those of the loss in its own order; None where none is given. ValueError on a name that it does not have."""
-        from warpup.policy.kinds import POLICY_KINDS
-
         if self.loss_constants is None:
             return None
         published = POLICY_KINDS[self.loss].constants

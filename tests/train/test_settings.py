@@ -1,0 +1,29 @@
+"""Names that a config is held against before torch is imported: those of the operators, and all of them."""
+
+import re
+from typing import get_args
+
+import pytest
+import torch
+
+from warpup import group_advantage
+from warpup.advantage import ESTIMATORS
+from warpup.divergence.divergence import DIVERGENCES
+from warpup.policy.preference_loss import PREFERENCE_KINDS
+from warpup.train.sampling.rounds import BEHIND_SAMPLING
+from warpup.train.settings import Advantage, Baseline, Divergence, PreferenceLoss, Scale
+
+
+def test_names_are_those_of_the_tables():
+    assert get_args(Advantage) == (*ESTIMATORS, *BEHIND_SAMPLING)
+    assert {*get_args(PreferenceLoss), "bradley_terry"} == PREFERENCE_KINDS.keys()  # that is a reward model's
+    assert {*get_args(Divergence), "logit_swap"} == set(DIVERGENCES)  # that wants a target for each token
+
+
+@pytest.mark.parametrize(("option", "names"), [("baseline", Baseline), ("scale", Scale)])
+def test_names_are_those_of_the_operator(option, names):
+    """Whose error lists what it knows."""
+    with pytest.raises(ValueError, match=option) as error:
+        group_advantage(torch.zeros(4), 2, **{option: "other"})
+    listed = set(re.findall(r"[a-z_]+", str(error.value).partition("one of")[2]))
+    assert set(get_args(names)) == listed - {"got", "other"}
