@@ -7,7 +7,7 @@ import warpup
 from tests.support.cases import OPS, upcast
 from tests.support.inputs import within
 from warpup import _products, info
-from warpup._products import add_mm, library_has, mm
+from warpup._products import add_mm, library_has, mm, path_of
 from warpup.divergence.linear_divergence import reference_linear_divergence
 from warpup.moe.grouped_mm import cpu_kernel
 
@@ -17,14 +17,14 @@ HALVES = [torch.bfloat16, torch.float16]
 
 @pytest.fixture(params=["library", "float32"])
 def path(request, monkeypatch):
-    monkeypatch.setenv("WARPUP_PRODUCTS", request.param)
+    monkeypatch.setattr(_products, "FORCED", request.param)
     return request.param
 
 
 @pytest.fixture
 def cut(monkeypatch):
     """Pieces so small that there are several of each kind, of unequal sizes."""
-    monkeypatch.setenv("WARPUP_PRODUCTS", "float32")
+    monkeypatch.setattr(_products, "FORCED", "float32")
     monkeypatch.setattr(_products, "CUT", 5)
 
 
@@ -93,8 +93,8 @@ def test_both_paths_of_linear_divergence(path, dtype):
 
 
 def test_which_path_a_cpu_takes(monkeypatch):
-    """By its instructions alone, and by WARPUP_PRODUCTS before them."""
-    monkeypatch.delenv("WARPUP_PRODUCTS", raising=False)
+    """By its instructions alone, and by WARPUP_PRODUCTS (FORCED) before them."""
+    monkeypatch.setattr(_products, "FORCED", None)
     monkeypatch.delenv("WARPUP_CPU", raising=False)
 
     def a_cpu_with(bfloat16, float16=(), avx512=True):
@@ -113,13 +113,16 @@ def test_which_path_a_cpu_takes(monkeypatch):
     assert a_cpu_with(amx, ["AMX-FP16"]) == ([True] * 4, [None] * 4)
     monkeypatch.setenv("WARPUP_CPU", "x86-64-v3")
     assert a_cpu_with(["AVX512-BF16"]) == ([True, True, False, True], [None, panels, panels, None])
-    monkeypatch.setenv("WARPUP_PRODUCTS", "float32")
+    monkeypatch.setattr(_products, "FORCED", "float32")
     assert a_cpu_with(amx, ["AMX-FP16"]) == ([True, False, False, True], [panels, panels, panels, None])
-    monkeypatch.setenv("WARPUP_PRODUCTS", "library")
+    monkeypatch.setattr(_products, "FORCED", "library")
     assert a_cpu_with([], avx512=False) == ([True] * 4, [None] * 4)
-    monkeypatch.setenv("WARPUP_PRODUCTS", "fast")
+
+
+def test_the_path_that_is_asked_for():
+    assert [path_of(value) for value in (None, "", "library", "float32")] == [None, None, "library", "float32"]
     with pytest.raises(ValueError, match="WARPUP_PRODUCTS: expected library or float32, got 'fast'"):
-        library_has(torch.bfloat16, CPU)
+        path_of("fast")
 
 
 def test_the_path_is_no_graph_break(path):
@@ -133,5 +136,48 @@ def test_info_tells_the_path(monkeypatch):
         ("library", "the library's", "the library's, one an expert"),
         ("float32", "the library's in float32, by pieces", "own kernel (float32 panels)"),
     ):
-        monkeypatch.setenv("WARPUP_PRODUCTS", path)
+        monkeypatch.setattr(_products, "FORCED", path)
         assert info.cpu_products()["CPU bfloat16"] == f"products {plain}; grouped_mm {grouped}"
+
+
+def boxes(dtype, *shapes):
+    generator = torch.Generator().manual_seed(0)
+    found = [(torch.randn(s, generator=generator), 0.1 * torch.rand(s, generator=generator)) for s in shapes]
+    return [(c.to(dtype), r.to(dtype)) for c, r in found]
+
+
+BOXES = {
+    "interval_matmul": lambda a, b, image: warpup.interval_matmul(a, (b[0].mT, b[1].mT)),
+    "interval_attention": lambda a, b, image: warpup.interval_attention(a, b, b),
+    "sound interval_linear": lambda a, b, image: warpup.interval_linear(*a, b[0][0], clean=a[1], sound=True),
+    "sound interval_conv2d": lambda a, b, image: warpup.interval_conv2d(*image, image[0], clean=image[1], sound=True),
+}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", BOXES)
+def test_no_product_of_boxes_is_left_to_a_slow_library(path, name, dtype, monkeypatch):
+    """And what it gives is right on both paths."""
+    operands = boxes(dtype, (2, 5, 8), (2, 7, 8), (3, 4, 6, 6))
+    naive = BOXES[name](*operands) if path == "library" else None
+    want = BOXES[name](*[tuple(t.double() for t in box) for box in operands])
+    widen, widened = torch.Tensor.float, []
+    monkeypatch.setattr(torch.Tensor, "float", lambda x: widened.append(x) or widen(x))
+    found = BOXES[name](*operands)
+    assert bool(widened) == (path == "float32")
+    for i, (g, w, n) in enumerate(zip(found, want, naive or found, strict=True)):
+        assert g.dtype == dtype
+        if name.startswith("sound") and i == 1:
+            assert (g >= w).all()  # it covers the rounding to 16 bits, too
+        else:
+            within(g, w, n if path == "library" else w.to(dtype))
+
+
+def test_interval_matmul_under_autocast(path):
+    a, b = boxes(torch.float32, (5, 8), (7, 8))
+    b = tuple(t.mT for t in b)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = warpup.interval_matmul(a, b)
+    for g, w in zip(found, warpup.interval_matmul(*[[t.bfloat16() for t in box] for box in (a, b)]), strict=True):
+        assert g.dtype == torch.bfloat16
+        assert torch.equal(g, w)

@@ -7,16 +7,19 @@ from functools import partial
 
 import torch
 
-from bench.harness.measure import Comparison, beside_reference
+from bench.harness.measure import Comparison, Work, beside_reference
 from tests.support.cases import OPS
 
 
 def cases(device: str, size: str) -> Iterator[Comparison]:
     for op in ("interval_batch_norm", "interval_relu"):
-        case = OPS[op]
-        inputs = case.make("small" if size == "quick" else "bench", torch.float32, device)
-        yield Comparison(f"{op} forward+backward", partial(beside_reference, case, inputs, "forward+backward"))
+        build = partial(both_ways, op, device, "small" if size == "quick" else "bench")
+        yield Comparison(f"{op} forward+backward", build)
 
 
 def test_interval_batch_norm(case, measure):
     measure(case)
+
+
+def both_ways(op: str, device: str, size: str) -> Work:
+    return beside_reference(OPS[op], OPS[op].make(size, torch.float32, device), "forward+backward")

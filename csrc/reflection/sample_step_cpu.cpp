@@ -1,5 +1,7 @@
 // One row at a time in a copy that stays in the core's cache: every further pass reads that.
 #include <algorithm>
+#include <functional>
+#include <memory>
 #include <vector>
 
 #include "core/extremes.h"
@@ -12,6 +14,7 @@ namespace {
 
 constexpr int64_t kBlock = 2048;  // elements at once; 8 KB in float32 stay in L1
 constexpr int64_t kRun = 1024;    // added up in Acc: longer sums lose digits
+constexpr int64_t kStripe = 128;  // elements that one maximum stands for
 
 }  // namespace
 
@@ -52,6 +55,18 @@ WARPUP_LOOP void row_max(const Acc* __restrict z, int64_t n, Acc* __restrict out
 #pragma omp simd reduction(largest : high)
   for (int64_t j = 0; j < n; ++j) high = z[j] > high ? z[j] : high;
   *out = high;
+}
+
+// The maximum of each stripe.
+template <class Acc>
+WARPUP_LOOP void stripe_max(const Acc* __restrict z, int64_t n, Acc* __restrict out) {
+  for (int64_t first = 0; first < n; first += kStripe) {
+    const int64_t last = n - first < kStripe ? n : first + kStripe;
+    Acc high = -kInf<Acc>;
+#pragma omp simd reduction(largest : high)
+    for (int64_t j = first; j < last; ++j) high = z[j] > high ? z[j] : high;
+    out[first / kStripe] = high;
+  }
 }
 
 // Sum of e^x.
@@ -144,29 +159,64 @@ struct Candidates {
   int64_t n;
 };
 
+// What a row is worked on in. Memory that no element is written to is never touched.
 template <class Acc>
 class Row {
  public:
-  explicit Row(int64_t vocab) : z(vocab), listed_(vocab), ids_(vocab) {}
-  std::vector<Acc> z, key;
+  explicit Row(int64_t vocab)
+      : z(new Acc[vocab]), maxima_(new Acc[stripes(vocab)]), listed_(new Acc[vocab]), ids_(new int32_t[vocab]) {}
+  const std::unique_ptr<Acc[]> z;
+  std::vector<Acc> key;
 
   // Those of `from` that are >= least, or whose key is.
-  Candidates<Acc> list(const Candidates<Acc>& from, Acc least) { return list(from, from.z, least); }
+  Candidates<Acc> list(const Candidates<Acc>& from, Acc least) {
+    if (from.ids) return list(from, from.z, least);
+    stripe_max(from.z, from.n, maxima_.get());
+    return list_stripes(from, least);
+  }
   Candidates<Acc> list(const Candidates<Acc>& from, const Acc* key, Acc least) {
+    return {listed_.get(), ids_.get(), append(from, key, 0, from.n, least, 0)};
+  }
+
+  // Some of `from`, among them its k largest elements and all that equal these. The k-th largest maximum of a stripe is
+  // at most the k-th largest element.
+  Candidates<Acc> list_largest(const Candidates<Acc>& from, int64_t k) {
+    const int64_t n = stripes(from.n);
+    if (from.ids || 4 * k > n) return from;
+    stripe_max(from.z, from.n, maxima_.get());
+    std::copy_n(maxima_.get(), n, listed_.get());
+    std::nth_element(listed_.get(), listed_.get() + k - 1, listed_.get() + n, std::greater<Acc>());
+    return list_stripes(from, listed_[k - 1]);
+  }
+
+ private:
+  static int64_t stripes(int64_t n) { return (n + kStripe - 1) / kStripe; }
+
+  // Of all of z: where the maximum of a stripe is too small, none of its elements is looked at.
+  Candidates<Acc> list_stripes(const Candidates<Acc>& from, Acc least) {
     int64_t n = 0;
-    for (int64_t j = 0; j < from.n; ++j) {  // in place where `from` is a list already: n <= j
+    for (int64_t first = 0; first < from.n; first += kStripe) {
+      if (maxima_[first / kStripe] >= least) {
+        n = append(from, from.z, first, std::min(from.n, first + kStripe), least, n);
+      }
+    }
+    return {listed_.get(), ids_.get(), n};
+  }
+
+  // The list of n elements goes on with those of from[first, last) whose key is >= least.
+  int64_t append(const Candidates<Acc>& from, const Acc* key, int64_t first, int64_t last, Acc least, int64_t n) {
+    for (int64_t j = first; j < last; ++j) {  // in place where `from` is a list already: n <= j
       const Acc value = from.z[j];
       const int32_t id = from.ids ? from.ids[j] : int32_t(j);
       const bool stays = key[j] >= least;
       listed_[n] = value, ids_[n] = id;
       n += stays;
     }
-    return {listed_.data(), ids_.data(), n};
+    return n;
   }
 
- private:
-  std::vector<Acc> listed_;
-  std::vector<int32_t> ids_;
+  const std::unique_ptr<Acc[]> maxima_, listed_;
+  const std::unique_ptr<int32_t[]> ids_;
 };
 
 template <class Acc>
@@ -198,7 +248,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   if (!plan.drawn) return finish_nothing(args, r);
   // Copy the row, widened and combined, and find its maximum on the way.
   const int64_t v = args.vocab;
-  Acc* z = row.z.data();
+  Acc* z = row.z.get();
   Acc raw_max = -kInf<Acc>;
   for (int64_t begin = 0; begin < v; begin += kBlock) {
     const int64_t n = std::min(kBlock, v - begin);
@@ -256,6 +306,7 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
   double some = all;
   Acc least = std::numeric_limits<Acc>::lowest();
   const auto keep_largest = [&](int64_t k) {
+    left = row.list_largest(left, k);
     const auto count = [&](Acc from) {
       Weight w{0, 0};
       count_from(left.z, left.n, from, &w.count);

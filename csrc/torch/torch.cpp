@@ -56,6 +56,8 @@ int32_t dtype_to(DType t) {
   return types[static_cast<int>(t)];
 }
 
+constexpr int64_t kBytes[] = {8, 4, 2, 2, 8, 4, 1};  // of a number of each DType
+
 void ask_for_huge_pages(void* data, int64_t bytes) {
 #ifdef __linux__
   constexpr uintptr_t kHuge = 2 << 20;
@@ -100,15 +102,14 @@ Tensor empty(const std::vector<int64_t>& sizes, DType dtype, const Tensor& like)
   std::array<int64_t, View::kMaxDims> strides;
   const int dims = static_cast<int>(sizes.size());
   if (dims > View::kMaxDims) fail("warpup ops make at most ", View::kMaxDims, " dimensions, got ", dims);
-  int64_t step = 1;
-  for (int d = dims - 1; d >= 0; --d) strides[d] = step, step *= std::max<int64_t>(sizes[d], 1);
+  int64_t step = 1, bytes = kBytes[static_cast<int>(dtype)];
+  for (int d = dims - 1; d >= 0; --d) strides[d] = step, step *= std::max<int64_t>(sizes[d], 1), bytes *= sizes[d];
   int32_t device = 0;
   AtenTensorHandle made = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype_to(dtype), device,
                                                          like.get_device_index(), &made));
   Tensor out(made);
-  const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
   if (bytes >= (4 << 20) && like.is_cpu()) ask_for_huge_pages(out.mutable_data_ptr(), bytes);
   return out;
 }

@@ -100,15 +100,18 @@ def composite(schema: str) -> Callable[[Callable], Callable]:
     def register(function: Callable) -> Callable:
         @wraps(function)
         def run(*arguments):
-            kind = next(a.device.type for a in arguments if isinstance(a, Tensor))
-            if not torch.is_autocast_enabled(kind):
+            if torch.is_grad_enabled():  # not so within an autograd.Function
+                with torch.no_grad():
+                    return run(*arguments)
+            if not torch._C._is_any_autocast_enabled():
                 return function(*arguments)
+            kind = next(a.device.type for a in arguments if isinstance(a, Tensor))
             with torch.autocast(kind, enabled=False):
                 return function(*arguments)
 
         name = schema.partition("(")[0]
         _library.define(schema)
-        _library.impl(name, torch.no_grad()(run), "CompositeExplicitAutograd")
+        _library.impl(name, run, "CompositeExplicitAutograd")
         return function
 
     return register

@@ -9,7 +9,8 @@ product is made and summed in float32, and rounded once. Which CPUs have a fast 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -30,26 +31,45 @@ AVAILABLE = {
 PATHS = ("library", "float32")
 
 
-def forced_path() -> str | None:
+def path_of(value: str | None) -> str | None:
     """What WARPUP_PRODUCTS asks for on a CPU: "library", torch's product in the dtype of the operands; "float32", by
     conversion; None where it is not set. ValueError on anything else."""
-    path = os.environ.get("WARPUP_PRODUCTS") or None
-    if path not in (None, *PATHS):
-        raise ValueError(f"WARPUP_PRODUCTS: expected {' or '.join(PATHS)}, got {path!r}")
-    return path
+    if value not in (None, "", *PATHS):
+        raise ValueError(f"WARPUP_PRODUCTS: expected {' or '.join(PATHS)}, got {value!r}")
+    return value or None
+
+
+FORCED = path_of(os.environ.get("WARPUP_PRODUCTS"))  # read once: a look into the environment costs a microsecond
 
 
 def library_has(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether torch's product in this dtype is not slower than in float32."""
     if device.type != "cpu" or dtype not in AVAILABLE:
         return True
-    path = forced_path()
-    return path == "library" or (path is None and bool(AVAILABLE[dtype]))
+    return FORCED == "library" or (FORCED is None and bool(AVAILABLE[dtype]))
 
 
 def widened(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The operands of a product as they are, or in float32 where the library is slow at theirs."""
     return tuple(t if t is None or library_has(t.dtype, t.device) else t.float() for t in tensors)
+
+
+def widest(function: Callable) -> Callable:
+    """`function` with its tensors in float32 where the library is slow at the 16 bits of the first of them; what it
+    gives, a tensor or a tuple of tensors or None, is rounded to these."""
+
+    @wraps(function)
+    def call(*arguments):
+        like = next(t for t in arguments if isinstance(t, Tensor))
+        if library_has(like.dtype, like.device):
+            return function(*arguments)
+        wide = (t.float() if isinstance(t, Tensor) else t for t in arguments)
+        found = function(*wide)
+        if isinstance(found, Tensor):
+            return found.to(like.dtype)
+        return tuple(t if t is None else t.to(like.dtype) for t in found)
+
+    return call
 
 
 def mm(a: Tensor, b: Tensor, out: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -216,7 +216,7 @@ FUZZ(sample_step) {
       case 2:
         return chance(0.1) ? 0 : 0.25 * (1 + below(8));
       case 3:
-        return chance(0.5) ? 0 : double(below(vocab + 3));
+        return chance(0.5) ? 0 : double(below(chance(0.5) ? 5 : vocab + 3));
       case 4:
         return chance(0.5) ? 1 : below(101) / 100.0;
       case 5:

@@ -22,9 +22,10 @@ def widened(op: str, name: str, x: Tensor, *others: Tensor | None) -> Tensor:
     """`x` in the type that is computed in: float64 where it or another is float64, else float32."""
     if not x.is_floating_point():
         fail(op, f"{name} must be a floating tensor, got {x.dtype}")
-    wide = any(t is not None and t.dtype == torch.float64 for t in (x, *others))
     x = x.detach() if x.requires_grad else x
-    return x.to(torch.float64 if wide else torch.float32)
+    wide = x.dtype == torch.float64 or (others and any(t is not None and t.dtype == torch.float64 for t in others))
+    dtype = torch.float64 if wide else torch.float32
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def mask_like(op: str, mask: Tensor, x: Tensor) -> Tensor:

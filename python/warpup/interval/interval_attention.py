@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from warpup._arguments import explained
+from warpup._op import autocast
+from warpup._products import widest
 from warpup.interval.interval_box import CenterRadius, checked_box
 from warpup.interval.interval_softmax import interval_softmax
+
+
+@widest
+def _matmul(ca: Tensor, ra: Tensor, cb: Tensor, rb: Tensor) -> CenterRadius:
+    return ca @ cb, (ca.abs() + ra) @ rb + ra @ cb.abs()
 
 
 def interval_matmul(a: CenterRadius, b: CenterRadius) -> CenterRadius:
@@ -29,8 +36,9 @@ def interval_matmul(a: CenterRadius, b: CenterRadius) -> CenterRadius:
         ValueError: a radius has another shape than its center.
     """
     checked_box("interval_matmul", a, " of a"), checked_box("interval_matmul", b, " of b")
-    (ca, ra), (cb, rb) = a, b
-    return ca @ cb, (ca.abs() + ra) @ rb + ra @ cb.abs()
+    operands = autocast(*a, *b)
+    with torch.autocast(operands[0].device.type, enabled=False):
+        return _matmul(*operands)
 
 
 @explained

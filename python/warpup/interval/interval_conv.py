@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from warpup import _op
 from warpup._arguments import explained
+from warpup._products import widest
 from warpup.interval.interval_linear import interval_linear, reference_interval_linear
 from warpup.interval.interval_product import (
     BOX,
@@ -182,7 +183,8 @@ def _conv(op, dims, operands, places, mode, sound, out_dtype) -> tuple:
     found = _as_linear(linear, *operands[:5], stride, padding, dilation, groups)
     if clean is None:
         return found
-    return (*found, CONVOLUTIONS[dims](clean, weight, operands[3], stride, padding, dilation, groups))
+    through = widest(CONVOLUTIONS[dims])
+    return (*found, through(clean, weight, operands[3], stride, padding, dilation, groups))
 
 
 def _each(dims: int, value: int | Sequence[int]) -> list[int]:

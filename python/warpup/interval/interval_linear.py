@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator
+from warpup._products import widest
 from warpup.interval.interval_product import (
     BOX,
     GRADIENTS,
@@ -91,7 +92,7 @@ LINEAR = Product(F.linear, _linear_backward, _linear_absolute, _linear_absolute_
 def _(center, radius, weight, bias, weight_radius, clean, exact, sound, wide):
     if sound:
         c, r = sound_product(center, radius, weight, bias, weight_radius, wide)
-        return c, r, center.new_empty(0) if clean is None else F.linear(clean, weight, bias)
+        return c, r, center.new_empty(0) if clean is None else widest(F.linear)(clean, weight, bias)
     c, r, x = box(LINEAR, center, radius, weight, bias, weight_radius, clean)
     if exact:
         shift, excess = _op.ops.interval_linear_exact(center, radius, weight, weight_radius)

@@ -8,7 +8,6 @@ weight's gradient comes from.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import wraps
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from warpup import _op
 from warpup._op import accumulator, autocast
-from warpup._products import library_has
+from warpup._products import widest
 from warpup._transforms import unwrapped
 
 MODES = ("midpoint", "exact")
@@ -52,21 +51,6 @@ def reference_box(product: Callable, center, radius, weight, bias, weight_radius
     if weight_radius is not None:
         r = r + product(center.abs() + radius, weight_radius)
     return (c, r) if clean is None else (c, r, product(clean, weight, bias))
-
-
-def widest(function: Callable) -> Callable:
-    """`function` of a Product and its operands, in float32 where a CPU's library is slow at their 16 bits; its results
-    are rounded to these."""
-
-    @wraps(function)
-    def call(product: Product, *operands):
-        like = next(t for t in operands if isinstance(t, Tensor))
-        if library_has(like.dtype, like.device):
-            return function(product, *operands)
-        wide = (t.float() if isinstance(t, Tensor) else t for t in operands)
-        return tuple(t if t is None else t.to(like.dtype) for t in function(product, *wide))
-
-    return call
 
 
 @widest

@@ -20,10 +20,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _op, _products
 from warpup._arguments import explained
 from warpup._op import autocast
-from warpup._products import AVAILABLE, forced_path, library_has
+from warpup._products import AVAILABLE, library_has
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -92,7 +92,7 @@ def cpu_kernel(dtype: torch.dtype) -> str | None:
     50; float32 on a Zen 3 (AVX2), 64 rows an expert of 1408 x 1024, nt, nn, tn, library 66, 66, 72, kernel 77, 58, 71,
     whose threads wait for each other once, not in each product. On AVX-512 float32 was not compared.
     """
-    path, panels = forced_path(), "float32 panels"
+    path, panels = _products.FORCED, "float32 panels"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16) or path == "library":
         return None
     if dtype == torch.float32:
