@@ -1,9 +1,9 @@
-"""TRL's GRPO with warpup's log-probs and loss: one changed import.
+"""TRL's GRPO with warpup's output layer: one changed import.
 
     pip install trl && python examples/trl_grpo.py --steps 2
 
 The model is a tiny random one, so that this runs anywhere in seconds; put a checkpoint and a dataset of yours in its
-place. Sampling, rewards, distribution and logging stay TRL's; loss and gradients are TRL's, too (tests/integrations).
+place. Sampling, rewards, losses, distribution and logging stay TRL's (tests/integrations holds whole runs together).
 """
 
 import argparse

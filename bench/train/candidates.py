@@ -9,6 +9,7 @@ file to write. Lengths are fixed: the end token is one that no model ever writes
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import sys
 import tempfile
@@ -36,13 +37,19 @@ class Work:
     shots: int = 0  # solved examples before each prompt's question
     dtype: str = "float32"  # bfloat16: weights in float32, products in bfloat16 (of rollouts alone: all in bfloat16)
     threads: int = 2
+    vocabulary: int = 0  # 0: the model as it is; else one of its shape with so many tokens, its weights random
 
 
 def load(work: Work, meter: Meter, dtype: torch.dtype = torch.float32):
     """(model, tokenizer) whose end token is one that the model never writes."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(work.model)
     meter.before()
-    model = transformers.AutoModelForCausalLM.from_pretrained(work.model, dtype=dtype)
+    if work.vocabulary:
+        config = transformers.AutoConfig.from_pretrained(work.model, vocab_size=work.vocabulary)
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    else:
+        model = transformers.AutoModelForCausalLM.from_pretrained(work.model, dtype=dtype)
     end, token = list(tokenizer.added_tokens_decoder.items())[-1]  # an "unused" or exotic one
     tokenizer.eos_token, tokenizer.chat_template = token.content, None  # a template would name its own end of a turn
     model.config.eos_token_id = model.generation_config.eos_token_id = end
@@ -207,10 +214,11 @@ class Steps(transformers.TrainerCallback):
         self.meter.step(seconds, self.tokens, self.meter.sampling_clock.seconds.pop("sampling", 0.0))
 
 
-def grpo_trl(work: Work, meter: Meter) -> None:
+def grpo_trl(work: Work, meter: Meter, library: str = "trl") -> None:
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
+    GRPOTrainer = importlib.import_module(library).GRPOTrainer
     model, tokenizer = load(work, meter)
     count = work.prompts * work.samples
     lengths = set()
@@ -241,10 +249,15 @@ def grpo_trl(work: Work, meter: Meter) -> None:
         raise RuntimeError(f"completions have {sorted(lengths)} tokens, not {work.length}")
 
 
-def sft_trl(work: Work, meter: Meter) -> None:
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+def grpo_trl_import(work: Work, meter: Meter) -> None:
+    grpo_trl(work, meter, "warpup.integrations.trl")
 
+
+def sft_trl(work: Work, meter: Meter, library: str = "trl") -> None:
+    from datasets import Dataset
+    from trl import SFTConfig
+
+    SFTTrainer = importlib.import_module(library).SFTTrainer
     model, tokenizer = load(work, meter)
     rows = pairs(tokenizer, work)
     with tempfile.TemporaryDirectory() as out:
@@ -257,8 +270,12 @@ def sft_trl(work: Work, meter: Meter) -> None:
         ).train()
 
 
+def sft_trl_import(work: Work, meter: Meter) -> None:
+    sft_trl(work, meter, "warpup.integrations.trl")
+
+
 CANDIDATES = {f.__name__: f for f in (
-    grpo_warpup, grpo_trl, sft_warpup, sft_trl, rollout_warpup, rollout_generate,
+    grpo_warpup, grpo_trl, grpo_trl_import, sft_warpup, sft_trl, sft_trl_import, rollout_warpup, rollout_generate,
 )}  # fmt: skip
 
 

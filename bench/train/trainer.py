@@ -4,6 +4,8 @@
     sft        a step of Warmup beside TRL's SFTTrainer
     rollout    warpup.train.rollout beside model.generate, at a vocabulary of 49,152 and of 262,144
     large      a step of RLVR with a vocabulary of 262,144 alone: does it fit?
+    import     TRL's GRPOTrainer and SFTTrainer with warpup's import beside TRL's own; "wide" on a random model of
+               SmolLM2's shape with a vocabulary of 151,936
 
 FOLDER holds `smollm2` and `gemma3-270m`, made by examples/models/install.py. Same model, data, batch, dtype and lengths
 for all candidates of a comparison. Each runs in a process of its own, in turn, round after round; times are medians
@@ -57,6 +59,11 @@ COMPARISONS = (
         ("rollout_warpup", "rollout_generate"),
     ),
     Comparison("large", "gemma3-270m", {"samples": 8, "steps": 1}, ("grpo_warpup",)),
+    *(
+        Comparison(f"import {method}{name}", "smollm2", sizes | wide, (f"{method}_trl_import", f"{method}_trl"))
+        for method, sizes in (("grpo", {"prompts": 2, "length": 32}), ("sft", {"prompts": 2, "length": 128}))
+        for name, wide in (("", {}), (" wide", {"vocabulary": 151_936}))
+    ),
 )
 
 

@@ -1,223 +1,218 @@
-"""TRL's GRPOTrainer on warpup's operators: `from warpup.integrations.trl import GRPOTrainer` in place of TRL's own.
+"""TRL's trainers on warpup's operators: `from warpup.integrations.trl import GRPOTrainer` in place of TRL's own.
 
-Sampling, rewards, data, distribution and logging stay TRL's, metric names included. It is made of two parts, for
-trainers derived from GRPOTrainer elsewhere, to stand before it among their bases: `LogprobMixin` takes log-probs and
-entropies from `token_logprob`, `GRPOLossMixin` the loss from `policy_loss` as well.
+GRPOTrainer, SFTTrainer, DPOTrainer, KTOTrainer and DistillationTrainer; arguments, configs, data, sampling, losses,
+metrics and distribution are TRL's, so every loss type and every option is there, with TRL's own meaning.
 
-TRL's own log-probs never hold the logits of a whole batch; these hold them once, and write their gradient in their
-place. Where that is too much memory, smaller batches help. Written against trl 1.16.
+What is ours is the output layer, the largest part of a step when the vocabulary is large. TRL takes the log-probs,
+entropies and divergences of all these trainers from two functions, which make the logits in tiles, so that neither
+library ever holds all of them. Here `linear_logprob` and `linear_divergence` stand in their place: smaller tiles, one
+pass over each, and no work for tokens that carry no loss (TRL leaves those out on a GPU only). TRL's own trainers stay
+as they are, for use beside these.
+
+Written against trl 1.16; a version whose trainers do not ask for these two functions is an ImportError.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
+import functools
+import types
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
 
 import torch
 import trl
 from torch import Tensor
-from torch.nn import functional
-from trl.trainer.utils import nanmax, nanmin
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl.trainer import distillation_trainer, utils
 
-from warpup import token_logprob
-from warpup.logprob.token_logprob import IGNORE_INDEX
-from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
-from warpup.policy.policy_loss import policy_loss_of
-
-
-class LossType(NamedTuple):
-    """A loss of TRL's: the kind of `policy_loss`, what it is divided by, and options of its own from GRPOConfig."""
-
-    kind: str
-    normalizer: str  # a method's name below
-    sequence_kind: str | None = None  # with importance_sampling_level="sequence"
-    options: Callable[[Any], dict[str, Any]] = lambda args: {}
+from warpup import _op, linear_divergence, linear_logprob
+from warpup._op import accumulator
+from warpup.logprob.linear_logprob import columns, slice_logits, slices
+from warpup.logprob.logit_form import formed
+from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, outputs_like, sampled_tokens
 
 
-LOSS_TYPES = {
-    "grpo": LossType("ppo", "sequences", "gspo"),
-    "bnpo": LossType("ppo", "tokens", "gspo"),
-    "dr_grpo": LossType("ppo", "longest", "gspo"),
-    "dapo": LossType("ppo", "all_tokens", "gspo"),
-    "cispo": LossType("cispo", "all_tokens"),
-}
-TRL_ARGUMENTS = inspect.signature(trl.GRPOTrainer._get_per_token_logps_and_entropies).parameters.keys()
-CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo")  # those with clip_ratio/* among their metrics
+def with_names(function: Callable, **names) -> Callable:
+    """A copy of a function of TRL's in which these global names stand for something else. Raises ImportError where it
+    does not use one of them."""
+
+    def used(code: types.CodeType) -> set[str]:
+        inner = [used(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+        return set(code.co_names).union(*inner)
+
+    missing = names.keys() - used(function.__code__)
+    if missing:
+        raise ImportError(
+            f"warpup.integrations.trl is written against trl 1.16: in trl {trl.__version__}, {function.__qualname__} "
+            f"does not use {', '.join(sorted(missing))}"
+        )
+    copy = types.FunctionType(
+        function.__code__,
+        function.__globals__ | names,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(copy, function)
 
 
-class LogprobMixin:
-    """Log-probs and entropies of a GRPOTrainer from `token_logprob`."""
-
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **others
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        # Images, MoE's auxiliary loss and a head in float32 of its own are TRL's business.
-        if self.args.cast_lm_head_to_fp32 or any(value is not None and value is not False for value in others.values()):
-            return super()._get_per_token_logps_and_entropies(
-                model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **others
-            )
-        parts, size = [], batch_size or len(input_ids)
-        for ids, attention in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-            # One position more than the completion's: the last token of the prompt predicts its first. The last has no
-            # target and is ignored in place, since a slice of the logits would cost a copy of their gradient.
-            keep = logits_to_keep + 1
-            with self.accelerator.autocast():
-                logits = model(input_ids=ids, attention_mask=attention, logits_to_keep=keep, use_cache=False).logits
-            targets = ids[:, -logits_to_keep:].masked_fill(attention[:, -logits_to_keep:] == 0, IGNORE_INDEX)
-            targets = functional.pad(targets, (0, 1), value=IGNORE_INDEX)
-            found = token_logprob(
-                logits, targets, temperature=self.temperature, entropy=compute_entropy, inplace_backward=True
-            )
-            parts.append(found if compute_entropy else (found,))
-        logp, *entropy = (torch.cat(part)[:, :-1] for part in zip(*parts, strict=True))
-        return logp, entropy[0] if entropy else None, None
+# ---- Log-probs ------------------------------------------------------------------------------------------------------
 
 
-class GRPOLossMixin(LogprobMixin):
-    """Log-probs and loss of a GRPOTrainer from `token_logprob` and `policy_loss`, for the loss types in LOSS_TYPES.
+class _Logprob(torch.autograd.Function):
+    """`linear_logprob` with the two metrics of a token that TRL has beside: is it the most likely one, the first of
+    equals, and the mean logit."""
 
-    Raises ValueError, when the trainer is made, on a loss type or an option that it does not cover. `LogprobMixin`
-    alone covers them all: it leaves the loss to TRL.
-    """
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: SampledTokens, outputs):
+        ctx.set_materialize_grads(False)
+        rows, vocab = hidden.shape[0], weight.shape[0]
+        logp, entropy, _, sum_p2, stats = outputs_like(
+            hidden, (rows,), "entropy" in outputs, False, "log_sum_sq_probs" in outputs
+        )
+        asked = [e if e.numel() == rows else None for e in (entropy, sum_p2)]
+        state = stats.new_empty(rows, 5)
+        highest, first, total = torch.full_like(logp, -torch.inf), tokens.targets.new_zeros(rows), logp.new_zeros(rows)
+        chunk = columns(hidden, vocab, 0)
+        buffer = hidden.new_empty(rows * chunk)
+        for begin, end, part in slices(tokens, vocab, chunk):
+            z = slice_logits(hidden, weight, bias, begin, end, buffer)
+            _op.ops.token_logprob_slice_(z, *part, begin, vocab, state, logp, asked[0], None, asked[1], stats)
+            if "is_top1" in outputs:
+                top, at = z.max(-1)
+                higher = top > highest
+                highest, first = torch.where(higher, top, highest), torch.where(higher, at + begin, first)
+            if "mean_logits" in outputs:
+                total += formed(z.to(accumulator(z)), tokens.scale, tokens.softcap).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, stats, asked[0])
+        ctx.tokens = tokens
+        extras = (
+            sum_p2.log() if "log_sum_sq_probs" in outputs else None,
+            total / (vocab * tokens.temperature_scalar) if "mean_logits" in outputs else None,
+            first == tokens.targets if "is_top1" in outputs else None,
+        )
+        ctx.mark_non_differentiable(*(e for e in extras if e is not None))
+        return logp, asked[0], *extras
+
+    @staticmethod
+    def backward(ctx, grad_logp, grad_entropy, *_):
+        if grad_logp is None and grad_entropy is None:
+            return (None,) * 5
+        *operands, stats, entropy = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:3])
+        gradients = _op.ops.linear_logprob_backward(
+            *operands, *ctx.tokens, 0, stats, entropy, None, grad_logp, grad_entropy, None, None, needs
+        )
+        return *(g if need else None for g, need in zip(gradients, needs, strict=True)), None, None
+
+
+class LinearLogprob:
+    """In the place of TRL's `ChunkedLogProbFunction`: the same arguments and results."""
+
+    @staticmethod
+    def apply(hidden, weight, bias, targets, temperature, _chunk_size, softcap=None, scale=1.0, outputs=()):
+        """hidden (N, H), weight (V, H), bias (V,) or None, targets (N,) int64; all of `outputs` that are asked for, of
+        (log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1), each (N,), else None."""
+        hidden, weight, bias = _operands(hidden, weight, bias)
+        tokens = sampled_tokens(
+            "linear_logprob", len(weight), targets, temperature, IGNORE_INDEX, scale=scale, softcap=softcap
+        )
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _Logprob.apply(hidden, weight, bias, tokens, outputs)
+
+
+def _operands(hidden: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """All in the dtype of the product: autocast's, else that of the hidden states."""
+    kind = hidden.device.type
+    to = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    return tuple(t if t is None else t.to(to) for t in (hidden, *others))
+
+
+def _always(device: torch.device) -> bool:
+    return True
+
+
+_add_head = with_names(utils.add_fused_lm_head, _ChunkedLogProbFunction=LinearLogprob, _use_triton=_always)
+
+
+@functools.wraps(utils.add_fused_lm_head)
+def add_head(model, *arguments, **options) -> None:
+    """TRL's `add_fused_lm_head`, on `linear_logprob`: `model(..., labels=labels, fused_lm_head=True)` gives log-probs.
+    Raises ValueError under DeepSpeed's ZeRO stage 3."""
+    _refuse_zero3()
+    _add_head(model, *arguments, **options)
+
+
+def _refuse_zero3() -> None:
+    if is_deepspeed_zero3_enabled():
+        raise ValueError(
+            "warpup's output layer needs its weight in the backward pass, and DeepSpeed's ZeRO stage 3 has taken it "
+            "away by then: use stage 2, FSDP2, or TRL's own trainer"
+        )
+
+
+class GRPOTrainer(trl.GRPOTrainer):
+    """TRL's GRPOTrainer with log-probs and entropies from `linear_logprob`."""
+
+    __init__ = with_names(trl.GRPOTrainer.__init__, add_fused_lm_head=add_head)
+
+
+class SFTTrainer(trl.SFTTrainer):
+    """TRL's SFTTrainer with log-probs from `linear_logprob`."""
+
+    __init__ = with_names(trl.SFTTrainer.__init__, add_fused_lm_head=add_head)
+
+
+class DPOTrainer(trl.DPOTrainer):
+    """TRL's DPOTrainer with log-probs from `linear_logprob`."""
+
+    __init__ = with_names(trl.DPOTrainer.__init__, add_fused_lm_head=add_head)
+
+
+class KTOTrainer(trl.KTOTrainer):
+    """TRL's KTOTrainer with log-probs from `linear_logprob`."""
+
+    __init__ = with_names(trl.KTOTrainer.__init__, add_fused_lm_head=add_head)
+
+
+# ---- Distillation ---------------------------------------------------------------------------------------------------
+
+
+class LinearDivergence:
+    """In the place of TRL's `ChunkedDivergenceFunction`: the same arguments and results."""
+
+    @staticmethod
+    def apply(
+        hidden, weight, bias, teacher_hidden, teacher_weight, teacher_bias, beta, temperature=1.0,
+        scale=1.0, softcap=None, teacher_scale=1.0, teacher_softcap=None,
+    ):  # fmt: skip
+        """The divergence of each token (N,), and the student's entropy there, without a gradient."""
+        hidden, weight, bias = _operands(hidden, weight, bias)
+        _, *teacher = _operands(hidden, teacher_hidden, teacher_weight, teacher_bias)
+        form = {"temperature": temperature, "scale": scale, "softcap": softcap}
+        kind = {0.0: "forward", 1.0: "reverse"}.get(beta, "jsd")
+        value = linear_divergence(
+            hidden, weight, *teacher[:2], bias=bias, teacher_bias=teacher[2], kind=kind,
+            beta=beta if kind == "jsd" else None, teacher_scale=teacher_scale, teacher_softcap=teacher_softcap, **form,
+        )  # fmt: skip
+        with torch.no_grad():
+            anything = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+            _, entropy = linear_logprob(hidden, weight, anything, bias=bias, entropy=True, **form)
+        return value, entropy
+
+
+class DistillationTrainer(trl.DistillationTrainer):
+    """TRL's DistillationTrainer with the divergence from `linear_divergence`."""
+
+    _compute_loss = with_names(
+        trl.DistillationTrainer._compute_loss,
+        _chunked_divergence_loss=with_names(
+            distillation_trainer._chunked_divergence_loss,
+            ChunkedDivergenceFunction=LinearDivergence,
+            _use_triton=_always,
+        ),
+    )
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._loss_options()
-
-    def _loss_options(self) -> PolicyOptions:
-        """The options of `policy_loss` but for its normalizer; ValueError on what is not covered."""
-        elsewhere = "; LogprobMixin in place of GRPOLossMixin leaves the loss to TRL"
-        if self.loss_type not in LOSS_TYPES:
-            raise ValueError(f"loss_type: expected one of {', '.join(LOSS_TYPES)}, got {self.loss_type!r}{elsewhere}")
-        row = LOSS_TYPES[self.loss_type]
-        kind = row.sequence_kind if self.importance_sampling_level == "sequence" else row.kind
-        if kind not in POLICY_KINDS:
-            level = f"importance_sampling_level {self.importance_sampling_level!r}"
-            raise ValueError(f"loss_type {self.loss_type!r} with {level} is not covered{elsewhere}")
-        if self._entropy_bonus_enabled:
-            raise ValueError(f"entropy_coef and use_adaptive_entropy are not covered{elsewhere}")
-        low = math.inf if POLICY_KINDS[kind].bounds == "above" else self.epsilon_low  # TRL's CISPO has no use for it
-        try:
-            return PolicyOptions(
-                kind=kind,
-                clip=(low, self.epsilon_high),
-                delta=self.args.delta,
-                kl_coef=self.beta,
-                kl_corrected=bool(self.beta and self.args.use_bias_correction_kl),
-                **row.options(self.args),
-            )
-        except ValueError as error:
-            raise ValueError(f"{error}{elsewhere}") from None
-
-    def _compute_loss(self, model, inputs) -> Tensor:
-        completion_mask = inputs["completion_mask"]
-        mask = completion_mask * inputs["tool_mask"] if "tool_mask" in inputs else completion_mask
-        logp, entropy, aux_loss = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], completion_mask], dim=1),
-            completion_mask.shape[1],
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
-            **{name: inputs[name] for name in TRL_ARGUMENTS & inputs.keys()},
-        )
-        old_logp = inputs.get("old_per_token_logps")
-        old_logp = logp.detach() if old_logp is None else old_logp
-        given = inputs["advantages"]
-        given = given.unsqueeze(1) if given.dim() == 1 else given  # (B, 1), or one a token
-        advantages = given.expand_as(logp)
-        ref_logp = inputs["ref_per_token_logps"] if self.beta else None
-
-        training = self.model.training
-        steps = self.current_gradient_accumulation_steps if training else 1  # of which each adds its share
-        normalizer = getattr(self, f"_{LOSS_TYPES[self.loss_type].normalizer}")(mask, inputs, steps, training)
-        loss, _ = policy_loss_of(
-            replace(self._loss_options(), normalizer=normalizer),
-            logp,
-            old_logp,
-            advantages * self._weights(logp, entropy, old_logp, advantages, mask, inputs),
-            mask,
-            ref_logp=ref_logp,
-        )
-        log = self._metrics["train" if training else "eval"]
-        if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * aux_loss / steps
-            log["aux_loss"].append(self.accelerator.gather_for_metrics(aux_loss).mean().item())
-        with torch.no_grad():
-            self._log_loss(log, logp.detach(), entropy.detach(), old_logp, ref_logp, given, mask)
-        return loss
-
-    # What TRL divides each loss by, the accumulation's steps included.
-
-    def _sequences(self, mask, inputs, steps, training):
-        return "sequence", len(mask) * steps  # empty sequences count
-
-    def _tokens(self, mask, inputs, steps, training):
-        return "token", mask.sum().clamp(min=1) * steps
-
-    def _longest(self, mask, inputs, steps, training):
-        return "constant", len(mask) * self.max_completion_length * steps
-
-    def _all_tokens(self, mask, inputs, steps, training):
-        # Of the whole generation batch, of which one optimizer step takes a part.
-        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
-        return "token", tokens * steps / self.args.steps_per_generation if training else tokens
-
-    def _weights(self, logp, entropy, old_logp, advantages, mask, inputs) -> Tensor | float:
-        """What TRL multiplies the policy term with, none below 0: so it can as well go into the advantages."""
-        weights = 1.0
-        if self.off_policy_mask_threshold is not None:
-            weights = self.get_off_policy_mask(
-                advantages=advantages,
-                per_token_logps=logp,
-                sampling_per_token_logps=inputs.get("sampling_per_token_logps", old_logp),
-                mask=mask,
-                off_policy_threshold=self.off_policy_mask_threshold,
-            )
-        if self.top_entropy_quantile < 1:
-            weights = weights * self.get_high_entropy_mask(entropy, mask, 1 - self.top_entropy_quantile)
-        if self.use_vllm and self.vllm_importance_sampling_correction:
-            weights = weights * inputs["importance_sampling_ratio"]
-        return weights
-
-    def _log_loss(self, log, logp, entropy, old_logp, ref_logp, advantages, mask) -> None:
-        """TRL's metrics of the loss, under its names: means and extremes over sequences where both the ratios and the
-        advantages are a sequence's, (B, 1), else over tokens."""
-        log_ratio = logp - old_logp
-        if self.importance_sampling_level == "sequence":
-            log_ratio = (log_ratio * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-        ratio = log_ratio.exp()
-
-        def mean(values):
-            kept = torch.ones_like(values) if values.shape[1] == 1 else mask
-            total, count = self.accelerator.reduce(torch.stack([(values * kept).sum(), kept.sum().float()]), "sum")
-            return (total / count.clamp(min=1)).item()
-
-        def each(values):
-            values = values.float()
-            rows = values.squeeze(1) if values.shape[1] == 1 else (values * mask).sum(-1) / mask.sum(-1)
-            return self.accelerator.gather(rows)
-
-        if ref_logp is not None:
-            d = ref_logp - logp
-            kl = d.exp() - d - 1
-            log["kl"].append(mean(kl * ratio if self.args.use_bias_correction_kl else kl))
-        log["entropy"].append(mean(entropy))
-        if self.loss_type == "cispo":
-            log["cispo_clip_ratio"].append(mean(((ratio > self.epsilon_high) & (advantages > 0)).float()))
-        if self.loss_type in CLIPPED:
-            if self.args.delta is not None:
-                ratio = ratio.clamp(max=self.args.delta)
-            low = (ratio < 1 - self.epsilon_low) & (advantages < 0)
-            high = (ratio > 1 + self.epsilon_high) & (advantages > 0)
-            for name, values in (("low", low), ("high", high), ("region", low | high)):
-                log[f"clip_ratio/{name}_mean"].append(mean(values.float()))
-            log["clip_ratio/low_min"].append(nanmin(each(low)).item())
-            log["clip_ratio/high_max"].append(nanmax(each(high)).item())
-
-
-class GRPOTrainer(GRPOLossMixin, trl.GRPOTrainer):
-    """TRL's GRPOTrainer with warpup's log-probs and loss; arguments and GRPOConfig are TRL's."""
+        _refuse_zero3()
