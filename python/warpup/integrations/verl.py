@@ -91,7 +91,6 @@ def loss_of(kind: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         losses, found = policy_loss_of(
             options, log_prob, old_log_prob, advantages, mask, weights=rollout_is_weights, selected=selected
         )
-        # verl writes nothing into what is outside the mask, but may read NaN times 0 there.
         moved = (old_log_prob - log_prob.detach()).masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
         metrics = {
             "actor/pg_clipfrac": found["clip_fraction_low"] + found["clip_fraction_high"],
