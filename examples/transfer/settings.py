@@ -34,7 +34,7 @@ class Size:
     chains: int = 240  # chains of thought, or what the control reads in place of them
     batch: int = 8  # of all three, once through
     warm_lr: float = 5e-4
-    rl_steps: int = 20
+    rl_steps: int = 30
     prompts: int = 6
     group: int = 8
     rl_lr: float = 1e-4
