@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from warpup import distill, losses, synthesis
+from warpup import distill, divergence, losses, synthesis
 from warpup.optim import unroll
 
 
@@ -71,6 +71,13 @@ def test_class_means_of_absent_classes_are_0():
     torch.testing.assert_close(means[2], torch.full((3,), 1 / 3))
     torch.testing.assert_close(means[0], logits[1].softmax(-1))
     assert (means[1] == 0).all()
+
+
+def test_distillation_is_at_a_temperature_and_keeps_its_size():
+    student, teacher = torch.randn(3, 4), torch.randn(3, 4)
+    loss = distill.fusion_loss(student, teacher, torch.tensor([0, 1, 2]), torch.ones(3), temperature=2.0)
+    own = divergence(student, teacher, temperature=2.0, scale_by_t2=True).mean()
+    torch.testing.assert_close(loss, own)
 
 
 def test_a_fusion_net_learns_whom_to_trust():

@@ -92,6 +92,22 @@ def test_shift_says_nothing_before_its_window_is_full():
     assert detector.limit(1) == float("inf")
 
 
+def test_an_expert_that_is_hardly_known_is_not_chosen_again():
+    detector = continual.ShiftDetector(smoothing=1.0, window=2)
+    assert not any(detector.update(x) for x in (1.0, 1.0))
+    assert detector.switch([5.0]) == 1
+    detector.update(5.0)
+    assert detector.smoothed == 5  # begins anew with the expert
+    assert detector.switch([1.0, 9.0]) == 0
+    assert detector.switch([9.0, 5.0]) == 2  # expert 1 has seen one loss
+
+
+def test_an_expert_that_is_left_out_might_as_well_not_be_there():
+    torch.manual_seed(0)
+    aggregator, features = continual.ExpertAggregator(4, heads=2, layers=2), torch.randn(2, 3, 4)
+    torch.testing.assert_close(aggregator(features, torch.tensor([2, 2])), aggregator(features[:, :2]))
+
+
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.6, 1.0])
 def test_erk_keeps_the_density_that_was_asked_for(density):
     shapes = [(64, 3, 3, 3), (128, 64, 3, 3), (10, 128), (5, 2)]

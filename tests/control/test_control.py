@@ -46,6 +46,11 @@ def test_a_natural_step_is_that_of_the_whole_matrix():
     s = torch.linalg.solve(fisher, g)
     torch.testing.assert_close(step, (2 * 0.3 / (s @ fisher @ s)).sqrt() * s)
     torch.testing.assert_close(0.5 * step @ fisher @ step, torch.tensor(0.3, dtype=torch.float64))
+    (damped,) = control.natural_step(
+        g @ (z := torch.zeros_like(g, requires_grad=True)), 0.5 * z @ fisher @ z, [z], damping=2.0
+    )
+    s = torch.linalg.solve(fisher + 2 * torch.eye(6), g)
+    torch.testing.assert_close(damped / damped.norm(), s / s.norm())
     still = control.natural_step(0 * g @ flat, 0.5 * flat @ fisher @ flat, [p, q])
     assert all((x == 0).all() for x in still)
 
@@ -91,6 +96,25 @@ def test_least_squares_are_scipys_with_the_slope_of_finite_differences():
 
     exact = torch.stack([2 * (-t).exp(), (-0.3 * t).exp()]).requires_grad_()  # no residual: Gauss-Newton is exact
     assert torch.autograd.gradcheck(lambda y: control.solve_least_squares(residual, start, y), exact, atol=1e-6)
+
+
+def test_least_squares_of_linear_residuals_have_the_exact_slope():
+    """There the Gauss-Newton Hessian is the Hessian, whatever is left of the residual."""
+    torch.manual_seed(0)
+    basis = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    y, start = torch.randn(2, 5, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)
+
+    def solve(basis):
+        return control.solve_least_squares(lambda w, basis, y: basis @ w - y, start, basis, y)
+
+    torch.testing.assert_close(solve(basis), torch.linalg.lstsq(basis, y.unsqueeze(-1)).solution.squeeze(-1))
+    assert torch.autograd.gradcheck(solve, basis)
+
+
+def test_least_squares_take_no_step_that_makes_it_worse():
+    """From 3, Newton's steps on atan go off to infinity."""
+    found = control.solve_least_squares(lambda w: w.atan(), torch.full((1, 1), 3.0, dtype=torch.float64))
+    assert found.abs() < 1e-6
 
 
 def test_curricula_name_what_is_forgotten():

@@ -47,16 +47,17 @@ def test_queries_in_bfloat16_have_the_gradients_of_float32():
 def test_memory_as_the_agent_had_it():
     """Attention under the mask equals attention over what was there when a turn was written."""
     torch.manual_seed(0)
-    kinds = torch.tensor([[QUESTION] * 2 + [THOUGHT, STATE, STATE, INFORMATION] + [THOUGHT, THOUGHT, STATE, 9]])
-    turns = torch.tensor([[0] * 2 + [1] * 4 + [2] * 4])
-    x = torch.randn(1, 1, 10, 4)
-    mask = create_mask(memory_mask(kinds, turns), 1, None, 10, 10, device="cpu")
+    kinds = torch.tensor([[QUESTION] * 2 + [THOUGHT, STATE, STATE, INFORMATION] + [THOUGHT, THOUGHT, STATE, STATE, 9]])
+    turns = torch.tensor([[0] * 2 + [1] * 4 + [2] * 3 + [3, 3]])
+    x = torch.randn(1, 1, 11, 4)
+    mask = create_mask(memory_mask(kinds, turns), 1, None, 11, 11, device="cpu")
     attention = nn.functional.scaled_dot_product_attention
     whole = attention(x, x, x, attn_mask=mask)
     seen = x[:, :, [0, 1, 3, 4, 5, 6, 7, 8]]  # the second turn without the first thought
     alone = attention(seen, seen, seen, is_causal=True)
     torch.testing.assert_close(whole[:, :, 6:9], alone[:, :, 5:8])
-    assert mask[0, 0, 9].nonzero().flatten().tolist() == [9]  # padding sees itself
+    assert mask[0, 0, 9].nonzero().flatten().tolist() == [0, 1, 8, 9]  # turn 3 has forgotten turn 1
+    assert mask[0, 0, 10].nonzero().flatten().tolist() == [10]  # padding sees itself
 
 
 def test_copies_go_apart_and_shared_layers_do_not():

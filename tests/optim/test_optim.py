@@ -55,13 +55,24 @@ def test_an_added_loss_ends_with_its_handle():
 
 
 def test_modulation_leaves_the_callers_tensors_alone():
-    modulation, target = optim.GradientModulation(), torch.tensor([0])
+    modulation, zeros, target = optim.GradientModulation(), torch.zeros(1, 2), torch.tensor([0])
+    modulation(zeros, zeros, target)
     phi = torch.tensor([[1.0, 0.0]], requires_grad=True)
-    modulation(phi, torch.zeros(1, 2), target)
-    modulated, _ = modulation(phi * 2, torch.zeros(1, 2), target)
+    modulated, _ = modulation(phi, zeros, target)
     (modulated.sum() + phi.sum()).backward()
     assert modulation.factors[0] < 1 < modulation.factors[1]  # the first learns faster than it did
-    torch.testing.assert_close(phi.grad, torch.full((1, 2), 2 * modulation.factors[0] + 1))
+    torch.testing.assert_close(phi.grad, torch.full((1, 2), modulation.factors[0] + 1))
+
+
+def test_modulation_looks_at_all_calls_before():
+    def cross_entropy(logit):
+        return math.log(1 + math.exp(-logit))
+
+    modulation, zeros, target = optim.GradientModulation(alpha=0.5), torch.zeros(1, 2), torch.tensor([0])
+    for logit in (0.0, 1.0, 3.0):
+        modulation(torch.tensor([[logit, 0.0]]), zeros, target)
+    mean, now, other = (cross_entropy(0) + cross_entropy(1)) / 2, cross_entropy(3), cross_entropy(0)
+    assert modulation.factors[0] == pytest.approx(math.exp(0.5 * (math.exp(other - mean) - math.exp(other - now))))
 
 
 def test_a_synthetic_gradient_is_learned():

@@ -73,9 +73,9 @@ def prune_and_grow_(weight: Tensor, mask: Tensor, rate: float, scores: Tensor, f
     free = torch.ones_like(mask) if frozen is None else ~frozen
     count = int(rate * (mask & free).sum())
     size = weight.abs().masked_fill(~(mask & free), torch.inf)
-    mask.view(-1)[size.flatten().topk(count, largest=False).indices] = False
+    mask.put_(size.flatten().topk(count, largest=False).indices, mask.new_zeros(count))
     open_scores = scores.masked_fill(mask | ~free, -torch.inf)
     grown = open_scores.flatten().topk(count).indices
-    mask.view(-1)[grown] = True
-    weight.view(-1)[grown] = 0.0
+    mask.put_(grown, mask.new_ones(count))
+    weight.put_(grown, weight.new_zeros(count))
     weight.masked_fill_(~mask if frozen is None else ~(mask | frozen), 0.0)

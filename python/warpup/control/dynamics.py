@@ -93,5 +93,5 @@ def gap_loss(
     importance = (-log_ratio.detach()).exp().clamp(1e-5, 1.0)
     fit = F.mse_loss(real, real_target.detach())
     fit = fit + (importance * (simulated - simulated_target.detach()).square()).mean()
-    penalty = (simulated + weights.detach().log().clamp_min(torch.finfo(weights.dtype).min)).logsumexp(0)
+    penalty = (simulated + weights.detach().log()).logsumexp(0)
     return fit + beta * (penalty - real.mean())

@@ -91,12 +91,17 @@ def solve_least_squares(
     with torch.no_grad():
         fixed = tuple(x.detach() for x in inputs)
         w, lam = start.detach().clone(), torch.full_like(start[:, :1], damping)
+        slack = 1 + 8 * torch.finfo(w.dtype).eps  # a minimum is flat: there the sum's rounding must not stop it
         for _ in range(steps):
             jacobian, r = vmap(jacrev(residual))(w, *fixed), vmap(residual)(w, *fixed)
             hessian = jacobian.mT @ jacobian
             damped = hessian + torch.diag_embed(lam * hessian.diagonal(dim1=-2, dim2=-1))
             trial = w - torch.linalg.solve(damped, jacobian.mT @ r.unsqueeze(-1)).squeeze(-1)
-            better = vmap(residual)(trial, *fixed).square().sum(-1, keepdim=True) < r.square().sum(-1, keepdim=True)
+            before, after = (
+                r.square().sum(-1, keepdim=True),
+                vmap(residual)(trial, *fixed).square().sum(-1, keepdim=True),
+            )
+            better = after <= before * slack
             w, lam = torch.where(better, trial, w), torch.where(better, lam / 3, lam * 3).clamp(1e-12, 1e12)
     jacobian, r = vmap(jacrev(residual))(w, *inputs), vmap(residual)(w, *inputs)
     hessian = (jacobian.mT @ jacobian).detach()

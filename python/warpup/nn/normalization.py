@@ -42,8 +42,8 @@ class QKNorm(nn.Module):
     """Layer normalisation of queries and keys over the head's width, before their product (arXiv 2302.05442; against
     attention logits that grow with the learning rate, arXiv 2309.14322).
 
-    Normalised in float32 and returned in the inputs' dtype: on a CPU the gradients of a 16-bit LayerNorm's weights stop
-    growing at 256.
+    Normalised in the dtype of its weights, float32, and returned in that of the inputs: on a CPU the gradients of a
+    16-bit LayerNorm's weights stop growing at 256.
 
     Args:
         width: of a head.
@@ -56,6 +56,4 @@ class QKNorm(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Both (..., width)."""
-        with torch.autocast(query.device.type, enabled=False):
-            normed = [norm(x.to(norm.weight.dtype)) for norm, x in ((self.query, query), (self.key, key))]
-        return normed[0].to(query.dtype), normed[1].to(key.dtype)
+        return tuple(norm(x.to(norm.weight.dtype)).to(x.dtype) for norm, x in ((self.query, query), (self.key, key)))
