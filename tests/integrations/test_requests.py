@@ -20,8 +20,8 @@ def test_lists_that_grow_and_shrink(seed):
                 here.pop(key, None)
             if key not in here and rng.random() < 0.5:
                 here[key] = Request(step, rng)
-                here[key].output += [rng.randrange(VOCAB) for _ in range(rng.choice([0, 0, 30]))]
-                requests.start(key, here[key].prompt, here[key].output, here[key].schedule)
+                here[key].output += here[key].draw(rng, rng.choice([0, 0, 30]))
+                requests.start(key, here[key].prompt, here[key].output, here[key].schedule, here[key].budget)
         if here and rng.random() < 0.2:
             source, target, swap = rng.choice(list(here)), rng.randrange(5), rng.random() < 0.5
             if source != target:
@@ -32,12 +32,12 @@ def test_lists_that_grow_and_shrink(seed):
         keys = list(here)
         logits = torch.zeros(len(keys), VOCAB)
         requests.apply_(logits, keys)
-        expect(logits, [here[key].delta() for key in keys])
+        expect(logits, [here[key].row() for key in keys])
         for request in here.values():  # drafts that are rejected, then what came instead
             del request.output[len(request.output) - min(len(request.output), rng.choice([0, 0, 0, 1, 2, 25])) :]
         requests.catch_up()
         for request in here.values():
-            request.output += [rng.randrange(VOCAB) for _ in range(rng.choice([1, 1, 3]))]
+            request.output += request.draw(rng, rng.choice([1, 1, 3]))
 
 
 def test_a_placeholder_is_no_token():

@@ -47,7 +47,7 @@ class Req(Request):
     def __init__(self, name, rng, processor):
         super().__init__(name, rng)
         self.rid, self.origin_input_ids, self.output_ids = f"r{name}", array("q", self.prompt), array("q")
-        asked = {"reflection": self.schedule.to_json(), "__req__": weakref.proxy(self)} if self.schedule else None
+        asked = {**self.asked, "__req__": weakref.proxy(self)} if self.asked else None
         self.sampling_params = SimpleNamespace(
             temperature=1.0, top_p=1.0, top_k=1 << 30, min_p=0.0, sampling_seed=None, logit_bias=None,
             custom_params=asked,
@@ -79,9 +79,9 @@ def test_sglang(sglang, seed):
         for r in rows:
             if rng.random() < 0.1:  # retracted: it starts again
                 r.output_ids, r.output = array("q"), []
-        expect(applied(modules, rows), [r.delta() for r in rows])
+        expect(applied(modules, rows), [r.row() for r in rows])
         for r in rows:
-            new = [rng.randrange(VOCAB) for _ in range(rng.choice([1, 1, 2]))]
+            new = r.draw(rng, rng.choice([1, 1, 2]))
             r.output_ids.extend(new)
             r.output += new
 
@@ -90,9 +90,9 @@ def test_what_cannot_be_served_is_refused(sglang):
     modules, schedule = sglang
     text = modules[OURS].ReflectionLogitProcessor.to_str()
     asking, plain = (Req(name, random.Random(0), text) for name in "ab")
-    while asking.schedule is None:
+    while not asking.asked:
         asking = Req("a", random.Random(random.random()), text)
-    while plain.schedule is not None:
+    while plain.asked:
         plain = Req("b", random.Random(random.random()), text)
     plain.custom_logit_processor = text
     schedule.disable_overlap_schedule = False

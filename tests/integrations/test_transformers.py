@@ -9,8 +9,13 @@ import transformers
 from transformers import LogitsProcessorList
 
 from tests.support.tiny import TOKENIZER, llama
-from warpup.integrations.transformers import ReflectionContinuousProcessor, ReflectionLogitsProcessor, attach
-from warpup.reflection import ReflectionSchedule, ReflectionTokens
+from warpup.integrations.transformers import (
+    BudgetContinuousProcessor,
+    ReflectionContinuousProcessor,
+    ReflectionLogitsProcessor,
+    attach,
+)
+from warpup.reflection import ReflectionSchedule, ReflectionTokens, ThinkingBudget
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENS = ReflectionTokens.from_tokenizer(TOKENIZER, ["wait", "back"])
@@ -154,6 +159,89 @@ def test_beams():
         assert generate(model, PROMPTS[:2], ReflectionLogitsProcessor(schedule), **options) == want
 
 
+BUDGET = ThinkingBudget.from_tokenizer(TOKENIZER, 6, message="back", warn_at=2, warning="wait wait")
+
+
+@torch.no_grad()
+def budget_by_hand(model, prompt, budget, steps):
+    """Greedy decoding of one prompt; the warning and the closing written out. 4 begins the thinking, 5 ends it."""
+    out, began = [], 0 if 4 in prompt and thinking(prompt, []) else None
+    while len(out) < steps and (not out or out[-1] != TOKENIZER.eos_token_id):
+        began = out.index(4) + 1 if began is None and 4 in out else began
+        thinks, thought = began is not None and thinking(prompt, out), len(out) - (began or 0)
+        if thinks and thought == budget.warn_at:
+            out += budget.warning
+        elif thinks and thought >= budget.tokens:
+            out += budget.closing
+        else:
+            out.append(int(model(torch.tensor([prompt + out])).logits[0, -1].argmax()))
+    return out[:steps]
+
+
+def test_generate_under_a_budget():
+    """Of prompts of several lengths in a batch; the next turn of a chat is another request, whose thinking counts from
+    0."""
+    model = llama().eval()
+    prompts = [[8, 9, 10, 4], [11, 12, 4], [9, 4, 5, 13, 8]]  # the last one has ended its thinking
+    processor = ReflectionLogitsProcessor(budget=BUDGET)
+    for _ in range(3):
+        want = [budget_by_hand(model, p, BUDGET, 12) for p in prompts]
+        got = generate(model, prompts, processor, max_new_tokens=12)
+        assert got == want
+        assert any(BUDGET.closing == tuple(g[6:8]) for g in got)
+        prompts = [[*p, *g, 4] for p, g in zip(prompts[:2], got, strict=False)] + [prompts[2]]
+
+
+def test_a_forced_token_has_log_prob_0():
+    model = llama().eval()
+    processor = ReflectionLogitsProcessor(SCHEDULE, budget=[BUDGET.replace(tokens=4), None])
+    out = model.generate(
+        **padded([[8, 4], [9, 4]]), logits_processor=LogitsProcessorList([processor]), max_new_tokens=8,
+        do_sample=True, temperature=0.7, top_k=0, pad_token_id=0, eos_token_id=None, output_scores=True,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    said = out.sequences[:, 2:].tolist()
+    logp = torch.stack(out.scores, 1).log_softmax(-1).gather(2, out.sequences[:, 2:, None]).squeeze(2)
+    ended = said[0].index(5) if 5 in said[0][:4] else 4
+    if ended == 4:
+        assert (logp[0, 4:6] == 0).all()
+        assert tuple(said[0][4:6]) == BUDGET.closing
+    assert processor.forced[1] == -1
+    assert (logp[1] < 0).all()
+
+
+@pytest.mark.parametrize("speculation", ["assistant", "prompt lookup", "beams"])
+def test_a_budget_under_drafts_and_beams(speculation):
+    model = llama().eval()
+    options = {
+        "assistant": {"assistant_model": llama(seed=1).eval()}, "prompt lookup": {"prompt_lookup_num_tokens": 3},
+        "beams": {"num_beams": 3},
+    }[speculation]  # fmt: skip
+    processor = ReflectionLogitsProcessor(budget=BUDGET)
+    for prompt in ([8, 9, 10, 4], [8, 9, 8, 9, 4]):
+        (got,) = generate(model, [prompt], processor, max_new_tokens=12, **options)
+        if speculation == "beams":
+            ended = got.index(5) if 5 in got else len(got)
+            assert ended <= 7
+            assert ended <= 2 or tuple(got[2:4]) == BUDGET.warning
+        else:
+            assert got == budget_by_hand(model, prompt, BUDGET, 12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "neither a schedule nor a budget"),
+        ({"budget": BUDGET.replace(tokens=60, probe_every=2, probe_below=0.1)}, "probe_every: a probe is a forward"),
+        ({"budget": [BUDGET, BUDGET]}, "2 budgets were given for 1 rows"),
+        ({"schedule": SCHEDULE, "budget": BUDGET.replace(think_end=(9,))}, "share their markers"),
+    ],
+)
+def test_wrong_budgets(options, message):
+    with pytest.raises(ValueError, match=message):
+        ReflectionLogitsProcessor(**options)(torch.tensor([[8, 4]]), torch.zeros(1, len(TOKENIZER)))
+
+
 def test_scores_are_left_alone():
     processor = ReflectionLogitsProcessor(SCHEDULE)
     ids, scores = torch.tensor([[8, 4]]), torch.zeros(1, len(TOKENIZER))
@@ -233,8 +321,23 @@ def test_attach():
         attach(manager, ReflectionContinuousProcessor(SCHEDULE))
 
 
-def test_continuous_batching_generates_the_same():
-    """transformers' own manager on the small model, against the loop by hand."""
+THINKING = [[8, 9, 10, 4], [11, 12, 4], [9, 4, 5, 13, 8]]
+OWN = BUDGET.replace(tokens=9, warn_at=4)
+
+
+@pytest.mark.parametrize(
+    ("processor", "prompts", "own", "by_hand"),
+    [
+        (lambda: ReflectionContinuousProcessor(SCHEDULE), PROMPTS, {}, lambda m, p, n: by_hand(m, p, SCHEDULE, 20)),
+        (
+            lambda: BudgetContinuousProcessor(BUDGET), THINKING, {"thinking_budget": OWN.to_json()},
+            lambda m, p, n: budget_by_hand(m, p, OWN if n == 1 else BUDGET, 20),
+        ),
+    ],
+    ids=["schedule", "budget"],
+)  # fmt: skip
+def test_continuous_batching_generates_the_same(processor, prompts, own, by_hand):
+    """transformers' own manager on the small model, against the loop by hand; the second request brings its own."""
     configuration = transformers.GenerationConfig(
         max_new_tokens=20, do_sample=False, eos_token_id=TOKENIZER.eos_token_id, pad_token_id=TOKENIZER.pad_token_id
     )
@@ -243,10 +346,10 @@ def test_continuous_batching_generates_the_same():
     small = transformers.ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)  # else as large as memory allows
     model = llama().eval()
     manager = model.init_continuous_batching(configuration, small)
-    attach(manager, ReflectionContinuousProcessor(SCHEDULE))
+    attach(manager, processor())
     manager.start()
     try:
-        names = [manager.add_request(prompt) for prompt in PROMPTS]
+        names = [manager.add_request(p, **(own if n == 1 else {})) for n, p in enumerate(prompts)]
         results = {}
         for _ in range(200):
             result = manager.get_result(timeout=1)
@@ -256,4 +359,4 @@ def test_continuous_batching_generates_the_same():
                 break
     finally:
         manager.stop(block=True)
-    assert [results[name] for name in names] == [by_hand(model, p, SCHEDULE, 20) for p in PROMPTS]
+    assert [results[name] for name in names] == [by_hand(model, p, n) for n, p in enumerate(prompts)]

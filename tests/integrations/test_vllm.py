@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.integrations.requests import SCHEDULES, VOCAB, Request, expect
+from tests.integrations.requests import BUDGETS, SCHEDULES, UNTOUCHED, VOCAB, Request, expect
 from tests.support.released import imported, released
 from warpup.reflection import ReflectionTokens
 
@@ -146,8 +146,8 @@ def test_runner_v1(vllm, seed, asynchronous):
         rows = [running[name] for name in batch.req_ids]
         if not rows:
             continue
-        expect(sampled(batch, torch.zeros(len(rows), VOCAB)), [r.delta() for r in rows])
-        tokens = [rng.randrange(VOCAB) for _ in rows]
+        expect(sampled(batch, torch.zeros(len(rows), VOCAB)), [r.row() for r in rows])
+        tokens = [request.draw(rng)[0] for request in rows]
         for request, token in zip(rows, tokens, strict=True):
             request.output.append(token)
             request.given.append(-1 if asynchronous else token)
@@ -171,7 +171,7 @@ def test_runner_v1_by_entry_point(vllm, monkeypatch):
     batch.refresh_metadata()
     request.output.append(7), request.given.append(7)
     batch.refresh_metadata()
-    expect(sampled(batch, torch.zeros(1, VOCAB)), [request.delta()])
+    expect(sampled(batch, torch.zeros(1, VOCAB)), [request.row()])
 
 
 def test_tokens_that_stay_away(vllm):
@@ -227,23 +227,23 @@ def test_runner_v2(vllm, seed, drafts):
             tokens = [*request.prompt, *request.output]
             states.add_request(name, len(request.prompt), tokens, 0, 100)
             slot = states.req_id_to_index[name]
-            assert processor.add_request(slot, request.params) == (request.schedule is not None)
+            assert processor.add_request(slot, request.params) == bool(request.asked)
         states.apply_staged_writes()
         processor.apply_staged_writes()
-        rows, wants, guesses = [(-1, 0, 0, 0), (-2, 3, 5, 0)], [0.0, 0.0], {}  # of nobody
+        rows, wants, guesses = [(-1, 0, 0, 0), (-2, 3, 5, 0)], [UNTOUCHED] * 2, {}  # of nobody
         for name, request in running.items():
             slot, total = states.req_id_to_index[name], len(request.prompt) + len(request.output)
             tokens = [*request.prompt, *request.output]
             if computed[name] == 0 and total > 2 and rng.random() < 0.5:  # a chunk: its row is thrown away
                 computed[name] = at = rng.randrange(1, total - 1)
                 rows.append((slot, tokens[at - 1], at - 1, 0))
-                wants.append(0.0)
+                wants.append(UNTOUCHED)
                 continue
-            guess = [rng.randrange(VOCAB) for _ in range(rng.randrange(drafts + 1))] if request.output else []
+            guess = request.draw(rng, rng.randrange(drafts + 1)) if request.output else []
             guesses[name], computed[name] = guess, total
             for i in range(len(guess) + 1):
                 rows.append((slot, guess[i - 1] if i else tokens[-1], total - 1 + i, i))
-                wants.append(request.delta(guess[:i]))
+                wants.append(request.row(guess[:i]))
         order = list(range(len(rows)))
         rng.shuffle(order)
         slot, token, pos, local = torch.tensor([rows[i] for i in order], dtype=torch.int32).T
@@ -253,11 +253,14 @@ def test_runner_v2(vllm, seed, drafts):
         )  # fmt: skip
         expect(processor.apply(torch.zeros(len(rows), VOCAB), context), [wants[i] for i in order])
         for name, guess in guesses.items():  # as its kernel does after the step
-            new = [*guess[: rng.randrange(len(guess) + 1)], rng.randrange(VOCAB)]
+            request = running[name]
+            kept = guess[: rng.randrange(len(guess) + 1)]
+            request.output += kept
+            new = [*kept, *request.draw(rng)]
             slot, total = states.req_id_to_index[name], int(states.total_len.gpu[states.req_id_to_index[name]])
             states.all_token_ids.gpu[slot, total : total + len(new)] = torch.tensor(new, dtype=torch.int32)
             states.total_len.gpu[slot] += len(new)
-            running[name].output += new
+            request.output.append(new[-1])
 
 
 def test_what_runner_v2_cannot_serve_is_refused(vllm):
@@ -286,9 +289,18 @@ def test_wrong_schedules_are_answered(vllm):
     for validate in (of_v1, of_v2):
         validate(SimpleNamespace(extra_args=None))
         validate(SimpleNamespace(extra_args={"reflection": SCHEDULES[1].to_json()}))
+        validate(SimpleNamespace(extra_args={"thinking_budget": BUDGETS[1].to_json()}))
+        for budget, message in (
+            (BUDGETS[1].replace(think_end=(4, 6)), "all schedules and thinking budgets of a server share"),
+            (BUDGETS[1].replace(message=[7] * 200), "a thinking budget's texts have at most 128 tokens here, got 202"),
+        ):
+            with pytest.raises(vllm["vllm.exceptions"].VLLMValidationError, match=message):
+                validate(SimpleNamespace(extra_args={"thinking_budget": budget.to_json()}))
         wrong = SCHEDULES[1].to_json().replace("triangle", "square")
         with pytest.raises(vllm["vllm.exceptions"].VLLMValidationError, match="wave: expected one of"):
             validate(SimpleNamespace(extra_args={"reflection": wrong}))
         other = SCHEDULES[1].replace(tokens=ReflectionTokens((1, 2), (3,), (4, 6)))
-        with pytest.raises(vllm["vllm.exceptions"].VLLMValidationError, match="all schedules of a server share their"):
+        with pytest.raises(
+            vllm["vllm.exceptions"].VLLMValidationError, match="all schedules and thinking budgets of a"
+        ):
             validate(SimpleNamespace(extra_args={"reflection": other.to_json()}))

@@ -1,4 +1,5 @@
-"""Requests of a serving engine by its own names for them, which come and go, and their slots in a `ReflectionBatch`."""
+"""Requests of a serving engine by its own names for them, which come and go, and their slots in a `ReflectionBatch`:
+reflection schedules and thinking budgets."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from warpup.reflection import ReflectionBatch, ReflectionSchedule
+from warpup.reflection import BudgetState, ReflectionBatch, ReflectionSchedule, ReflectionTokens, ThinkingBudget
+
+ROOM = 128  # ids of a text that a budget forces
 
 
 @dataclass
@@ -18,7 +21,8 @@ class Followed:
     slot: int
     prompt: Sequence[int]
     output: Sequence[int]
-    schedule: ReflectionSchedule
+    schedule: ReflectionSchedule | None
+    budget: ThinkingBudget | None
     seen: int | None = None  # tokens of `output` that its slot has; None: it has not begun
 
 
@@ -30,22 +34,31 @@ class Requests:
     """
 
     def __init__(self, capacity: int, schedule: ReflectionSchedule | None = None, device="cpu", remedy: str = ""):
-        self.batch: ReflectionBatch | None = None  # made with the first schedule, which brings the markers
+        self.batch: ReflectionBatch | None = None  # made with the first request, which brings the markers
         self.capacity, self.default, self.device, self.remedy = capacity, schedule, device, remedy
         self.known: dict[Hashable, Followed] = {}
         self.free = list(range(capacity - 1, -1, -1))
 
-    def start(self, key: Hashable, prompt: Sequence[int], output: Sequence[int], schedule=None) -> None:
-        """Its lists are read when it is next caught up with. Under no schedule the request is left alone."""
+    def start(
+        self,
+        key: Hashable,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        schedule: ReflectionSchedule | None = None,
+        budget: ThinkingBudget | None = None,
+    ) -> None:
+        """Its lists are read when it is next caught up with. Without schedule and budget the request is left alone."""
         self.stop(key)
         schedule = schedule or self.default
-        if schedule is None:
+        if schedule is None and budget is None:
             return
         if not self.free:
             raise RuntimeError(f"more than {self.capacity} requests at once; make a processor of more slots")
         if self.batch is None:
-            self.batch = ReflectionBatch(self.capacity, schedule, device=self.device, **room(self.capacity))
-        self.known[key] = Followed(self.free.pop(), prompt, output, schedule)
+            markers = markers_of(schedule, budget)
+            self.batch = ReflectionBatch(self.capacity, tokens=markers, device=self.device, **room(self.capacity))
+            self.state = BudgetState(self.batch, room=ROOM)
+        self.known[key] = Followed(self.free.pop(), prompt, output, schedule, budget)
 
     def stop(self, key: Hashable) -> None:
         if key in self.known:
@@ -77,6 +90,10 @@ class Requests:
                 raise ValueError(f"request {key}: the engine has a placeholder where a token should be: {self.remedy}")
             if anew:
                 self.batch.begin([request.slot], [list(request.prompt)], [tokens], request.schedule)
+                self.state.set([request.slot], request.budget)
+                if request.budget is not None and tokens:
+                    said = torch.tensor([[*request.prompt, *tokens]], device=self.device)
+                    self.state.begin([request.slot], said, said.new_full((1,), len(request.prompt)))
             else:
                 fresh.append(tokens), slots.append(request.slot), drop.append(max(seen - length, 0))
             request.seen = length
@@ -87,6 +104,7 @@ class Requests:
         counts = torch.tensor([slots, drop, [len(row) for row in fresh]]).to(self.device)
         tokens = torch.tensor(rows, dtype=torch.int64).view(len(rows), width).to(self.device)
         self.batch.update(tokens, counts[0], rollback=counts[1], count=counts[2])
+        self.state.follow(counts[0])
 
     def slots(self, keys: Sequence[Hashable]) -> Tensor:
         """Their slots, -1 for who is under no schedule."""
@@ -98,7 +116,15 @@ class Requests:
         """Row i of logits (B, V) is the next token of `keys[i]`. Returns delta (B,)."""
         if self.batch is None:
             return torch.zeros(len(keys), device=logits.device)
-        return self.batch.apply_(logits, self.slots(keys))
+        slots = self.slots(keys)
+        delta = self.batch.apply_(logits, slots)
+        if any(request.budget for request in self.known.values()):
+            self.state.force_(logits, slots)
+        return delta
+
+    def forced(self, keys: Sequence[Hashable]) -> Tensor:
+        """(len(keys),) int64: the token that each one's budget asks for next, -1 where it is free."""
+        return self.state.forced(self.slots(keys))
 
 
 def room(slots: int) -> dict[str, int]:
@@ -113,3 +139,40 @@ def schedule_from(given) -> ReflectionSchedule | None:
     if not isinstance(given, str):
         raise ValueError(f"a request's schedule is its JSON (ReflectionSchedule.to_json), got {type(given).__name__}")
     return ReflectionSchedule.from_json(given)
+
+
+def budget_from(given) -> ThinkingBudget | None:
+    """A thinking budget as it comes with a request, likewise."""
+    if given is None or isinstance(given, ThinkingBudget):
+        return given
+    if not isinstance(given, str):
+        raise ValueError(
+            f"a request's thinking budget is its JSON (ThinkingBudget.to_json), got {type(given).__name__}"
+        )
+    budget = ThinkingBudget.from_json(given)
+    check_probe(budget)
+    longest = max(len(budget.closing), len(budget.warning))
+    if longest > ROOM:
+        raise ValueError(f"a thinking budget's texts have at most {ROOM} tokens here, got {longest}")
+    return budget
+
+
+def markers_of(schedule: ReflectionSchedule | None, budget: ThinkingBudget | None) -> ReflectionTokens:
+    """The markers of a request's schedule and budget. Raises ValueError where they have different ones of thinking."""
+    tokens = ReflectionTokens(()) if schedule is None else ReflectionTokens.of(schedule.tokens)
+    if budget is None:
+        return ReflectionTokens((), *tokens.markers)
+    if any(tokens.markers) and tokens.markers[:2] != budget.markers.markers[:2]:
+        raise ValueError(
+            f"a request's schedule and thinking budget share their markers, got {tokens.markers[:2]} and "
+            f"{budget.markers.markers[:2]}"
+        )
+    return ReflectionTokens((), *budget.markers.markers[:2], *tokens.markers[2:])
+
+
+def check_probe(budget: ThinkingBudget | None) -> None:
+    """Raise ValueError on a budget that asks for forward passes, which a logits processor cannot make."""
+    if budget is not None and budget.probe_every is not None:
+        raise ValueError(
+            "probe_every: a probe is a forward pass of its own, which no logits processor has; leave it out"
+        )

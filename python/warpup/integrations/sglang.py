@@ -1,8 +1,9 @@
-"""Reflection schedules in SGLang (0.5.20 to 0.5.23), as a custom logit processor.
+"""Reflection schedules and thinking budgets in SGLang (0.5.20 to 0.5.23), as a custom logit processor.
 
     from warpup.integrations.sglang import ReflectionLogitProcessor
     client.generate(..., custom_logit_processor=ReflectionLogitProcessor.to_str(),
-                    sampling_params={"custom_params": {"reflection": schedule.to_json()}})
+                    sampling_params={"custom_params": {"reflection": schedule.to_json(),
+                                                       "thinking_budget": budget.to_json()}})   # both, or one
 
 Start the server with `--enable-custom-logit-processor --disable-overlap-schedule`, warpup installed beside it. Under
 the overlap schedule, SGLang's default, its token lists lag a token behind the logits, and drafts of speculative
@@ -15,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from warpup.integrations._requests import Requests, schedule_from
+from warpup.integrations._requests import Requests, budget_from, schedule_from
 
 try:
     from sglang.srt.runtime_context import get_schedule  # pyright: ignore[reportMissingImports]
@@ -30,19 +31,19 @@ _requests: dict[Any, Requests] = {}
 
 class ReflectionLogitProcessor(CustomLogitProcessor):  # pyright: ignore[reportGeneralTypeIssues]
     """Row i of the logits is the next token of the request that SGLang puts as `__req__` among its parameters, with
-    `rid`, `origin_input_ids` and `output_ids`; a request without "reflection" is left alone."""
+    `rid`, `origin_input_ids` and `output_ids`; a request without "reflection" and "thinking_budget" is left alone."""
 
     def __call__(self, logits: Tensor, custom_param_list: list[dict[str, Any]] | None = None) -> Tensor:
         given = [params or {} for params in custom_param_list or ()]
-        schedules = [schedule_from(params.get("reflection")) for params in given]
-        asked = [params["__req__"] for params, schedule in zip(given, schedules, strict=True) if schedule is not None]
+        wishes = [(schedule_from(p.get("reflection")), budget_from(p.get("thinking_budget"))) for p in given]
+        asked = [params["__req__"] for params, wish in zip(given, wishes, strict=True) if any(wish)]
         if not asked:
             return logits
         self._check(asked)
         requests = _requests.setdefault(logits.device, Requests(SLOTS, device=logits.device))
         keys = []
-        for row, (params, schedule) in enumerate(zip(given, schedules, strict=True)):
-            if schedule is None:
+        for row, (params, wish) in enumerate(zip(given, wishes, strict=True)):
+            if not any(wish):
                 keys.append(("none", row))
                 continue
             request = params["__req__"]
@@ -50,7 +51,7 @@ class ReflectionLogitProcessor(CustomLogitProcessor):  # pyright: ignore[reportG
             known = requests.known.get(request.rid)
             if known is None or known.output is not request.output_ids:  # new, or preempted and retracted
                 self._make_room(requests, {other.rid for other in asked})
-                requests.start(request.rid, request.origin_input_ids, request.output_ids, schedule)
+                requests.start(request.rid, request.origin_input_ids, request.output_ids, *wish)
         requests.catch_up()
         requests.apply_(logits, keys)
         return logits
@@ -59,12 +60,12 @@ class ReflectionLogitProcessor(CustomLogitProcessor):  # pyright: ignore[reportG
     def _check(asked) -> None:
         if not get_schedule().disable_overlap_schedule:
             raise ValueError(
-                "SGLang's overlap schedule samples a token before it knows the one before, so a reflection schedule "
+                "SGLang's overlap schedule samples a token before it knows the one before, so a schedule or a budget "
                 "would lag by a token: start the server with --disable-overlap-schedule"
             )
         if len({request.rid for request in asked}) < len(asked):
             raise ValueError(
-                "SGLang's speculative decoding does not tell a logit processor its drafts, so a reflection schedule "
+                "SGLang's speculative decoding does not tell a logit processor its drafts, so a schedule or a budget "
                 "cannot follow them: start the server without --speculative-algorithm"
             )
 

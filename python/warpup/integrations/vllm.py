@@ -1,11 +1,11 @@
-"""Reflection schedules in vLLM (0.31 to 0.33), under both of its model runners.
+"""Reflection schedules and thinking budgets in vLLM (0.31 to 0.33), under both of its model runners.
 
     vllm serve MODEL --logits-processors warpup.integrations.vllm:Processor
     LLM(MODEL, logits_processors=["warpup.integrations.vllm:Processor"])
 
-A request asks for its schedule with `SamplingParams(extra_args={"reflection": schedule.to_json()})`; the others are
-left alone. All schedules of a server share the markers of thinking and code. vLLM takes float32 logits through its
-processors before it divides by the temperature.
+A request asks for its schedule with `SamplingParams(extra_args={"reflection": schedule.to_json()})`, for its budget
+with `"thinking_budget": budget.to_json()` there; the others are left alone. All requests of a server share the markers
+of thinking and code. vLLM takes float32 logits through its processors before it divides by the temperature.
 
 Name the processor so, and not as an entry point: under asynchronous scheduling runner V1 fills in the tokens of the
 last step for processors that it was given by name alone. What cannot be served is refused when the engine starts:
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpup.integrations._requests import Requests, room, schedule_from
-from warpup.reflection import ReflectionBatch, ReflectionSchedule, ReflectionTokens
+from warpup.integrations._requests import ROOM, Requests, budget_from, markers_of, room, schedule_from
+from warpup.reflection import BudgetState, ReflectionBatch, ReflectionSchedule, ReflectionTokens, ThinkingBudget
 from warpup.reflection.apply_schedule import reflection_state_update_
 
 try:
@@ -33,12 +33,13 @@ try:
 except ImportError as error:
     raise ImportError(f"warpup.integrations.vllm needs vLLM 0.31 or later: {error}") from None
 
-ARGUMENT = "reflection"
 NAME = "warpup.integrations.vllm:Processor"
 
 
-def schedule_of(params) -> ReflectionSchedule | None:
-    return schedule_from((getattr(params, "extra_args", None) or {}).get(ARGUMENT))
+def asked_by(params) -> tuple[ReflectionSchedule | None, ThinkingBudget | None]:
+    """The schedule and the budget of a request's sampling parameters."""
+    given = getattr(params, "extra_args", None) or {}
+    return schedule_from(given.get("reflection")), budget_from(given.get("thinking_budget"))
 
 
 class ReflectionV1(BaseV1):  # pyright: ignore[reportGeneralTypeIssues]
@@ -67,12 +68,14 @@ class ReflectionV1(BaseV1):  # pyright: ignore[reportGeneralTypeIssues]
             self.requests.stop(index)
         for index, params, prompt, output in batch_update.added if batch_update else ():
             self.requests.stop(index)
-            schedule = schedule_of(params)
-            if schedule is not None and prompt is None:
-                message = "a prompt of embeddings has no tokens to follow: its reflection schedule is left out"
+            asked = asked_by(params)
+            if any(asked) and prompt is None:
+                message = (
+                    "a prompt of embeddings has no tokens to follow: its schedule and thinking budget are left out"
+                )
                 warnings.warn(message, stacklevel=2)
-            elif schedule is not None:
-                self.requests.start(index, prompt, output, schedule)
+            elif any(asked):
+                self.requests.start(index, prompt, output, *asked)
         for source, target, direction in batch_update.moved if batch_update else ():
             self.requests.move(source, target, swap=direction.name == "SWAP")
 
@@ -102,20 +105,20 @@ class ReflectionV2(BaseV2):  # pyright: ignore[reportGeneralTypeIssues]
         self.states = req_states
         self.drafts = vllm_config.num_speculative_tokens
         self.batch: ReflectionBatch | None = None
-        self.pending: dict[int, ReflectionSchedule | None] = {}
+        self.pending: dict[int, tuple[ReflectionSchedule | None, ThinkingBudget | None]] = {}
         self.active: set[int] = set()
-        self.scheduled = torch.zeros(req_states.max_num_reqs, dtype=torch.bool, device=req_states.device)  # `active`
+        self.budgeted: set[int] = set()
+        self.followed = torch.zeros(req_states.max_num_reqs, dtype=torch.bool, device=req_states.device)  # `active`
 
     def add_request(self, req_idx: int, sampling_params) -> bool:
-        """Whether the request is under a schedule. Overwrites whoever had the slot."""
-        schedule = schedule_of(sampling_params)
-        if schedule is None and req_idx not in self.active:
+        """Whether the request is under a schedule or a budget. Overwrites whoever had the slot."""
+        asked = asked_by(sampling_params)
+        if not any(asked) and req_idx not in self.active:
             return False
-        self.pending[req_idx] = schedule
-        self.active.discard(req_idx)
-        if schedule is not None:
-            self.active.add(req_idx)
-        return schedule is not None
+        self.pending[req_idx] = asked
+        for slots, member in ((self.active, any(asked)), (self.budgeted, asked[1] is not None)):
+            (slots.add if member else slots.discard)(req_idx)
+        return any(asked)
 
     def apply_staged_writes(self) -> None:
         """New requests, and preempted ones that come back with what they had generated, but for the last token: that
@@ -124,23 +127,22 @@ class ReflectionV2(BaseV2):  # pyright: ignore[reportGeneralTypeIssues]
             return
         states, device = self.states, self.states.device
         if self.batch is None:
-            first = next(schedule for schedule in self.pending.values() if schedule is not None)
-            markers = ReflectionTokens((), *ReflectionTokens.of(first.tokens).markers)
+            markers = markers_of(*next(asked for asked in self.pending.values() if any(asked)))
             options = {"ring": self.drafts + 2, "device": device, **room(states.max_num_reqs)}
             self.batch = ReflectionBatch(states.max_num_reqs, tokens=markers, **options)
-        for slot, schedule in self.pending.items():
+            self.state = BudgetState(self.batch, room=ROOM)
+        for slot, (schedule, budget) in self.pending.items():
             self.batch.set_schedule([slot], schedule or self.batch.default)
+            self.state.set([slot], budget)
         slots = torch.tensor(list(self.pending), device=device)
-        self.scheduled[slots] = torch.tensor([s is not None for s in self.pending.values()], device=device)
+        self.followed[slots] = torch.tensor([any(asked) for asked in self.pending.values()], device=device)
         self.pending = {}
         # `.gpu` is asked for each time: a tensor of host memory has another one after every write.
-        reflection_state_update_(
-            self.batch.tables,
-            states.all_token_ids.gpu[slots],
-            slots,
-            count=(states.total_len.gpu[slots].long() - 1).clamp(min=0),
-            prompt=states.prompt_len.gpu[slots].long(),
-        )
+        tokens, prompt = states.all_token_ids.gpu[slots], states.prompt_len.gpu[slots].long()
+        count = (states.total_len.gpu[slots].long() - 1).clamp(min=0)
+        reflection_state_update_(self.batch.tables, tokens, slots, count=count, prompt=prompt)
+        if self.budgeted:
+            self.state.begin(slots, tokens.long(), prompt, count)
 
     def apply(self, logits: Tensor, ctx) -> Tensor:
         """`ctx.expanded_idx_mapping`, `ctx.input_ids`, `ctx.pos` (rows,): each row's slot, or a negative number, input
@@ -149,7 +151,7 @@ class ReflectionV2(BaseV2):  # pyright: ignore[reportGeneralTypeIssues]
             return logits
         slot, pos = ctx.expanded_idx_mapping.long().clamp(min=-1), ctx.pos.long()
         held = slot.clamp(min=0)
-        tokens, known = ctx.input_ids.long().unsqueeze(1), self.scheduled[held]
+        tokens, known = ctx.input_ids.long().unsqueeze(1), self.followed[held]
         offset = pos - (self.states.total_len.gpu[held].long() - 1)
         for i in range(self.drafts + 1):
             mine = torch.where(known & (offset == i), slot, -1)
@@ -157,26 +159,32 @@ class ReflectionV2(BaseV2):  # pyright: ignore[reportGeneralTypeIssues]
             rollback = (seen - pos).clamp(min=0) if i == 0 else None
             self.batch.update(tokens, mine, rollback=rollback)
             self.batch.apply_(logits, mine)
+            if self.budgeted:
+                self.state.force_(logits, mine)
         return logits
 
 
 class Processor(BaseV2, BaseV1):  # pyright: ignore[reportGeneralTypeIssues]
     """What vLLM is given: each runner makes it with arguments of its own and gets the processor that it expects."""
 
-    markers: tuple | None = None  # of the server's first schedule
+    markers: tuple | None = None  # of the server's first schedule or budget
 
     @classmethod
     def validate_params(cls, sampling_params) -> None:
-        """Raises ValueError where a request's schedule is none, or follows other markers than the first one did: vLLM
-        answers the request with it."""
-        schedule = schedule_of(sampling_params)
-        if schedule is None:
+        """Raises ValueError where a request's schedule or budget is none, or follows other markers than the first one
+        did: vLLM answers the request with it."""
+        asked = asked_by(sampling_params)
+        if not any(asked):
             return
-        markers = ReflectionTokens.of(schedule.tokens).markers
+        markers = markers_of(*asked).markers
         if cls.markers is None:
             cls.markers = markers
-        if any(markers) and markers != cls.markers:
-            raise ValueError(f"all schedules of a server share their markers, here {cls.markers}, got {markers}")
+        schedule = asked[0] is not None and any(ReflectionTokens.of(asked[0].tokens).markers)
+        shared = slice(None) if schedule else slice(2)  # a budget knows those of thinking alone
+        if any(markers) and markers[shared] != cls.markers[shared]:
+            raise ValueError(
+                f"all schedules and thinking budgets of a server share their markers, here {cls.markers}, got {markers}"
+            )
 
     def __new__(cls, vllm_config, *arguments):
         return (ReflectionV1 if len(arguments) == 2 else ReflectionV2)(vllm_config, *arguments)

@@ -1,4 +1,5 @@
-"""Schedules on reflection tokens: which tokens, which wave, and the device tables that follow requests under them."""
+"""Schedules on reflection tokens: which tokens, which wave, and the device tables that follow requests under them;
+budgets of thinking on the same tables."""
 
 import lazy_loader
 

@@ -1,4 +1,6 @@
 from .batch import ReflectionBatch
+from .budget import ThinkingBudget
+from .budget_state import BudgetState
 from .presets import AlphaOne, BudgetForcing, cyclic_reflex, no_wait, thought_switch_penalty
 from .schedule import ReflectionSchedule
 from .tokens import ReflectionTokens
@@ -6,9 +8,11 @@ from .tokens import ReflectionTokens
 __all__ = [
     "AlphaOne",
     "BudgetForcing",
+    "BudgetState",
     "ReflectionBatch",
     "ReflectionSchedule",
     "ReflectionTokens",
+    "ThinkingBudget",
     "cyclic_reflex",
     "no_wait",
     "thought_switch_penalty",

@@ -96,7 +96,7 @@ class ReflectionBatch:
         schedules = self.schedules | dict.fromkeys(slots, schedule)
         row = schedule.row(*(self._place(name, schedule, schedules) for name in PLACED))
         self.schedules = schedules
-        self.tables.schedules[self._index(slots)] = torch.tensor(row, dtype=torch.float64).to(self.device)
+        self.tables.schedules[self.index(slots)] = torch.tensor(row, dtype=torch.float64).to(self.device)
 
     def _place(self, name: str, schedule: ReflectionSchedule, schedules: Mapping[int, ReflectionSchedule]) -> int:
         """Where the schedule's values are in the table of that name. `schedules`: of all slots, this one included."""
@@ -131,7 +131,8 @@ class ReflectionBatch:
         column = SCHEDULE.index("set" if name == "sets" else "knots")
         self.tables.schedules[:, column] = torch.tensor(begins, dtype=torch.float64).to(self.device)
 
-    def _index(self, slots) -> Tensor:
+    def index(self, slots: Sequence[int] | Tensor) -> Tensor:
+        """The slots as a tensor on the device."""
         return slots if isinstance(slots, Tensor) else torch.tensor(list(slots), device=self.device)
 
     def begin(
@@ -151,14 +152,14 @@ class ReflectionBatch:
         counts = torch.tensor([[len(row) for row in rows], [len(p) for p in prompts]]).to(self.device)
         self.set_schedule(slots, schedule or self.default)
         reflection_state_update_(
-            self.tables, padded.view(len(rows), width).to(self.device), self._index(slots), count=counts[0],
+            self.tables, padded.view(len(rows), width).to(self.device), self.index(slots), count=counts[0],
             prompt=counts[1],
         )  # fmt: skip
 
     def begin_padded(self, slots: Sequence[int], ids: Tensor, padding: Tensor, prompt: Tensor) -> None:
         """The same for ids (R, W) padded on the left by `padding` (R,); `prompt` (R,) tokens are a row's prompt."""
         count = ids.shape[1] - padding
-        reflection_state_update_(self.tables, ids, self._index(slots), first=padding, count=count, prompt=prompt)
+        reflection_state_update_(self.tables, ids, self.index(slots), first=padding, count=count, prompt=prompt)
 
     def end(self, slots: Sequence[int]) -> None:
         """Leaves slots without a schedule."""
@@ -185,7 +186,7 @@ class ReflectionBatch:
     def set_sampling(self, slots: Sequence[int], temperature: float | Mapping[str, float] = 1.0, **options) -> None:
         """How these slots sample; the options are those of `sampling_row`, the defaults plain sampling at T = 1."""
         row = torch.tensor(sampling_row(temperature, **options), dtype=torch.float64).to(self.device)
-        self.tables.sampling[self._index(slots)] = row
+        self.tables.sampling[self.index(slots)] = row
 
     def sample(self, logits: Tensor, slots: Tensor | None = None, **options) -> SampledStep:
         """`sample_step` on (B, V) logits, which stay as they are; `update` takes what comes of it."""

@@ -97,7 +97,7 @@ class ReflectionTokens:
             found |= mine
         if not found:
             raise ValueError(f"words: none of {list(words)} is a single token of this tokenizer")
-        return cls(tuple(found), *_markers(tokenizer, think, code))
+        return cls(tuple(found), *find_markers(tokenizer, think, code))
 
     @classmethod
     def exactly(
@@ -114,7 +114,7 @@ class ReflectionTokens:
         wrong = [t for t, i in ids.items() if len(i) != 1 or i[0] == tokenizer.unk_token_id]
         if wrong:
             raise ValueError(f"texts: not single tokens of this tokenizer: {wrong}")
-        return cls(tuple(i[0] for i in ids.values()), *_markers(tokenizer, think, code))
+        return cls(tuple(i[0] for i in ids.values()), *find_markers(tokenizer, think, code))
 
 
 def _is(word: str, text: str, token: str, case: bool, space: bool, punctuation: bool) -> bool:
@@ -128,7 +128,7 @@ def _is(word: str, text: str, token: str, case: bool, space: bool, punctuation: 
     return text.casefold() == word.casefold() if case else text == word
 
 
-def _markers(tokenizer, think: tuple[str, str] | None, code: tuple[str, str] | None) -> tuple[tuple[int, ...], ...]:
+def find_markers(tokenizer, think: tuple[str, str] | None, code: tuple[str, str] | None) -> tuple[tuple[int, ...], ...]:
     """The ids of the four markers. A pair that is given must be there; the usual ones are looked for."""
 
     def spelled(pair) -> tuple[tuple[int, ...], ...] | None:

@@ -63,6 +63,26 @@ def check_unused(settings, *names: str, place: str, why: str) -> None:
             raise TrainError(f"{place}.{name}: got {getattr(settings, name)!r}, but {why}")
 
 
+BUDGET: dict[str, type] = {  # what a thinking budget is made of
+    "tokens": int, "message": str, "warn_at": int, "warning": str, "probe_every": int, "probe_below": float,
+    "probe_least": int,
+}  # fmt: skip
+
+
+def check_budget(given, name: str) -> None:
+    """Raise TrainError on what cannot be a thinking budget; `name` is that of the setting."""
+    table = given if isinstance(given, dict) else {"tokens": given}
+    if unknown := table.keys() - BUDGET.keys():
+        raise TrainError(f"{name}: it has {', '.join(BUDGET)}, got {', '.join(map(str, unknown))}")
+    if "tokens" not in table:
+        raise TrainError(f"{name}: tokens is missing, how many thinking may take")
+    for key, value in table.items():
+        kind = BUDGET[key]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            wanted = {str: "a text", int: "a whole number", float: "a number"}[kind]
+            raise TrainError(f"{name}: expected {wanted} for {key}, got {value!r}")
+
+
 def check_stop(stop: Sequence[str], name: str) -> None:
     """Raise TrainError on what cannot be a list of stop strings; `name` is that of the setting."""
     if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):

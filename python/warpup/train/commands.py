@@ -14,8 +14,9 @@ import tyro
 
 from warpup._command_line import at_least, parse
 
+from .checks import check_budget
 from .errors import UsageError
-from .examples import RewardName
+from .examples import Budget, RewardName
 from .files import check_folder, read_table
 
 if TYPE_CHECKING:  # imported where it is used
@@ -54,7 +55,7 @@ def train(arguments: list[str]) -> None:
     if held.data:
         held_out = HeldOut(
             examples_of(held), held.reward_set(), held.points, held.samples, held.max_new_tokens,
-            keep_best=held.keep_best, stop_after=held.stop_after, stop=held.stop,
+            keep_best=held.keep_best, stop_after=held.stop_after, stop=held.stop, thinking_budget=held.thinking_budget,
         )  # fmt: skip
     quiet_transformers()
     model, tokenizer = start_model(config)
@@ -104,6 +105,9 @@ class EvalArguments:
     """Their nucleus; default: 1, all tokens."""
     max_new_tokens: int | None = None
     """Completions are cut off at this many tokens; default: the run's own, else 256."""
+    thinking_budget: Budget = None
+    """Tokens that thinking may take before its end is written for the model, or a table as in RLVR; default: the run's
+    own."""
     limit: int | None = None
     """Use the first so many examples only; default: of the run's data as many as it used, else all."""
     schedule: tuple[str, ...] = ()
@@ -143,7 +147,7 @@ def measured_as(given: EvalArguments) -> tuple["HeldOutConfig", str]:
 
     own, held, dtype, told = Path(given.run) / "train.json", HeldOutConfig(), given.dtype or "auto", {}
     changes: dict[str, Any] = {"samples": given.samples, "max_new_tokens": given.max_new_tokens, "limit": given.limit}
-    changes |= {"data": given.data or None, "reward": given.reward or None}
+    changes |= {"data": given.data or None, "reward": given.reward or None, "thinking_budget": given.thinking_budget}
     changes = {name: value for name, value in changes.items() if value is not None}
     if own.is_file():
         table = read_table(own, "held_out")
@@ -152,7 +156,7 @@ def measured_as(given: EvalArguments) -> tuple["HeldOutConfig", str]:
         dtype = given.dtype or table.get("dtype", dtype)
         if given.data:
             held = replace(held, limit=None)
-        names = ("data", "limit", "reward", "samples", "max_new_tokens", "stop")
+        names = ("data", "limit", "reward", "samples", "max_new_tokens", "stop", "thinking_budget")
         told = {name: getattr(held, name) for name in names if name not in changes and getattr(held, name)}
         told |= {} if given.dtype else {"dtype": dtype}
     held = replace(held, **{"samples": held.samples or 4, **changes})
@@ -177,6 +181,8 @@ def eval(arguments: list[str]) -> None:
     for name, least in (("samples", 0), ("max_new_tokens", 1), ("limit", 1)):
         if getattr(given, name) is not None:
             at_least(given, **{name: least})
+    if given.thinking_budget is not None:
+        check_budget(given.thinking_budget, "--thinking-budget")
     if given.schedule and (given.samples == 0 or seeds < 1):
         raise UsageError("--schedule compares samples: expected --samples and --seeds of at least 1")
     if given.samples == 0:
@@ -214,6 +220,7 @@ def eval(arguments: list[str]) -> None:
         "top_p": top_p,
         "max_new_tokens": held.max_new_tokens,
         "stop": held.stop,
+        "thinking_budget": held.thinking_budget,
     }
     if given.schedule:
         from warpup.apps.compare import compare, show

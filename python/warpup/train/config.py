@@ -14,9 +14,9 @@ import tyro
 
 from warpup.data.samplers import Sampler
 
-from .checks import check_held_out, check_stop, check_unused, named
+from .checks import check_budget, check_held_out, check_stop, check_unused, named
 from .errors import TrainError
-from .examples import RewardName, TemplateArguments, check_columns
+from .examples import Budget, RewardName, TemplateArguments, check_columns
 from .files import is_model
 from .rewards.reward_set import VERIFIER, RewardSet
 from .settings import LoRA, Precision, Weights
@@ -57,6 +57,8 @@ class HeldOutConfig:
     """Completions are cut off at this many tokens."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion, as in RLVR."""
+    thinking_budget: Budget = None
+    """Tokens that thinking may take, or a table, as in RLVR."""
     keep_best: bool = False
     """Keep the weights of the best measurement of a stage, in the folder `best` beside its checkpoints."""
     stop_after: int | None = None
@@ -75,6 +77,8 @@ class HeldOutConfig:
         check_held_out(self)
         check_columns(self, "prompt", "answer", place="held_out")
         check_stop(self.stop, "held_out.stop")
+        if self.thinking_budget is not None:
+            check_budget(self.thinking_budget, "held_out.thinking_budget")
         with named("held_out"):
             self.reward_set()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .examples import Budget
 from .model.memory import rows_that_fit
 from .model.tokens import encode_prompt, end_tokens
 from .rewards.calls import completions_of
@@ -53,6 +54,7 @@ def evaluate(
     greedy: bool = True,
     max_new_tokens: int = 256,
     stop: Sequence[str] = (),
+    thinking_budget: Budget = None,
     reflection_words: Sequence[str] = (),
     seed: int = 0,
     rows: int | None = None,
@@ -60,16 +62,19 @@ def evaluate(
 ) -> Evaluation:
     """Score `samples` sampled completions of each example and, if asked, its greedy one (else NaN).
 
-    stop: texts that end a completion. rows: completions sampled at once; None: as many as half of the free memory
-    holds, at most 256. traces: keep the first so many examples'
-    greedy (else first sampled) completions. The means of reward, format, length and reflections are over the samples,
-    or over the greedy ones if samples is 0. The run's own random state is not touched. Raises TrainError as `rollout`
-    and `RewardSet` do.
+    stop: texts that end a completion. thinking_budget: as the setting of RLVR. rows: completions sampled at once; None:
+    as many as half of the free memory holds, at most 256. traces: keep the first so many examples' greedy (else first
+    sampled) completions. The means of reward, format, length and reflections are over the samples, or over the greedy
+    ones if samples is 0. The run's own random state is not touched. Raises TrainError as `rollout` and `RewardSet` do,
+    and on what cannot be a budget.
     """
     rewards = reward if isinstance(reward, RewardSet) else RewardSet(reward)
     training = model.training
     generator = torch.Generator(model.device).manual_seed(seed)
     model.eval()
+    if thinking_budget is not None:
+        plain = decoding or DecodingStrategy()
+        decoding = plain.under(thinking_budget, tokenizer, max_new_tokens, "thinking_budget")
     options = {"max_new_tokens": max_new_tokens, "generator": generator, "rows": rows, "decoding": decoding}
     options["stop"] = stop_strings(tokenizer, stop)
     try:

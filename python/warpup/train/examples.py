@@ -33,6 +33,7 @@ Data = Annotated[str | Sequence[dict[str, Any] | str], _one_value("STR", str, _l
 RewardName = Annotated[str | Callable | Sequence[str | Callable], _one_value("NAME[,NAME]", reward_names, _listed)]
 SamplerName = Annotated[str | Sampler, _one_value("NAME[:OPTIONS]", str, str)]
 TemplateArguments = Annotated[dict[str, Any] | None, _one_value("JSON", json.loads, json.dumps)]
+Budget = Annotated[int | dict[str, Any] | None, _one_value("N|JSON", json.loads, json.dumps)]
 NamedNumbers = Annotated[dict[str, float] | None, _one_value("JSON", json.loads, json.dumps)]
 
 

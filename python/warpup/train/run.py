@@ -23,6 +23,7 @@ from . import checkpoint
 from .checks import check_held_out
 from .errors import Interrupted, TrainError
 from .evaluation import evaluate
+from .examples import Budget
 from .log import MetricsLog, Report, quiet
 from .model.optim import clip_gradients, on_all_ranks
 from .model.precision import computing, exact_sums
@@ -40,7 +41,8 @@ class HeldOut:
     samples: also so many sampled completions of each. Nothing is learned from them and no random state is touched.
     keep_best: write the weights of the best measurement of a stage to its folder `best`. stop_after: end a stage after
     so many measurements in a row that were no better. Better is a higher accuracy (sampled if there are samples), or a
-    higher reward where the reward does not tell what is right. stop: texts that end a completion.
+    higher reward where the reward does not tell what is right. stop: texts that end a completion. thinking_budget: as
+    the setting of RLVR.
     """
 
     data: Sequence[Mapping]
@@ -52,6 +54,7 @@ class HeldOut:
     keep_best: bool = False
     stop_after: int | None = None
     stop: Sequence[str] = ()
+    thinking_budget: Budget = None
 
     def __post_init__(self) -> None:
         check_held_out(self)
@@ -71,6 +74,7 @@ class HeldOut:
             max_new_tokens=self.max_new_tokens,
             reflection_words=self.reflection_words,
             stop=self.stop,
+            thinking_budget=self.thinking_budget,
             traces=0,
         ).numbers()
         names = ("avg", "greedy", "reward", "length", "reflections", "format_ok")

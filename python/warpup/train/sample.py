@@ -6,7 +6,9 @@ import tyro
 
 from warpup._command_line import parse
 
+from .checks import check_budget
 from .errors import TrainError, UsageError
+from .examples import Budget
 from .files import check_folder
 
 
@@ -32,6 +34,8 @@ class SampleArguments:
     """Completions are cut off at this many tokens."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion."""
+    thinking_budget: Budget = None
+    """Tokens that thinking may take before its end is written for the model, or a table as in RLVR."""
     seed: int | None = None
     """Seed of the sampling; default: 0."""
 
@@ -47,6 +51,10 @@ class SampleArguments:
             raise UsageError("--n: a chat has one answer at a time; leave it out")
         if self.chat and self.stop:
             raise UsageError("--stop: the turns of a chat end by themselves; leave it out")
+        if self.chat and self.thinking_budget is not None:
+            raise UsageError("--thinking-budget: a chat thinks as long as it likes; leave it out")
+        if self.thinking_budget is not None:
+            check_budget(self.thinking_budget, "--thinking-budget")
         if "" in self.stop:
             raise UsageError("--stop: an empty text is in every completion; leave it out")
         greedy = self.temperature == 0
@@ -87,6 +95,7 @@ def complete(model, tokenizer, given: SampleArguments) -> None:
 
     from .model.tokens import decode, encode_prompt, end_tokens
     from .report import spoken
+    from .sampling.decoding import DecodingStrategy
     from .sampling.rollouts import rollout
     from .sampling.stopping import stop_strings
 
@@ -107,6 +116,7 @@ def complete(model, tokenizer, given: SampleArguments) -> None:
         max_new_tokens=given.max_new_tokens,
         temperature=given.temperature,
         stop=stop_strings(tokenizer, given.stop),
+        decoding=DecodingStrategy().under(given.thinking_budget, tokenizer, given.max_new_tokens, "--thinking-budget"),
         generator=torch.Generator(model.device).manual_seed(given.seed or 0),
     )
     for row, text in enumerate(decode(tokenizer, rolls)):

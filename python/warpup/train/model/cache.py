@@ -51,6 +51,24 @@ class CachedModel:
         inputs["attention_mask"] = mask if self.attends or ids.shape[1] == mask.shape[1] else None
         return self.model(input_ids=ids, **inputs, **self.fixed).logits[:, -1]
 
+    def peek(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        """The same for ids that are forgotten at once: the next call goes on from before them."""
+        self.check_peek()
+        lengths = [layer.get_seq_length() for layer in self.cache.layers]
+        logits = self(ids, mask, position)
+        for layer, length in zip(self.cache.layers, lengths, strict=True):
+            layer.crop(length)
+        return logits
+
+    def check_peek(self) -> None:
+        """Raise TrainError where a layer cannot forget."""
+        kinds = {type(layer).__name__ for layer in self.cache.layers if not isinstance(layer, InPlaceLayer)}
+        if kinds:
+            raise TrainError(
+                f"{type(self.model).__name__}: its cache has layers that cannot go back ({', '.join(sorted(kinds))}), "
+                "so a thinking budget cannot probe it; leave probe_every out"
+            )
+
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order; one may stand several times."""
         for layer in self.cache.layers:
@@ -79,6 +97,10 @@ class InPlaceLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         return self.length
+
+    def crop(self, max_length: int) -> None:
+        self.length = max_length
+        self._views()
 
     def reorder_cache(self, rows):
         taken = [buffer.new_empty(len(rows), *buffer.shape[1:]) for buffer in self.buffers]

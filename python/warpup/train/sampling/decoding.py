@@ -1,4 +1,5 @@
-"""What stands between a model's logits and the tokens that are drawn: a reflection schedule, or s1's budget forcing.
+"""What stands between a model's logits and the tokens that are drawn: a reflection schedule, s1's budget forcing, a
+thinking budget.
 
 `DecodingStrategy.parse` reads how the command line names them:
     plain                             the model's own softmax
@@ -13,9 +14,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +24,11 @@ from torch import Tensor
 from warpup import token_logprob
 from warpup.reflection import (
     BudgetForcing,
+    BudgetState,
     ReflectionBatch,
     ReflectionSchedule,
     ReflectionTokens,
+    ThinkingBudget,
     cyclic_reflex,
     no_wait,
     thought_switch_penalty,
@@ -33,6 +36,7 @@ from warpup.reflection import (
 from warpup.reflection.sample_step import GENERATED, IN_PROMPT, SampledStep, mark_seen
 from warpup.reflection.sampling import SAMPLING
 
+from ..checks import check_budget
 from ..errors import TrainError
 from .filters import Filters
 from .penalties import Penalties
@@ -44,13 +48,14 @@ MORE = {"cyclic": {"shift", "anchor", "phase"}, "tip": {"phase"}, "nowait": set(
 @dataclass(frozen=True)
 class DecodingStrategy:
     """schedule: on the logits, or none. times: ends of thinking that `wait` (a token id) replaces; `tokens` has the
-    markers."""
+    markers. budget: of thinking, or none."""
 
     name: str = "plain"
     schedule: ReflectionSchedule | None = None
     tokens: ReflectionTokens | None = None
     wait: int = -1
     times: int = 0
+    budget: ThinkingBudget | None = None
 
     @classmethod
     def parse(cls, text: str, tokenizer, words: Sequence[str]) -> DecodingStrategy:
@@ -79,6 +84,28 @@ class DecodingStrategy:
             return cls(text, PRESETS[kind](tokens, **{k: _number(v) for k, v in options.items()}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainError(f"schedule {text!r}: {error}") from error
+
+    def under(self, budget: int | Mapping | None, tokenizer, max_new_tokens: int, setting: str) -> DecodingStrategy:
+        """The same under a thinking budget, as the setting of that name gives it: tokens, or the arguments of
+        `ThinkingBudget.from_tokenizer`. Raises TrainError on what cannot be."""
+        if budget is None:
+            return self
+        check_budget(budget, setting)
+        options: Mapping[str, Any] = {"tokens": budget} if isinstance(budget, int) else budget
+        try:
+            made = ThinkingBudget.from_tokenizer(tokenizer, **options)
+        except ValueError as error:
+            raise TrainError(f"{setting}: {error}") from error
+        spent = made.tokens + len(made.closing)
+        if spent >= max_new_tokens:
+            raise TrainError(
+                f"{setting}: {made.tokens} tokens of thinking and {len(made.closing)} that close it leave none of "
+                f"max_new_tokens, {max_new_tokens}, for an answer"
+            )
+        tokens = self.tokens or (self.schedule and ReflectionTokens.of(self.schedule.tokens))
+        if tokens and tokens.markers[:2] != made.markers.markers[:2]:
+            raise TrainError(f"{setting}: schedule {self.name!r} has other markers of thinking, {tokens.markers[:2]}")
+        return replace(self, tokens=tokens or made.markers, budget=made)
 
 
 def split_words(text: str) -> list[str]:
@@ -110,13 +137,15 @@ def bias_of(tokenizer, biases: Mapping[str, float]) -> dict[int, float]:
 
 class Step(NamedTuple):
     """Of each row: the token, its log-prob in the distribution that it was drawn from, what the schedule added, the
-    probability that the filters left, and, if it is recorded, which tokens they left."""
+    probability that the filters left, and, if it is recorded, which tokens they left; under a budget, whether the token
+    was written for the model: then its log-prob is 0."""
 
     token: Tensor  # int64
     logp: Tensor  # float32
     delta: Tensor  # float32
     kept: Tensor  # float32
     left: Tensor | None  # (R, V) bool
+    forced: Tensor | None = None  # bool
 
 
 class DecodingState:
@@ -142,6 +171,8 @@ class DecodingState:
         self.batch = batch
         self.scheduled = decoding.schedule is not None
         self.forcing = BudgetForcing(batch, decoding.wait, decoding.times) if decoding.times else None
+        self.budget = BudgetState(batch, decoding.budget) if decoding.budget else None
+        self.closing = decoding.budget.closing if decoding.budget and decoding.budget.probe_every else ()
 
     def sample(self, logits: Tensor, rows: Tensor) -> Step:
         """Draws the next token of these rows from their logits (R, V), which stay as they are."""
@@ -154,17 +185,22 @@ class DecodingState:
         token, logp = drawn.token, drawn.logp_raw if greedy else drawn.logp
         if self.forcing:
             token = self.forcing(token, rows)
-            forced = token != drawn.token
-            if forced.any():
+            replaced = token != drawn.token
+            if replaced.any():
                 logp = torch.where(
-                    forced, token_logprob(logits, token, temperature=self.filters.temperature or 1), logp
+                    replaced, token_logprob(logits, token, temperature=self.filters.temperature or 1), logp
                 )
+        forced = None
+        if self.budget:
+            written = self.budget.forced(rows)
+            forced = written >= 0
+            token, logp = torch.where(forced, written, token), torch.where(forced, 0.0, logp)
         self.batch.update(token, rows)
         if self.seen is not None:
             mark_seen(self.seen, rows, token)
         if self.counts is not None:
             self.counts[rows, token] += 1
-        return Step(token, logp, drawn.delta, drawn.kept, left)
+        return Step(token, logp, drawn.delta, drawn.kept, left, forced)
 
     def _follow(self, penalties: Penalties, logits: Tensor) -> None:
         """Begin to keep what these penalties read."""

@@ -122,7 +122,8 @@ def _play(
         for row, n in enumerate(going):
             ids = rolls.completion(row)
             filtered.add(n, len(said[n]), rolls, row)
-            extend(n, ids, rolls.logp[row, : len(ids)].tolist(), turn, said, sampled, turn_of, logp)
+            of_row = (x[row, : len(ids)].tolist() for x in (rolls.logp, rolls.learned()))
+            extend(n, ids, *of_row, turn, said, logp, sampled, turn_of)
             text = tokenizer.decode(ids, skip_special_tokens=True)
             texts[n].append(text)
             speakers[n].append(int(getattr(environments[n], "role", 0)))
@@ -142,7 +143,8 @@ def _play(
             if len(prompts[n]) + len(said[n]) + len(between) + options["max_new_tokens"] > limit:
                 finished[n] = False
                 continue
-            extend(n, between, [0.0] * len(between), turn, said, sampled, turn_of, logp, own=False)
+            zeros, nobody = [0.0] * len(between), [False] * len(between)
+            extend(n, between, zeros, nobody, -1, said, logp, sampled, turn_of)
             still.append(n)
         going = still
         if not going:
@@ -238,12 +240,15 @@ def call(environment: Environment, method: str, argument: Any) -> Any:
         raise TrainError(f"environment: {place} failed on {argument!r}: {type(error).__name__}: {error}") from error
 
 
-def extend(n: int, ids: Sequence[int], logp: Sequence[float], turn: int, said, sampled, turn_of, logps, own=True):
-    """Tokens behind the others of episode n: the model's own, or the environment's."""
+def extend(
+    n: int, ids: Sequence[int], logp: Sequence[float], own: Sequence[bool], turn: int, said, logps, sampled, turn_of
+):
+    """Tokens behind the others of episode n: those of the model's turn, of which it drew its `own`, or, as turn -1, the
+    environment's."""
     said[n] += ids
     logps[n] += logp
-    sampled[n] += [own] * len(ids)
-    turn_of[n] += [turn if own else -1] * len(ids)
+    sampled[n] += own
+    turn_of[n] += [turn] * len(ids)
 
 
 def bridge(tokenizer, prompt, observation: str, *, closed: bool) -> Tokens:

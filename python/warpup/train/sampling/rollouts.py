@@ -30,8 +30,9 @@ class Rollouts:
     delta (N, L) float32, what the schedule added to the logits of its tokens, token_set (V,) bool; both None without
     one. kept: the tokens that the filters left, a set for each of the N * L places, empty in the padding, and
     kept_mass (N, L), the share of the probability that they have; both None where no filter is on or it was not asked
-    for. sampled (N, L) bool: False at tokens that carry no loss, because the environment said them, they were certain,
-    or another row learns them; turn (N, L) int64: that of an episode's tokens, -1 where the environment spoke; or None.
+    for. sampled (N, L) bool: False at tokens that carry no loss, because the environment said them, a thinking budget
+    wrote them (their logp is 0), they were certain, or another row learns them; turn (N, L) int64: that of an episode's
+    tokens, -1 where the environment spoke; or None.
     """
 
     tokens: Tensor
@@ -78,7 +79,7 @@ def rollout(
 
     eos: the ids that end a completion (`warpup.train.model.tokens.end_tokens` finds a model's).
     logit_bias: what is added to the logits of these token ids; -inf: they are never drawn.
-    decoding: what stands between logits and tokens, such as a reflection schedule.
+    decoding: what stands between logits and tokens, such as a reflection schedule or a thinking budget.
     rows: completions sampled at once, all if None: a bound for the cache's memory. Each completion draws from a stream
         of its own, so what is drawn does not depend on it.
     stop: texts that end a completion as well (`warpup.train.sampling.stopping.StopStrings`).
@@ -115,9 +116,10 @@ def _rollout(
     # Prompts: once through the model, padded on the left so that all completions begin in the same column. Positions
     # count real tokens only.
     width = max(map(len, prompts))
+    closing = torch.tensor(state.closing, dtype=torch.int64, device=device)  # what probes read; empty without
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    cached = CachedModel(model, width + limit)
+    cached = CachedModel(model, width + limit + len(closing))
     logits = cached(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
 
     # Copies: the group of a prompt shares the work on it, then each copy has a row and a place in the cache.
@@ -130,14 +132,22 @@ def _rollout(
     logp = torch.zeros(count, limit, device=device)
     deltas = torch.zeros(count, limit, device=device) if state.scheduled else None
     sets = KeptSets(count, limit, device) if state.record else None
+    sampled = torch.ones(count, limit, dtype=torch.bool, device=device) if state.budget else None
     lengths = torch.full((count,), limit, device=device)
     alive = torch.arange(count, device=device)  # the result row of each row that is still in the batch
     done = torch.zeros(count, dtype=torch.bool, device=device)
     position = mask.sum(1)
     # The mask grows by a column of ones a token. A row without padding needs no mask at all, but all rows share one.
-    open_mask = torch.cat([mask, mask.new_ones(count, limit)], 1)
+    open_mask = torch.cat([mask, mask.new_ones(count, limit + len(closing))], 1)
 
     for t in range(limit):
+        # How sure would the model be of its answer, were the thinking closed here? What it reads for that is forgotten.
+        if len(closing) and state.budget is not None and (due := state.budget.due(alive) & ~done).any():
+            seen, places = open_mask[:, : width + t + len(closing)], torch.arange(len(closing), device=device)
+            answer = cached.peek(closing.expand(len(alive), -1), seen, position[:, None] + places)
+            entropy = torch.special.entr(answer.float().softmax(-1)).sum(-1)
+            state.budget.observe(entropy, due, alive)
+
         # Choose the next token of every row, and keep it with the log-prob it was drawn at: the old log-prob of the
         # loss. Rows that are done stay in the batch for a while; what they draw is left out.
         step = state.sample(logits, alive)
@@ -147,10 +157,13 @@ def _rollout(
             )
         tokens[alive, t] = torch.where(done, pad, step.token)
         logp[alive, t] = torch.where(done, 0.0, step.logp)
+        unread = done if step.forced is None else done | step.forced
+        if sampled is not None:
+            sampled[alive, t] = ~unread
         if deltas is not None:
-            deltas[alive, t] = torch.where(done, 0.0, step.delta)
+            deltas[alive, t] = torch.where(unread, 0.0, step.delta)
         if sets is not None and step.left is not None:
-            sets.add(t, alive, step.left & ~done[:, None], torch.where(done, 0.0, step.kept))
+            sets.add(t, alive, step.left & ~unread[:, None], torch.where(unread, 0.0, step.kept))
         ended = ~done & torch.isin(step.token, ends)
         if stop is not None:
             ended |= stop.completed(tokens[alive, : t + 1], ~done & ~ended)
@@ -177,6 +190,8 @@ def _rollout(
     replay: dict[str, Any] = {"penalties": state.penalties}
     if deltas is not None:
         replay |= {"delta": deltas[:, :longest], "token_set": state.token_set(logits.shape[1])}
+    if sampled is not None:
+        replay["sampled"] = sampled[:, :longest]
     if sets is not None:
         replay |= {"kept": sets.by_row(longest), "kept_mass": sets.mass[:, :longest]}
     return Rollouts(tokens[:, :longest], lengths, logp[:, :longest], finished, **replay)

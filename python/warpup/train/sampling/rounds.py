@@ -14,6 +14,7 @@ from torch import Tensor
 from warpup import group_advantage
 from warpup.advantage import ESTIMATORS, gdpo, reinforce_pp
 
+from ..model.tokens import TokenPair
 from ..rewards.calls import completions_of
 from ..rewards.reward_set import RewardSet, Scores
 from ..run import StageRun
@@ -49,9 +50,14 @@ def complete(
     asked = [prompts.examples[k] for k in picked for _ in range(settings.samples)]
     completions = completions_of(run.tokenizer, rolls)
     scores = rewards.score(completions, asked, group=settings.samples)
-    pairs = [(prompts.ids[picked[n // settings.samples]], c.token_ids) for n, c in enumerate(completions)]
+    learned = rolls.learned().cpu()
+    pairs: list[TokenPair] = [
+        (prompts.ids[picked[n // settings.samples]], c.token_ids) for n, c in enumerate(completions)
+    ]
+    if rolls.sampled is not None:  # a budget wrote some of the tokens
+        pairs = [(*pair[:2], own[: len(pair[1])]) for pair, own in zip(pairs, learned.tolist(), strict=True)]
     shown = {"prompt": asked[0]["prompt"], "completion": completions[0].text, "reward": scores.rewards[0]}
-    advantages = advantages_of(settings, scores, rolls.learned().cpu()).to(rolls.logp)
+    advantages = advantages_of(settings, scores, learned).to(rolls.logp)
     sampled = Sampled(pairs, rolls, scores, advantages, shown, seconds)
     return (
         credit_segments(settings, run, prompts, picked, rewards, sampled)
@@ -68,7 +74,7 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
             run.model, run.tokenizer, load_environment(settings.environment), [prompts.examples[k] for k in picked],
             turns=settings.turns, ends=prompts.ends, copies=settings.samples, limit=prompts.limit,
             max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, rows=settings.rows,
-            generator=run.generator, **how_to_draw(settings, prompts),
+            generator=run.generator, decoding=prompts.decoding, **how_to_draw(settings, prompts),
         )  # fmt: skip
     seconds, failed = time.perf_counter() - began, played.rewards.isnan().all(1)
     total = played.rewards.nansum(1).masked_fill(failed, math.nan)
@@ -76,7 +82,8 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
     scores.errors += ["the environment could not tell a reward (NaN)"] * int(failed.sum())
     roles = None
     if settings.advantage in ("gae", "optimal_token_baseline"):
-        scores.token_rewards = at_turn_ends(played.rewards, played.rolls.turn)
+        drawn = played.rolls.turn.masked_fill(~played.rolls.learned(), -1)
+        scores.token_rewards = at_turn_ends(played.rewards, drawn)
     if settings.credit == "turn":
         advantages = turn_advantages(
             played.rewards,
@@ -131,8 +138,8 @@ def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Te
 
 
 def at_turn_ends(rewards: Tensor, turn: Tensor) -> list[list[float] | None]:
-    """Rewards (N, turns), NaN where there was no turn, each at the last token of its turn; turn (N, L), -1 where the
-    environment spoke."""
+    """Rewards (N, turns), NaN where there was no turn, each at the last token of its turn; turn (N, L), -1 where no
+    token was drawn."""
     found: list[list[float] | None] = []
     for given, where in zip(rewards.tolist(), turn.tolist(), strict=True):
         row = [0.0] * len(where)

@@ -16,6 +16,7 @@ from warpup.data import Sampler
 
 from ..checks import named
 from ..errors import TrainError
+from ..model.cache import CachedModel
 from ..model.heads import Head
 from ..model.optim import adamw, learning_rate
 from ..model.precision import without_dropout
@@ -52,7 +53,7 @@ class RLVR(RLVRSettings):
         check_operators(self)
 
     def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Prompts:
-        """Prompts as tokens, and the schedule of their sampling."""
+        """Prompts as tokens, and the schedule and thinking budget of their sampling."""
         check_balance(model, self.balance, "rlvr")
         if self.advantage == "gae" and Head(model).form == "opaque":
             raise TrainError("rlvr.advantage: gae needs hidden states, and this model's output layer hides them")
@@ -65,9 +66,12 @@ class RLVR(RLVRSettings):
         decoding = DecodingStrategy.parse(self.schedule, tokenizer, split_words(self.words))
         if decoding.times:
             raise TrainError("rlvr.schedule: s1 writes tokens that no sampler drew, their log-probs cannot be replayed")
+        decoding = decoding.under(self.thinking_budget, tokenizer, self.max_new_tokens, "rlvr.thinking_budget")
+        if decoding.budget and decoding.budget.probe_every:
+            CachedModel(model, 1).check_peek()
         sampler_of(self, examples, place="rlvr")
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-        used = decoding if decoding.schedule else None
+        used = decoding if decoding.schedule or decoding.budget else None
         ends, stop = end_tokens(model, tokenizer), stop_strings(tokenizer, self.stop)
         with named("rlvr"):
             bias = bias_of(tokenizer, self.logit_bias) if self.logit_bias else None

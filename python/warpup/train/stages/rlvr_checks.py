@@ -10,7 +10,7 @@ from warpup._numbers import LARGEST
 from warpup.policy.kinds import POLICY_KINDS
 from warpup.reflection.sampling import FILTERS
 
-from ..checks import check_not_negative, check_positive, check_stop, check_unused, named
+from ..checks import check_budget, check_not_negative, check_positive, check_stop, check_unused, named
 from ..errors import TrainError
 from ..rewards.loading import load_named
 from ..sampling.filters import DRAWN_BY, Filters
@@ -52,6 +52,8 @@ def check_sampling(settings: RLVRSettings) -> None:
         why = "no schedule acts on words" if settings.schedule == "plain" else "a schedule's file has its own words"
         check_unused(settings, "words", place=PLACE, why=f"with schedule {settings.schedule!r} {why}; leave it out")
     check_stop(settings.stop, "rlvr.stop")
+    if settings.thinking_budget is not None:
+        check_budget(settings.thinking_budget, "rlvr.thinking_budget")
     with named(PLACE):
         Filters(settings.temperature, **{name: getattr(settings, name) for name in DRAWN_BY})
     for text, bias in (settings.logit_bias or {}).items():
@@ -116,7 +118,7 @@ def check_branches(settings: RLVRSettings) -> None:
     if kind not in ("segment", "tree"):
         return
     check_positive(settings, "branches", "segment_every", place=PLACE)
-    names = ("environment", "schedule", "stop", "repetition", "presence", "frequency", "logit_bias")
+    names = ("environment", "schedule", "thinking_budget", "stop", "repetition", "presence", "frequency", "logit_bias")
     names += tuple(FILTERS) if kind == "tree" else ()
     check_unused(settings, *names, place=PLACE, why=f"advantage {kind!r} does not follow it over what it has cut")
     if not 0 < settings.segment_threshold <= 1:

@@ -7,7 +7,7 @@ from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 
 from ..checks import check_not_negative, check_positive, check_values, named
 from ..errors import TrainError
-from ..examples import Data, NamedNumbers, RewardName, SamplerName, TemplateArguments, check_columns
+from ..examples import Budget, Data, NamedNumbers, RewardName, SamplerName, TemplateArguments, check_columns
 from ..rewards.reward_set import VERIFIER, RewardSet
 from ..samplers import check_sampler
 from ..settings import Advantage, Baseline, CorrectionMode, MaskMeasure, MaskOver, RateSchedule, Scale
@@ -87,6 +87,10 @@ class RLVRSettings:
     eta_cutoff: float = 0.0
     """The same where the distribution is sharp; a flat one keeps less likely tokens too. 0: from all. The loss replays
     it."""
+    thinking_budget: Budget = None
+    """Tokens that thinking may take before its end is written for the model, which carries no loss; none: any number.
+    A table also has message, a text before that end; warning, a text once warn_at tokens are thought; probe_every and
+    probe_below, which end the thinking where more of it changes nothing."""
     schedule: str = "plain"
     """What the sampler adds to the logits of reflection tokens, as `warpup eval --schedule` names it; the loss replays
     it."""
