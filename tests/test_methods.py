@@ -26,7 +26,7 @@ def test_a_row_has_a_checked_snippet_or_says_why_not():
         called = [node.func for node in ast.walk(ast.parse(row.snippet)) if isinstance(node, ast.Call)]
         checks = [name for name in called if getattr(name, "attr", "").startswith("assert_")]
         checks += [node for node in ast.walk(ast.parse(row.snippet)) if isinstance(node, ast.Assert)]
-        assert bool(checks) == (row.state == "offered"), f"row {row.number}"
+        assert bool(checks) == row.offers, f"row {row.number}"
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.snippet], ids=lambda row: f"{row.path.stem}-{row.number}")

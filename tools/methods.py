@@ -25,7 +25,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "docs/methods"
 PAGE = ROOT / "docs/methods.md"
-NOTHING, PENDING = "nothing offered, because ", "not yet."
+NOTHING = "nothing offered, because "
 OPENING = """\
 # Methods
 
@@ -46,8 +46,8 @@ class Row(NamedTuple):
     path: Path
 
     @property
-    def state(self) -> str:
-        return "nothing" if self.offer.startswith(NOTHING) else "pending" if self.offer == PENDING else "offered"
+    def offers(self) -> bool:
+        return not self.offer.startswith(NOTHING)
 
 
 def rows_of(path: Path) -> Iterator[Row]:
@@ -76,11 +76,11 @@ def rows() -> list[Row]:
 
 def counts() -> str:
     """How many rows of each tier have a call, and how many do not."""
-    found = Counter((row.tier, row.state) for row in rows())
-    table = ["| tier | rows | with a call | nothing offered | not yet |", "|---|---|---|---|---|"]
+    found = Counter((row.tier, row.offers) for row in rows())
+    table = ["| tier | rows | with a call | nothing offered |", "|---|---|---|---|"]
     for tier in ("T1", "T2", "T3", "T4"):
-        offered, nothing, pending = (found[tier, state] for state in ("offered", "nothing", "pending"))
-        table.append(f"| {tier} | {offered + nothing + pending} | {offered} | {nothing} | {pending} |")
+        offered, nothing = found[tier, True], found[tier, False]
+        table.append(f"| {tier} | {offered + nothing} | {offered} | {nothing} |")
     return "\n".join(table)
 
 
@@ -90,7 +90,7 @@ def page() -> str:
     for path in sorted(ROWS.glob("*.py")):
         heading = " ".join((ast.get_docstring(ast.parse(path.read_text())) or path.stem).split())
         text += ["", f"## {heading.removesuffix('.')}"]
-        for row in (row for row in rows_of(path) if row.state != "pending"):
+        for row in rows_of(path):
             text += ["", f'### <a id="{row.number}"></a>{row.number}. {row.title}', "", f"{row.tier}: {row.offer}"]
             text += ["", row.text] if row.text else []
             text += ["", "```python", row.snippet, "```"] if row.snippet else []

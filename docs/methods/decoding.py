@@ -4,15 +4,44 @@
 def row_2():
     """Thyme: Think Beyond Images
 
-    T2: not yet.
+    T2: `warpup.ReflectionBatch` with markers of code and a temperature for each phase, and `warpup.sample_step`.
+    Tokens in code are certain at temperature 0: `logp_raw` is their log-prob at 1, from which a ratio is made. The
+    sandbox of images is the paper's own.
     """
+    import torch
+
+    from warpup import ReflectionBatch, ReflectionTokens
+
+    batch = ReflectionBatch(2, tokens=ReflectionTokens((), code_start=(3,), code_end=(2,)))
+    batch.begin([0, 1], [[1], [1]])
+    batch.set_sampling([0, 1], {"think": 1.0, "answer": 1.0, "code": 0.0})
+    batch.update(torch.tensor([3, 1]))  # the first row's next token is code
+    step = batch.sample(torch.zeros(2, 4).index_fill(1, torch.tensor([2]), 1.0))
+    assert step.temperature.tolist() == [0.0, 1.0]
+    assert step.token[0] == 2  # the likeliest
+    torch.testing.assert_close(step.logp_raw[0], torch.tensor(1.0) - (torch.tensor(1.0).exp() + 3).log())
 
 
 def row_14():
     """An Emulator for Fine-Tuning Large Language Models using Small Language Models
 
-    T1: not yet.
+    T1: `warpup.reflection.emulated_logprob`; `warpup.sample_step(tuned=..., base=...)` with `beta` fuses it with
+    the draw for one trait.
     """
+    import torch
+
+    from warpup.reflection import emulated_logprob
+
+    large = torch.tensor([0.5, 0.4, 0.1]).log()
+    small = torch.tensor([0.5, 0.25, 0.25]).log()
+    tuned = torch.tensor([0.25, 0.5, 0.25]).log()  # half of the first token, twice the second
+    found = emulated_logprob(large, small, [tuned]).exp()
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.8, 0.1]) / 1.15)
+    found = emulated_logprob(large, small, [tuned, small], weights=[0.5, 0.5]).exp()  # half of the way, in logs
+    root = 2**0.5
+    torch.testing.assert_close(found, torch.tensor([0.25 * root, 0.4 * root, 0.1]) / (0.65 * root + 0.1))
+    found = emulated_logprob(large, small, [tuned], top_p=0.8).exp()  # without the third
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.8, 0.0]) / 1.05)
 
 
 def row_37():
@@ -43,8 +72,26 @@ def row_37():
 def row_81():
     """Continuous Chain of Thought Enables Parallel Exploration and Reasoning
 
-    T2: not yet.
+    T2: `warpup.data.trace_labels` for `soft_labels` of Warmup; `warpup.continuous_tokens` for sampling, whose
+    log-prob in a policy's ratio is the sum of the draws'. Warmup reads the tokens of one trace, where the paper
+    reads the mixed embeddings.
     """
+    import math
+
+    import torch
+
+    from warpup import ReflectionBatch, continuous_tokens
+    from warpup.data import trace_labels
+
+    labels = trace_labels([[5, 7], [5, 8], [5, 7], [5, 9]])
+    assert labels["ids"] == [[5], [7, 8, 9]]
+    assert labels["logprobs"] == [[0.0], [math.log(0.5), math.log(0.25), math.log(0.25)]]
+    batch = ReflectionBatch(1)
+    batch.begin([0], [[0]])
+    embedding = torch.tensor([[0.0, 0.0], [2.0, 4.0], [6.0, 8.0]])
+    mixed, draws = continuous_tokens(torch.zeros(1, 3), batch.tables, torch.tensor([0]), embedding, 4)
+    torch.testing.assert_close(mixed[0], embedding[draws.token[0]].mean(0))  # z = (1 / K) sum of e_i
+    torch.testing.assert_close(draws.logp.sum(), torch.tensor(4 * math.log(1 / 3)))
 
 
 def row_88():

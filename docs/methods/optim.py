@@ -61,15 +61,19 @@ def row_58():
     """Small-scale proxies for large-scale Transformer training instabilities
 
     T2: `warpup.z_loss`, `warpup.nn.QKNorm`, and `warpup.optim.mu_groups` for muParam (simple) and independent weight
-    decay.
+    decay; `warpup.metrics.lr_sensitivity` of the final losses over learning rates.
     """
+    import math
+
     import torch
 
     from warpup import z_loss
+    from warpup.metrics import lr_sensitivity
     from warpup.nn import QKNorm
     from warpup.optim import mu_groups
 
     torch.testing.assert_close(z_loss(torch.tensor([[2.0]]), torch.ones(1, 1)), torch.tensor(4e-4))
+    assert lr_sensitivity([2.0, 3.0, math.nan], initial=5.0) == (2 + 3 + 5) / 3 - 2  # one diverged
     query, _ = QKNorm(2)(torch.tensor([1.0, 3.0]), torch.zeros(2))
     torch.testing.assert_close(query, torch.tensor([-1.0, 1.0]), rtol=0, atol=1e-4)
 
@@ -104,11 +108,12 @@ def row_93():
     """Distraction is All You Need for Fairness
 
     T3: `warpup.optim.block_gradients_` with `warpup.losses.parity_loss` for the fairness block. Each block has an
-    optimizer of its own.
+    optimizer of its own; what comes of it is measured by `warpup.metrics.group_gap`, the demographic parity gap.
     """
     import torch
 
     from warpup.losses import parity_loss
+    from warpup.metrics import group_gap
     from warpup.optim import block_gradients_
 
     accuracy, fairness = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
@@ -116,3 +121,4 @@ def row_93():
     assert (accuracy.grad, fairness.grad) == (3, 12)  # 3, and 2 * 2 * 3
     predictions, groups = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 1])
     assert parity_loss(predictions, groups) == 0.125  # means .5 and 1 around .75
+    assert group_gap(predictions, groups) == 0.5

@@ -35,8 +35,21 @@ def row_9():
 def row_49():
     """SPA-RL: Reinforcing LLM Agents via Stepwise Progress Attribution
 
-    T2: not yet.
+    T2: `loss = "progress"` of the stage StepReward, then RLVR with `reward =
+    ["warpup.rewards:reward_model(folder=..., credit='step')", ...]`, a reward for grounded actions beside it, their
+    `reward_weights`, and `advantage = "gae"`. In the released code a value of the whole trajectory stands in the
+    place of the steps'; this is the paper's redistribution.
     """
+    import torch
+
+    from warpup.train import StepReward
+    from warpup.train.model.batch import Batch
+
+    given = torch.tensor([0.25, 0.5, 1.0])  # a head's numbers behind two steps of one solution and one of another
+    targets = torch.tensor([[7, 7], [7, -100]])
+    batch = Batch(targets, targets, targets, rows=[0, 1])
+    loss, _ = StepReward(loss="progress").of_progress(given, batch, labels=[[1.0], [0.0]], count=2)
+    assert loss == ((0.25 + 0.5 - 1) ** 2 + 1**2) / 2
 
 
 def row_54():

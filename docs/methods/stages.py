@@ -2,7 +2,7 @@
 
 
 def row_4():
-    """AURORA:Automated Training Framework of Universal Process Reward Models via Ensemble Prompting and Reverse
+    """AURORA: Automated Training Framework of Universal Process Reward Models via Ensemble Prompting and Reverse
     Verification
 
     T2: the stage StepReward, whose `labels` may be shares of votes; `warpup.metrics.first_error`,
@@ -123,7 +123,8 @@ def row_46():
 def row_52():
     """Mix-CPT: A Domain Adaptation Framework via Decoupling Knowledge Learning and Format Alignment
 
-    T1: `warpup.divergence(kind="logit_swap")`, added to the NLL with a weight of about .3.
+    T1: `warpup.divergence(kind="logit_swap")`, added to the NLL with a weight of about .3. The second phase, which
+    aligns the format, is a Warmup on instructions behind it.
     """
     import math
 

@@ -1,6 +1,7 @@
 from .batch import ReflectionBatch
 from .budget import ThinkingBudget
 from .budget_state import BudgetState
+from .emulation import emulated_logprob
 from .presets import AlphaOne, BudgetForcing, cyclic_reflex, no_wait, thought_switch_penalty
 from .schedule import ReflectionSchedule
 from .tokens import ReflectionTokens
@@ -14,6 +15,7 @@ __all__ = [
     "ReflectionTokens",
     "ThinkingBudget",
     "cyclic_reflex",
+    "emulated_logprob",
     "no_wait",
     "thought_switch_penalty",
 ]

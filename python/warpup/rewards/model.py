@@ -27,6 +27,8 @@ def reward_model(
     credit="completion": one number, the `min` of them, their `mean` or `product`, or the `last`.
     credit="step": p at the token that ends each step; the reward is their sum, so more good steps are worth more.
     credit="progress": there what p has risen since the step before, so that the sum is the last p.
+    A model of progress gives each step what it adds to the whole; credit="completion": their sum, "step": each at the
+    token that ends the step.
     Numbers for tokens count where an advantage takes them (gae, reinforce_pp), and need the policy's tokenizer.
 
     device: where the model is; "auto" for a GPU if there is one. max_tokens: padded tokens that it reads at once.
@@ -43,7 +45,10 @@ def reward_model(
         return [score for (score,) in judge.score([judge.whole(*each) for each in given], max_tokens)]
     texts = [split_steps(text, judge.separator) for text in completions]
     pairs = [judge.steps(example, steps) for example, steps in zip(examples, texts, strict=True)]
-    chances = [[1 / (1 + math.exp(-z)) for z in row] for row in judge.score(pairs, max_tokens)]
+    found = judge.score(pairs, max_tokens)
+    if judge.scores == "progress" and credit == "completion":
+        return [sum(row) for row in found]
+    chances = found if judge.scores == "progress" else [[1 / (1 + math.exp(-z)) for z in row] for row in found]
     if credit == "completion":
         return [COMBINED[combine](p) for p in chances]
     rows = []
@@ -75,6 +80,10 @@ def check(
         raise ValueError(f"combine: expected one of {', '.join(COMBINED)}, got {combine!r}")
     if scores == "completions" and (credit, combine) != ("completion", "min"):
         raise ValueError(f"credit, combine: the model in {folder} scores whole completions, leave them out")
+    if scores == "progress" and (credit == "progress" or combine != "min"):
+        raise ValueError(
+            f"credit, combine: the model in {folder} scores progress: credit completion or step, their sum"
+        )
     if credit != "completion" and combine != "min":
         raise ValueError(f"combine: with credit {credit!r} nothing is combined, leave it out")
     if not max_tokens > 0:

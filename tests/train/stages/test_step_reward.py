@@ -33,8 +33,11 @@ PAIRS = [
 ]
 
 
+OUTCOMES = [solution | {"labels": 0.5 * n} for n, solution in enumerate(SOLUTIONS)]
+
+
 def stage(**options):
-    data = PAIRS if options.get("loss") == "bradley_terry" else SOLUTIONS
+    data = {"bradley_terry": PAIRS, "progress": OUTCOMES}.get(options.get("loss"), SOLUTIONS)
     settings = {"data": data, "steps": 4, "batch_size": 8, "lr": 1e-3, "value_lr": 3e-2, "lr_warmup": 0}
     more = {"save_every": 2, "lr_schedule": "constant"} | ({} if "loss" in options else {"separator": "."})
     return StepReward(**settings | more | options)
@@ -74,6 +77,31 @@ def test_the_second_step_on_steps_is_that_of_a_computation_by_hand(tmp_path):
     assert lines[1]["loss"] == pytest.approx(binary_cross_entropy_with_logits(logits, labels).item(), rel=1e-4)
     assert lines[1]["accuracy"] == pytest.approx(((logits > 0) == (labels > 0.5)).float().mean().item())
     assert lines[1]["loss"] < lines[0]["loss"]
+
+
+def test_the_second_step_on_progress_is_that_of_a_computation_by_hand(tmp_path):
+    """The squared error of the sum over a solution's steps; as a reward, each step's own number."""
+    folder = trained(tmp_path / "one", steps=1, loss="progress", separator=".")
+    trained(tmp_path / "two", steps=2, loss="progress", separator=".", max_tokens=1)
+    judge = load_reward_model(folder)
+    with torch.no_grad():
+        scores = [of_solution(judge, solution) for solution in OUTCOMES]
+    wanted = torch.tensor([solution["labels"] for solution in OUTCOMES])
+    lines = [line for line in log_of(tmp_path / "two") if "loss" in line]
+    assert lines[0]["loss"] == pytest.approx(wanted.square().mean().item())  # the head begins as 0
+    off = torch.stack([row.sum() for row in scores]) - wanted
+    assert lines[1]["loss"] == pytest.approx(off.square().mean().item(), rel=1e-4)
+    assert lines[1]["error"] == pytest.approx(off.abs().mean().item(), rel=1e-4)
+    text = " . ".join(STEPS[0])
+    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    (row,) = reward_model([text], OUTCOMES[:1], [ids], [True], folder=str(folder), credit="step")
+    assert [n for n in row if n] == pytest.approx(scores[0].tolist(), rel=1e-4)
+    (whole,) = reward_model([text], OUTCOMES[:1], [ids], [True], folder=str(folder))
+    assert whole == pytest.approx(scores[0].sum().item(), rel=1e-4)
+    with pytest.raises(ValueError, match="scores progress: take credit completion or step"):
+        reward_model([text], OUTCOMES[:1], [ids], [True], folder=str(folder), credit="progress")
+    with pytest.raises(TrainError, match=r"example 0: expected as labels the number that the whole got, got \["):
+        trained(tmp_path / "bad", loss="progress", data=SOLUTIONS, separator=".")
 
 
 def test_the_second_step_on_pairs_is_that_of_a_computation_by_hand(tmp_path):

@@ -37,12 +37,13 @@ Marked = tuple[Tokens, Tokens, list[bool]]  # a token pair, and the tokens in fr
 @dataclass(frozen=True)
 class RewardModel:
     """A language model with a value head. scores: "steps", the logit of each step being right; or "completions",
-    numbers of which the higher is better. separator: what stands between steps."""
+    numbers of which the higher is better; or "progress", what each step gives to the whole. separator: what stands
+    between steps."""
 
     model: Any
     tokenizer: Any
     value: ValueHead
-    scores: Literal["steps", "completions"]
+    scores: Literal["steps", "progress", "completions"]
     separator: str = "\n"
 
     @functools.cached_property

@@ -2,19 +2,24 @@
 
 Steps: each has a label, and the logit that a value head reads behind it learns to tell it, by cross-entropy ("Let's
 Verify Step by Step", arXiv 2305.20050). Completions: of a pair the preferred one shall score higher (Bradley-Terry, as
-in arXiv 2203.02155). What comes of it is a folder that `warpup.rewards:reward_model` reads.
+in arXiv 2203.02155). Or progress: numbers behind the steps, whose sum over a solution learns
+to be what the whole of it got, so that each is what its step gave to that (SPA-RL, arXiv 2505.20732). What comes of it
+is a folder that `warpup.rewards:reward_model` reads.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from warpup.policy.masks import row_sums
 from warpup.policy.preference_loss import preference_loss
 
 from ..errors import TrainError
@@ -29,6 +34,7 @@ from ..run import StageRun
 from .step_reward_settings import StepRewardSettings
 
 FOLDER = "reward"  # of the reward model, in the stage's folder
+SCORES = {"bce": "steps", "progress": "progress", "bradley_terry": "completions"}  # what a judge of each loss scores
 
 
 @dataclass
@@ -39,8 +45,7 @@ class StepReward(StepRewardSettings):
         """The model with a value head that knows nothing yet."""
         weight = model.get_output_embeddings().weight
         value = ValueHead(weight.shape[1], weight.device)
-        scores = "steps" if self.loss == "bce" else "completions"
-        return RewardModel(model, tokenizer, value, scores, self.separator)
+        return RewardModel(model, tokenizer, value, SCORES[self.loss], self.separator)
 
     def prepare(self, model, tokenizer, examples: Sequence[dict]) -> tuple[list[TokenPair], list[list[float]]]:
         """Tokens with the places that scores are read at, and of steps their labels; of pairs the chosen completion of
@@ -51,15 +56,16 @@ class StepReward(StepRewardSettings):
         pairs, labels = [], []
         for number, example in enumerate(examples):
             where = f"step_reward example {number}"
-            wanted = (self.completions, self.labels) if self.loss == "bce" else (self.chosen, self.rejected)
-            if any(not example.get(name) for name in ("prompt", *wanted)):
+            of_pairs = self.loss == "bradley_terry"
+            wanted = (self.chosen, self.rejected) if of_pairs else (self.completions, self.labels)
+            if any(example.get(name) in (None, "", []) for name in ("prompt", *wanted)):
                 raise TrainError(f"{where} needs a prompt, {' and '.join(wanted)}, it has {sorted(example)}")
-            if self.loss == "bradley_terry":
+            if of_pairs:
                 pairs += [judge.whole(example, example[side]) for side in wanted]
                 continue
-            steps, given = example[self.completions], [float(label) for label in example[self.labels]]
+            steps, given = example[self.completions], self.labels_of(example[self.labels], where)
             steps = split_steps(steps, self.separator) if isinstance(steps, str) else list(steps)
-            if len(steps) != len(given) or not all(0 <= label <= 1 for label in given):
+            if self.loss == "bce" and (len(steps) != len(given) or not all(0 <= label <= 1 for label in given)):
                 raise TrainError(f"{where}: {len(steps)} steps need as many labels from 0 to 1, got {given}")
             prompt, ids, marks = judge.steps(example, steps)
             if sum(marks) != len(steps):
@@ -70,6 +76,14 @@ class StepReward(StepRewardSettings):
             labels.append(given)
         check_length(model, max(len(pair[0]) + len(pair[1]) for pair in pairs), "the longest example")
         return pairs, labels
+
+    def labels_of(self, given: Any, where: str) -> list[float]:
+        """An example's labels as they stand in the data: one for each step, or of progress one for the whole."""
+        several = given if isinstance(given, list | tuple) and self.loss == "bce" else [given]
+        if not all(isinstance(label, int | float) and math.isfinite(label) for label in several):
+            wanted = "a list of numbers, one for each step" if self.loss == "bce" else "the number that the whole got"
+            raise TrainError(f"{where}: expected as labels {wanted}, got {given!r}")
+        return [float(label) for label in several]
 
     def train(self, run: StageRun, prepared: tuple[list[TokenPair], list[list[float]]]) -> None:
         """Train `run.model` and its value head, and write them to the folder `reward`."""
@@ -84,11 +98,12 @@ class StepReward(StepRewardSettings):
         parameters = list(judge.value.parameters())
         optimizer.add_param_group({"params": parameters, "weight_decay": 0.0, "lr_scale": self.value_lr / self.lr})
 
+        computed = {"bce": self.of_steps, "progress": self.of_progress, "bradley_terry": self.of_pairs}[self.loss]
         i = -1
         for i in run.steps(self.steps, self.save_every, optimizer, tensors=[p.data for p in parameters]):
             began, picked = time.perf_counter(), batches[i]
             rows = [together * row + n for row in picked for n in range(together)]
-            # What the loss is divided by: labels, or pairs, of the whole step.
+            # What the loss is divided by: labels, solutions or pairs, of the whole step.
             count = sum(len(labels[row]) for row in rows) if self.loss == "bce" else len(picked)
             total: dict[str, float] = {}
             for batch in micro_batches(
@@ -96,7 +111,7 @@ class StepReward(StepRewardSettings):
             ):
                 with run.computing():
                     scores = judge.read(batch)
-                loss, metrics = (self.of_steps if self.loss == "bce" else self.of_pairs)(scores, batch, labels, count)
+                loss, metrics = computed(scores, batch, labels, count)
                 loss.backward()
                 for name, value in {"loss": loss.detach(), **metrics}.items():
                     total[name] = total.get(name, 0.0) + float(value)
@@ -116,6 +131,14 @@ class StepReward(StepRewardSettings):
         wanted = torch.tensor([label for row in batch.rows for label in labels[row]], device=scores.device)
         loss = binary_cross_entropy_with_logits(scores, wanted, reduction="sum") / count
         return loss, {"accuracy": ((scores > 0) == (wanted > 0.5)).sum() / count}
+
+    def of_progress(
+        self, scores: Tensor, batch: Batch, labels: Sequence[Sequence[float]], count: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of the sums over each solution of the batch's scores (N,), over `count` solutions."""
+        wanted = torch.tensor([labels[row][0] for row in batch.rows], device=scores.device)
+        off = row_sums(scores, batch.cu_seqlens) - wanted
+        return off.square().sum() / count, {"error": off.detach().abs().sum() / count}
 
     def of_pairs(self, scores: Tensor, batch: Batch, labels: object, count: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Bradley-Terry of scores (2 B,), the chosen first of each pair."""

@@ -20,8 +20,9 @@ class StepRewardSettings:
 
     data: Data = ""
     """Examples with "prompt", and steps with labels or pairs of completions: a path or `hub:name`, or a list."""
-    loss: Literal["bce", "bradley_terry"] = "bce"
-    """bce: of steps, each right or wrong; bradley_terry: of pairs of completions, one preferred to the other."""
+    loss: Literal["bce", "progress", "bradley_terry"] = "bce"
+    """bce: of steps, each right or wrong; progress: of steps whose sum is to be what the whole got; bradley_terry: of
+    pairs of completions, one preferred to the other."""
     separator: str = "\n"
     """What stands between steps. It is read behind each of them."""
     last_only: bool = False
@@ -64,7 +65,8 @@ class StepRewardSettings:
     completions: str = "completions"
     """Column of the steps: a list of texts, or one text with separators."""
     labels: str = "labels"
-    """Column of their labels: a list of true and false, or of numbers from 0 to 1."""
+    """Column of their labels: a list of true and false, or of numbers from 0 to 1; of progress one number, what the
+    whole got."""
     chosen: str = "chosen"
     """Column of the preferred completions."""
     rejected: str = "rejected"
@@ -77,7 +79,7 @@ class StepRewardSettings:
         check_positive(self, "steps", "batch_size", "lr", "value_lr", "max_tokens", "save_every", place=place)
         check_not_negative(self, "lr_warmup", "clip", "center_coef", place=place)
         check_columns(self, "prompt", place=place)
-        unread = OF_PAIRS if self.loss == "bce" else OF_STEPS
+        unread = {"bce": OF_PAIRS, "progress": (*OF_PAIRS, "last_only"), "bradley_terry": OF_STEPS}[self.loss]
         check_unused(self, *unread, place=place, why=f"loss {self.loss!r} does not read it; leave it out")
         if not self.separator:
             raise TrainError("step_reward.separator: expected a text, got an empty one")
