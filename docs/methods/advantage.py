@@ -32,7 +32,7 @@ def row_20():
     sampler = PassRateSampler(3)
     first = sampler.next(3)
     rewards = {0: [0.0, 0.0], 1: [1.0, 0.0], 2: [1.0, 1.0]}
-    sampler.observe(first, rewards=[rewards[i] for i in first], correct=[rewards[i] for i in first])
+    sampler.observe(first, rewards=[rewards[i] for i in first])
     assert sorted(sampler.next(2)) == [1, 2]
     assert rloo(torch.tensor(rewards[1]), 2).tolist() == [1.0, -1.0]
 

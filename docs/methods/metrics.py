@@ -77,7 +77,7 @@ def row_35():
     assert exploitability(wins, [1, 0, 0]) == 0.5  # paper always beats rock
     assert abs(exploitability(wins, [1 / 3, 1 / 3, 1 / 3])) < 1e-12
     league = WeaknessSampler(["weak", "strong"], power=2, spread=0)
-    league.observe([0, 1], correct=[[1, 0], [0, 0]], rewards=[[0, 0]] * 2)  # (1/2)^2 to 1
+    league.observe([0, 1], correct=[[1, 0], [0, 0]])  # (1/2)^2 to 1
     assert league.probabilities() == {"weak": 0.2, "strong": 0.8}
 
 

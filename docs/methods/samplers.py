@@ -54,7 +54,7 @@ def row_27():
     from warpup.data import SECSampler
 
     sampler = SECSampler(["easy", "hard"], alpha=0.5, tau=1.0)
-    sampler.observe([0, 1], [[1.0, -1.0], [0.0, 0.0]])  # mean |A|: 1 and 0
+    sampler.observe([0, 1], advantages=[[1.0, -1.0], [0.0, 0.0]])  # mean |A|: 1 and 0
     assert sampler.q == [0.5, 0.0]
     assert round(sampler.probabilities()["easy"], 4) == 0.6225  # 1 / (1 + e^-.5)
 
@@ -81,7 +81,7 @@ def row_34():
     from warpup.data import DUMPSampler
 
     sampler = DUMPSampler(["a", "b"], tau=0.1)
-    sampler.observe([0, 0, 1], [1.0, 0.0, 0.5])  # mean |A| .5 and .5; 2 and 1 observed
+    sampler.observe([0, 0, 1], advantages=[1.0, 0.0, 0.5])  # mean |A| .5 and .5; 2 and 1 observed
     a, b = 0.5 + math.sqrt(2 * math.log(4) / 3), 0.5 + math.sqrt(2 * math.log(4) / 2)
     assert math.isclose(sampler.probabilities()["a"], 1 / (1 + math.exp((b - a) / 0.1)))
 
@@ -115,7 +115,7 @@ def row_67():
     from warpup.data import WeaknessSampler
 
     sampler = WeaknessSampler(["jump", "swim"], spread=0.2)
-    sampler.observe([0, 1], correct=[[1, 1, 1, 0], [0, 0, 0, 1]], rewards=[[0] * 4] * 2)
+    sampler.observe([0, 1], correct=[[1, 1, 1, 0], [0, 0, 0, 1]])
     # .2 / 2 + .8 * (1 - 3/4) / (1/4 + 3/4)
     assert round(sampler.probabilities()["jump"], 6) == 0.3
 

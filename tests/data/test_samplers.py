@@ -140,6 +140,7 @@ def test_samplers_take_tensors_and_reject_nonsense():
         (lambda: SECSampler("ab", alpha=1.5), "alpha: .*1.5"),
         (lambda: DUMPSampler("ab", window=0), "window: .*0"),
         (lambda: UniformSampler(3).next(0), "k: .*0"),
+        (lambda: WeaknessSampler("ab").observe([0], advantages=[1]), "correct, rewards: expected one of them"),
         (lambda: SECSampler("ab").next(-1), "k: .*-1"),
         (lambda: UniformSampler(3).load_state_dict(UniformSampler(4).state_dict()), "size 3, got .* size 4"),
         (lambda: SECSampler("ab").load_state_dict(DUMPSampler("ab").state_dict()), "SECSampler .* got 'DUMPSampler'"),
@@ -152,12 +153,12 @@ def test_samplers_take_tensors_and_reject_nonsense():
 
 def test_weakness_leaves_what_is_solved_a_share():
     sampler = WeaknessSampler(["a", "b", "c"], power=2, spread=0.3)
-    sampler.observe([0, 1], correct=[[1, 1], [1, 0]], rewards=[[0, 0], [0, 0]])  # solved 1, .5, not tried
+    sampler.observe([0, 1], correct=[[1, 1], [1, 0]])  # solved 1, .5, not tried
     assert sampler.probabilities() == pytest.approx({"a": 0.1, "b": 0.1 + 0.7 * 0.2, "c": 0.1 + 0.7 * 0.8})
-    sampler.observe([1, 1, 2], correct=[math.nan] * 3, rewards=[2.0, 1.0, 0.5])  # nobody tells: a reward above 0
+    sampler.observe([1, 1, 2], rewards=[2.0, 1.0, 0.5])  # nobody tells: a reward above 0
     assert list(sampler.recent[1]) == [1, 0, 1, 1]
     solved = WeaknessSampler(["a", "b"], spread=0)
-    solved.observe([0, 1], correct=[1, 1], rewards=[0, 0])
+    solved.observe([0, 1], correct=[1, 1])
     assert solved.probabilities() == {"a": 0.5, "b": 0.5}
 
 
@@ -219,10 +220,10 @@ def test_weighted_draws_by_score():
 def test_a_pass_rate_is_that_of_the_latest_group():
     sampler = PassRateSampler(4, most=0.75)
     sampler.next(1)
-    sampler.observe([0, 1, 2], correct=[[0, 0], [1, 1], [1, 0]], rewards=[[0, 0]] * 3)
+    sampler.observe([0, 1, 2], correct=[[0, 0], [1, 1], [1, 0]])
     sampler.next(3)  # the epoch at work ends as it began
     assert sorted(sampler.next(2)) == [2, 3]  # never solved, always solved, half, not tried
-    sampler.observe([2, 3], correct=[[0, 0], [0, 0]], rewards=[[0, 0]] * 2)
+    sampler.observe([2, 3], correct=[[0, 0], [0, 0]])
     with pytest.raises(ValueError, match=r"no example has one above 0\.0 and at most 0\.75"):
         sampler.next(1)
 

@@ -202,7 +202,10 @@ class WeaknessSampler(ArmSampler):
         uniform = np.full(len(weights), 1 / len(weights))
         return self.spread * uniform + (1 - self.spread) * (weights / weights.sum() if weights.any() else uniform)
 
-    def observe(self, indices: Sequence[int], correct: Sequence, rewards: Sequence, **signals: Sequence) -> None:
+    def observe(
+        self, indices: Sequence[int], correct: Sequence | None = None, rewards: Sequence | None = None,
+        **signals: Sequence,
+    ) -> None:  # fmt: skip
         """Add a batch's successes and failures to the windows; a reward above 0 is one where `correct` is NaN."""
         outcomes = outcomes_of(indices, correct, rewards, len(self._arm))
         for number, values in self._by_arm(outcomes).items():

@@ -132,11 +132,16 @@ def numbers_of(
     return found
 
 
-def outcomes_of(indices: Sequence, correct: Sequence, rewards: Sequence, size: int) -> list[tuple[int, list[float]]]:
+def outcomes_of(
+    indices: Sequence, correct: Sequence | None, rewards: Sequence | None, size: int
+) -> list[tuple[int, list[float]]]:
     """(index, 1.0 for each success and 0.0 for each failure): what is correct, or where nobody tells, what has a reward
     above 0."""
-    told = numbers_of("correct", indices, correct, size, finite=False)
-    paid = numbers_of("rewards", indices, rewards, size, finite=False)
+    if correct is None and rewards is None:
+        raise ValueError("correct, rewards: expected one of them")
+    unknown = [math.nan] * len(indices)
+    told = numbers_of("correct", indices, unknown if correct is None else correct, size, finite=False)
+    paid = numbers_of("rewards", indices, unknown if rewards is None else rewards, size, finite=False)
     return [(i, right or [float(n > 0) for n in given]) for (i, right), (_, given) in zip(told, paid, strict=True)]
 
 

@@ -229,7 +229,10 @@ class PassRateSampler(SubsetSampler):
         random.Random(f"{self.seed} {epoch}").shuffle(kept)
         return kept
 
-    def observe(self, indices: Sequence[int], correct: Sequence = (), rewards: Sequence = (), **signals) -> None:
+    def observe(
+        self, indices: Sequence[int], correct: Sequence | None = None, rewards: Sequence | None = None,
+        **signals: Sequence,
+    ) -> None:  # fmt: skip
         """Pass rates of a batch; a reward above 0 is a pass where `correct` is NaN. Known pass rates stay."""
         if self.scores is None:
             for index, outcomes in outcomes_of(indices, correct, rewards, self.size):
