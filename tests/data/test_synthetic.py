@@ -62,6 +62,7 @@ def test_clusters_settle_wherever_the_first_point_is():
         (lambda: two_hop_facts(10, 4, degree=2, ratio=50), "a ratio of 50 wants 1000 two-hop facts, there are"),
         (lambda: maze(1), "maze: expected a size of at least 2, got 1"),
         (lambda: keyword_degrees("a", 1), "at least 2 degrees"),
+        (lambda: keyword_degrees("Red foxes jump.", 3), "3 degrees need 2 keywords, there are"),
         (lambda: windows([1, 2], [1], 1), "two series of one length"),
         (lambda: windows([1, 2], [1, 2], 2), "at least width \\+ ahead = 3 steps"),
         (lambda: trace_labels([[1, 2], [1]]), r"traces of one length, got \[2, 1\]"),

@@ -1,5 +1,6 @@
 """Keywords of a text by RAKE, and the text with some of them taken out: answers of a known degree of badness."""
 
+import math
 import re
 from collections import Counter, defaultdict
 
@@ -40,16 +41,20 @@ def keywords(text: str) -> list[str]:
 
 
 def keyword_degrees(text: str, degrees: int = 4) -> list[tuple[str, int]]:
-    """(text, j) for j = 0 .. degrees - 1: the text without the first j / degrees of its `keywords`. What a head on the
-    model's state learns to tell with `warpup.degree_loss`.
+    """(text, j) for j = 0 .. degrees - 1: the text without the first j / degrees of its `keywords`, rounded up.
+    What a head on the model's state learns to tell with `warpup.degree_loss`.
 
     Source: "Self-supervised Preference Optimization" (arXiv 2409.17791); it publishes no code, so which keywords go
-    first is ours. Raises ValueError if degrees is below 2.
+    first is ours. Raises ValueError if degrees is below 2, or the text has too few keywords to tell them apart.
     """
     if degrees < 2:
         raise ValueError(f"keyword_degrees: expected at least 2 degrees, got {degrees!r}")
     found = keywords(text)
-    return [(_without(text, found[: len(found) * j // degrees]), j) for j in range(degrees)]
+    if len(found) < degrees - 1:
+        raise ValueError(
+            f"keyword_degrees: {degrees} degrees need {degrees - 1} keywords, there are {found} in {text!r}"
+        )
+    return [(_without(text, found[: math.ceil(len(found) * j / degrees)]), j) for j in range(degrees)]
 
 
 def _without(text: str, phrases: list[str]) -> str:
