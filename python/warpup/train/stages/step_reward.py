@@ -2,9 +2,9 @@
 
 Steps: each has a label, and the logit that a value head reads behind it learns to tell it, by cross-entropy ("Let's
 Verify Step by Step", arXiv 2305.20050). Completions: of a pair the preferred one shall score higher (Bradley-Terry, as
-in arXiv 2203.02155). Or progress: numbers behind the steps, whose sum over a solution learns
-to be what the whole of it got, so that each is what its step gave to that (SPA-RL, arXiv 2505.20732). What comes of it
-is a folder that `warpup.rewards:reward_model` reads.
+in arXiv 2203.02155). Or progress: numbers behind the steps, whose sum over a solution learns to be what the whole of it
+got, so that each is what its step gave to that (SPA-RL, arXiv 2505.20732). What comes of it is a folder that
+`warpup.rewards:reward_model` reads.
 """
 
 from __future__ import annotations
