@@ -123,8 +123,9 @@ def row_46():
 def row_52():
     """Mix-CPT: A Domain Adaptation Framework via Decoupling Knowledge Learning and Format Alignment
 
-    T1: `warpup.divergence(kind="logit_swap")`, added to the NLL with a weight of about .3. The second phase, which
-    aligns the format, is a Warmup on instructions behind it.
+    T1: `warpup.divergence(kind="logit_swap")`; the stage Distill with it, `nll_coef = 3` and the start model as its own
+    teacher: the NLL and about .3 of the divergence. The second phase, which aligns the format, is a Warmup on
+    instructions behind it.
     """
     import math
 

@@ -58,7 +58,7 @@ def emulated_logprob(
     mixed = sum(share * torch.log_softmax(trait.to(dtype), -1) for share, trait in zip(shares, traits, strict=True))
     found = base + strength * (mixed - before)
     if top_p < 1:
-        likeliest, order = base.exp().sort(-1, descending=True, stable=True)
+        likeliest, order = base.exp().sort(dim=-1, descending=True, stable=True)
         outside = likeliest.cumsum(-1) - likeliest >= top_p  # what stands before it has enough already
         found = found.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
     return torch.log_softmax(found, -1)

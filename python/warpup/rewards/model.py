@@ -81,9 +81,7 @@ def check(
     if scores == "completions" and (credit, combine) != ("completion", "min"):
         raise ValueError(f"credit, combine: the model in {folder} scores whole completions, leave them out")
     if scores == "progress" and (credit == "progress" or combine != "min"):
-        raise ValueError(
-            f"credit, combine: the model in {folder} scores progress: credit completion or step, their sum"
-        )
+        raise ValueError(f"credit, combine: the model in {folder} scores progress: take credit completion or step")
     if credit != "completion" and combine != "min":
         raise ValueError(f"combine: with credit {credit!r} nothing is combined, leave it out")
     if not max_tokens > 0:

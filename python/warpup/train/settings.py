@@ -16,7 +16,7 @@ Advantage = Literal[
     "grpo", "grpo_verl", "dr_grpo", "rloo", "opo", "pass_at_k", "max_rl", "gdpo", "reinforce_pp",
     "reinforce_pp_baseline", "gae", "segment", "tree", "optimal_token_baseline", "hierarchical_grpo",
 ]  # fmt: skip
-Divergence = Literal["forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "binary"]
+Divergence = Literal["forward", "reverse", "jeffreys", "jsd", "symmetric_ce", "binary", "logit_swap"]
 PreferenceLoss = Literal[
     "dpo", "robust", "hinge", "ipo", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down", "discopop", "simpo", "cpo",
     "orpo",

@@ -28,14 +28,18 @@ def stage(**options):
 @pytest.mark.parametrize("teacher", ["plain", "capped"])
 def test_a_step_is_that_of_a_computation_by_hand(tmp_path, kind, teacher):
     other = llama(seed=5) if teacher == "plain" else build("Gemma2", final_logit_softcapping=3.0)
+    nll_coef = 3.0 if kind == "logit_swap" else 0.0  # Mix-CPT: the NLL and a third of this
     options = {"teacher": other, "divergence": kind, "temperature": 0.8, "steps": 1, "batch_size": 12}
+    options["nll_coef"] = nll_coef
     Recipe([stage(**options, max_tokens=60)]).run(llama(), TOKENIZER, tmp_path)
     student, total, tokens = llama().eval(), 0.0, 0
     for row in EXAMPLES[:12]:
         prompt = TOKENIZER(row["prompt"])["input_ids"]
         ids = [*TOKENIZER(row["completion"], add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
         ours, theirs = (m(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] for m in (student, other))
-        total = total + divergence(ours, theirs, kind=kind, temperature=0.8).sum()
+        swap = {"targets": torch.tensor(ids)} if kind == "logit_swap" else {}
+        total = total + divergence(ours, theirs, kind=kind, temperature=0.8, **swap).sum()
+        total = total + nll_coef * torch.nn.functional.cross_entropy(ours, torch.tensor(ids), reduction="sum")
         tokens += len(ids)
     [line] = [line for line in log_of(tmp_path) if "loss" in line]
     assert line["loss"] == pytest.approx((total / tokens).item(), rel=1e-4)
@@ -83,6 +87,8 @@ def test_killed_and_resumed_bit_for_bit(tmp_path):
         ({"divergence": "kl"}, "distill.divergence: expected one of forward, .*, got 'kl'"),
         ({"beta": 0.5, "divergence": "forward"}, "distill: .*beta"),
         ({"online": 1.5}, "distill.online: expected a share from 0 to 1, got 1.5"),
+        ({"online": 0.5, "nll_coef": 1.0}, "distill.online: nll_coef learns the tokens of given completions"),
+        ({"online": 1.0, "divergence": "logit_swap"}, "distill.online: divergence 'logit_swap' learns the tokens of"),
         ({"teacher": ""}, "distill.teacher: nothing given"),
         ({"teacher": "nowhere"}, "nowhere is not a saved model"),
         ({"data": [{"prompt": "A"}]}, "example 0 needs a completion, unless distill.online is 1"),

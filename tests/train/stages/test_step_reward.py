@@ -276,7 +276,7 @@ def test_a_config_with_text_and_soft_labels(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "dpo"}, "step_reward.loss: expected one of bce, bradley_terry"),
+        ({"loss": "dpo"}, "step_reward.loss: expected one of bce, progress, bradley_terry"),
         ({"margin": 1.0}, "step_reward.margin: .*loss 'bce' does not read it"),
         ({"loss": "bradley_terry", "separator": "."}, "step_reward.separator: .*'bradley_terry' does not read it"),
         ({"loss": "bradley_terry", "label_smoothing": 0.5}, "step_reward.label_smoothing: expected 0 to below .5"),

@@ -35,8 +35,9 @@ class Distill(DistillSettings):
     def check(self) -> None:
         """Raise TrainError on settings that no run can have."""
         super().check()
+        labels = torch.zeros(1, dtype=torch.long) if self.divergence == "logit_swap" else None
         try:
-            divergence(torch.zeros(1, 2), torch.zeros(1, 2), kind=self.divergence, beta=self.beta)
+            divergence(torch.zeros(1, 2), torch.zeros(1, 2), kind=self.divergence, beta=self.beta, targets=labels)
         except ValueError as error:
             raise TrainError(f"distill: {error}") from error
 
@@ -97,8 +98,11 @@ class Distill(DistillSettings):
                     with torch.no_grad():
                         theirs = teacher_head.hidden(batch)
                     ours = student_head.hidden(batch)
-                    each = divergence_between(student_head, ours, teacher_head, theirs, **options)
-                loss = each.sum() / tokens
+                    labels = batch.completion if self.divergence == "logit_swap" else None
+                    each = divergence_between(student_head, ours, teacher_head, theirs, targets=labels, **options)
+                    loss = each.sum() / tokens
+                    if self.nll_coef:
+                        loss = loss + self.nll_coef * student_head.nll(ours, batch.completion, tokens)
                 loss.backward()
                 total += loss.item()
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)

@@ -20,9 +20,12 @@ class DistillSettings:
     teacher: Any = ""
     """Folder of the teacher, a model with the student's vocabulary; the model itself from Python."""
     divergence: Divergence = "jsd"
-    """What is minimized: forward, reverse, jeffreys, jsd, symmetric_ce or binary, as `divergence` names them."""
+    """What is minimized: forward, reverse, jeffreys, jsd, symmetric_ce, binary or logit_swap, as `divergence` names
+    them."""
     beta: float | None = None
     """The teacher's share of jsd's mixture; none: .5."""
+    nll_coef: float = 0.0
+    """Weight of the mean -log p of the given completions' tokens, beside the divergence."""
     temperature: float = 1.0
     """Of both distributions, and of the student's sampling."""
     online: float = 0.0
@@ -68,9 +71,12 @@ class DistillSettings:
         check_values(self, place="distill")
         names = ("steps", "batch_size", "lr", "temperature", "max_new_tokens", "max_tokens", "rows", "save_every")
         check_positive(self, *names, place="distill")
-        check_not_negative(self, "lr_warmup", "clip", place="distill")
+        check_not_negative(self, "lr_warmup", "clip", "nll_coef", place="distill")
         check_columns(self, "prompt", "completion", place="distill")
         if not 0 <= self.online <= 1:
             raise TrainError(f"distill.online: expected a share from 0 to 1, got {self.online}")
+        if self.online and (self.nll_coef or self.divergence == "logit_swap"):
+            what = "nll_coef" if self.nll_coef else "divergence 'logit_swap'"
+            raise TrainError(f"distill.online: {what} learns the tokens of given completions, not of the student's own")
         if not self.teacher:
             raise TrainError("distill.teacher: nothing given; set the folder of a model")
