@@ -146,7 +146,7 @@ def test_out_of_memory_names_the_settings(tmp_path, monkeypatch):
         (rlvr(dual_clip=3.0), "rlvr.dual_clip: got 3.0, but .* nothing is clipped; leave it out or raise"),
         (rlvr(kl_coef=0.1, reference_sync=0), "rlvr.reference_sync: expected more than 0, got 0"),
         (rlvr(normalizer="batch"), r"rlvr\.normalizer: expected one of token, sequence"),
-        (rlvr(baseline="medium"), "rlvr: .*baseline"),
+        (rlvr(baseline="medium"), "rlvr.baseline: expected one of mean, leave_one_out"),
         (rlvr(balance=0.1), "rlvr.balance: got 0.1, but LlamaForCausalLM has no routed experts; leave it out"),
         (warmup(balance=0.1), "warmup.balance: got 0.1, but LlamaForCausalLM has no routed experts; leave it out"),
         (warmup(clip=-1.0), "warmup.clip: expected at least 0, got -1.0"),
