@@ -75,14 +75,20 @@ def puzzles(people: Sequence[int], pool: int, words: int, held_out: int) -> tupl
     return split(found, held_out)
 
 
-def puzzle_rows(found: list[Puzzle], count: int, style: str, slips: float, seed: int, chat: bool) -> list[Row]:
-    """`count` puzzles in turn, each time under other names, with a completion in the style (see `example`)."""
+def puzzle_rows(
+    found: list[Puzzle], count: int, style: str, slips: float, words: int, seed: int, chat: bool
+) -> list[Row]:
+    """`count` puzzles in turn, each time under other names, with a completion in the style (see `example`). A teacher
+    who slips may search for long: where that takes more than so many words, it does not slip."""
     rng, rows = random.Random(seed), []
     order = rng.sample(found, len(found))
     for i in range(count):
         puzzle = order[i % len(order)]
         puzzle = puzzle.renamed(rng.sample(NAMES, len(puzzle.names)))
-        row = example(puzzle, style, language="english", seed=seed + i, slips=slips)
+        told = {"language": "english", "seed": seed + i}
+        row = example(puzzle, style, slips=slips, **told)
+        if len(row["completion"].split()) > words:
+            row = example(puzzle, style, **told)
         rows.append(row | {"prompt": asked(row["prompt"], chat), "domain": KNIGHTS})
     return rows
 

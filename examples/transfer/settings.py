@@ -24,7 +24,7 @@ class Size:
 
     people: tuple[int, ...] = (2, 3)  # of a puzzle
     pool: int = 2000  # puzzles drawn of each number of people; there are 399 of two
-    chain_words: int = 120  # puzzles with longer chains are left out
+    chain_words: int = 220  # puzzles with longer chains are left out; at 120 hardly one would be left that says "wait"
     slips: float = 0.1  # chance that the teacher misjudges a check; nobody filters its chains, as in the paper
     held_out: int = 200  # problems of each domain
     samples: int = 4  # sampled completions of each of the target's, beside the greedy one
@@ -39,20 +39,21 @@ class Size:
     group: int = 8
     rl_lr: float = 1e-4
     max_new_tokens: int = 96  # of an answer in the target domain and the others
-    puzzle_tokens: int = 256  # of an answer to a puzzle
+    puzzle_tokens: int = 320  # of an answer to a puzzle
+    max_tokens: int = 1024  # through the model at once in training: 2 GB, and as fast as more on a CPU
     rank: int = 32  # of the adapters; 0: all weights are trained
 
 
 SIZES = {
     "quick": Size(
-        pool=500, held_out=24, samples=1, examples=24, own=20, chains=40, batch=4, rl_steps=3, prompts=3, group=4,
-        max_new_tokens=64, puzzle_tokens=160,
+        pool=500, held_out=16, samples=1, examples=24, own=40, chains=32, batch=4, rl_steps=3, prompts=3, group=4,
+        max_new_tokens=64, puzzle_tokens=200,
     ),
     "cpu": Size(),
     # The paper's: 3 to 7 people, 4 chains of each of 4,500 puzzles, 3 epochs; 100 examples, 25 epochs, 10 completions.
     "gpu": Size(
         people=(3, 4, 5, 6, 7), pool=1000, chain_words=1500, held_out=500, samples_elsewhere=4, own=400, chains=50_000,
         batch=32, warm_lr=1e-5, rl_steps=250, prompts=10, group=10, rl_lr=1e-6, max_new_tokens=1024,
-        puzzle_tokens=4096, rank=0,
+        puzzle_tokens=4096, max_tokens=16384, rank=0,
     ),
 }  # fmt: skip

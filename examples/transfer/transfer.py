@@ -144,17 +144,17 @@ def held_out_rows(run: Run) -> tuple[list[Puzzle], dict[str, list[Row]]]:
     size = run.size
     to_learn, for_test = puzzles(size.people, size.pool, size.chain_words, size.held_out)
     rows = {name: task_rows(name, size.held_out, 0, run.chat) for name in run.domains() if name != KNIGHTS}
-    return to_learn, rows | {KNIGHTS: puzzle_rows(for_test, size.held_out, "long", 0.0, 0, run.chat)}
+    return to_learn, rows | {KNIGHTS: puzzle_rows(for_test, size.held_out, "long", 0.0, size.chain_words, 0, run.chat)}
 
 
 def learn_from(run: Run, to_learn: list[Puzzle], own: list[Row], seed: int) -> dict[str, list[Row]]:
     """The data of a seed, by the stage that learns from them. The control has the same puzzles, answers and sentences
     as the warm-up."""
     size = run.size
-    chains = {
-        name: puzzle_rows(to_learn, size.chains, style, 0.0 if style == "short" else size.slips, 1000 * seed, run.chat)
-        for name, style in (("warmup", "long"), ("control", run.control))
-    }
+    chains = {}
+    for name, style in (("warmup", "long"), ("control", run.control)):
+        slips = 0.0 if style == "short" else size.slips  # there is no check in it
+        chains[name] = puzzle_rows(to_learn, size.chains, style, slips, size.chain_words, 1000 * seed, run.chat)
     behind = 4 * size.held_out + 4 * size.examples * seed  # items of the task that were not held out
     reinforced = task_rows(run.target, size.examples, behind, run.chat)
     return {"form": own, **{name: rows + own for name, rows in chains.items()}, "rlvr": reinforced}
@@ -198,7 +198,7 @@ def settings_of(stage: str, data: Path, rows: int, size: Size) -> dict:
         return {
             "warmup": {
                 "data": str(data / f"{stage}.jsonl"), "steps": steps, "batch_size": size.batch, "lr": size.warm_lr,
-                "lr_warmup": steps // 10, "save_every": 20,
+                "lr_warmup": steps // 10, "save_every": 20, "max_tokens": size.max_tokens,
             }
         }  # fmt: skip
     return {
@@ -206,6 +206,7 @@ def settings_of(stage: str, data: Path, rows: int, size: Size) -> dict:
             "data": str(data / "rlvr.jsonl"), "reward": f"{HERE / 'domains.py'}:score", "steps": size.rl_steps,
             "prompts": size.prompts, "samples": size.group, "max_new_tokens": size.max_new_tokens, "stop": [STOP],
             "temperature": 0.7, "top_p": 0.95, "lr": size.rl_lr, "lr_warmup": size.rl_steps // 10, "save_every": 5,
+            "max_tokens": size.max_tokens,
             "patience": size.rl_steps + 1,  # an arm that learns nothing is a result
         }
     }  # fmt: skip

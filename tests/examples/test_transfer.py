@@ -163,9 +163,12 @@ def test_scores(example_folder):
     }
 
     learn, held = domains.puzzles((2,), 60, 150, 20)
-    [puzzle] = domains.puzzle_rows(held, 1, "long", 0.0, 0, chat=False)
+    [puzzle] = domains.puzzle_rows(held, 1, "long", 0.0, 150, 0, chat=False)
     assert puzzle["prompt"].endswith("\nAnswer: ")
     assert tuple(domains.score(puzzle["completion"], puzzle)) == (2.0, True, True)
+    slipped = domains.puzzle_rows(learn, 40, "long", 0.5, 150, 0, chat=False)
+    assert max(len(row["completion"].split()) for row in slipped) <= 150
+    assert not all(domains.score(row["completion"], row).correct for row in slipped)
     names = puzzle["answer"].split()[::2]
     assert tuple(domains.score(form.format(f"{names[0]} is a knight"), puzzle)) == (-1.0, True, False)
     assert not {p.canonical_key() for p in learn} & {p.canonical_key() for p in held}
