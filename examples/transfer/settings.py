@@ -31,16 +31,16 @@ class Size:
     samples_elsewhere: int = 0  # and of the other domains'
     examples: int = 100  # that RLVR learns from
     own: int = 120  # the model's own answers that teach the form; every arm but the base reads them
-    chains: int = 240  # chains of thought, or what the control reads in place of them
+    chains: int = 200  # chains of thought, or what the control reads in place of them
     batch: int = 8  # of all three, once through
     warm_lr: float = 5e-4
-    rl_steps: int = 30
+    rl_steps: int = 25
     prompts: int = 6
     group: int = 8
     rl_lr: float = 1e-4
     max_new_tokens: int = 96  # of an answer in the target domain and the others
     puzzle_tokens: int = 320  # of an answer to a puzzle
-    max_tokens: int = 1024  # through the model at once in training: 2 GB, and as fast as more on a CPU
+    max_tokens: int = 1024  # through the model at once in training, which bounds its memory
     rank: int = 32  # of the adapters; 0: all weights are trained
 
 
