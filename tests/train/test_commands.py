@@ -35,6 +35,12 @@ def test_train_sample_eval(project, capsys):
     assert out.count("A says B knave . ?\n  -> ") == 3
     code, out, _ = call(capsys, "sample", "run", "--data", "test.jsonl", "--n", 2, "--max-new-tokens", 5)
     assert out.count("  -> ") == 2
+    thinks = ("sample", "run", "--prompt", "A <think>", "--n", 2, "--max-new-tokens", 5, "--thinking-budget")
+    code, out, _ = call(capsys, *thinks, 0)
+    assert out.count("  -> </think>") == 2
+    code, out, _ = call(capsys, *thinks, '{"tokens": 0, "message": "wait"}')
+    assert out.count("  -> wait </think>") == 2
+    assert "--thinking-budget: 4 tokens of thinking and 1 that close it leave none" in error(capsys, *thinks, 4)
 
     # The run's own held-out data and reward; the reward is code that the folder names, so it takes a word.
     text = error(capsys, "eval", "run", status=2)
