@@ -84,9 +84,9 @@ def trajectory_distance(
 
     Source: trajectory matching (arXiv 2203.11932).
     """
-    moved = sum((reached[name] - target[name].detach()).square().sum() for name in target)
-    whole = sum((start[name] - target[name]).detach().square().sum() for name in target)
-    return moved / whole
+    moved = [(reached[name] - target[name].detach()).square().sum() for name in target]
+    whole = [(start[name] - target[name]).detach().square().sum() for name in target]
+    return torch.stack(moved).sum() / torch.stack(whole).sum()
 
 
 def trajectory_scale(epoch: int, epochs: int) -> float:

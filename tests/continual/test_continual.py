@@ -56,12 +56,12 @@ def test_fisher_of_single_examples_is_the_mean_of_squared_gradients():
 def test_lora_deltas_are_what_a_merge_adds():
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    base = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2), nn.Embedding(5, 3))
     before = {name: p.detach().clone() for name, p in base.named_parameters()}
-    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["0", "2"], init_lora_weights=False)
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=["0", "2", "3"], init_lora_weights=False)
     model = peft.get_peft_model(base, config)
     deltas = continual.lora_deltas(model)
-    assert deltas.keys() == {"0.weight", "2.weight"}
+    assert deltas.keys() == {"0.weight", "2.weight", "3.weight"}
     continual.ewc_penalty(deltas, {name: torch.ones_like(d) for name, d in deltas.items()}).backward()
     assert all(p.grad.abs().sum() > 0 for name, p in model.named_parameters() if "lora" in name)
     merged = model.merge_and_unload().state_dict()

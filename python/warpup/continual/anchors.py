@@ -80,8 +80,10 @@ def lora_deltas(model: nn.Module) -> dict[str, Tensor]:
     deltas = {}
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
-            active = [adapter for adapter in layer.active_adapters if adapter in layer.lora_A]
-            deltas[f"{name.removeprefix('base_model.model.')}.weight"] = sum(map(layer.get_delta_weight, active))
+            active = [adapter for adapter in layer.active_adapters if adapter in layer.scaling]
+            each = [layer.get_delta_weight(adapter) for adapter in active]  # type: ignore[attr-defined]
+            if each:
+                deltas[f"{name.removeprefix('base_model.model.')}.weight"] = torch.stack(each).sum(0)
     if not deltas:
         raise ValueError("lora_deltas: model has no LoRA layer; put adapters on it first (peft.get_peft_model)")
     return deltas

@@ -51,7 +51,8 @@ def average(states: Sequence[State], weights: Sequence[float] | None = None) -> 
         values = [state[name].detach() for state in states]
         if first.is_floating_point():
             wide = torch.promote_types(first.dtype, torch.float32)
-            mean[name] = sum(v.to(wide) * (w / total) for v, w in zip(values, weights, strict=True)).to(first.dtype)
+            weighted = [value.to(wide) * (weight / total) for value, weight in zip(values, weights, strict=True)]
+            mean[name] = torch.stack(weighted).sum(0).to(first.dtype)
         else:
             mean[name] = torch.stack(values).amax(0)
     return mean

@@ -22,8 +22,8 @@ def project_conflict(gradients: Sequence[Tensor], against: Sequence[Tensor]) -> 
     Args:
         gradients, against: equally many tensors of equal shapes, such as `torch.autograd.grad` gives.
     """
-    inner = sum((g * h).sum() for g, h in zip(gradients, against, strict=True))
-    square = sum(h.square().sum() for h in against)
+    inner = torch.stack([(g * h).sum() for g, h in zip(gradients, against, strict=True)]).sum()
+    square = torch.stack([h.square().sum() for h in against]).sum()
     share = torch.where(inner < 0, inner / square, 0.0)
     return [g - share * h for g, h in zip(gradients, against, strict=True)]
 
@@ -117,7 +117,7 @@ class GradientModulation:
             self.factors = tuple(math.exp(self.alpha * min(d, 10.0)) for d in differences)
         self.calls += 1
         self.means = [m + (x - m) / self.calls for m, x in zip(self.means, s, strict=True)]
-        return tuple(_scaled(phi, factor) for phi, factor in zip((first, second), self.factors, strict=True))
+        return _scaled(first, self.factors[0]), _scaled(second, self.factors[1])
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:

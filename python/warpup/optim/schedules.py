@@ -96,7 +96,7 @@ def mu_groups(
     for p in model.parameters():
         if not p.requires_grad:
             continue
-        scaled = base_width is not None and id(p) in inputs and id(p) not in tables
-        own = rate * base_width / inputs[id(p)] if scaled else rate
+        matrix = id(p) in inputs and id(p) not in tables
+        own = rate * base_width / inputs[id(p)] if base_width is not None and matrix else rate
         groups.setdefault((own, decay / own if p.dim() > 1 or vectors_decay else 0.0), []).append(p)
     return [{"params": members, "lr": lr, "weight_decay": wd} for (lr, wd), members in groups.items()]
