@@ -14,12 +14,14 @@ import inspect
 import re
 import sys
 import warnings
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, activations
 from transformers.integrations import moe
 
+from warpup.moe.glu import glu
 from warpup.moe.grouped_mm import expert_of, grouped_mm
 from warpup.moe.moe_experts import moe_experts
 from warpup.moe.moe_gather import moe_combine, moe_gather
@@ -46,25 +48,92 @@ def experts_forward(self: torch.nn.Module, hidden_states: Tensor, top_k_index: T
     def bias(name):
         return getattr(self, f"{name}_bias") if self.has_bias else None
 
-    activation = kind_of(self)
-    if activation is not None:
+    activation, adapters = kind_of(self), self.__dict__.get(ADAPTERS)
+    if activation is not None and not adapters:
         return moe_experts(
             hidden_states, top_k_weights, indices, weight("gate_up_proj"), weight("down_proj"),
             b_gate_up=bias("gate_up_proj"), b_down=bias("down_proj"), activation=activation, weight_placement="down",
         )  # fmt: skip
 
-    # An activation of the model's own: the same operators, with the module's code between them.
+    # Adapters, or an activation of the model's own: the same operators one after the other.
     plan = moe_plan(indices, self.num_experts)
 
     def project(x, name):
         y = grouped_mm(x, weight(name), plan.offsets)
+        if adapters and name in adapters:
+            down, up, scaling = adapters[name]
+            y = y + scaling * grouped_mm(grouped_mm(x, down, plan.offsets), up, plan.offsets)
         return y + bias(name)[expert_of(plan.offsets, len(y))] if self.has_bias else y
 
     a = project(moe_gather(hidden_states, plan), "gate_up_proj" if self.has_gate else "up_proj")
-    o = project(self._apply_gate(a) if self.has_gate else self.act_fn(a), "down_proj")
+    gated = glu(a, activation=activation) if activation else self._apply_gate(a) if self.has_gate else self.act_fn(a)
+    o = project(gated, "down_proj")
     if getattr(self, "has_post_expert_norm", False):
         o = self.post_expert_norm(o)
     return moe_combine(o, top_k_weights, plan)
+
+
+ADAPTERS = "_warpup_adapters"  # on a module of experts at work: parameter -> (E, r, in), (E, out, r), scaling
+
+
+def low_rank_experts(model: torch.nn.Module) -> torch.nn.Module:
+    """Has adapters of peft on fused experts (`target_parameters`) computed beside the experts, r numbers a row.
+
+    peft makes the whole of W + scaling B A, for all experts and twice in a forward. Here x goes through A and B apart,
+    by `grouped_mm`: the same result up to rounding, and no tensor of the weights' size. Merging, saving and several
+    adapters at once stay peft's.
+
+    model: of peft, with experts_implementation="warpup"; changed in place and returned. Raises ValueError if it has no
+    adapter on such experts.
+    """
+    from peft.tuners.lora.layer import ParamWrapper
+
+    found = [m for m in model.modules() if type(m) is ParamWrapper and computes_experts(m.get_base_layer())]
+    if not found:
+        raise ValueError(
+            f'{type(model).__name__} has no adapter on experts with experts_implementation="warpup": give LoraConfig '
+            'target_parameters=["experts.gate_up_proj", "experts.down_proj"]'
+        )
+    for wrapper in found:
+        wrapper.__class__ = _low_rank_wrapper()
+    return model
+
+
+def computes_experts(module: torch.nn.Module) -> bool:
+    """Whether this is a module of experts that calls `experts_forward`."""
+    return hasattr(module, "is_transposed") and module.config._experts_implementation == "warpup"
+
+
+@functools.cache
+def _low_rank_wrapper() -> type:
+    """peft's wrapper of a parameter that hands on its factors. Made when there is one: peft is optional."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    class LowRankExperts(ParamWrapper):
+        @contextmanager
+        def _activate_lora(self, active_adapters: list[str]):
+            names, experts = [name for name in active_adapters if name in self.lora_A], self.get_base_layer()
+            if len(names) != 1 or not computes_experts(experts):  # the implementation may have been changed since
+                with super()._activate_lora(active_adapters):
+                    yield
+                return
+            [name] = names
+            dtype, number = self.get_param().dtype, self.num_experts
+            down, up = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
+            # peft's rows of A are those of one expert after the other, the columns of B one rank's of all experts.
+            factors = (
+                down.view(number, -1, down.shape[1]),
+                up.view(len(up), -1, number).permute(2, 0, 1).contiguous(),
+                self.scaling[name],
+            )
+            here = experts.__dict__.setdefault(ADAPTERS, {})
+            here[self.parameter_name] = factors
+            try:
+                yield
+            finally:
+                del here[self.parameter_name]
+
+    return LowRankExperts
 
 
 def kind_of(experts: torch.nn.Module) -> str | None:

@@ -27,7 +27,7 @@ from warpup import arrays
 
 from .checksums import check_files, check_sealed, read_checked, seal, write_table
 from .errors import TrainError
-from .files import check_header, read_json, read_tensors, remove_folder, write_folder
+from .files import check_header, read_json, read_tensors, remove_folder, write_folder, writes
 from .model.lora import is_adapted, peft
 from .model.optim import StochasticAdamW
 
@@ -118,6 +118,8 @@ def save(
     """Write the checkpoint of `step` and delete all but the newest `keep_last`. `state` must be plain JSON; `tensors`
     belong to it."""
     target = Path(folder) / f"{PREFIX}{step:08d}"
+    if not writes():
+        return target
 
     def fill(path: Path):
         save_weights(model, tokenizer, path)

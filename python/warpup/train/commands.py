@@ -35,8 +35,17 @@ def train(arguments: list[str]) -> None:
     check_paths(config)
     check_stages(config)  # from here on torch is imported
 
+    from .ranks import data_parallel
+
+    with data_parallel():
+        train_on_this_rank(config)
+
+
+def train_on_this_rank(config) -> None:
+    """What a checked `TrainConfig` says, as one of the processes that share it; the first of them tells."""
     import torch
 
+    from . import ranks
     from .examples import examples_of
     from .files import write_text
     from .log import ProgressBar, quiet_transformers, together
@@ -68,6 +77,9 @@ def train(arguments: list[str]) -> None:
         keep_last=config.keep_last,
         merge=config.lora.merge,
     )
+    if ranks.rank():
+        recipe.run(model, tokenizer, config.out, seed=config.seed, held_out=held_out)
+        return
     own = Path(config.out) / "train.json"
 
     def keep(*step) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,8 +90,16 @@ def writing(path: Path) -> Iterator[None]:
         raise TrainError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def writes() -> bool:
+    """Whether this process writes a run's files: of several that share it (ranks.py), the first alone does."""
+    ranks = sys.modules.get("warpup.train.ranks")  # this module does without torch
+    return ranks is None or ranks.rank() == 0
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file under another name and rename it: a reader, or a run after a kill, finds the old text or the new."""
+    if not writes():
+        return
     temporary = path.with_name(f".{path.name}.partial")
     with writing(path):
         temporary.write_text(text)
@@ -99,6 +108,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make folder `path` appear at once with what `fill(temporary folder)` wrote; replaces a folder of that name."""
+    if not writes():
+        return
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     with writing(path):
@@ -124,6 +135,9 @@ def remove_folder(path: Path) -> None:
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold folder `out` (made if need be) for this process; TrainError if another one is at work there."""
+    if not writes():
+        yield
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = (out / ".lock").open("w")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import TrainError
-from .files import write_text, writing
+from .files import write_text, writes, writing
 
 SHOWN = ("loss", "reward", "accuracy", "length", "groups", "skipped", "lr", "tokens_per_s", "eps", "clean", "verified")
 
@@ -29,6 +29,8 @@ class MetricsLog:
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
+        if not writes():
+            return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with writing(self.path), self.path.open("ab+") as file:
             self._cut_torn_line(file)

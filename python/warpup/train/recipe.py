@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, ranks
 from .errors import Interrupted, TrainError
 from .examples import examples_of
 from .files import locked, read_table, write_text
@@ -94,6 +94,7 @@ class Recipe:
         held = next((p.dtype for p in model.parameters() if p.requires_grad), torch.float32)
         config = {"seed": seed, "dtype": str(dtype or held).removeprefix("torch."), "model": describe_model(model)}
         settings = [describe_stage(s, d) for s, d in zip(self.stages, data, strict=True)]
+        ranks.check_alike({"model": config, "settings or data": settings})
         if self.gradient_checkpointing:
             checkpoint_layers(model)
         with locked(out):
@@ -111,7 +112,7 @@ class Recipe:
                 if done[i] == stage.steps or (newest[i] and patience and checkpoint.stale(newest[i]) >= patience):
                     checkpoint.load_weights(model, newest[i])
                     continue
-                folders[i].mkdir(exist_ok=True)
+                folders[i].mkdir(parents=True, exist_ok=True)
                 stage = self.fitted(stage, folders[i], model, dtype, prepared[i])
                 settings[i] |= {name: getattr(stage, name) for name in FITTED if hasattr(stage, name)}
                 write_text(folders[i] / "stage.json", json.dumps(settings[i], indent=2) + "\n")
@@ -131,6 +132,7 @@ class Recipe:
             if trained or not (out / "model").exists():
                 result = merged(model) if self.merge and is_adapted(model) else model
                 checkpoint.save_model(result, tokenizer, out / "model")
+        ranks.wait()  # whoever goes on may read what the first one has written
         return model.eval()
 
     def check(self, model, tokenizer) -> tuple[list[Sequence[dict[str, Any]]], list[Any]]:
@@ -149,13 +151,17 @@ class Recipe:
         """The stage with numbers of tokens and of rows at once, if it leaves them open: those it began with, so that it
         resumes bit for bit on a machine with less to spare; else what fits."""
         path = folder / "stage.json"
-        begun = read_table(path, "kind") if path.exists() else {}
         what_fits: dict[str, Callable[[], int]] = {
             "max_tokens": lambda: tokens_that_fit(model, dtype),
             "rows": lambda: rows_that_fit(model, stage.longest_row(prepared), dtype),
         }
         open_ones = [name for name in FITTED if getattr(stage, name, 0) is None]
-        return replace(stage, **{name: begun.get(name) or what_fits[name]() for name in open_ones})
+
+        def numbers() -> dict[str, int]:
+            begun = read_table(path, "kind") if path.exists() else {}
+            return {name: begun.get(name) or what_fits[name]() for name in open_ones}
+
+        return replace(stage, **ranks.from_first(numbers))
 
     def names(self) -> list[str]:
         """Folder names of the stages: 1-warmup, 2-rlvr."""

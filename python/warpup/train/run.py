@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, ranks
 from .checks import check_held_out
 from .errors import Interrupted, TrainError
 from .evaluation import evaluate
@@ -166,9 +166,10 @@ class StageRun:
                 self._compare(numbers)
             self.log.write({"stage": self.name, "step": self.at, **numbers})
             self.report(self.name, self.at, steps, numbers)
-            if signals.received or self.at % save_every == 0 or self.at == steps or self._is_stale():
+            stop = ranks.any_rank(bool(signals.received))  # together, or the others would wait for this rank
+            if stop or self.at % save_every == 0 or self.at == steps or self._is_stale():
                 self._save(self._state())
-            if signals.received:
+            if stop:
                 raise Interrupted(f"{self.name}: stopped and saved at step {self.at} of {steps} in {self.folder}")
 
     def record(self, numbers: dict[str, Any]) -> None:
@@ -191,6 +192,8 @@ class StageRun:
         PATIENCE of them in a row raise TrainError. Where torch.distributed runs, norms are those of the whole model,
         and a step is left out on all ranks if it is on one.
         """
+        ranks.sum_gradients(p for group in optimizer.param_groups for p in group["params"])
+        ranks.reseed()
         norms = [clip_gradients(self.model, group["params"], clip or math.inf) for group in optimizer.param_groups]
         norm = norms[0]
         if on_all_ranks(all(map(math.isfinite, (*norms, loss))), self.generator.device):
@@ -245,6 +248,7 @@ class StageRun:
             "best": None if math.isinf(self.best) else self.best,
             "stale": self.stale,
             "threads": torch.get_num_threads(),
+            "ranks": ranks.size(),
             "sampler": self.sampler.state_dict() if self.sampler else None,
         }
 
@@ -270,6 +274,8 @@ class StageRun:
         self.log.rewind(self.name, self.at)
         if state["threads"] != (threads := torch.get_num_threads()):
             self.count("thread_changes", message=f"{state['threads']} threads before, {threads} now: not exact")
+        if (before := state.get("ranks", 1)) != ranks.size():
+            self.count("rank_changes", message=f"{before} processes before, {ranks.size()} now: not exact")
         if changed := differences(state["versions"], checkpoint.versions()):
             said = f"resumed under other versions ({'; '.join(changed)}): not exact"
             self.count("version_changes", message=said)

@@ -87,9 +87,16 @@ def add_before_rounding(model):
     """The model of peft, its adapters' products added to those of the weights before these are rounded to bfloat16.
 
     peft adds them afterwards, to numbers on bfloat16's grid, where what is smaller than half a step of it is lost: of
-    products 1e-4 as large as the weights' some 6 % arrive. In float32 nothing changes.
+    products 1e-4 as large as the weights' some 6 % arrive. In float32 nothing changes. Those of fused experts are made
+    beside the experts' own (`low_rank_experts`).
     """
-    kind = peft().tuners.lora.layer.Linear
+    kind, wrapper = peft().tuners.lora.layer.Linear, peft().tuners.lora.layer.ParamWrapper
+    wrapped = [m.get_base_layer() for m in model.modules() if type(m) is wrapper]
+    if wrapped:
+        from warpup.integrations.transformers_moe import computes_experts, low_rank_experts
+
+        if any(map(computes_experts, wrapped)):
+            low_rank_experts(model)
     for module in model.modules():
         if type(module) is kind:
             module.__class__ = added_before_rounding()

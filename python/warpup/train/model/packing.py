@@ -26,6 +26,8 @@ def packed_batches(
 ) -> Iterator[Batch]:
     """`rows` packed into rows as long as the longest of them, in batches of at most `max_tokens` tokens (and at least
     one row). Which sequences share a row does not depend on `max_tokens`."""
+    if not rows:
+        return
     lengths = {row: len(pairs[row][0]) + len(pairs[row][1]) - 1 for row in rows}
     width, packs, free = max(lengths.values()), [], []
     for row in sorted(rows, key=lambda row: -lengths[row]):  # first fit, the longest first

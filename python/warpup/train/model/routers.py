@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from warpup.moe.moe_balance_loss import moe_balance_loss
 from warpup.moe.moe_route import moe_route
 
+from .. import ranks
 from ..errors import TrainError
 from .batch import Batch
 
@@ -48,14 +49,23 @@ class Routers:
     def survey(self, batches: Sequence[Batch], forward: Callable[[Batch], Any]) -> None:
         """Count the load of a step that goes through the model in several pieces, before the first one's loss: that of
         a piece would depend on how the step is cut. One forward of all pieces more, where there is a loss at all."""
-        if len(batches) == 1 or not self.layers or not self._weight(1):
+        if (len(batches) == 1 and ranks.size() == 1) or not self.layers or not self._weight(1):
             return
         with torch.no_grad():
             for batch in batches:
                 with self.watch(batch.attention):
                     forward(batch)
                 self.loss(0.0)
-        self.whole, self.counts = self.counts, []
+        self.whole, self.counts = self._of_all_ranks(), []
+
+    def _of_all_ranks(self) -> list[Tensor]:
+        """The counts of each layer over all ranks, some of which may have had no rows."""
+        every = [[layer.cpu() for layer in self.counts]] if ranks.size() > 1 else []
+        found = [counts for each in ranks.gathered(every) for counts in each if counts]
+        if not found:
+            return self.counts
+        device = self.model.device
+        return [torch.stack(layer).sum(0).to(device) for layer in zip(*found, strict=True)]
 
     def _weight(self, k: int) -> float:
         if self.coefficient is not None:
@@ -128,6 +138,8 @@ class Routers:
     def numbers(self) -> dict[str, float]:
         """Of the step: the balance loss, and the load of the most and the least loaded expert, 1 if all are alike, a
         mean over layers."""
+        self.counts = self._of_all_ranks()
+        (self.balance,) = ranks.total(self.balance)
         if not self.counts:
             return {}
         load = [layer * (len(layer) / max(1, int(layer.sum()))) for layer in self.counts]

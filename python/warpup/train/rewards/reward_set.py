@@ -102,6 +102,12 @@ class RewardSet:
         """
         if len(completions) != len(examples) or len(completions) % group:
             raise ValueError(f"{len(completions)} completions, {len(examples)} examples, groups of {group}")
+        from .. import ranks  # and with it torch, which settings are checked without
+
+        # Functions may count, cost money or answer differently the next time: one rank asks for all.
+        return ranks.from_first(lambda: self._score(completions, examples, group))
+
+    def _score(self, completions: Sequence[Completion], examples: Sequence[Mapping], group: int) -> Scores:
         scores, found = Scores(), []
         for number, name in enumerate(self.names):
             calls = list(self.signatures[number].calls(completions, examples, group))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from warpup import KeptTokens
 
+from .. import ranks
 from ..errors import TrainError
 from ..model.cache import CachedModel
 from .decoding import DecodingState, DecodingStrategy
@@ -51,6 +52,12 @@ class Rollouts:
         """(N, L) bool: the tokens that the model has drawn, and that carry loss."""
         inside = torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths[:, None]
         return inside if self.sampled is None else inside & self.sampled
+
+    def to(self, device) -> Rollouts:
+        """The same on another device."""
+        moved = {f.name: v.to(device) for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        kept = self.kept and KeptTokens(*(t.to(device) for t in self.kept))
+        return replace(self, kept=kept, **moved)
 
     def completion(self, row: int) -> list[int]:
         """Token ids of one completion, with its end token."""
@@ -94,15 +101,17 @@ def rollout(
     seeds = torch.randint(2**53 - 1, (count,), generator=generator, device=model.device)
     ends = torch.tensor([eos] if isinstance(eos, int) else list(eos), device=model.device)
     rows = count if rows is None else rows
-    parts = []
-    for begin in range(0, count, rows):
-        end = min(count, begin + rows)
+    parts, mine = [], ranks.share(range(count))
+    for begin in range(mine.start, mine.stop, rows):
+        end = min(mine.stop, begin + rows)
         first, last = begin // copies, (end - 1) // copies  # the prompts of these rows
         owner = torch.arange(begin, end, device=model.device) // copies - first
-        mine = prompts[first : last + 1]
-        asked = [mine[k] for k in owner]
+        some = prompts[first : last + 1]
+        asked = [some[k] for k in owner]
         state = DecodingState(decoding or DecodingStrategy(), asked, seeds[begin:end], drawn_by, record, logit_bias)
-        parts.append(_rollout(model, mine, owner, state, ends, stop, pad, max_new_tokens))
+        parts.append(_rollout(model, some, owner, state, ends, stop, pad, max_new_tokens))
+    if ranks.size() > 1:
+        parts = [part.to(model.device) for own in ranks.gathered([p.to("cpu") for p in parts]) for part in own]
     return parts[0] if len(parts) == 1 else joined(parts, pad)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from warpup.advantage.gae import gae
 from warpup.advantage.masked_whiten import masked_whiten
 
+from .. import ranks
 from ..model.heads import Head
 from ..model.reference import Snapshot
 from ..model.value_head import ValueHead
@@ -59,9 +60,10 @@ class Critic:
     def values(self, run: StageRun, experience: Experience, rows) -> Tensor:
         """(N, L): the value before each token that carries loss."""
         values = torch.zeros_like(experience.rolls.logp)
-        for batch in token_batches(run, self.head, experience, rows, self.settings.max_tokens):
+        for batch in token_batches(run, self.head, experience, ranks.share(rows), self.settings.max_tokens):
             with run.computing():
                 spread(self.value(self.head.hidden(batch)), experience, batch, values)
+        ranks.sum_(values)
         return values
 
     def loss(self, hidden: Tensor, old: Tensor, returns: Tensor, tokens: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,6 +14,7 @@ import torch
 from warpup import divergence
 from warpup.data.spool import Spool
 
+from .. import ranks
 from ..errors import TrainError
 from ..model.batch import LengthBuckets, micro_batches
 from ..model.compare import divergence_between
@@ -93,7 +94,7 @@ class Distill(DistillSettings):
                     )  # fmt: skip
                 batch_pairs = [(prompt, rolls.completion(n)) for n, (prompt, _) in enumerate(batch_pairs)]
             tokens, total = sum(len(completion) for _, completion in batch_pairs), 0.0
-            for batch in cut(batch_pairs, range(len(batch_pairs)), pad, self.max_tokens, model.device):
+            for batch in cut(batch_pairs, ranks.share(range(len(batch_pairs))), pad, self.max_tokens, model.device):
                 with run.computing():
                     with torch.no_grad():
                         theirs = teacher_head.hidden(batch)
@@ -105,6 +106,7 @@ class Distill(DistillSettings):
                         loss = loss + self.nll_coef * student_head.nll(ours, batch.completion, tokens)
                 loss.backward()
                 total += loss.item()
+            (total,) = ranks.total(total)
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
             norm = run.optimizer_step(optimizer, total, lr, self.clip)
             speed = tokens / (time.perf_counter() - began)

@@ -13,6 +13,7 @@ from torch import Tensor
 from warpup.policy.kinds import PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, sequence_mask, top_entropy_mask
 
+from .. import ranks
 from ..model.batch import Batch, micro_batches
 from ..model.compare import divergence_between
 from ..model.heads import Head
@@ -122,12 +123,13 @@ def score_tokens(
     """Log-probs (N, L) under the model as it is, and what else is asked for of `Head.logprob` (entropy, sum_p2); 0 in
     other rows."""
     found = [torch.zeros_like(experience.rolls.logp) for _ in range(1 + sum(asked.values()))]
-    for batch in token_batches(run, head, experience, rows, max_tokens):
+    for batch in token_batches(run, head, experience, ranks.share(rows), max_tokens):
         with run.computing():
             hidden, replay = head.hidden(batch), experience.replay(batch)
             values = head.logprob(hidden, batch.completion, experience.temperature, **asked, **replay)
         for into, packed in zip(found, values if isinstance(values, tuple) else (values,), strict=True):
             spread(packed, experience, batch, into)
+    ranks.sum_(*found)
     return found
 
 
@@ -198,11 +200,10 @@ def policy_step(
     if experience.ref_logp is not None:
         apart["ref_logp"] = experience.ref_logp
     total: dict[str, Any] = {}  # numbers on the device are read once all is under way
-    if (weights := apart.get("weights")) is not None:
-        total["weight"] = float(per_token(weights, experience.rolls.logp)[in_rows(experience, rows)].mean())
-    batches = list(token_batches(run, head, experience, rows, update.max_tokens))
+    batches = list(token_batches(run, head, experience, ranks.share(rows), update.max_tokens))
     routers = Routers(run.model, update.balance)
-    attended = sum(int(batch.attention.sum()) for batch in batches) or 1  # 0: one token each behind shared prompts
+    (attended,) = ranks.total(sum(int(batch.attention.sum()) for batch in batches))
+    attended = attended or 1  # 0: one token each behind shared prompts
     with run.computing():
         routers.survey(batches, head.hidden)
     for batch in batches:
@@ -236,8 +237,10 @@ def policy_step(
         for name, value in metrics.items():
             before, value = total.get(name, 0.0), value.detach().double()
             total[name] = value.clamp_min(before) if name == "ratio_max" else before + value * share
+    total = ranks.totals({name: float(value) for name, value in total.items()}, largest=("ratio_max",))
     if experience.ref_logp is None and not update.full_kl:
         total.pop("ref_kl", None)  # 0 for want of a reference would read as a policy that stays where it was
-    total = {name: float(value) for name, value in total.items()}
+    if (weights := apart.get("weights")) is not None:
+        total["weight"] = float(per_token(weights, experience.rolls.logp)[in_rows(experience, rows)].mean())
     norm = run.optimizer_step(optimizer, total["loss"], lr, update.clip)
     return total | routers.numbers() | {"grad_norm": norm, "lr": lr, "tokens": tokens}

@@ -13,6 +13,7 @@ from warpup.data.spool import Spool
 from warpup.policy.masks import row_sums
 from warpup.policy.preference_loss import PREFERENCE_KINDS, preference_loss
 
+from .. import ranks
 from ..errors import TrainError
 from ..model.batch import Batch, LengthBuckets, micro_batches
 from ..model.heads import Head
@@ -79,7 +80,7 @@ class Preference(PreferenceSettings):
 
         for i in run.steps(self.steps, self.save_every, optimizer):
             began, rows = time.perf_counter(), batches[i]
-            both = [row for k in rows for row in (2 * k, 2 * k + 1)]
+            both = [row for k in ranks.share(rows) for row in (2 * k, 2 * k + 1)]
             chosen = sum(len(pairs[2 * k][1]) for k in rows)
             total: dict[str, float] = {"loss": 0.0}
             for batch in micro_batches(
@@ -104,10 +105,11 @@ class Preference(PreferenceSettings):
                 loss.backward()
                 total["loss"] += loss.item()
                 for name, value in metrics.items():
-                    total[name] = total.get(name, 0.0) + float(value) * len(batch.rows) / len(both)
+                    total[name] = total.get(name, 0.0) + float(value) * len(batch.rows) / (2 * len(rows))
+            total = ranks.totals(total)
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
             norm = run.optimizer_step(optimizer, total["loss"], lr, self.clip)
-            tokens = sum(len(pairs[row][1]) for row in both)
+            tokens = sum(len(pairs[2 * k + side][1]) for k in rows for side in (0, 1))
             speed = tokens / (time.perf_counter() - began)
             run.record(total | {"lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": speed})
 

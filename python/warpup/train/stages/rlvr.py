@@ -14,6 +14,7 @@ import torch
 
 from warpup.data import Sampler
 
+from .. import ranks
 from ..checks import named
 from ..errors import TrainError
 from ..model.cache import CachedModel
@@ -55,6 +56,11 @@ class RLVR(RLVRSettings):
     def prepare(self, model, tokenizer, examples: Sequence[dict]) -> Prompts:
         """Prompts as tokens, and the schedule and thinking budget of their sampling."""
         check_balance(model, self.balance, "rlvr")
+        for setting, alone in (("environment", self.environment), ("advantage", self.advantage in ("tree", "segment"))):
+            if alone and ranks.size() > 1:
+                raise TrainError(
+                    f"rlvr.{setting}: {getattr(self, setting)} is for one process; start it without torchrun"
+                )
         if self.advantage == "gae" and Head(model).form == "opaque":
             raise TrainError("rlvr.advantage: gae needs hidden states, and this model's output layer hides them")
         opened = [example["prompt"] for example in examples]

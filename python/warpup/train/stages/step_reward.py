@@ -22,6 +22,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from warpup.policy.masks import row_sums
 from warpup.policy.preference_loss import preference_loss
 
+from .. import ranks
 from ..errors import TrainError
 from ..model.batch import Batch, LengthBuckets, micro_batches
 from ..model.heads import Head
@@ -105,9 +106,10 @@ class StepReward(StepRewardSettings):
             rows = [together * row + n for row in picked for n in range(together)]
             # What the loss is divided by: labels, solutions or pairs, of the whole step.
             count = sum(len(labels[row]) for row in rows) if self.loss == "bce" else len(picked)
+            mine = [together * row + n for row in ranks.share(picked) for n in range(together)]
             total: dict[str, float] = {}
             for batch in micro_batches(
-                pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, model.device, together=together
+                pairs, mine, run.tokenizer.pad_token_id, self.max_tokens, model.device, together=together
             ):
                 with run.computing():
                     scores = judge.read(batch)
@@ -115,6 +117,7 @@ class StepReward(StepRewardSettings):
                 loss.backward()
                 for name, value in {"loss": loss.detach(), **metrics}.items():
                     total[name] = total.get(name, 0.0) + float(value)
+            total = ranks.totals(total)
             lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
             norm = run.optimizer_step(optimizer, total["loss"], lr, self.clip)
             speed = sum(len(pairs[row][1]) for row in rows) / (time.perf_counter() - began)

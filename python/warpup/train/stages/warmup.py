@@ -12,6 +12,7 @@ import torch
 
 from warpup.data import Sampler
 
+from .. import ranks
 from ..model.batch import LengthBuckets, micro_batches
 from ..model.heads import Head
 from ..model.optim import adamw, learning_rate
@@ -66,10 +67,13 @@ class Warmup(WarmupSettings):
             # completions) of the whole, so that their gradients add up to that of the batch, however it is cut.
             rows = draw(sampler, self.batch_size, len(pairs), place="warmup") if sampler else batches[i]
             losses: dict[int, float] = {}  # of each row, for a curriculum that reads them
-            pieces = list(cut(pairs, rows, run.tokenizer.pad_token_id, self.max_tokens, model.device))
-            tokens = sum(len(batch.completion) for batch in pieces)
-            attended = sum(int(batch.attention.sum()) for batch in pieces)
-            padding = 1 - attended / sum(batch.inputs.numel() for batch in pieces)
+            pieces = list(cut(pairs, ranks.share(rows), run.tokenizer.pad_token_id, self.max_tokens, model.device))
+            tokens, attended, padded = ranks.total(
+                sum(len(batch.completion) for batch in pieces),
+                sum(int(batch.attention.sum()) for batch in pieces),
+                sum(batch.inputs.numel() for batch in pieces),
+            )
+            padding = 1 - attended / padded
             total, routers = 0.0, Routers(model, self.balance)
             with run.computing():
                 routers.survey(pieces, head.hidden)
@@ -90,8 +94,10 @@ class Warmup(WarmupSettings):
                 # A mixture of experts gets its routers' balance loss on top; of a dense model this is 0.
                 (loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
                 total += loss.item()
+            (total,) = ranks.total(total)
 
             if sampler:
+                losses = {row: loss for part in ranks.gathered(losses) for row, loss in part.items()}
                 sampler.observe(rows, **({"losses": [losses[row] for row in rows]} if reads_losses else {}))
 
             # Step, at the rate of this step.

@@ -1,0 +1,98 @@
+"""peft's adapters on fused experts by their factors: its results, and no tensor of the weights' size."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+transformers = pytest.importorskip("transformers", minversion="5")
+peft = pytest.importorskip("peft")
+
+from tests.support.mixtures import MODELS, mixture_of  # noqa: E402
+from warpup.integrations.transformers_moe import low_rank_experts  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TARGETS = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+def adapted(name, targets=TARGETS, dtype=torch.float64, **options):
+    """A model with adapters that change something."""
+    config = peft.LoraConfig(r=3, lora_alpha=12, target_modules=[], target_parameters=targets, **options)
+    model = peft.get_peft_model(mixture_of(name).to(dtype), config).to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def results(model, ids):
+    model.zero_grad()
+    logits = model(input_ids=ids).logits
+    logits.square().mean().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert all("lora_" in name for name in gradients)
+    return logits.detach(), gradients
+
+
+@pytest.mark.parametrize("targets", [TARGETS, TARGETS[:1], TARGETS[1:]], ids=["both", "gate_up", "down"])
+@pytest.mark.parametrize("name", MODELS)
+def test_results_are_pefts(name, targets):
+    ids = torch.randint(3, 31, (3, 9), generator=torch.Generator().manual_seed(1))
+    model = adapted(name, targets)
+    want = results(model, ids)
+    with model.disable_adapter():
+        assert not torch.allclose(model(input_ids=ids).logits, want[0])
+    low_rank_experts(model)
+    torch.testing.assert_close(results(model, ids), want, rtol=1e-9, atol=1e-11)
+    assert len(want[1]) == sum("lora_" in n for n, _ in model.named_parameters()) >= 2 * len(targets)
+
+
+def test_what_stays_pefts():
+    """Checkpointed activations, another implementation, adapters that are off, and a merge."""
+    ids = torch.randint(3, 31, (3, 9), generator=torch.Generator().manual_seed(1))
+    model = adapted("qwen3_moe")
+    want = results(model, ids)
+    low_rank_experts(model)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable()
+    torch.testing.assert_close(results(model.train(), ids), want, rtol=1e-9, atol=1e-11)
+    model.get_base_model().set_experts_implementation("eager")
+    torch.testing.assert_close(results(model, ids), want, rtol=1e-9, atol=1e-11)
+    model.get_base_model().set_experts_implementation("warpup")
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(merged(input_ids=ids).logits, want[0], rtol=1e-9, atol=1e-11)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest floating tensor that any operation makes anew."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
+        for t in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(t, torch.Tensor) and t.is_floating_point() and t.untyped_storage().data_ptr() not in given:
+                self.elements = max(self.elements, t.numel())
+        return result
+
+
+def test_no_tensor_has_the_size_of_the_weights():
+    model = adapted("qwen3_moe", dtype=torch.float32)
+    experts = next(m for n, m in model.named_modules() if n.endswith("experts") and hasattr(m, "parameter_name"))
+    size = experts.get_param().numel()
+    x, weights = torch.randn(4, 16), torch.rand(4, 2)
+    indices = torch.tensor([[0, 1], [1, 2], [3, 0], [5, 4]])
+    found = []
+    for change in (lambda m: m, low_rank_experts):
+        change(model)
+        with Largest() as largest:
+            experts(x, indices, weights).sum().backward()
+        found.append(largest.elements)
+    assert found[0] >= size > 2 * found[1]
+
+
+def test_a_model_without_is_refused():
+    message = r"has no adapter on experts with experts_implementation=.warpup.: give LoraConfig target_parameters"
+    with pytest.raises(ValueError, match=message):
+        low_rank_experts(mixture_of("qwen3_moe"))
