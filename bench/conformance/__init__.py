@@ -1,5 +1,5 @@
-"""Whose policy loss or estimator is whose: the released code of TRL, verl, Liger and OpenRLHF beside ours, on the same
-inputs, in float64. `python -m bench.conformance` writes docs/conformance.md.
+"""Whose policy loss, divergence or estimator is whose: the released code of TRL, verl, Liger and OpenRLHF beside ours,
+on the same inputs, in float64. `python -m bench.conformance` writes docs/conformance.md.
 
 A row calls a peer by the name that it has there, with its defaults, and our function of that name with ours. Where the
 two differ, the row says by which convention, and calls ours again with that convention given: the last column says
@@ -12,9 +12,11 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
+from bench.conformance.distillation import distillation_rows
 from bench.conformance.estimators import estimator_rows
 from bench.conformance.losses import kl_rows, liger_rows, openrlhf_rows, trl_rows, verl_rows
 from bench.conformance.row import Row, difference, inputs
+from tests.divergence.test_topk_divergence import verl_imported
 from tests.policy import test_openrlhf, test_verl
 from tests.support.released import imported, released
 
@@ -58,6 +60,8 @@ def page() -> str:
         core = verl[test_verl.CORE]
         rows = [*verl_rows(x, core), *kl_rows(x, core), *estimator_rows(x, core)]
         lines += [line(row) for row in rows]
+    with verl_imported() as verl:
+        lines += [line(row) for row in distillation_rows(verl)]
     with imported(released("openrlhf", "0.11.2"), test_openrlhf.REAL, test_openrlhf.STUBS) as openrlhf:
         lines += [line(row) for row in openrlhf_rows(x, openrlhf[test_openrlhf.LOSS])]
     order = sorted(range(len(lines)), key=lambda i: (lines[i].startswith("| `advantage"), lines[i].split(" | ")[0]))

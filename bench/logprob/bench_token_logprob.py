@@ -12,6 +12,7 @@ from tests.support.cases import OPS, gradients_of, leaves
 
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 SHAPES = {"cpu": (1024, 32000), "cuda": (8192, 151936), "quick": (8, 1000)}
+SEVERAL = 20  # of the likeliest tokens, as a distillation scores
 GOALS = {torch.float32: {"eager": 8, "torch.compile": 5.5}, torch.bfloat16: {"eager": 12, "torch.compile": 8}}
 
 
@@ -23,6 +24,8 @@ def cases(device: str, size: str) -> Iterator[Comparison]:
                 name = f"token_logprob{'+entropy' * entropy} {direction} {DTYPES[dtype]} {list(shape)}"
                 goals = GOALS[dtype] if (size, direction, entropy) == ("cpu", "forward+backward", False) else {}
                 yield Comparison(name, partial(token_logprob, device, shape, dtype, entropy, direction), goals)
+        name = f"token_logprob of {SEVERAL} tokens a row forward+backward {DTYPES[dtype]} {list(shape)}"
+        yield Comparison(name, partial(several, device, shape, dtype))
 
 
 def test_logprob(case, measure):
@@ -90,4 +93,40 @@ def token_logprob(device, shape, dtype, entropy, direction) -> Work:
         candidates,
         bytes=moved(direction, op.bytes(inputs)),
         reference=lambda: expected(direction, token_logprob_results(device, shape, dtype, entropy), 1),
+    )
+
+
+# ---- several targets a row ------------------------------------------------------------------------------------------
+
+
+def one_by_one(logits, targets):
+    """A call for each of the K targets."""
+    return torch.stack([OPS["token_logprob"].call(logits, y) for y in targets.unbind(-1)], -1)
+
+
+def eager_several(logits, targets):
+    return torch.log_softmax(logits, -1, dtype=torch.float32).gather(-1, targets)
+
+
+def several(device, shape, dtype) -> Work:
+    op, direction = OPS["token_logprob"], "forward+backward"
+    logits = token_logprob_inputs(device, shape, dtype)["logits"]
+    inputs = {"logits": logits, "targets": logits.float().topk(SEVERAL).indices}
+    functions = {"warpup": op.call, "warpup, a call a target": one_by_one, "eager": eager_several}
+    functions["torch.compile"] = compiled(eager_several)
+
+    def results():
+        """Log-probs and gradient in float64, some rows at a time."""
+        (cotangent,) = gradients_of([torch.empty(inputs["targets"].shape, device=device)])
+        parts = []
+        for x, y, g in zip(*(t.split(128) for t in (*inputs.values(), cotangent)), strict=True):
+            x = x.double().requires_grad_()
+            logp = op.reference(x, y)
+            parts.append((logp.detach(), *torch.autograd.grad(logp, x, g.double())))
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    return Work(
+        {name: differentiable(f, inputs, op.differentiable, direction) for name, f in functions.items()},
+        bytes=moved(direction, op.bytes(inputs)),
+        reference=results,
     )

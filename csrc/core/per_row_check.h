@@ -22,6 +22,22 @@ PerRow<T> per_row(const char* op, const char* name, const OptionalView& v, const
   return {data<const T>(*v), argument.rows(like.dims - 1)};
 }
 
+// The same, or of one dimension more: several values a row.
+template <class T>
+PerRowList<T> per_row_list(const char* op, const char* name, const OptionalView& v, const View& like) {
+  if (!v) return {};
+  if (v->dims != like.dims) {
+    const PerRow<T> one = per_row<T>(op, name, v, like);
+    return {one.data, one.rows};
+  }
+  const int lead = like.dims - 1;
+  View rows = *v;  // its leading dimensions
+  rows.dims = lead;
+  const std::string leading = std::string(name) + " without its last dimension";
+  const PerRow<T> first = per_row<T>(op, leading.c_str(), rows, like);
+  return {first.data, first.rows, v->sizes[lead], v->strides[lead]};
+}
+
 inline PerRowOrScalar per_row(const char* op, const char* name, const PerRowOrScalarView& v, const View& like) {
   return {per_row<float>(op, name, v.each, like), v.scalar};
 }

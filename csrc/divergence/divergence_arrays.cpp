@@ -46,23 +46,39 @@ WARPUP_ARRAYS(m) {
       "softcap"_a = 0.0, "teacher_scale"_a = 1.0, "teacher_softcap"_a = 0.0, "stats"_a, "grad_value"_a,
       "grad_student"_w);
   m.def(
-      "topk_divergence", "Forward KL on a teacher's top K: value [...] and stats [..., 3] are written.",
+      "topk_divergence", "Divergence on a teacher's top K: value [...] and stats [..., 6] are written.",
       [](const View& student, const View& ids, const View& logp, const OptionalView& temperature,
-         const OptionalView& mask, double temperature_scalar, const View& value, const View& stats) {
-        topk_divergence(student, {ids, logp}, {temperature, temperature_scalar}, mask, value, stats);
+         const OptionalView& mask, const std::string& kind, double temperature_scalar, double beta, bool tail,
+         double scale, double softcap, const View& value, const View& stats) {
+        topk_divergence(student, {ids, logp},
+                        {.kind = kind,
+                         .temperature = {temperature, temperature_scalar},
+                         .beta = beta,
+                         .tail = tail,
+                         .mask = mask,
+                         .form = {scale, softcap}},
+                        value, stats);
       },
       "student"_a, "ids"_a, "logp"_a, "temperature"_a = py::none(), "mask"_a = py::none(), py::kw_only(),
-      "temperature_scalar"_a = 1.0, "value"_w, "stats"_w);
+      "kind"_a = "forward", "temperature_scalar"_a = 1.0, "beta"_a = 0.5, "tail"_a = false, "scale"_a = 1.0,
+      "softcap"_a = 0.0, "value"_w, "stats"_w);
   m.def(
       "topk_divergence_backward", "Its gradient to the student's logits: grad_student is written.",
       [](const View& student, const View& ids, const View& logp, const OptionalView& temperature,
-         const OptionalView& mask, double temperature_scalar, const View& stats, const View& grad_value,
-         const View& grad_student) {
-        topk_divergence_backward(student, {ids, logp}, {temperature, temperature_scalar}, mask, stats, grad_value,
-                                 grad_student);
+         const OptionalView& mask, const std::string& kind, double temperature_scalar, double beta, bool tail,
+         double scale, double softcap, const View& stats, const View& grad_value, const View& grad_student) {
+        topk_divergence_backward(student, {ids, logp},
+                                 {.kind = kind,
+                                  .temperature = {temperature, temperature_scalar},
+                                  .beta = beta,
+                                  .tail = tail,
+                                  .mask = mask,
+                                  .form = {scale, softcap}},
+                                 stats, grad_value, grad_student);
       },
       "student"_a, "ids"_a, "logp"_a, "temperature"_a = py::none(), "mask"_a = py::none(), py::kw_only(),
-      "temperature_scalar"_a = 1.0, "stats"_a, "grad_value"_a, "grad_student"_w);
+      "kind"_a = "forward", "temperature_scalar"_a = 1.0, "beta"_a = 0.5, "tail"_a = false, "scale"_a = 1.0,
+      "softcap"_a = 0.0, "stats"_a, "grad_value"_a, "grad_student"_w);
 }
 
 }  // namespace warpup

@@ -57,15 +57,25 @@ struct AsGiven {
   }
 };
 
-// form: what makes a logit z of what is read.
-template <class T, class Form = AsGiven>
-__device__ __forceinline__ RowSum<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t, Form form = {}) {
+struct AllColumns {
+  template <class Acc, int N>
+  __device__ void operator()(Acc (&)[N], int64_t) const {}
+};
+
+// form: what makes a logit z of what is read. leave_out(z, first): makes -inf of what is not to count among the logits z
+// from column `first` on.
+template <class T, class Form = AsGiven, class LeaveOut = AllColumns>
+__device__ __forceinline__ RowSum<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t, Form form = {},
+                                                    LeaveOut leave_out = {}) {
   using Acc = acc_t<T>;
   RowSum<Acc> row{-kInf<Acc>, 0};
-  walk<2 * kUnroll<T>>(x, n, threadIdx.x, blockDim.x, [&]<int N>(const Acc(&logits)[N], int64_t) {
+  walk<2 * kUnroll<T>>(x, n, threadIdx.x, blockDim.x, [&]<int N>(const Acc(&logits)[N], int64_t first) {
     Acc max = row.max, z[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) z[i] = form(logits[i]), max = z[i] > max ? z[i] : max;
+    for (int i = 0; i < N; ++i) z[i] = form(logits[i]);
+    leave_out(z, first);
+#pragma unroll
+    for (int i = 0; i < N; ++i) max = z[i] > max ? z[i] : max;
     row = {max, rescaled(row, max, inv_t)};
     const Acc shift = max == -kInf<Acc> ? Acc(0) : max;
 #pragma unroll

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include "core/extremes.h"
 #include "core/load_block.h"
@@ -43,14 +44,23 @@ struct AddBlock {
   }
 };
 
+// left_out: columns that count for nothing, rising.
 template <class T>
-RowSum<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t, LogitForm<acc_t<T>> form = {}) {
+RowSum<acc_t<T>> sum_row(const T* x, int64_t n, acc_t<T> inv_t, LogitForm<acc_t<T>> form = {},
+                         std::span<const int64_t> left_out = {}) {
   using Acc = acc_t<T>;
   alignas(64) Acc buffer[kBlock];
   RowSum<Acc> row{-kInf<Acc>, 0, 0};
+  auto next = left_out.begin();
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     const int64_t count = std::min(kBlock, n - begin);
-    run_alone(AddBlock{}, load_block(x + begin, count, form, buffer), begin, count, inv_t, &row);
+    const Acc* z = load_block(x + begin, count, form, buffer);
+    if (next != left_out.end() && *next < begin + count) {
+      if (z != buffer) std::copy(z, z + count, buffer);
+      for (; next != left_out.end() && *next < begin + count; ++next) buffer[*next - begin] = -kInf<Acc>;
+      z = buffer;
+    }
+    run_alone(AddBlock{}, z, begin, count, inv_t, &row);
   }
   return row;
 }

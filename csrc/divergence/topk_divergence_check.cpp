@@ -7,17 +7,35 @@ namespace warpup {
 
 namespace {
 
+// As of `divergence`, jsd at beta 0 and 1 is the KL that GKD puts there; both KLs are mixed at one end.
+template <class T>
+void set_kind(const char* op, const TopkOptions& options, TopkDivergenceArgs<T>* args) {
+  const auto [name, beta] = std::pair(options.kind, options.beta);
+  if (!(beta >= 0 && beta <= 1)) fail(op, ": beta must be in [0, 1], got ", beta);
+  args->jsd = name == "jsd" && beta > 0 && beta < 1;
+  if (name == "forward" || name == "reverse") {
+    args->beta = name == "forward" ? 1 : 0;
+  } else if (name == "jsd" || name == "mixed") {
+    args->beta = name == "mixed" || args->jsd ? beta : 1 - beta;
+  } else {
+    fail(op, ": kind must be one of forward, reverse, jsd, mixed, got '", name, "'");
+  }
+}
+
 template <class T>
 TopkDivergenceArgs<T> common_args(const char* op, const View& student, const TopkTeacher& teacher,
-                                  const PerRowOrScalarView& temperature, const OptionalView& mask, const View& stats) {
+                                  const TopkOptions& options, const View& stats) {
   using Acc = acc_t<T>;
   const int lead = student.dims - 1;
   TopkDivergenceArgs<T> args{};
+  set_kind(op, options, &args);
+  args.tail = options.tail;
   args.vocab = student.sizes[lead];
   args.student = data<const T>(student);
   args.student_rows = Argument(op, "student_logits", student).rows(lead);
-  args.mask = per_row<uint8_t>(op, "mask", mask, student);
-  args.temperature = temperature_of<Acc>(op, temperature, student);
+  args.mask = per_row<uint8_t>(op, "mask", options.mask, student);
+  args.temperature = temperature_of<Acc>(op, options.temperature, student);
+  args.form = logit_form<Acc>(op, options.form);
   args.stats = row_state<Acc>(op, "stats", stats, student, kTopkStats);
   const Argument ids(op, "teacher_ids", teacher.ids), logp(op, "teacher_logp", teacher.logp);
   ids.dtype({DType::i64}).on(student.device).dims(student.dims).unit_stride_last();
@@ -44,25 +62,24 @@ TopkDivergenceArgs<T> common_args(const char* op, const View& student, const Top
 
 }  // namespace
 
-void topk_divergence(const View& student, const TopkTeacher& teacher, const PerRowOrScalarView& temperature,
-                     const OptionalView& mask, const View& value, const View& stats) {
+void topk_divergence(const View& student, const TopkTeacher& teacher, const TopkOptions& options, const View& value,
+                     const View& stats) {
   const char* op = "topk_divergence";
   Argument(op, "student_logits", student).unit_stride_last();
   dispatch_floating(op, "student_logits", student.dtype, [&]<class T>() {
-    auto args = common_args<T>(op, student, teacher, temperature, mask, stats);
+    auto args = common_args<T>(op, student, teacher, options, stats);
     args.value = row_output<acc_t<T>>(op, "value", value, student);
     WARPUP_RUN(topk_divergence, T, student.device, args);
   });
 }
 
-void topk_divergence_backward(const View& student, const TopkTeacher& teacher, const PerRowOrScalarView& temperature,
-                              const OptionalView& mask, const View& stats, const View& grad_value,
-                              const View& grad_student) {
+void topk_divergence_backward(const View& student, const TopkTeacher& teacher, const TopkOptions& options,
+                              const View& stats, const View& grad_value, const View& grad_student) {
   const char* op = "topk_divergence_backward";
   Argument(op, "student_logits", student).unit_stride_last();
   dispatch_floating(op, "student_logits", student.dtype, [&]<class T>() {
     TopkDivergenceBackwardArgs<T> args{};
-    args.forward = common_args<T>(op, student, teacher, temperature, mask, stats);
+    args.forward = common_args<T>(op, student, teacher, options, stats);
     args.grad_value = per_row<acc_t<T>>(op, "grad_value", grad_value, student);
     const Argument out(op, "grad_student", grad_student);
     out.dtype({student.dtype}).on(student.device).shape_like(student, student.dims).unit_stride_last();

@@ -2,6 +2,9 @@
 // topk_divergence.h.
 #pragma once
 
+#include <string_view>
+
+#include "core/logit_form_check.h"
 #include "core/per_row_check.h"
 
 namespace warpup {
@@ -10,13 +13,21 @@ struct TopkTeacher {
   View ids, logp;  // int64 and accumulator's type, [..., K]
 };
 
-// value [...] and stats [..., 3] are written.
-void topk_divergence(const View& student, const TopkTeacher& teacher, const PerRowOrScalarView& temperature,
-                     const OptionalView& mask, const View& value, const View& stats);
+struct TopkOptions {
+  std::string_view kind = "forward";
+  PerRowOrScalarView temperature{std::nullopt, 1.0};
+  double beta = 0.5;  // the teacher's share, for kinds jsd and mixed
+  bool tail = false;  // what neither lists is one outcome more
+  OptionalView mask;  // uint8, one a row; 0: the row counts for nothing
+  LogitFormOptions form;
+};
+
+// value [...] and stats [..., 6] are written.
+void topk_divergence(const View& student, const TopkTeacher& teacher, const TopkOptions& options, const View& value,
+                     const View& stats);
 
 // grad_student (the shape of student) is written.
-void topk_divergence_backward(const View& student, const TopkTeacher& teacher, const PerRowOrScalarView& temperature,
-                              const OptionalView& mask, const View& stats, const View& grad_value,
-                              const View& grad_student);
+void topk_divergence_backward(const View& student, const TopkTeacher& teacher, const TopkOptions& options,
+                              const View& stats, const View& grad_value, const View& grad_student);
 
 }  // namespace warpup

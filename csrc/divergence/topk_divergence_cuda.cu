@@ -1,39 +1,96 @@
 // Forward: one block a row, one read of the student's; the K listed tokens are fetched once its log-sum is there.
 // Backward: one block a piece of a row, which writes the softmax, then the listed tokens of that piece again.
+#include "core/listed_columns.cuh"
 #include "divergence/divergence_rows.cuh"
-#include "divergence/topk_divergence.h"
+#include "divergence/topk_divergence_math.h"
 
 namespace warpup {
 namespace {
 
+template <class Acc>
+struct TopkSums {
+  Acc value, g;
+  double p_t;
+};
+
+struct AddTopk {
+  template <class Acc>
+  __device__ TopkSums<Acc> operator()(TopkSums<Acc> a, TopkSums<Acc> b) const {
+    return {a.value + b.value, a.g + b.g, a.p_t + b.p_t};
+  }
+};
+
+// Sums over the unlisted tokens of a row, and with the listed ones over all; without a tail no token is listed here.
 template <class T>
+__device__ __forceinline__ void sum_both(const TopkDivergenceArgs<T>& args, const T* x, const TopkList<T>& list,
+                                         acc_t<T> inv_t, RowSum<acc_t<T>>* rest, RowSum<acc_t<T>>* all) {
+  using Acc = acc_t<T>;
+  __shared__ uint32_t words[ListedColumns::kWords];
+  const int64_t count = args.tail ? list.count : 0;
+  const auto column = [&](int64_t k) { return list.holds(k) && list.ids[k] < args.vocab ? list.ids[k] : -1; };
+  const ListedColumns listed(words, count, column);
+  *rest = sum_row(x, args.vocab, inv_t, args.form, [&]<int N>(Acc(&z)[N], int64_t first) {
+    if (!listed.may_hold(first, N)) return;
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t j = column(k);
+#pragma unroll
+      for (int i = 0; i < N; ++i) z[i] = first + i == j ? -kInf<Acc> : z[i];
+    }
+  });
+  const Combine<Acc> combine{inv_t};
+  RowSum<Acc> mine{-kInf<Acc>, 0};
+  for (int64_t k = threadIdx.x; k < count; k += blockDim.x) {
+    if (column(k) < 0 || !list.first_of_its_id(k)) continue;
+    const Acc z = args.form(load(x[column(k)]));
+    if (z != -kInf<Acc>) mine = combine(mine, {z, Acc(1)});
+  }
+  *all = combine(*rest, block_reduce_up_to<kMaxThreads>(mine, combine));
+}
+
+// kAsGiven: of logits without a form, and without a tail.
+template <class T, bool kAsGiven>
 __global__ __launch_bounds__(kMaxThreads) void topk_divergence_kernel(const TopkDivergenceArgs<T> args) {
   using Acc = acc_t<T>;
   const int64_t r = blockIdx.x;
   const T* x = args.student + args.student_rows.offset(r);
-  const int64_t* ids = args.ids + args.ids_rows.offset(r);
-  const Acc* logp = args.logp + args.logp_rows.offset(r);
-  const Acc inv_t = inverse_temperature(args, r), nan = kInf<Acc> - kInf<Acc>;
-  RowSum<Acc> sum{0, 0};
-  if (counts(args, r)) sum = sum_row(x, args.vocab, inv_t);
-  const bool empty = sum.sum == 0;
-  const auto s = row_side(sum.max, sum.sum);
-  Sums<Acc> sums{0, 0};
-  for (int64_t k = threadIdx.x; k < args.k && !empty; k += blockDim.x) {
-    const bool inside = ids[k] >= 0 && ids[k] < args.vocab && inv_t > 0;
-    const Acc log_s = inside ? s(load(x[ids[k]]), inv_t).x - s.log : nan, log_t = logp[k];
-    if (log_t == -kInf<Acc> || log_s == -kInf<Acc>) continue;
-    const Acc p = exp_neg(log_t);
-    sums.value += p * (log_t - log_s), sums.c += inside ? p : nan;
+  const TopkList<T> list = list_of(args, r);
+  const Acc inv_t = inverse_temperature(args, r), beta = static_cast<Acc>(args.beta), nan = kInf<Acc> - kInf<Acc>;
+  RowSum<Acc> all{0, 0}, rest{0, 0};
+  if (counts(args, r)) {  // the same for the whole block
+    if constexpr (kAsGiven) {
+      all = rest = sum_row(x, args.vocab, inv_t);
+    } else {
+      sum_both(args, x, list, inv_t, &rest, &all);
+    }
   }
-  sums = block_reduce_up_to<kMaxThreads>(sums, Add{});
+  const bool empty = all.sum == 0;
+  const auto s = row_side(all.max, all.sum);
+  TopkSums<Acc> sums{};
+  for (int64_t k = threadIdx.x; k < list.count && !empty; k += blockDim.x) {
+    if (!list.holds(k)) continue;
+    const bool inside = list.ids[k] >= 0 && list.ids[k] < args.vocab && inv_t > 0;
+    Acc z = inside ? load(x[list.ids[k]]) : nan;
+    if constexpr (!kAsGiven) z = args.form(z);
+    const auto term = topk_term(args.jsd, beta, list.logp[k], s(z, inv_t).x - s.log);
+    sums.value += term.value, sums.g += term.g;
+    if constexpr (!kAsGiven) sums.p_t += exp_neg(double(list.logp[k]));
+  }
+  sums = block_reduce_up_to<kMaxThreads>(sums, AddTopk{});
   if (threadIdx.x != 0) return;
+  Acc of_rest = -sums.g;
+  if (!kAsGiven && args.tail && !empty) {
+    const Acc log_s = rest.sum == 0 ? -kInf<Acc> : (rest.max - all.max) * inv_t + log_pos(rest.sum / all.sum);
+    const auto term = topk_term(args.jsd, beta, static_cast<Acc>(log_tail(sums.p_t)), log_s);
+    sums.value += term.value, sums.g += term.g;
+    of_rest = term.g - exp_neg(log_s) * sums.g;
+    if (rest.sum == 0) rest = all;  // there is nothing for it to be of
+  }
   args.value[r] = sums.value;
-  Acc* stats = args.stats + kTopkStats * r;
-  stats[0] = empty ? Acc(0) : sum.max, stats[1] = sum.sum, stats[2] = sums.c;
+  const Acc kept[] = {all.max, all.sum, rest.max, rest.sum, sums.g, of_rest};
+  for (int i = 0; i < kTopkStats; ++i) args.stats[kTopkStats * r + i] = empty ? Acc(0) : kept[i];
 }
 
-template <class T>
+template <class T, bool kAsGiven>
 __global__ __launch_bounds__(kBackwardThreads) void topk_divergence_backward_kernel(
     const TopkDivergenceBackwardArgs<T> args, int64_t piece, int64_t pieces) {
   using Acc = acc_t<T>;
@@ -43,46 +100,72 @@ __global__ __launch_bounds__(kBackwardThreads) void topk_divergence_backward_ker
   const T* x = f.student + f.student_rows.offset(r) + begin;
   T* dz = args.grad_student + args.grad_student_rows.offset(r) + begin;
   const Acc* stats = f.stats + kTopkStats * r;
-  const auto s = row_side(stats[0], stats[1]);
-  const Acc listed = stats[2], g = args.grad_value[r];
-  const Acc inv_t = inverse_temperature(f, r), factor = g * inv_t;
-  const bool zero = s.sum == 0 || g == 0;
+  const TopkRow<Acc> row = topk_row(stats);
+  const Acc g = args.grad_value[r], inv_t = inverse_temperature(f, r), factor = g * inv_t;
+  const bool zero = stats[1] == 0 || g == 0;
   const bool aligned = ((reinterpret_cast<intptr_t>(x) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
-  walk<1>(x, n, threadIdx.x, kBackwardThreads, [&]<int N>(const Acc(&z)[N], int64_t first) {
+  const auto form = [&](Acc logit) {
+    if constexpr (kAsGiven) return typename LogitForm<Acc>::Point{logit, Acc(1)};
+    return f.form.at(logit);
+  };
+  walk<1>(x, n, threadIdx.x, kBackwardThreads, [&]<int N>(const Acc(&logits)[N], int64_t first) {
     Acc out[N];
 #pragma unroll
-    for (int i = 0; i < N; ++i) out[i] = zero ? Acc(0) : factor * listed * s(z[i], inv_t).p;
+    for (int i = 0; i < N; ++i) {
+      const auto [z, slope] = form(logits[i]);
+      out[i] = zero ? Acc(0) : factor * row.of_rest * row.rest(z, inv_t).p * slope;
+    }
     store_all(dz + first, out, aligned);
   });
   if (zero) return;
   __syncthreads();  // the listed tokens of this piece are written again
-  const int64_t* ids = f.ids + f.ids_rows.offset(r);
-  const Acc* logp = f.logp + f.logp_rows.offset(r);
-  for (int64_t k = threadIdx.x; k < f.k; k += kBackwardThreads) {
-    const int64_t j = ids[k] - begin;
-    if (j < 0 || j >= n) continue;
-    const auto token = s(load(x[j]), inv_t);
+  const TopkList<T> list = list_of(f, r);
+  for (int64_t k = threadIdx.x; k < list.count; k += kBackwardThreads) {
+    const int64_t j = list.ids[k] - begin;
+    if (j < 0 || j >= n || !list.holds(k)) continue;
+    const auto [z, slope] = form(load(x[j]));
+    const auto token = row.all(z, inv_t);
     if (token.x == -kInf<Acc>) continue;
-    Acc p = 0;  // of all entries with this id: a token listed twice counts twice, and both write the same
-    for (int64_t i = 0; i < f.k; ++i) p += ids[i] == ids[k] ? exp_neg(logp[i]) : Acc(0);
-    dz[j] = store<T>(factor * (token.p * listed - p));
+    Acc g_k = 0;  // of all entries with this id: a token listed twice counts twice, and both write the same
+    for (int64_t i = 0; i < list.count; ++i) {
+      if (list.ids[i] != list.ids[k]) continue;
+      g_k += topk_term(f.jsd, static_cast<Acc>(f.beta), list.logp[i], token.x - row.all.log).g;
+    }
+    dz[j] = store<T>(factor * row.listed(token.p, g_k) * slope);
   }
+}
+
+template <class T, bool kAsGiven>
+void start(const TopkDivergenceArgs<T>& args, void* stream) {
+  launch("topk_divergence", topk_divergence_kernel<T, kAsGiven>, dim3(static_cast<unsigned>(args.student_rows.count)),
+         dim3(256), stream, args);
+}
+
+template <class T, bool kAsGiven>
+void start_backward(const TopkDivergenceBackwardArgs<T>& args, void* stream) {
+  const int64_t piece = piece_of<T>(args.forward.vocab), pieces = ceil_div(args.forward.vocab, piece);
+  launch("topk_divergence_backward", topk_divergence_backward_kernel<T, kAsGiven>,
+         dim3(static_cast<unsigned>(args.forward.student_rows.count * pieces)), dim3(kBackwardThreads), stream, args,
+         piece, pieces);
 }
 
 }  // namespace
 
+// float64, for tests and oracles, has the one kernel that can do everything.
 template <class T>
 void topk_divergence_cuda(const TopkDivergenceArgs<T>& args, void* stream) {
-  launch("topk_divergence", topk_divergence_kernel<T>, dim3(static_cast<unsigned>(args.student_rows.count)), dim3(256),
-         stream, args);
+  if constexpr (sizeof(T) < 8) {
+    if (args.as_given()) return start<T, true>(args, stream);
+  }
+  start<T, false>(args, stream);
 }
 
 template <class T>
 void topk_divergence_backward_cuda(const TopkDivergenceBackwardArgs<T>& args, void* stream) {
-  const int64_t piece = piece_of<T>(args.forward.vocab), pieces = ceil_div(args.forward.vocab, piece);
-  launch("topk_divergence_backward", topk_divergence_backward_kernel<T>,
-         dim3(static_cast<unsigned>(args.forward.student_rows.count * pieces)), dim3(kBackwardThreads), stream, args,
-         piece, pieces);
+  if constexpr (sizeof(T) < 8) {
+    if (args.forward.as_given()) return start_backward<T, true>(args, stream);
+  }
+  start_backward<T, false>(args, stream);
 }
 
 #define INSTANTIATE(T)                                                                    \

@@ -6,10 +6,11 @@ namespace warpup {
 WARPUP_ARRAYS(m) {
   m.def(
       "token_logprob",
-      "Log-probability of a token a row: logp [...] and, for the backward, stats [..., 2] are written; entropy, lse\n"
+      "Log-probability of a token a row, or of several: logp (the shape of targets, [...] or [..., K]) and, for the\n"
+      "backward, stats [..., 2] are written; entropy, lse\n"
       "and sum_p2 where they are given. Under a sampler: a temperature, delta added to the logits of token_set,\n"
       "kept_mask. Of logits that a model scales or caps (softcap, 0: none) its raw ones. Logits that are the columns "
-      "of a larger vocabulary from vocab_begin on need state [..., 5].",
+      "of a larger vocabulary from vocab_begin on need state [..., 4 + K].",
       [](const View& logits, const View& targets, const OptionalView& temperature, double temperature_scalar,
          int64_t ignore_index, const OptionalView& token_set, const OptionalView& delta, double delta_scalar,
          const OptionalView& kept_mask, double scale, double softcap, int64_t vocab_begin, int64_t vocab_total,

@@ -6,11 +6,11 @@ namespace warpup {
 
 namespace {
 
-void check_targets(const char* op, const PerRow<int64_t>& targets, int64_t vocab, int64_t ignore_index) {
-  for (int64_t r = 0; r < targets.rows.count; ++r) {
-    const int64_t y = targets[r];
+void check_targets(const char* op, const PerRowList<int64_t>& targets, int64_t vocab, int64_t ignore_index) {
+  for (int64_t i = 0; i < targets.rows.count * targets.count; ++i) {
+    const int64_t y = targets.at(i / targets.count, i % targets.count);
     if ((y < 0 || y >= vocab) && y != ignore_index) {
-      fail(op, ": targets[", r, "] = ", y, " is outside [0, ", vocab, ") and is not ignore_index (", ignore_index, ")");
+      fail(op, ": targets[", i, "] = ", y, " is outside [0, ", vocab, ") and is not ignore_index (", ignore_index, ")");
     }
   }
 }
@@ -30,7 +30,7 @@ TokenLogprobArgs<T> common_args(const char* op, const View& logits, const Sample
   }
   args.logits = data<const T>(logits);
   args.logits_rows = Argument(op, "logits", logits).rows(lead);
-  args.targets = per_row<int64_t>(op, "targets", tokens.targets, logits);
+  args.targets = per_row_list<int64_t>(op, "targets", tokens.targets, logits);
   args.ignore_index = tokens.ignore_index;
   // Once a row, on its first slice. On a GPU, where a look would synchronize, the kernel answers NaN.
   if (!logits.device.cuda && args.vocab_begin == 0) {
@@ -64,11 +64,13 @@ void token_logprob(const View& logits, const SampledTokens& tokens, const VocabS
     using Acc = acc_t<T>;
     auto args = common_args<T>(op, logits, tokens, slice, out.stats);
     if (out.state) {
-      args.state = row_state<Acc>(op, "state", *out.state, logits, kLogprobState);
+      args.state = row_state<Acc>(op, "state", *out.state, logits, kLogprobState + args.targets.count);
     } else if (args.vocab < args.vocab_total) {
       fail(op, ": a slice of the vocabulary needs state");
     }
-    args.logp = row_output<Acc>(op, "logp", out.logp, logits);
+    const Argument logp(op, "logp", out.logp);
+    logp.dtype({dtype_of<Acc>()}).on(logits.device).shape_like(tokens.targets, tokens.targets.dims).contiguous();
+    args.logp = data<Acc>(out.logp);
     args.entropy = row_output<Acc>(op, "entropy", out.entropy, logits);
     args.lse = row_output<Acc>(op, "lse", out.lse, logits);
     args.sum_p2 = row_output<Acc>(op, "sum_p2", out.sum_p2, logits);
@@ -84,7 +86,11 @@ void token_logprob_backward(const View& logits, const SampledTokens& tokens, con
     using Acc = acc_t<T>;
     TokenLogprobBackwardArgs<T> args{};
     args.forward = common_args<T>(op, logits, tokens, slice, gradients.stats);
-    args.grad_logp = per_row<Acc>(op, "grad_logp", gradients.grad_logp, logits);
+    args.grad_logp = per_row_list<Acc>(op, "grad_logp", gradients.grad_logp, logits);
+    if (args.grad_logp && args.grad_logp.count != args.forward.targets.count) {
+      fail(op, ": grad_logp must have the shape of targets, got ", shape_of(*gradients.grad_logp), " and ",
+           shape_of(tokens.targets));
+    }
     args.grad_entropy = per_row<Acc>(op, "grad_entropy", gradients.grad_entropy, logits);
     args.grad_lse = per_row<Acc>(op, "grad_lse", gradients.grad_lse, logits);
     args.grad_sum_p2 = per_row<Acc>(op, "grad_sum_p2", gradients.grad_sum_p2, logits);

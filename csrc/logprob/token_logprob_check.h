@@ -8,7 +8,7 @@ namespace warpup {
 
 // The tokens whose log-probs are asked for, and the sampler under which they were drawn.
 struct SampledTokens {
-  View targets;  // int64, one a row
+  View targets;  // int64, one a row or K
   int64_t ignore_index = -100;
   PerRowOrScalarView temperature{std::nullopt, 1.0};
   OptionalView token_set;    // uint8 [vocab]: the tokens whose logits the sampler moved by delta
@@ -23,15 +23,15 @@ struct VocabSlice {
 };
 
 struct LogprobOutputs {
-  View logp, stats;                   // one value a row; [..., 2]
+  View logp, stats;                   // the shape of targets; [..., 2]
   OptionalView entropy, lse, sum_p2;  // computed where given
-  OptionalView state;                 // [..., 5]; needed where the logits are a slice of the vocabulary
+  OptionalView state;                 // [..., 4 + K]; needed where the logits are a slice of the vocabulary
 };
 
 // All outputs are written; with a slice that is not the last only the state.
 void token_logprob(const View& logits, const SampledTokens& tokens, const VocabSlice& slice, const LogprobOutputs& out);
 
-// What the backward takes of the forward's outputs, and their gradients, one value a row.
+// What the backward takes of the forward's outputs, and their gradients.
 struct LogprobGradients {
   View stats;
   OptionalView entropy, sum_p2;                                 // needed where their gradient is given

@@ -1,5 +1,6 @@
 // One pass over a row in blocks that stay in L1: each block's maximum, then its sums under the largest maximum so far.
 #include <algorithm>
+#include <vector>
 
 #include "core/extremes.h"
 #include "core/load_block.h"
@@ -94,14 +95,15 @@ const acc_t<T>* block_of(const TokenLogprobArgs<T>& args, int64_t r, int64_t beg
 // Rows that a thread takes at least: about 16 K logits, below which waking a thread costs more than it saves.
 int64_t grain_of(int64_t vocab) { return std::max<int64_t>(1, (1 << 14) / std::max<int64_t>(vocab, 1)); }
 
-// Adds the row's columns to what the slices before gave.
+// Adds the row's columns to what the slices before gave, unless all its targets are ignored.
 template <class T, class Sums>
-Softmax<acc_t<T>, double> sum_row(const TokenLogprobArgs<T>& args, int64_t r, Sums sums, acc_t<T>* buffer) {
+Softmax<acc_t<T>, double> sum_row(const TokenLogprobArgs<T>& args, int64_t r, int targets, Sums sums,
+                                  acc_t<T>* buffer) {
   using Acc = acc_t<T>;
   const Acc inv_t = inverse_temperature(args, r);
   const Softmax<Acc> seen = read_state(args, r);
   Softmax<Acc, double> row{seen.max, seen.sum, seen.shifted, seen.squares};
-  if (args.targets[r] == args.ignore_index) return row;
+  if (!(targets & kCounted)) return row;
   for (int64_t begin = 0; begin < args.vocab; begin += kBlock) {
     const int64_t n = std::min(kBlock, args.vocab - begin);
     const Acc* z = block_of(args, r, begin, n, buffer);
@@ -119,7 +121,10 @@ template <class T, class Sums>
 void forward(const TokenLogprobArgs<T>& args, Sums sums) {
   parallel_for(0, args.logits_rows.count, grain_of(args.vocab), [&](int64_t first, int64_t last) {
     alignas(64) acc_t<T> buffer[kBlock];
-    for (int64_t r = first; r < last; ++r) finish_row(args, r, sum_row(args, r, sums, buffer));
+    for (int64_t r = first; r < last; ++r) {
+      const int targets = kinds_of_targets(args, r);
+      finish_row(args, r, sum_row(args, r, targets, sums, buffer), targets);
+    }
   });
 }
 
@@ -147,17 +152,22 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
     alignas(64) Acc buffer[kBlock];
     alignas(64) Acc slope[kBlock];
     alignas(64) T block[kBlock];
+    std::vector<T> at_targets(f.targets.count);
     for (int64_t r = first; r < last; ++r) {
       T* dz = args.grad_logits + args.grad_logits_rows.offset(r);
-      const RowGradient<Acc> row = row_gradient(args, r);
+      const RowGradient<Acc> row = row_gradient(args, r, target_gradients(args, r));
       if (row.zero) {
         std::fill(dz, dz + f.vocab, T{});
         continue;
       }
-      const int64_t y = f.targets[r] - f.vocab_begin;
-      const bool here = y >= 0 && y < f.vocab && is_kept(f, r, y);
-      // Of the target, before the gradient is written over its logit.
-      const Acc target = here ? replayed(f, r, y) : Acc(0), target_slope = here ? slope_at(f, r, y) : Acc(0);
+      const auto each_target = [&](const auto& body) {
+        for (int64_t k = 0; k < f.targets.count; ++k) {
+          if (const int64_t j = target_column(f, r, k); j >= 0) body(k, j);
+        }
+      };
+      each_target([&](int64_t k, int64_t j) {  // before the gradient is written over their logits
+        at_targets[k] = store<T>(row(replayed(f, r, j), gradient_at(args, r, j)) * slope_at(f, r, j));
+      });
       for (int64_t begin = 0; begin < f.vocab; begin += kBlock) {
         const int64_t n = std::min(kBlock, f.vocab - begin);
         const Acc* z = block_of(f, r, begin, n, buffer, slope);
@@ -174,7 +184,7 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
         }
         if (streamed) stream_store(dz + begin, block, n);
       }
-      if (here) dz[y] = store<T>(row(target, row.at_target) * target_slope);
+      each_target([&](int64_t k, int64_t j) { dz[j] = at_targets[k]; });
     }
     if (streamed) stream_fence();
   });

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/launch.cuh"
+#include "core/listed_columns.cuh"
 #include "core/math.h"
 #include "core/row_reduce.cuh"
 #include "core/vec.cuh"
@@ -24,6 +25,23 @@ struct Combine {
     return {max, a.sum + b.sum, a.shifted + b.shifted, a.squares + b.squares};
   }
 };
+
+struct Or {
+  __device__ int operator()(int a, int b) const { return a | b; }
+};
+
+struct Add {
+  template <class Acc>
+  __device__ TargetGradients<Acc> operator()(TargetGradients<Acc> a, TargetGradients<Acc> b) const {
+    return {a.sum + b.sum, a.size + b.size};
+  }
+};
+
+// of(rank, step) for the whole block, which shares the targets out among its threads where there is more than one.
+template <int kThreads, class Of, class Op>
+__device__ __forceinline__ auto over_targets(int64_t count, Of of, Op op) {
+  return count == 1 ? of(0, 1) : block_reduce_up_to<kThreads>(of(threadIdx.x, blockDim.x), op);
+}
 
 constexpr int kMaxThreads = 512, kBackwardThreads = 256;
 
@@ -70,7 +88,9 @@ __global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenL
   const Acc inv_t = inverse_temperature(args, r);
   Softmax<Acc> row;
   if (threadIdx.x == 0) row = read_state(args, r);
-  if (args.targets[r] != args.ignore_index) {  // the same for the whole block
+  const auto of = [&](int64_t rank, int64_t step) { return kinds_of_targets(args, r, rank, step); };
+  const int targets = over_targets<kMaxThreads>(args.targets.count, of, Or{});
+  if (targets & kCounted) {  // the same for the whole block
     // Each thread's own online softmax over its share of the row.
     walk_row<T, kReplay>(args, r, 0, args.vocab, [&]<int N>(const Acc(&z)[N], const Acc(&)[N], int64_t) {
       Acc max = row.max;
@@ -87,33 +107,59 @@ __global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenL
     });
     row = block_reduce_up_to<kMaxThreads>(row, Combine<Acc>{inv_t});
   }
-  if (threadIdx.x == 0) finish_row(args, r, row);
+  if (threadIdx.x < args.targets.count || threadIdx.x == 0) {
+    finish_row(args, r, row, targets, threadIdx.x, blockDim.x);
+  }
 }
 
+// kReplay: also for several targets a row.
 template <class T, bool kReplay>
 __global__ __launch_bounds__(kBackwardThreads) void token_logprob_backward_kernel(
     const TokenLogprobBackwardArgs<T> args, int64_t piece, int64_t pieces) {
   using Acc = acc_t<T>;
   const TokenLogprobArgs<T>& f = args.forward;
-  // The piece [begin, begin + n) of row r, and where in it the target is, if it is there and has a gradient.
+  // The piece [begin, begin + n) of row r, and where in it the target is.
   const int64_t r = blockIdx.x / pieces, begin = blockIdx.x % pieces * piece;
   const int64_t n = f.vocab - begin < piece ? f.vocab - begin : piece;
   const T* x = f.logits + f.logits_rows.offset(r) + begin;
   T* dz = args.grad_logits + args.grad_logits_rows.offset(r) + begin;
-  int64_t y = f.targets[r] - f.vocab_begin - begin;
-  if (kReplay && y >= 0 && y < n && !is_kept(f, r, begin + y)) y = -1;
-  const RowGradient<Acc> row = row_gradient(args, r);
+  const auto of = [&](int64_t rank, int64_t step) { return target_gradients(args, r, rank, step); };
+  const TargetGradients<Acc> g = over_targets<kBackwardThreads>(f.targets.count, of, Add{});
+  const RowGradient<Acc> row = row_gradient(args, r, g);
   const bool aligned = ((reinterpret_cast<intptr_t>(x) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
-
-  walk_row<T, kReplay>(f, r, begin, n, [&]<int N>(const Acc(&z)[N], const Acc(&slopes)[N], int64_t first) {
-    Acc out[N];
+  // at_targets(first, more): adds to more[i] the gradient of a target at column first + i.
+  const auto write = [&](const auto& at_targets) {
+    walk_row<T, kReplay>(f, r, begin, n, [&]<int N>(const Acc(&z)[N], const Acc(&slopes)[N], int64_t first) {
+      Acc more[N] = {}, out[N];
+      at_targets(first, more);
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const Acc dz = row(z[i], first + i == y ? row.at_target : Acc(0));
-      out[i] = row.zero ? Acc(0) : dz * slopes[i];
-    }
-    store_all(dz + first, out, aligned);
-  });
+      for (int i = 0; i < N; ++i) out[i] = row.zero ? Acc(0) : row(z[i], more[i]) * slopes[i];
+      store_all(dz + first, out, aligned);
+    });
+  };
+  if constexpr (!kReplay) {
+    const int64_t y = f.targets.at(r, 0) - f.vocab_begin - begin;
+    write([&]<int N>(int64_t first, Acc(&more)[N]) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) more[i] = first + i == y ? g.sum : Acc(0);
+    });
+  } else {
+    __shared__ uint32_t words[ListedColumns::kWords];
+    const auto column = [&](int64_t k) {
+      const int64_t j = target_column(f, r, k) - begin;
+      return j < n ? j : -1;
+    };
+    const ListedColumns listed(words, args.grad_logp ? f.targets.count : 0, column);
+    write([&]<int N>(int64_t first, Acc(&more)[N]) {
+      if (!listed.may_hold(first, N)) return;
+      for (int64_t k = 0; k < f.targets.count; ++k) {
+        const int64_t j = column(k);
+        const Acc g_k = j < 0 ? Acc(0) : args.grad_logp.at(r, k);
+#pragma unroll
+        for (int i = 0; i < N; ++i) more[i] += first + i == j ? g_k : Acc(0);
+      }
+    });
+  }
 }
 
 // ---- launchers ------------------------------------------------------------------------------------------------------
@@ -141,7 +187,7 @@ void backward(const TokenLogprobBackwardArgs<T>& args, void* stream) {
 }  // namespace
 
 // float64, for tests and oracles, has the one kernel that can do everything; so has a replay, which reads masks
-// besides, and a form.
+// besides, a form, and the backward of several targets a row.
 template <class T>
 void token_logprob_cuda(const TokenLogprobArgs<T>& args, void* stream) {
   if constexpr (sizeof(T) < 8) {
@@ -156,7 +202,7 @@ void token_logprob_cuda(const TokenLogprobArgs<T>& args, void* stream) {
 template <class T>
 void token_logprob_backward_cuda(const TokenLogprobBackwardArgs<T>& args, void* stream) {
   if constexpr (sizeof(T) < 8) {
-    if (args.forward.as_given()) return backward<T, false>(args, stream);
+    if (args.forward.as_given() && args.forward.targets.count == 1) return backward<T, false>(args, stream);
   }
   backward<T, true>(args, stream);
 }

@@ -41,7 +41,8 @@ LogprobResult token_logprob_op(const Tensor& logits, const Tensor& targets, cons
     return empty(wanted ? sizes_of(logits, 1) : std::vector<int64_t>{0}, acc, logits);
   };
   const auto optional = [](bool wanted, const Tensor& t) { return wanted ? OptionalView(view(t)) : std::nullopt; };
-  Tensor logp = output(true), entropy = output(with_entropy), lse = output(with_lse), sum_p2 = output(with_sum_p2);
+  Tensor logp = empty(sizes_of(targets), acc, logits);
+  Tensor entropy = output(with_entropy), lse = output(with_lse), sum_p2 = output(with_sum_p2);
   Tensor stats = empty(sizes_of(logits, 1, {kLogprobStats}), acc, logits);
   token_logprob(view(logits),
                 sampled(targets, temperature, temperature_scalar, ignore_index, token_set, delta, delta_scalar,

@@ -191,9 +191,15 @@ FUZZ(topk_divergence) {
   ids.fill([&](int64_t) { return below(vocab); });
   logp.fill([](int64_t) { return chance(0.2) ? -kInf : -std::fabs(normal(2)); });
   Array value(x.acc, x.lead), stats(x.acc, x.with(warpup::kTopkStats));
-  const auto forward = [&] {
-    warpup::topk_divergence(x.student(), {ids, logp}, x.temperature_view(), x.mask_view(), value, stats);
-  };
+  const std::string kind = std::array{"forward", "reverse", "jsd", "mixed"}[below(4)];
+  const Form form;
+  const warpup::TopkOptions options{.kind = kind,
+                                    .temperature = x.temperature_view(),
+                                    .beta = std::array{0.0, 0.2, 0.5, 1.0}[below(4)],
+                                    .tail = chance(0.5),
+                                    .mask = x.mask_view(),
+                                    .form = form.options};
+  const auto forward = [&] { warpup::topk_divergence(x.student(), {ids, logp}, options, value, stats); };
   if (rows > 0 && k > 0 && !x.masked && chance(0.1)) {
     const int64_t i = below(ids.size());
     const double kept = ids[i];
@@ -203,36 +209,69 @@ FUZZ(topk_divergence) {
   }
   forward();
 
+  // Plain loops: each outcome's term, and the derivative of it by the student's probability.
+  const bool jsd = kind == "jsd" && options.beta > 0 && options.beta < 1;
+  const double beta = kind == "forward"       ? 1
+                      : kind == "reverse"     ? 0
+                      : kind == "jsd" && !jsd ? 1 - options.beta
+                                              : options.beta;
   std::vector<double> want(rows), size(rows), slope(rows * vocab);
+  const auto logit = [&](int64_t i) { return form(x.student()[i]); };
   for (int64_t r = 0; r < rows; ++r) {
-    const auto logit = [&](int64_t i) { return x.student()[i]; };
     const std::vector<double> s = x.counts(r) ? x.log_p(logit, r) : std::vector<double>{};
     if (s.empty()) continue;
-    double listed = 0;
+    std::vector<double> by_p(vocab);                    // derivative of the value by pS, times pS
+    const auto add = [&](double log_t, double log_s) {  // that of one outcome
+      if (log_t == -kInf || (log_s == -kInf && !jsd)) return 0.0;
+      const double p = std::exp(log_s), q = std::exp(log_t), d = log_s - log_t, m = beta * q + (1 - beta) * p;
+      const double of_s = p > 0 ? p * (log_s - std::log(m)) : 0;
+      want[r] += jsd ? beta * q * (log_t - std::log(m)) + (1 - beta) * of_s : ((1 - beta) * p - beta * q) * d;
+      size[r] += p * (2 + std::fabs(log_t) - (p > 0 ? log_s : 0)) + q * (2 - log_t + (p > 0 ? std::fabs(log_s) : 0));
+      return jsd ? (1 - beta) * of_s : (1 - beta) * p * (d + 1) - beta * q;
+    };
+    double listed = 0, sum = 0, tail = 0, of_tail = 0;
+    std::vector<bool> unlisted(vocab, true);
     for (int64_t i = r * k; i < (r + 1) * k; ++i) {
+      if (logp[i] == -kInf) continue;
       const int64_t j = int64_t(ids[i]);
-      if (logp[i] == -kInf || s[j] == -kInf) continue;
-      const double p = std::exp(logp[i]);
-      want[r] += p * (logp[i] - s[j]), size[r] += p * (1 - logp[i] - s[j]), listed += p;
-      slope[r * vocab + j] -= p;
+      const double g = add(logp[i], s[j]);
+      by_p[j] += g, sum += g, listed += std::exp(logp[i]), unlisted[j] = false;
     }
-    for (int64_t j = 0; j < vocab; ++j) slope[r * vocab + j] += listed * std::exp(s[j]);
+    if (options.tail) {
+      for (int64_t j = 0; j < vocab; ++j) tail += unlisted[j] ? std::exp(s[j]) : 0;
+      of_tail = add(std::log(std::max(1 - listed, 1e-7)), tail > 0 ? std::log(tail) : -kInf);
+    }
+    for (int64_t j = 0; j < vocab; ++j) {
+      const double p = std::exp(s[j]), share = options.tail && unlisted[j] && p > 0 ? of_tail * (p / tail) : 0;
+      slope[r * vocab + j] = by_p[j] + share - p * (sum + of_tail);
+    }
+    double largest = 0;  // a formed logit is rounded, by as much as its size
+    for (int64_t i = r * vocab; i < (r + 1) * vocab; ++i) {
+      if (!form.plain() && std::isfinite(logit(i))) largest = std::max(largest, std::fabs(logit(i)));
+    }
+    size[r] *= 1 + largest / x.t(r);
   }
   const double eps = epsilon_of(x.acc);
   expect_near(
       value, [&](int64_t r) { return want[r]; }, [&](int64_t r) { return 128 * eps * (1 + size[r]); },
-      "topk_divergence");
+      "topk_divergence: " + kind);
   Array g = random_layout(x.acc, x.lead, false), grad = random_layout(x.dtype, x.shape, true);
   g.fill([](int64_t) { return normal(); });
-  warpup::topk_divergence_backward(x.student(), {ids, logp}, x.temperature_view(), x.mask_view(), stats, g, grad);
+  warpup::topk_divergence_backward(x.student(), {ids, logp}, options, stats, g, grad);
+  const auto by = [&](int64_t i) {  // from the slope to the gradient
+    const double logit = x.student()[i];
+    return logit == -kInf || !x.counts(i / vocab) ? 0 : form.slope(logit) / x.t(i / vocab);
+  };
   expect_near(
-      grad, [&](int64_t i) { return g[i / vocab] * slope[i] / x.t(i / vocab); },
+      grad, [&](int64_t i) { return g[i / vocab] * slope[i] * by(i); },
       [&](int64_t i) {
-        const double factor = std::fabs(g[i / vocab]) / x.t(i / vocab);
+        const double factor = std::fabs(g[i / vocab]) * by(i);
         return factor * (64 * eps * (1 + size[i / vocab]) + epsilon_of(x.dtype) * std::fabs(slope[i])) +
-               (x.dtype == DType::f16 ? 0x1p-24 : 0);
+               (x.dtype == DType::f16 ? 0x1p-24
+                : form.plain()        ? 0
+                                      : 1e-36);
       },
-      "topk_divergence_backward");
+      "topk_divergence_backward: " + kind);
 }
 
 // log_pos and log1p_unit within 2 ulp of the result, over the whole range and close to 1 and 0.

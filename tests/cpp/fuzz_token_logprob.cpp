@@ -1,4 +1,4 @@
-// token_logprob against plain loops.
+// token_logprob against plain loops, of one target a row or of several.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -24,19 +24,30 @@ FUZZ(token_logprob) {
   for (int64_t d = below(4); d > 0; --d) lead.push_back(chance(0.05) ? 0 : 1 + below(4));
   std::vector<int64_t> shape = lead, stats_shape = lead;
   shape.push_back(vocab), stats_shape.push_back(2);
+  const bool several = chance(0.3);
+  const int64_t k = several ? below(6) : 1;
+  std::vector<int64_t> each = lead;  // the shape of targets
+  if (several) each.push_back(k);
 
   const double scale = std::array{0.0, 1.0, 20.0}[below(3)], impossible = chance(0.5) ? 0 : chance(0.2) ? 1 : 0.3;
   Array z = random_layout(dtype, shape, true);
   z.fill([&](int64_t) { return chance(impossible) ? -kInf : normal(scale); });
-  Array y = random_layout(DType::i64, lead, false);
-  y.fill([&](int64_t) { return chance(0.2) ? ignore : below(vocab); });
+  Array y = random_layout(DType::i64, each, false);
+  y.fill([&](int64_t) { return chance(several ? 0.4 : 0.2) ? ignore : below(vocab); });
+  const int64_t rows = z.size() / vocab;
+  const auto ignored = [&](int64_t r) {  // all of its targets
+    for (int64_t i = r * k; i < (r + 1) * k; ++i) {
+      if (y[i] != ignore) return false;
+    }
+    return true;
+  };
   const double t_scalar = chance(0.5) ? 1 : 0.3 + below(20) / 10.0;
   const bool per_row = chance(0.3), with_entropy = chance(0.5), with_lse = chance(0.3), with_p2 = chance(0.3);
   Array t = random_layout(DType::f32, lead, false);
   t.fill([](int64_t) { return 0.5 + below(10) / 8.0; });
   const auto temperature_of = [&](int64_t r) { return per_row ? t[r] : t_scalar; };
-  for (int64_t r = 0; r < y.size(); ++r) {  // an ignored row may hold anything
-    if (y[r] == ignore && chance(0.5)) z.set(r * vocab + below(vocab), std::nan(""));
+  for (int64_t r = 0; r < rows; ++r) {  // an ignored row may hold anything
+    if (ignored(r) && chance(0.5)) z.set(r * vocab + below(vocab), std::nan(""));
   }
 
   // A replayed sampler: delta on some tokens, others not kept.
@@ -59,8 +70,8 @@ FUZZ(token_logprob) {
     return given ? warpup::OptionalView(a.view()) : std::nullopt;
   };
   std::vector<int64_t> state_shape = lead;
-  state_shape.push_back(5);
-  Array logp(acc, lead), entropy(acc, lead), lse(acc, lead), p2(acc, lead), stats(acc, stats_shape);
+  state_shape.push_back(4 + k);
+  Array logp(acc, each), entropy(acc, lead), lse(acc, lead), p2(acc, lead), stats(acc, stats_shape);
   Array state(acc, state_shape);
   const auto h_view = optional(with_entropy, entropy), p2_view = optional(with_p2, p2);
   const int64_t cut = vocab > 1 && chance(0.4) ? 1 + below(vocab - 1) : 0;  // 0: the vocabulary in one piece
@@ -90,24 +101,23 @@ FUZZ(token_logprob) {
     });
   };
   if (y.size() > 0 && chance(0.05)) {
-    const int64_t r = below(y.size());
-    const double former = y[r];
-    y.set(r, chance(0.5) ? double(vocab) : -1.0);
+    const int64_t i = below(y.size());
+    const double former = y[i];
+    y.set(i, chance(0.5) ? double(vocab) : -1.0);
     expect_rejected(forward, "is outside");
-    y.set(r, former);
+    y.set(i, former);
   }
   forward();
 
   // Plain loops.
-  const int64_t rows = y.size();
-  std::vector<double> want_logp(rows), want_entropy(rows), want_lse(rows), want_p2(rows);
+  std::vector<double> want_logp(rows * k), want_entropy(rows), want_lse(rows), want_p2(rows);
   std::vector<double> want_p(rows * vocab), spread(rows), largest(rows);
   std::vector<bool> counts(rows);
   for (int64_t r = 0; r < rows; ++r) {
     double max = -kInf;
     long double sum = 0, plogp = 0, squares = 0;
     for (int64_t j = 0; j < vocab; ++j) max = std::max(max, replayed(r * vocab + j));
-    counts[r] = y[r] != ignore && max > -kInf;
+    counts[r] = !ignored(r) && max > -kInf;
     if (!counts[r]) continue;
     for (int64_t j = 0; j < vocab; ++j)
       sum += std::exp((replayed(r * vocab + j) - (long double)max) / temperature_of(r));
@@ -116,14 +126,17 @@ FUZZ(token_logprob) {
                         p = std::exp(log_p);
       want_p[r * vocab + j] = p, squares += p * p;
       if (p > 0) plogp += p * log_p, spread[r] = std::max(spread[r], double(-log_p));
-      if (j == int64_t(y[r])) want_logp[r] = log_p;
+      for (int64_t i = r * k; i < (r + 1) * k; ++i) {
+        if (j == int64_t(y[i])) want_logp[i] = log_p;
+      }
     }
     want_entropy[r] = -plogp, want_p2[r] = squares, want_lse[r] = max / temperature_of(r) + std::log(sum);
     largest[r] = std::fabs(max) / temperature_of(r);
   }
   const double eps = epsilon_of(acc);
   const auto near_row = [&](int64_t r) { return 32 * eps * (1 + spread[r] + (rounds ? largest[r] : 0)); };
-  expect_near(logp, [&](int64_t r) { return want_logp[r]; }, near_row, "token_logprob: logp");
+  expect_near(
+      logp, [&](int64_t i) { return want_logp[i]; }, [&](int64_t i) { return near_row(i / k); }, "token_logprob: logp");
   if (with_entropy) {
     expect_near(entropy, [&](int64_t r) { return want_entropy[r]; }, near_row, "token_logprob: entropy");
   }
@@ -136,8 +149,8 @@ FUZZ(token_logprob) {
 
   const bool has_q = chance(0.3), has_s = with_p2 && chance(0.8);
   const bool has_g = chance(0.8), has_h = with_entropy && chance(0.8), expanded = chance(0.2), inplace = chance(0.3);
-  const std::vector<int64_t> flat(lead.size(), 0);
-  Array g = expanded ? Array(acc, lead, flat) : random_layout(acc, lead, false);
+  const std::vector<int64_t> flat(lead.size(), 0), flat_each(each.size(), 0);
+  Array g = expanded ? Array(acc, each, flat_each) : random_layout(acc, each, false);
   Array h = expanded ? Array(acc, lead, flat) : random_layout(acc, lead, false);
   Array q = random_layout(acc, lead, false), s = random_layout(acc, lead, false);
   for (Array* gradient : {&g, &h, &q, &s}) gradient->fill([](int64_t) { return normal(); });
@@ -145,16 +158,21 @@ FUZZ(token_logprob) {
   std::vector<double> want(rows * vocab), tolerance(rows * vocab);
   for (int64_t i = 0; i < rows * vocab; ++i) {
     const int64_t r = i / vocab;
-    const double p = want_p[i], gr = has_g ? g[r] : 0, hr = has_h ? h[r] : 0;
-    const double qr = has_q ? q[r] : 0, sr = has_s ? s[r] : 0;
+    double gr = 0, g_size = 0, at_target = 0;           // sums over the targets
     const bool drawable = !keeps || kept_mask[i] != 0;  // a target that the mask leaves out has no gradient
-    const double at_target = counts[r] && drawable && i % vocab == int64_t(y[r]) ? gr : 0;
+    for (int64_t t = r * k; t < (r + 1) * k && has_g; ++t) {
+      if (y[t] == ignore) continue;
+      gr += g[t], g_size += std::fabs(g[t]);
+      at_target += counts[r] && drawable && i % vocab == int64_t(y[t]) ? g[t] : 0;
+    }
+    const double p = want_p[i], hr = has_h ? h[r] : 0;
+    const double qr = has_q ? q[r] : 0, sr = has_s ? s[r] : 0;
     const double by = form.slope(z[i]) / temperature_of(r);
     want[i] = (at_target + p * (qr - gr + 2 * sr * (p - want_p2[r])) -
                (p > 0 ? hr * p * (std::log(p) + want_entropy[r]) : 0)) *
               (p > 0 || at_target != 0 ? by : 0);
     const double size =
-        (std::fabs(gr) + std::fabs(qr) + 4 * std::fabs(sr) + std::fabs(hr) * (2 + std::log(vocab) + spread[r])) * by;
+        (g_size + std::fabs(qr) + 4 * std::fabs(sr) + std::fabs(hr) * (2 + std::log(vocab) + spread[r])) * by;
     tolerance[i] = 64 * eps * size * (1 + 0.1 * spread[r] + (rounds ? largest[r] : 0)) +
                    epsilon_of(dtype) * std::fabs(want[i]) +
                    (dtype == DType::f16 ? 0x1p-24

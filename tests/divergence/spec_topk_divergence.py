@@ -15,14 +15,17 @@ from warpup.divergence.topk_divergence import reference_topk_divergence
 
 
 def topk_divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
-    """Variants: plain; special (a masked row, `-inf` on either side, a token listed twice, a temperature a row)."""
+    """Variants: each kind, some with the tail; special (a masked row, `-inf` on either side, a token listed twice, a
+    temperature a row, a scale and a soft cap)."""
     generator = torch.Generator().manual_seed(seed)
     student = (2 * torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
     teacher = 2 * torch.randn(size, generator=generator, dtype=torch.float64)
     logp, ids = teacher.log_softmax(-1).topk(min(4, size[-1]))
+    kind, *options = variant.split("+")
     inputs: Inputs = {"student_logits": student, "teacher_ids": ids, "temperature": 1.5, "mask": None}
-    if variant != "plain":
-        inputs |= row_options(size, generator)
+    inputs |= {"kind": kind, "beta": 0.3 if kind in ("jsd", "mixed") else None, "tail": "tail" in options}
+    if "special" in options:
+        inputs |= row_options(size, generator) | {"scale": 1.2, "softcap": 3.0}
         ids[..., 1] = ids[..., 0]
         logp[..., 2] = -torch.inf
         student.scatter_(-1, ids[..., 3:4], -torch.inf)
@@ -32,7 +35,9 @@ def topk_divergence_inputs(size, dtype, device, seed, variant) -> Inputs:
 
 def _topk_arguments(x: Inputs) -> tuple:
     per_row, scalar = temperature_of(x)
-    return x["student_logits"], x["teacher_ids"], x["teacher_logp"], per_row, x["mask"], scalar
+    tensors = (x["student_logits"], x["teacher_ids"], x["teacher_logp"], per_row, x["mask"])
+    beta = 0.5 if x["beta"] is None else x["beta"]
+    return *tensors, x["kind"], scalar, beta, x["tail"], x.get("scale", 1.0), x.get("softcap", 0.0)
 
 
 def topk_divergence_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
@@ -42,19 +47,19 @@ def topk_divergence_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
 
 
 def topk_divergence_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:
-    *tensors, scalar = _topk_arguments(x)
+    *tensors, kind, scalar, beta, tail, scale, softcap = _topk_arguments(x)
     shape, dtype = tuple(tensors[0].shape), name_of(tensors[0].dtype)
     acc = "float64" if dtype == "float64" else "float32"
-    value, stats, grad = new(shape[:-1], acc), new((*shape[:-1], 3), acc), new(shape, dtype)
+    value, stats, grad = new(shape[:-1], acc), new((*shape[:-1], 6), acc), new(shape, dtype)
+    common = {"kind": kind, "temperature_scalar": scalar, "beta": beta, "tail": tail, "stats": stats}
+    common |= {"scale": scale, "softcap": softcap}
 
     def forward():
-        core.topk_divergence(*tensors, temperature_scalar=scalar, value=value, stats=stats)
+        core.topk_divergence(*tensors, value=value, **common)
         return (value,)
 
     def backward():
-        core.topk_divergence_backward(
-            *tensors, temperature_scalar=scalar, stats=stats, grad_value=gradients[0], grad_student=grad
-        )
+        core.topk_divergence_backward(*tensors, grad_value=gradients[0], grad_student=grad, **common)
         return (grad,)
 
     return forward, backward
@@ -65,6 +70,10 @@ def topk_divergence_bytes(x: Inputs) -> tuple[int, int]:
     return size, 2 * size
 
 
+VARIANTS = (
+    "forward", "reverse+tail", "mixed", "jsd+tail", "forward+special", "jsd+special", "mixed+tail+special",
+)  # fmt: skip
+
 CASES = [
     Case(
         op="topk_divergence",
@@ -72,7 +81,7 @@ CASES = [
         call=warpup.topk_divergence,
         reference=reference_topk_divergence,
         sizes=SIZES,
-        variants=("plain", "special"),
+        variants=VARIANTS,
         inputs=topk_divergence_inputs,
         differentiable=("student_logits",),
         raw=topk_divergence_raw,

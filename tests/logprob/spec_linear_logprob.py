@@ -54,7 +54,7 @@ CASES = [
             "overhead": (2, 4, 16),
             "bench": (2048, 1024, 32000),
         },
-        variants=("plain", "ignored", "entropy", "all"),
+        variants=("plain", "ignored", "entropy", "several", "all"),
         inputs=linear_logprob_inputs,
         differentiable=("hidden", "weight", "bias"),
         raw=linear_logprob_raw,

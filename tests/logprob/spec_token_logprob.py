@@ -21,16 +21,21 @@ SIZES = {"grad": (3, 7), "small": (5, 131), "threads": (64, 3000), "overhead": (
 
 def targets_and_options(logits, generator, variant) -> Inputs:
     """Variants: plain; ignored (an ignored row); entropy (the same, entropies, a temperature a row); capped (entropies,
-    of a scale and a soft cap); all (every result, replayed: a delta a row on some tokens, others not kept, capped)."""
+    of a scale and a soft cap); all (every result, replayed: a delta a row on some tokens, others not kept, capped);
+    several (four targets a row, one of them twice, some ignored, a row's all; entropies, a temperature a row)."""
     *lead, vocab = logits.shape
-    targets = torch.randint(vocab, lead, generator=generator)
+    several = (4,) if variant == "several" else ()
+    targets = torch.randint(vocab, (*lead, *several), generator=generator)
     inputs: Inputs = {"targets": targets, "temperature": 1.0, "entropy": False}
     if variant != "plain":
         targets[targets == 1] = 0
         targets.view(-1)[0] = logprob.IGNORE_INDEX
+    if several:
+        targets[..., 2] = targets[..., 1]
+        targets.view(-1, *several)[1] = logprob.IGNORE_INDEX
     if variant in ("capped", "all"):
         inputs |= {"scale": 1.5, "softcap": 4.0}
-    if variant in ("entropy", "capped", "all"):
+    if variant in ("entropy", "capped", "all", "several"):
         inputs |= {"entropy": True, "temperature": torch.rand(lead, generator=generator) + 0.5}
     if variant == "all":
         kept = (torch.rand(logits.shape, generator=generator) < 0.8).scatter(
@@ -44,6 +49,7 @@ def targets_and_options(logits, generator, variant) -> Inputs:
 
 def tokens_of(x: Inputs, vocab: int) -> logprob.SampledTokens:
     options = {k: x[k] for k in ("delta", "token_set", "kept_mask", "scale", "softcap") if k in x}
+    options["rows"] = x["logits" if "logits" in x else "hidden"].shape[:-1]
     return logprob.sampled_tokens("case", vocab, x["targets"], x["temperature"], logprob.IGNORE_INDEX, **options)
 
 
@@ -53,11 +59,10 @@ def flags_of(x: Inputs) -> tuple[bool, ...]:
 
 
 def saved_and_gradients(x: Inputs, found: tuple) -> tuple:
-    """What a backward takes beside the inputs: of the forward's results, and as gradients the log-probs themselves."""
-    logp, entropy, _, sum_p2, stats = found
-    with_entropy, with_lse, with_sum_p2 = flags_of(x)
-    saved = (stats, entropy if with_entropy else None, sum_p2 if with_sum_p2 else None)
-    return *saved, logp, *(logp if asked else None for asked in (with_entropy, with_lse, with_sum_p2))
+    """What a backward takes beside the inputs: of the forward's results, and as gradients these themselves."""
+    logp, *others, stats = found
+    entropy, lse, sum_p2 = (o if asked else None for o, asked in zip(others, flags_of(x), strict=True))
+    return stats, entropy, sum_p2, logp, entropy, lse, sum_p2
 
 
 def token_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
@@ -75,8 +80,9 @@ def token_logprob_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     arguments = (logits, *tokens_of(x, vocab))
     found = ops.token_logprob(*arguments, *flags)
     logp, *_, stats = found
-    outputs = [torch.empty_like(logp) if asked else None for asked in (True, *flags)]
-    state = logits.new_empty(*logits.shape[:-1], 5, dtype=logp.dtype)
+    outputs = [torch.empty_like(o) if asked else None for o, asked in zip(found, (True, *flags), strict=False)]
+    targets = logp.shape[logits.dim() - 1 :].numel()
+    state = logits.new_empty(*logits.shape[:-1], 4 + targets, dtype=logp.dtype)
     backward = saved_and_gradients(x, found)
     return [
         ("token_logprob", (*arguments, *flags)),
@@ -91,7 +97,7 @@ def token_logprob_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Th
     acc = "float64" if dtype == "float64" else "float32"
     stats, grad = new((*shape[:-1], 2), acc), new(shape, dtype)
     names = ("logp", *(name for name, asked in zip(EXTRAS, flags_of(x), strict=True) if asked))
-    outputs = {name: new(shape[:-1], acc) for name in names}
+    outputs = {name: new(shape[:-1], acc) for name in names} | {"logp": new(tuple(x["targets"].shape), acc)}
     scalar = isinstance(x["temperature"], float)
     common = {"temperature_scalar" if scalar else "temperature": x["temperature"], "stats": stats}
     common |= {name: x[name] for name in ("token_set", "kept_mask", "delta", "scale", "softcap") if name in x}
@@ -149,7 +155,7 @@ def linear_policy_loss_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     form = {k: x[k] for k in ("scale", "softcap") if k in x}
     given = logprob.sampled_tokens(
         "case", vocab, x["targets"], x.get("temperature", 1.0), logprob.IGNORE_INDEX, **form
-    ).flattened()
+    ).flattened(x["targets"].dim())
     tensors = {"hidden": x["hidden"].reshape(rows, -1), "weight": x["weight"], "bias": x["bias"]}
     tensors |= {k: x[k].reshape(-1) for k in ("old_logp", "mask")} | dict.fromkeys(("ref_logp", "weights", "penalty"))
     tensors["advantages"] = tensors["token_weight"] = torch.ones_like(tensors["old_logp"])
@@ -170,7 +176,7 @@ CASES = [
         ),
         reference=logprob.reference_token_logprob,
         sizes=SIZES,
-        variants=("plain", "ignored", "entropy", "capped", "all"),
+        variants=("plain", "ignored", "entropy", "capped", "several", "all"),
         inputs=token_logprob_inputs,
         differentiable=("logits",),
         raw=token_logprob_raw,

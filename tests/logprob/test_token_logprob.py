@@ -196,6 +196,86 @@ def test_inplace_backward(backend, dtype):
         loss.backward()
 
 
+# ---- several targets a row ------------------------------------------------------------------------------------------
+
+
+def test_several_targets_are_calls_of_one_each(backend):
+    """Bit for bit forward; the gradient is the sum of theirs."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(2, 3, 5000, generator=generator)).to(backend.device)
+    targets = torch.randint(5000, (2, 3, 40), generator=generator).to(backend.device)
+    targets[0, 0, 7] = targets[0, 0, 3]
+    targets[0, 1, ::2] = IGNORE_INDEX
+    targets[1, 2] = IGNORE_INDEX
+    weights = torch.randn(targets.shape, generator=generator).to(backend.device)
+
+    def run(score):
+        z = logits.clone().requires_grad_()
+        logp = score(z)
+        return logp.detach(), torch.autograd.grad((weights * logp).sum(), z)[0]
+
+    logp, gradient = run(lambda z: token_logprob(z, targets))
+    each, want = run(lambda z: torch.stack([token_logprob(z, y) for y in targets.unbind(-1)], -1))
+    assert torch.equal(logp, each)
+    torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5)
+    assert (gradient[1, 2] == 0).all()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_gradients_of_several_that_cancel(backend, inplace):
+    """Their sum is 0, and nothing but the two targets moves."""
+    logits = torch.zeros(1, 9, device=backend.device, requires_grad=True)
+    logp = token_logprob(logits * 1, torch.tensor([[2, 5]], device=backend.device), inplace_backward=inplace)
+    (logp @ torch.tensor([1.0, -1.0], device=backend.device)).backward()
+    assert logits.grad.tolist() == [[0, 0, 1, 0, 0, -1, 0, 0, 0]]
+
+
+def test_several_that_are_strided_or_none(backend):
+    logits = torch.randn(3, 11, device=backend.device)
+    targets = torch.arange(12, device=backend.device).view(4, 3) % 11
+    want = torch.log_softmax(logits, -1).gather(-1, targets.t())
+    torch.testing.assert_close(token_logprob(logits, targets.t()), want)
+    logp, entropy = token_logprob(logits, targets.t()[:, :0], entropy=True)
+    assert logp.shape == (3, 0)
+    assert entropy.tolist() == [0, 0, 0]  # as a row whose target is ignored
+
+
+def test_several_under_transforms():
+    """Forward mode and vmap, which see results of one number a row alone."""
+    generator = torch.Generator().manual_seed(0)
+    logits, tangent = torch.randn(2, 3, 4, 7, generator=generator, dtype=torch.float64)
+    targets = torch.randint(7, (3, 4, 2), generator=generator)
+    targets[0, 0, 0] = targets[1, 1] = IGNORE_INDEX
+    temperature = torch.rand(3, 4, generator=generator) + 0.5
+
+    def score(function, z, y, t):
+        return function(z, y, temperature=t, entropy=True, lse=True)
+
+    got = torch.func.jvp(lambda z: score(token_logprob, z, targets, temperature), (logits,), (tangent,))
+    want = torch.func.jvp(lambda z: score(reference_token_logprob, z, targets, temperature), (logits,), (tangent,))
+    torch.testing.assert_close(got, want)
+    got = torch.func.vmap(lambda z, y, t: score(token_logprob, z, y, t))(logits, targets, temperature)
+    torch.testing.assert_close(got, want[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": torch.zeros(2, 2, 3, dtype=torch.int64)}, r"targets must have shape \(2\), got \(2, 2, 3\)"),
+        (
+            {"targets": torch.zeros(3, 2, dtype=torch.int64)},
+            r"targets without its last dimension must have shape \(2\)",
+        ),
+        ({"targets": torch.tensor([[0, 1], [2, 5]])}, r"targets\[3\] = 5 is outside \[0, 5\)"),
+        ({"temperature": torch.ones(2, 2)}, r"temperature must have shape \(2,\), got \(2, 2\)"),
+    ],
+)
+def test_wrong_several(change, message):
+    good = {"logits": torch.zeros(2, 5), "targets": torch.zeros(2, 2, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=message):
+        token_logprob(**{**good, **change})
+
+
 # ---- special values -------------------------------------------------------------------------------------------------
 
 

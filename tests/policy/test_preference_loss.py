@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from warpup import degree_loss, kto_loss, preference_loss, sequence_logprob
+from warpup import degree_loss, kto_loss, linear_logprob, preference_loss, sequence_logprob
 from warpup.policy.preference_loss import PREFERENCE_KINDS
 
 
@@ -108,6 +108,45 @@ def test_trl_s_losses_are_the_same(kind, references):
     names = {"accuracy": "accuracies", "margin": "margins", "chosen_reward": "chosen", "rejected_reward": "rejected"}
     for ours, theirs in names.items() if not average else ():
         assert metrics[ours].item() == pytest.approx(own._metrics["train"][f"rewards/{theirs}"][0])
+
+
+LIGER_NAMES = {kind: name for kind, name in TRL_NAMES.items() if kind != "ipo"}  # whose means it does not have
+
+
+@pytest.mark.parametrize("kind", LIGER_NAMES)
+def test_from_hidden_states_as_liger(kind):
+    """What docs/policy.md composes for hidden states is Liger-Kernel's fused linear DPO: loss and gradients."""
+    liger = pytest.importorskip("liger_kernel.chunked_loss")
+    generator = torch.Generator().manual_seed(0)
+    hidden, ref_hidden = (torch.randn(6, 9, 16, generator=generator) for _ in range(2))
+    weight, ref_weight = (torch.randn(50, 16, generator=generator) / 4 for _ in range(2))
+    targets = torch.randint(50, (6, 9), generator=generator)
+    mask = torch.rand(6, 9, generator=generator) < 0.7
+    smoothing = 0.2 if kind in ("robust", "exo") else None
+    theirs = liger.LigerFusedLinearDPOLoss(
+        beta=0.3, loss_type=LIGER_NAMES[kind], label_smoothing=smoothing or 0.0, compiled=False
+    )
+
+    def liger_loss(hidden, weight):
+        labels = targets.masked_fill(~mask, -100)
+        return theirs(weight, hidden, labels, ref_input=ref_hidden, ref_weight=ref_weight)[0]
+
+    def sequences(hidden, weight):
+        return sequence_logprob(linear_logprob(hidden, weight, targets), mask).chunk(2)
+
+    def our_loss(hidden, weight):
+        reference = sequences(ref_hidden, ref_weight)
+        return preference_loss(*sequences(hidden, weight), *reference, kind=kind, beta=0.3, label_smoothing=smoothing)[
+            0
+        ]
+
+    def with_gradients(loss):
+        operands = [t.clone().requires_grad_() for t in (hidden, weight)]
+        value = loss(*operands)
+        return value.detach(), *torch.autograd.grad(value, operands)
+
+    for got, want in zip(with_gradients(our_loss), with_gradients(liger_loss), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_losses_without_a_reference_by_hand():

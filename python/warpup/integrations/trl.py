@@ -68,7 +68,7 @@ class _Logprob(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         rows, vocab = hidden.shape[0], weight.shape[0]
         logp, entropy, _, sum_p2, stats = outputs_like(
-            hidden, (rows,), "entropy" in outputs, False, "log_sum_sq_probs" in outputs
+            hidden, (rows,), tokens.targets, "entropy" in outputs, False, "log_sum_sq_probs" in outputs
         )
         asked = [e if e.numel() == rows else None for e in (entropy, sum_p2)]
         state = stats.new_empty(rows, 5)

@@ -67,9 +67,9 @@ def slice_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, begin: int
 def _forward(hidden, weight, bias, *rest):
     *tokens, chunk, with_entropy, with_lse, with_sum_p2 = rest
     rows, vocab, asked = hidden.shape[0], weight.shape[0], (True, with_entropy, with_lse, with_sum_p2)
-    *results, stats = outputs_like(hidden, (rows,), *asked[1:])
+    *results, stats = outputs_like(hidden, (rows,), tokens[0], *asked[1:])
     given = [r if a else None for r, a in zip(results, asked, strict=True)]
-    state = stats.new_empty(rows, 5)
+    state = stats.new_empty(rows, 4 + results[0].shape[1:].numel())
     chunk = columns(hidden, vocab, chunk)
     buffer = hidden.new_empty(rows * chunk)
     for begin, end, part in slices(SampledTokens(*tokens), vocab, chunk):
@@ -80,7 +80,7 @@ def _forward(hidden, weight, bias, *rest):
 
 @_op.fake("linear_logprob")
 def _(hidden, weight, bias, *rest):
-    return outputs_like(hidden, hidden.shape[:1], *rest[-3:])
+    return outputs_like(hidden, hidden.shape[:1], rest[0], *rest[-3:])
 
 
 @_op.composite(
@@ -183,7 +183,8 @@ def linear_logprob(
         hidden: (..., H) float32, bfloat16, float16 or float64; under autocast all three are cast to its type.
         weight: (V, H), of the same dtype: an output layer's weight, tied or not; frozen (no gradient, and no work for
             one), or composed, as with LoRA.
-        targets: (...,) int64 in [0, V), or `ignore_index`; beside `cu_seqlens` the packed ids (N,) themselves.
+        targets: (...,) int64 in [0, V), or `ignore_index`; or (..., K) for K log-probs a row; beside `cu_seqlens` the
+            packed ids (N,) themselves.
         bias: (V,), of the same dtype.
         temperature, scale, softcap, entropy, lse, sum_p2, ignore_index: as in `token_logprob`.
         delta, token_set, kept_mask, kept: as in `replay_logprob`.
@@ -192,44 +193,47 @@ def linear_logprob(
         chunk: columns of the vocabulary in a slice; None: as many as make 32 MiB of logits on a CPU, 512 on a GPU.
 
     Returns:
-        `logp` (...,) in float32 (float64 for float64), or a tuple of it and what was asked for, in the order (logp,
-        entropy, lse, sum_p2). Gradients of all of them reach hidden, weight and bias. For 16-bit inputs the logits are
-        rounded to 16 bits, as the plain way rounds them.
+        `logp` in the shape of `targets`, in float32 (float64 for float64), or a tuple of it and what was asked for,
+        each (...,), in the order (logp, entropy, lse, sum_p2). Gradients of all of them reach hidden, weight and bias.
+        For 16-bit inputs the logits are rounded to 16 bits, as the plain way rounds them.
 
     Raises:
         ValueError: a shape, dtype or device does not fit, a chunk beside kept, and as `token_logprob` and
             `replay_logprob`.
     """
     hidden, weight, bias = autocast(hidden, weight, bias)
-    check_linear("linear_logprob", hidden, weight, bias, targets)
+    check_linear("linear_logprob", hidden, weight, bias, targets, several=kept is None and cu_seqlens is None)
     if cu_seqlens is not None:
         targets = next_tokens(targets, cu_seqlens, ignore_index)
-    vocab, rows = weight.shape[0], targets.numel()
+    vocab, lead = weight.shape[0], hidden.shape[:-1]
     tokens = sampled_tokens(
-        "linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap
-    ).flattened()
+        "linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap, lead
+    ).flattened(len(lead))
     if chunk is not None and chunk < 1:
         raise ValueError(f"linear_logprob: chunk must be at least 1, got {chunk}")
+    rows = lead.numel()
     flat = hidden.reshape(rows, hidden.shape[-1])
     if kept is not None:
         check_alone("linear_logprob", kept_mask=kept_mask is not None, chunk=chunk is not None)
         kept = check_kept("linear_logprob", kept, rows, vocab, hidden.device)
-        tokens = tokens._replace(targets=targets)  # in its shape, which the results have
         logits = kept_logits(flat, weight, bias, *kept)
-        return kept_logprob("linear_logprob", logits, kept, tokens, vocab, entropy, lse, sum_p2)
-    found = asked_for(
-        _linear_logprob(flat, weight, bias, *tokens, chunk or 0, entropy, lse, sum_p2), entropy, lse, sum_p2
-    )
-    return tuple(r.view(targets.shape) for r in found) if isinstance(found, tuple) else found.view(targets.shape)
+        return kept_logprob("linear_logprob", logits, kept, tokens, lead, vocab, entropy, lse, sum_p2)
+    logp, *others = _linear_logprob(flat, weight, bias, *tokens, chunk or 0, entropy, lse, sum_p2)[:4]
+    others = [r.view(lead) if asked else r for r, asked in zip(others, (entropy, lse, sum_p2), strict=True)]
+    return asked_for((logp.view(targets.shape), *others), entropy, lse, sum_p2)
 
 
-def check_linear(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> None:
-    """Raises ValueError, before any product is made, if the operands do not fit each other."""
+def check_linear(
+    op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, several: bool = False
+) -> None:
+    """Raises ValueError, before any product is made, if the operands do not fit each other; `several`: a row may have
+    more than one target."""
     if hidden.dim() < 1 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[-1]:
         raise ValueError(
             f"{op}: hidden must be (..., H) and weight (V, H), got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
-    if targets.shape != hidden.shape[:-1] or targets.dtype != torch.int64:
+    fits = targets.shape == hidden.shape[:-1] or (several and targets.shape[:-1] == hidden.shape[:-1])
+    if not fits or targets.dtype != torch.int64:
         raise ValueError(
             f"{op}: targets must be int64 of shape {tuple(hidden.shape[:-1])}, got {targets.dtype} of shape "
             f"{tuple(targets.shape)}"

@@ -15,6 +15,7 @@ from warpup import _op
 from warpup._arguments import explained
 from warpup._numbers import DIVISORS
 from warpup._op import accumulator
+from warpup._transforms import beyond_reverse_mode
 from warpup.logprob.kept import KeptTokens, check_kept, kept_softmax
 from warpup.logprob.logit_form import form_of, formed
 
@@ -23,7 +24,8 @@ OF_ROWS = 7  # fields of SampledTokens that `kept_softmax` takes: what it knows 
 
 
 class SampledTokens(NamedTuple):
-    """The tokens to score and the sampler under which they were drawn: what all raw ops take, in their order."""
+    """The tokens to score, one a row or K, and the sampler under which they were drawn: what all raw ops take, in their
+    order."""
 
     targets: Tensor
     temperature: Tensor | None = None  # one a row, else the scalar
@@ -40,10 +42,18 @@ class SampledTokens(NamedTuple):
         """The same for some of the rows, where these are one dimension."""
         return self._map(lambda t: t[at])
 
-    def flattened(self) -> SampledTokens:
-        """The same for logits whose leading dimensions are folded into one."""
-        kept = None if self.kept_mask is None else self.kept_mask.reshape(-1, self.kept_mask.shape[-1])
-        return self._replace(kept_mask=None)._map(lambda t: t.reshape(-1))._replace(kept_mask=kept)
+    def flattened(self, lead: int) -> SampledTokens:
+        """The same for logits whose `lead` leading dimensions are folded into one."""
+        return self._map(lambda t: t.flatten(0, lead - 1) if lead else t.unsqueeze(0))
+
+    def spread(self, lead: int) -> SampledTokens:
+        """The same for logits that have a row for each of the K targets of each row."""
+        k = self.targets.shape[lead]
+
+        def each(t: Tensor) -> Tensor:
+            return t.unsqueeze(lead).expand(*t.shape[:lead], k, *t.shape[lead:])
+
+        return self._replace(targets=None)._map(each)._replace(targets=self.targets)
 
     def columns(self, begin: int, end: int) -> SampledTokens:
         """The same for a slice of the vocabulary."""
@@ -67,9 +77,10 @@ def sampled_tokens(
     kept_mask: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
+    rows: torch.Size | None = None,
 ) -> SampledTokens:
-    """The raw ops' arguments from those of a public function."""
-    rows = targets.shape
+    """The raw ops' arguments from those of a public function; `rows`, where there may be several targets a row."""
+    rows = targets.shape if rows is None else rows
     each_t, one_t = _op.per_row(temperature, rows)
     each_d, one_d = _op.per_row(delta, rows)
     for name, each in (("temperature", each_t), ("delta", each_d)):
@@ -129,8 +140,9 @@ def reference_token_logprob(
     the benchmarks."""
     if kept is not None:
         kept_mask = KeptTokens(*kept).to_mask(logits.shape[-1]).view(logits.shape)
+    rows = logits.shape[:-1]
     tokens = sampled_tokens(
-        "reference", logits.shape[-1], targets, temperature, ignore_index, delta, token_set, kept_mask
+        "reference", logits.shape[-1], targets, temperature, ignore_index, delta, token_set, kept_mask, rows=rows
     )
 
     def each_row(each: Tensor | None, one: float) -> Tensor | float:
@@ -142,14 +154,17 @@ def reference_token_logprob(
     if kept_mask is not None:
         x = x.masked_fill(~kept_mask, -torch.inf)
     x = x / each_row(tokens.temperature, tokens.temperature_scalar)
-    counted = (targets != ignore_index) & (x != -torch.inf).any(-1)
+    ids = targets if targets.dim() > len(rows) else targets.unsqueeze(-1)
+    asked = ids != ignore_index
+    counted = asked.any(-1) & (x != -torch.inf).any(-1)
+    asked &= counted.unsqueeze(-1)
     x = x.masked_fill(~counted.unsqueeze(-1), 0.0)
     logp_all = torch.log_softmax(x, -1)
-    logp = logp_all.gather(-1, targets.where(counted, 0).unsqueeze(-1)).squeeze(-1)
+    logp = logp_all.gather(-1, ids.where(asked, 0)).where(asked, 0.0).view(targets.shape)
     finite = logp_all.masked_fill(logp_all == -torch.inf, 0.0)
     p = logp_all.exp()
-    results = (logp, -(p * finite).sum(-1), torch.logsumexp(x, -1), p.square().sum(-1))
-    return asked_for(tuple(torch.where(counted, r, 0.0) for r in results), entropy, lse, sum_p2)
+    of_rows = (-(p * finite).sum(-1), torch.logsumexp(x, -1), p.square().sum(-1))
+    return asked_for((logp, *(torch.where(counted, r, 0.0) for r in of_rows)), entropy, lse, sum_p2)
 
 
 def asked_for(results: Sequence[Tensor], entropy: bool, lse: bool, sum_p2: bool) -> Tensor | tuple[Tensor, ...]:
@@ -164,9 +179,8 @@ def asked_for(results: Sequence[Tensor], entropy: bool, lse: bool, sum_p2: bool)
 
 
 @_op.fake("token_logprob")
-def _(logits, *_tokens_and_flags):
-    *_, with_entropy, with_lse, with_sum_p2 = _tokens_and_flags
-    return outputs_like(logits, logits.shape[:-1], with_entropy, with_lse, with_sum_p2)
+def _(logits, targets, *_tokens_and_flags):
+    return outputs_like(logits, logits.shape[:-1], targets, *_tokens_and_flags[-3:])
 
 
 @_op.fake("token_logprob_slice_")
@@ -174,16 +188,30 @@ def _(*_):
     return None
 
 
-def outputs_like(x: Tensor, rows: Sequence[int], *with_extras: bool) -> tuple[Tensor, ...]:
+def outputs_like(x: Tensor, rows: Sequence[int], targets: Tensor, *with_extras: bool) -> tuple[Tensor, ...]:
     """Empty logp, entropy, lse, sum_p2 and stats; those not asked for without elements."""
     options = {"dtype": accumulator(x), "device": x.device}
     extras = [torch.empty(rows if asked else 0, **options) for asked in with_extras]
-    return torch.empty(rows, **options), *extras, torch.empty((*rows, 2), **options)
+    return torch.empty(targets.shape, **options), *extras, torch.empty((*rows, 2), **options)
 
 
 _rows = {"leading": True, "own_row": True, "shared": ("token_set",)}
 _token_logprob = _op.differentiable("token_logprob", strided=True, **_rows)
 _token_logprob_inplace = _op.differentiable("token_logprob", backward="token_logprob_backward_", strided=True, **_rows)
+
+
+def _scored(logits: Tensor, tokens: SampledTokens, inplace_backward: bool, *flags: bool) -> Tensor | tuple[Tensor, ...]:
+    """What the public functions return; flags: entropy, lse, sum_p2."""
+    lead = logits.dim() - 1
+    if tokens.targets.dim() <= lead or not beyond_reverse_mode():
+        run = _token_logprob_inplace if inplace_backward else _token_logprob
+        return asked_for(run(logits, *tokens, *flags), *flags)
+    # Forward mode knows results of one number a row alone, so each of the K targets gets a row of its own.
+    rows = logits.unsqueeze(lead).expand(*tokens.targets.shape, logits.shape[lead])
+    logp, *others = _token_logprob(rows, *tokens.spread(lead), *flags)[:4]
+    counted = (tokens.targets != tokens.ignore_index).int().argmax(-1, keepdim=True)
+    others = [r.gather(-1, counted).squeeze(-1) if asked else r for r, asked in zip(others, flags, strict=True)]
+    return asked_for((logp, *others), *flags)
 
 
 # ---- public functions -----------------------------------------------------------------------------------------------
@@ -203,7 +231,8 @@ def token_logprob(
     ignore_index: int = IGNORE_INDEX,
     inplace_backward: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
-    """Log-probability of each target token, and on request what else the same pass gives of its distribution.
+    """Log-probability of each target token, or of K of them a row, and on request what else the same pass gives of the
+    distribution.
 
     `logp = log_softmax(logits / temperature)[target]`, `entropy = -sum p log p`, `lse = logsumexp(logits /
     temperature)`, `sum_p2 = sum p^2`, in nats: one pass over the logits forward and one backward; no [..., V]
@@ -212,20 +241,22 @@ def token_logprob(
     Args:
         logits: (..., V) float32, bfloat16, float16 or float64; `-inf` entries have probability 0. V has stride 1; the
             leading dimensions may be strided (`logits[:, :-1]` is not copied).
-        targets: (...,) int64 in [0, V), or `ignore_index`.
+        targets: (...,) int64 in [0, V), or `ignore_index`; or (..., K), for K log-probs a row from the one pass, of a
+            token that is listed twice twice.
         temperature: a number above 0, or a float32 tensor, (...,) with one value a row or with one for all. It gets no
             gradient. Under `torch.compile` a number is a constant of the graph: a schedule belongs in a tensor.
         scale, softcap: what the model does to the product of its output layer, where these `logits` are that product:
             `softcap * tanh(scale * logits / softcap)` (Gemma: `final_logit_softcapping`; Cohere, Granite, Falcon-H1: a
             scale). Both are above 0; softcap None: no cap. What is written above is then of the result.
         entropy, lse, sum_p2: also return these.
-        ignore_index: rows with this target give zeros and a zero gradient, as do rows whose logits are all `-inf`.
+        ignore_index: rows with this target give zeros and a zero gradient, as do rows whose logits are all `-inf`. Of K
+            targets such a one gives 0, and a row counts for nothing if it has no other.
         inplace_backward: the backward writes the gradient over `logits`, saving a tensor of its size. The logits must
             not be needed afterwards; a second backward raises.
 
     Returns:
-        `logp` (...,) in float32 (float64 for float64 logits), or a tuple of it and what was asked for, in the order
-        (logp, entropy, lse, sum_p2). All are differentiable.
+        `logp` in the shape of `targets`, in float32 (float64 for float64 logits), or a tuple of it and what was asked
+        for, each (...,), in the order (logp, entropy, lse, sum_p2). All are differentiable.
 
     Raises:
         ValueError: a shape, dtype, device or stride does not fit, the temperature is not above 0, or (CPU only) a
@@ -235,9 +266,11 @@ def token_logprob(
     """
     if inplace_backward:
         _op.check_written("token_logprob", "logits", logits, "leave inplace_backward off")
-    tokens = sampled_tokens("token_logprob", 0, targets, temperature, ignore_index, scale=scale, softcap=softcap)
-    run = _token_logprob_inplace if inplace_backward else _token_logprob
-    return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
+    rows = targets.shape[: logits.dim() - 1]
+    tokens = sampled_tokens(
+        "token_logprob", 0, targets, temperature, ignore_index, scale=scale, softcap=softcap, rows=rows
+    )
+    return _scored(logits, tokens, inplace_backward, entropy, lse, sum_p2)
 
 
 @explained
@@ -274,13 +307,14 @@ def replay_logprob(
             where a mask of 151,936 columns is 1.2 GB. Only their logits are read.
 
     Returns, Raises: as `token_logprob`; also ValueError for an id out of range, a delta without a token_set, kept
-        beside kept_mask or inplace_backward, and (CPU only) kept ids of a row that do not rise.
+        beside kept_mask, inplace_backward or K targets a row, and (CPU only) kept ids of a row that do not rise.
 
     Source: the definition; additive schedules on reflection tokens as in CyclicReflex and TIP.
     """
     vocab = logits.shape[-1] if logits.dim() else 0
+    rows = targets.shape[: logits.dim() - 1]
     tokens = sampled_tokens(
-        "replay_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap
+        "replay_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap, rows
     )
     if kept is not None:
         check_alone("replay_logprob", kept_mask=kept_mask is not None, inplace_backward=inplace_backward)
@@ -290,11 +324,11 @@ def replay_logprob(
             )
         kept = check_kept("replay_logprob", kept, targets.numel(), vocab, logits.device)
         logits = logits.reshape(-1, vocab)[kept.rows(), kept.token_ids]
-        return kept_logprob("replay_logprob", logits, kept, tokens, vocab, entropy, lse, sum_p2)
+        flat = tokens.flattened(targets.dim())
+        return kept_logprob("replay_logprob", logits, kept, flat, targets.shape, vocab, entropy, lse, sum_p2)
     if inplace_backward:
         _op.check_written("replay_logprob", "logits", logits, "leave inplace_backward off")
-    run = _token_logprob_inplace if inplace_backward else _token_logprob
-    return asked_for(run(logits, *tokens, entropy, lse, sum_p2), entropy, lse, sum_p2)
+    return _scored(logits, tokens, inplace_backward, entropy, lse, sum_p2)
 
 
 def check_alone(op: str, **others: bool) -> None:
@@ -305,16 +339,16 @@ def check_alone(op: str, **others: bool) -> None:
 
 
 def kept_logprob(
-    op: str, logits: Tensor, kept: KeptTokens, tokens: SampledTokens, vocab: int, *flags: bool
+    op: str, logits: Tensor, kept: KeptTokens, tokens: SampledTokens, shape: torch.Size, vocab: int, *flags: bool
 ) -> Tensor | tuple[Tensor, ...]:
-    """What `replay_logprob` gives, from the logits (K,) of the kept tokens alone, in their order; `kept` has been
-    checked. flags: entropy, lse, sum_p2."""
+    """What `replay_logprob` gives, in `shape`, from the logits (K,) of the kept tokens alone, in their order; `kept`
+    has been checked, `tokens` are flattened. flags: entropy, lse, sum_p2."""
     least, most = DIVISORS
     for name, value in (("scale", tokens.scale), ("softcap", tokens.softcap or 1.0)):
         if not least <= value <= most:
             raise ValueError(f"{op}: {name} must be in [{least:.3g}, {most:.3g}], got {value}")
     if not (logits.is_cuda or torch.compiler.is_compiling()):
-        y, t = tokens.targets.reshape(-1), tokens.temperature
+        y, t = tokens.targets, tokens.temperature
         outside = ((y < 0) | (y >= vocab)) & (y != tokens.ignore_index)
         if outside.any():
             row = int(outside.int().argmax())
@@ -322,9 +356,8 @@ def kept_logprob(
         if not (least <= tokens.temperature_scalar <= most if t is None else bool(((t >= least) & (t <= most)).all())):
             got = tokens.temperature_scalar if t is None else t
             raise ValueError(f"{op}: temperature must be above 0, from {least:.3g} to {most:.3g}, got {got}")
-    shape, flat = tokens.targets.shape, tokens.flattened()[:OF_ROWS]
     if (tokens.scale, tokens.softcap) != (1.0, 0.0):
-        ignored = (flat[0] == tokens.ignore_index)[kept.rows()]  # these may be NaN, which has a slope of NaN
+        ignored = (tokens.targets == tokens.ignore_index)[kept.rows()]  # these may be NaN, which has a slope of NaN
         logits = formed(logits.to(accumulator(logits)).masked_fill(ignored, 0.0), tokens.scale, tokens.softcap)
-    found = asked_for(kept_softmax(logits, *kept, *flat, *flags), *flags)
+    found = asked_for(kept_softmax(logits, *kept, *tokens[:OF_ROWS], *flags), *flags)
     return tuple(r.view(shape) for r in found) if isinstance(found, tuple) else found.view(shape)

@@ -59,7 +59,8 @@ def vocab_parallel_logprob(
     outside = ((targets < 0) | (targets >= vocab)) & (targets != ignore_index)
     if not targets.is_cuda and outside.any():  # the kernel looks on one rank only, and the others would wait for it
         raise ValueError(f"{op}: targets must be in [0, {vocab}) or {ignore_index}, got {int(targets[outside][0])}")
-    tokens = sampled_tokens(op, width, targets, temperature, ignore_index, scale=scale, softcap=softcap).flattened()
+    tokens = sampled_tokens(op, width, targets, temperature, ignore_index, scale=scale, softcap=softcap)
+    tokens = tokens.flattened(targets.dim())
     flat = logits.reshape(targets.numel(), width)
     found = _VocabParallel.apply(flat, tokens, begin, vocab, group, entropy, sum_p2)
     return asked_for([r.view(targets.shape) for r in found], entropy, lse, sum_p2)

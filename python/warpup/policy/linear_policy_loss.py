@@ -316,7 +316,7 @@ def linear_policy_loss_of(
             scale=scale,
             softcap=softcap,
         )
-        .flattened()
+        .flattened(targets.dim())
         ._asdict(),
         **tokens,
         **policy.raw(),
