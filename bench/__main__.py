@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import warpup._native as native
-from bench.harness import modules
-from bench.harness.measure import measure
+from bench.harness import column, modules
 from bench.harness.report import environment, record, summary, table, write
+from bench.harness.worker import measure_each
+
+COLUMN = {"budget": 1.5, "rounds": (3, 40), "stop_after": 1080.0}
 
 
 def main() -> int:
@@ -20,32 +22,56 @@ def main() -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if native.has_cuda() else "cpu")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every benchmark still run?")
     parser.add_argument("-k", dest="pattern", default="", help="only cases whose name this regular expression finds")
-    parser.add_argument("--json", type=Path, help="write the results there")
+    parser.add_argument("--json", type=Path, help="write the results there, after each case")
     parser.add_argument("--show", type=Path, help="only print a summary of such a file")
-    parser.add_argument("--budget", type=float, default=4.0, help="seconds of timing a case")
+    parser.add_argument("--budget", type=float, help="seconds of timing a case (4)")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds for a candidate's first call, or it is out")
     parser.add_argument("--new-memory", action="store_true", help="CPU: time with glibc's default, page faults and all")
-    parser.add_argument("--stop-after", type=float, default=float("inf"), help="start no case after so many seconds")
+    parser.add_argument("--stop-after", type=float, help="start no case after so many seconds")
+    column_help = "write this machine's column of the table in docs/benchmarks.md to bench/results, in about 20 minutes"
+    parser.add_argument("--column", action="store_true", help=column_help)
+    parser.add_argument("--table", action="store_true", help="only write that table anew, from bench/results")
     arguments = parser.parse_args()
     if arguments.show:
         print(summary(json.loads(arguments.show.read_text())))
         return 0
+    if arguments.table:
+        column.PAGE.write_text(column.page(column.PAGE.read_text()))
+        return 0
+
+    if arguments.column and (arguments.quick or arguments.pattern):
+        parser.error("--column is of all its cases at full size: leave out --quick and -k")
 
     size = "quick" if arguments.quick else arguments.device
-    rounds = {"budget": 0.0, "rounds": (2, 2)} if arguments.quick else {"budget": arguments.budget}
-    cases = [case for module in modules() for case in module.cases(arguments.device, size)]
-    environment(arguments.device)
-    results, left_out = [], []
-    begin = time.monotonic()
-    for case in cases:
-        if not re.search(arguments.pattern, case.name):
-            continue
-        if time.monotonic() - begin > arguments.stop_after:
-            left_out.append(case.name)
-            continue
-        print(f"... {case.name}", file=sys.stderr, flush=True)
-        results.append(measure(case, arguments.device, new_memory=arguments.new_memory, **rounds))
-        if arguments.json:  # after each case: a run that is cut short still leaves its numbers
-            write({"new_memory": arguments.new_memory, **record(results, arguments.device)}, arguments.json)
+    where = environment(arguments.device)
+    options = {"budget": 4.0, "rounds": (5, 60), "stop_after": float("inf")} | (COLUMN if arguments.column else {})
+    options |= {"budget": 0.0, "rounds": (2, 2)} if arguments.quick else {}
+    options |= {k: v for k in ("budget", "stop_after") if (v := getattr(arguments, k)) is not None}
+    stop_after = options.pop("stop_after")
+    file = arguments.json or (column.path_of(where) if arguments.column else None)
+    cases = {case.name: case for module in modules() for case in module.cases(arguments.device, size)}
+    names = column.ordered(list(cases))
+    if not arguments.column:
+        names = list(dict.fromkeys([*names, *cases]))
+    names = [name for name in names if re.search(arguments.pattern, name)]
+    facts = {"new_memory": arguments.new_memory, "column": arguments.column}
+
+    results, begin = [], time.monotonic()
+    left_out = []
+
+    def wanted():
+        for name in names:
+            if time.monotonic() - begin > stop_after:
+                left_out.append(name)
+                continue
+            print(f"... {time.monotonic() - begin:5.0f} s  {name}", file=sys.stderr, flush=True)
+            yield cases[name]
+
+    options |= {"new_memory": arguments.new_memory}
+    for result in measure_each(wanted(), arguments.device, size, arguments.limit, **options):
+        results.append(result)
+        if file:  # after each case: a run that is cut short still leaves its numbers
+            write({**facts, **record(results, arguments.device)}, file)
     print(table(results, arguments.device, color=sys.stdout.isatty()))
     if left_out:
         print("Left out for lack of time: " + ", ".join(left_out))

@@ -2,11 +2,13 @@
 
 import gc
 import json
+import re
+import time
 
 import pytest
 import torch
 
-from bench.harness import measure, modules, report
+from bench.harness import column, measure, modules, report, timing, worker
 from tests.conftest import ROOT
 
 MODULES = modules()
@@ -56,3 +58,103 @@ def test_records_keep_medians_and_spread(tmp_path):
     for path in (ROOT / "bench/results").glob("*.json"):
         assert "samples" not in path.read_text()
         assert report.summary(json.loads(path.read_text()))
+
+
+# ---- Limits ---------------------------------------------------------------------------------------------------------
+
+
+def small_case():
+    return next(case for module in MODULES for case in module.cases("cpu", "quick") if case.name.startswith("moe_plan"))
+
+
+def test_what_is_left_out_has_a_row_that_says_so():
+    full = measure.measure(small_case(), "cpu", budget=0.0, rounds=(1, 1))
+    ours, other, *_ = [row.candidate for row in full.rows]
+    result = measure.measure(small_case(), "cpu", without={other: "too slow"}, budget=0.0, rounds=(1, 1))
+    assert {row.candidate: row.failure for row in result.rows}[other] == "too slow"
+    assert result.rows[0].samples
+    assert not result.failures
+    assert measure.measure(small_case(), "cpu", without={ours: "too slow"}, budget=0.0, rounds=(1, 1)).failures
+
+
+def test_a_slow_candidate_is_timed_once(monkeypatch):
+    monkeypatch.setattr(timing, "SLOW", 0.01)
+    candidates = {"slow": timing.Candidate(lambda: time.sleep(0.02)), "fast": timing.Candidate(lambda: None)}
+    samples = timing.interleave(candidates, timing.HostClock("cpu"), budget=0.0, rounds=(3, 3))
+    assert [len(samples[name].seconds) for name in candidates] == [1, 3]
+
+
+def test_a_case_goes_on_without_the_candidate_that_was_stopped(monkeypatch):
+    class Stopping:
+        """In place of the other process: stops for each candidate of `slow`, once it is asked to run it."""
+
+        def __init__(self, *_):
+            pass
+
+        def measure(self, name, limit, options):
+            for candidate in slow:
+                if candidate not in options["without"]:
+                    return candidate, f"stopped: not done after {limit:g} s"
+            return measure.measure(small_case(), "cpu", budget=0.0, rounds=(1, 1), **options)
+
+    monkeypatch.setattr(worker, "Worker", Stopping)
+    names = [row.candidate for row in measure.measure(small_case(), "cpu", budget=0.0, rounds=(1, 1)).rows]
+    slow = names[1:2]
+    [result] = worker.measure_each([small_case()], "cpu", "quick", 60)
+    assert {row.candidate: row.failure for row in result.rows}[slow[0]] == "stopped: not done after 60 s"
+    assert result.rows[0].samples
+    slow = [worker.TIMING]
+    [result] = worker.measure_each([small_case()], "cpu", "quick", 60)
+    assert result.failures == ["warpup: timing: stopped: not done after 60 s"]
+
+
+def test_a_process_that_measures_is_stopped():
+    process = worker.Worker("cpu", "quick")
+    result = process.measure(small_case().name, 60, {"budget": 0.0, "rounds": (1, 1)})
+    assert not result.failures
+    assert process.measure(small_case().name, 0, {}) == (worker.INPUTS, "stopped: not done after 0 s")
+    assert not process.process.is_alive()
+
+
+# ---- The table of the documentation ---------------------------------------------------------------------------------
+
+
+def test_every_pattern_of_a_column_finds_a_case():
+    names = [case.name for module in MODULES for case in module.cases("cpu", "cpu")]
+    assert len(set(names)) == len(names)
+    assert [p for p in column.CASES if not any(re.search(p, name) for name in names)] == []
+    assert column.ordered(names)[0].startswith("call overhead")
+
+
+def test_a_file_is_named_for_its_processor():
+    cpu = {"cpu": "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz"}
+    assert column.path_of(cpu).name == "intel-xeon-platinum-8481c.json"
+    assert column.path_of({"cpu": "AMD EPYC 7B13 64-Core Processor"}).name == "amd-epyc-7b13.json"
+    assert column.path_of({**cpu, "gpu": "NVIDIA H200"}).name == "nvidia-h200.json"
+
+
+def test_the_table_has_a_column_for_each_machine():
+    def record(cpu, *results):
+        facts = {"cpu": cpu, "threads": 2, "torch": "2.13", "git": "abc", "time": "2026-11-29T10:00:00"}
+        facts |= {"warpup": {"cpu": "x86-64-v3"}, "bandwidths": {"copy": 15e9, "copy to new memory": 4e9}}
+        return {"environment": facts, "results": results}
+
+    def result(case, *rows):
+        return {"case": case, "rows": [dict.fromkeys(("ratio", "failure")) | row for row in rows]}
+
+    ours = {"candidate": "warpup", "median_us": 1234.5, "iqr_us": 123.45, "share_of_copy": 0.5, "ratio": 1.0}
+    a = result("a", ours, {"candidate": "eager", "ratio": 2.0, "median_us": 2469.0}, {"candidate": "X", "ratio": 0.7})
+    b = result("b", {"candidate": "warpup", "failure": "wrong: 1"}, {"candidate": "eager"})
+    c = result("c", ours | {"candidate": "torch.add"}, {"candidate": "raw op", "ratio": 0.9, "median_us": 1111.0})
+    lines = column.page_table([record("P", a), record("Q", b, c)]).splitlines()
+    assert lines[0].startswith(
+        "| case | P (x86-64-v3), 2 threads; copy 15 GB/s, to new memory 4; torch 2.13; abc, 2026-11-29 | Q ("
+    )
+    assert lines[2] == "| a | 1.23 ms ± 5 %, 50 % of copy; eager 2; X **0.7** |  |"
+    assert lines[3] == "| b |  | warpup: wrong: 1 |"
+    assert lines[4] == "| c |  | 1.23 ms ± 5 %, 50 % of copy; raw op 0.9 |"
+
+
+def test_the_page_has_the_table_of_the_results():
+    text = column.PAGE.read_text()
+    assert column.page(text) == text, "run `python -m bench --table`"

@@ -1,4 +1,5 @@
-"""Family `divergence`: from hidden states, beside the products alone and what makes the logits."""
+"""Family `divergence`: from hidden states, beside the products alone, what makes the logits, TRL's function of its
+distillation trainer, and Liger-Kernel's."""
 
 from __future__ import annotations
 
@@ -62,6 +63,17 @@ def liger(beta):
     return call
 
 
+def trl(beta):
+    """What TRL's distillation trainer calls (1.16); beta 0 is the forward divergence."""
+    try:
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction as function
+    except ImportError:
+        return None
+    return lambda student_hidden, student_weight, teacher_hidden, teacher_weight, **_: function.apply(
+        student_hidden, student_weight, None, teacher_hidden, teacher_weight, None, beta
+    )[0]
+
+
 def linear_divergence(device, shape, kind) -> Work:
     n, vocab, h_s, h_t = shape
     generator = torch.Generator(device).manual_seed(0)
@@ -73,6 +85,8 @@ def linear_divergence(device, shape, kind) -> Work:
     wrt = ("student_hidden", "student_weight")
     functions = {"warpup": warpup.linear_divergence, "eager": reference_linear_divergence}
     functions["torch.compile"] = compiled(reference_linear_divergence)
+    if peer := trl(inputs["beta"] or 0.0):
+        functions["TRL chunked"] = peer
     candidates = {name: differentiable(f, inputs, wrt, "forward+backward") for name, f in functions.items()}
     candidates["its GEMMs alone"] = Candidate(lambda: gemms(**inputs), result=None)
     if kind == "jsd" and liger(0.3):

@@ -1,6 +1,6 @@
 """What only a GPU can show of the ops: they work on the caller's stream, in a CUDA graph, and in so many launches.
 
-python bench/gpu_checks.py [--json FILE]        (--device cpu runs the calls alone, to test this script)
+python -m bench.gpu.gpu_checks [--json FILE]        (--device cpu runs the calls alone, to test this script)
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ def main() -> int:
                     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
                     row[check.__name__] = f"FAILED: {type(error).__name__}: {text[:150]}"
             rows.append(row)
+            if arguments.json:  # after each, so that a run that is cut short leaves them
+                arguments.json.write_text(json.dumps({"ops": rows}, indent=1))
             count = len(row["launches"]) if isinstance(row["launches"], list) else "?"
             print(f"{case.op:20} {variant:14} stream {row['stream']}; graph {row['graph']}; {count} kernels forward")
     single = single_launches(arguments.device)

@@ -1,4 +1,4 @@
-"""Every op on small shapes against float64, for `compute-sanitizer --tool memcheck python bench/sanitize.py`.
+"""Every op on small shapes against float64, for `compute-sanitizer --tool memcheck python -m bench.gpu.sanitize`.
 
 Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1: inside of a block of the caching allocator an overrun is not seen.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import sys
 
 import torch
@@ -18,8 +19,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--sizes", nargs="+", default=["grad", "small"], help="names in the case table's `sizes`")
+    parser.add_argument("-k", dest="pattern", default="", help="only ops whose name this regular expression finds")
     arguments = parser.parse_args()
-    grid = itertools.product(CASES, arguments.sizes)
+    chosen = [case for case in CASES if re.search(arguments.pattern, case.op)]
+    grid = itertools.product(chosen, arguments.sizes)
     runs = [(case, size, dtype, variant) for case, size in grid for dtype in case.dtypes for variant in case.variants]
     failed = 0
     for case, size, dtype, variant in runs:
@@ -28,7 +31,7 @@ def main() -> int:
         except Exception as error:
             failed += 1
             print(f"FAILED: {case.op}, {variant}, {name_of(dtype)}, {size}: {error!r}", flush=True)
-    print(f"{len(runs) - failed} of {len(runs)} calls, both ways, of {len(CASES)} ops agree with float64")
+    print(f"{len(runs) - failed} of {len(runs)} calls, both ways, of {len(chosen)} ops agree with float64")
     return int(failed > 0)
 
 

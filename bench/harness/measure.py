@@ -1,7 +1,7 @@
 """A comparison: the same work done by several candidates, each checked against float64 before any of them is timed.
 
-`bench_<family>.py` gives its comparisons as `cases(device, size)`; `conftest.py` runs them under pytest and `run.py`
-without it. Both call `measure` and print `report.table`. Inputs, references and bytes are those of `tests/cases.py`.
+`bench_<op>.py` gives its comparisons as `cases(device, size)`; `conftest.py` runs them under pytest and `__main__.py`
+without it. Both call `measure` and print `report.table`. Inputs, references and bytes are those of `tests/support`.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Work:
     flops: int = 0
     dtype: torch.dtype = torch.float32  # of the matrix products that `flops` counts
     tolerance: float = 0.0  # of the norm, where the inputs' last digits decide more than TOLERANCE
+    left_out: dict[str, str] = field(default_factory=dict)  # other candidates, and why they do not run here
 
 
 @dataclass(frozen=True)
@@ -96,17 +97,38 @@ class Result:
         return {"case": self.case.name, **facts, "gemm_rate": self.gemm_rate, "rows": rows}
 
 
-def measure(case: Comparison, device: str, *, new_memory: bool = False, **rounds) -> Result:
-    """Checks every candidate; only if all are right, times them in turn, with the copy among them. `new_memory`: what
-    they allocate on a CPU is new to the process each time."""
+TIMING = "timing"
+
+
+def measure(
+    case: Comparison,
+    device: str,
+    *,
+    new_memory: bool = False,
+    without: dict[str, str] | None = None,
+    tell: Callable[[str], object] = lambda stage: None,
+    **rounds,
+) -> Result:
+    """Checks every candidate; only if all are right, times them in turn, with the copy among them.
+
+    Args:
+        new_memory: what they allocate on a CPU is new to the process each time.
+        without: candidates that are not run, and why.
+        tell: hears which candidate is about to be checked, and when timing begins (TIMING).
+    """
     try:
         work = case.build()
     except Exception as error:
         return Result(case, [Row("warpup", failure=f"cannot be set up: {brief(error)}")], 0)
     rows = {name: Row(name) for name in work.candidates}
+    without = work.left_out | (without or {})
+    rows |= {name: Row(name, failure=reason) for name, reason in without.items()}
     reference = work.reference() if work.reference else None
     found = {}
     for name, candidate in work.candidates.items():
+        if name in without:
+            continue
+        tell(name)
         try:
             found[name] = errors(candidate, reference)
         except Exception as error:
@@ -119,6 +141,7 @@ def measure(case: Comparison, device: str, *, new_memory: bool = False, **rounds
     if result.failures:
         return result
     timed = {name: c for name, c in work.candidates.items() if not rows[name].failure}
+    tell(TIMING)
     if case.host_clock:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the cost of a call, not of waking threads
@@ -225,10 +248,13 @@ def differentiable(
         mine = {k: inputs[k].clone() if consumes else inputs[k].detach() for k in wrt}
         return ({**inputs, **{k: v.requires_grad_() for k, v in mine.items()}},)
 
-    cotangents = gradients_of([o for o in leaves(function(**fresh()[0])) if o.requires_grad])
+    cotangents: list[Tensor] = []  # made in the first run, which is not timed
 
     def pull(outputs: tuple[Tensor, ...], sources: list[Tensor]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad([o for o in outputs if o.requires_grad], sources, cotangents)
+        outputs = tuple(o for o in outputs if o.requires_grad)
+        if not cotangents:
+            cotangents.extend(gradients_of(outputs))
+        return torch.autograd.grad(outputs, sources, cotangents)
 
     def both(mine: Inputs) -> tuple[Tensor, ...]:
         outputs = leaves(function(**mine))

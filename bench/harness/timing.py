@@ -15,6 +15,8 @@ from statistics import median, quantiles
 
 import torch
 
+SLOW = 10.0  # seconds
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -111,16 +113,19 @@ def interleave(
     budget: float = 4.0,
     rounds: tuple[int, int] = (5, 60),
 ) -> dict[str, Samples]:
-    """Times every candidate once a round, each round starting with another one, for `budget` seconds or so."""
-    calls = {name: clock.calls(c, clock.sample(c, 1)()) for name, c in candidates.items()}  # warms up, too
-    order = list(candidates)
-    samples = {name: Samples([]) for name in order}
+    """Times every candidate once a round, each round starting with another one, for `budget` seconds or so. One whose
+    single call takes more than SLOW seconds keeps that call as its only sample."""
+    first = {name: clock.sample(c, 1)() for name, c in candidates.items()}  # warms up, too
+    calls = {name: clock.calls(c, first[name]) for name, c in candidates.items()}
+    slow = [name for name in candidates if first[name] > SLOW]
+    samples = {name: Samples([first[name]] if name in slow else []) for name in candidates}
+    order = [name for name in candidates if name not in slow]
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         begin = time.perf_counter()
-        for done in range(rounds[1]):
+        for done in range(rounds[1] if order else 0):
             if done >= rounds[0] and time.perf_counter() - begin > budget:
                 break
             turn = done % len(order)

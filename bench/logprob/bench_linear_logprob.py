@@ -1,19 +1,25 @@
-"""Family `logprob`: log-probabilities from hidden states, beside the products alone and what makes the logits."""
+"""Family `logprob`: log-probabilities from hidden states, beside the products alone, what makes the logits, and what
+does not (torch's `linear_cross_entropy`, the function that TRL's trainers call, Liger-Kernel's loss).
+
+On a CPU without instructions for bfloat16 the peers take minutes for its products: WARPUP_BENCH_SLOW adds them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache, partial
 
 import torch
 
 from bench.harness.measure import DIRECTIONS, Comparison, Work, compiled, differentiable, expected, moved
 from bench.harness.timing import Candidate
+from bench.peers import slow_products
 from tests.support.cases import OPS, gradients_of
 from warpup import KeptTokens
+from warpup._products import widened
 
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-SHAPES = {"cpu": (2048, 1024, 32000), "cuda": (8192, 4096, 151936), "quick": (8, 16, 500)}
+SHAPES = {"cpu": (1024, 1024, 32000), "cuda": (8192, 4096, 151936), "quick": (8, 16, 500)}
 GEMMS = {"forward": 1, "backward": 3, "forward+backward": 4}  # logits; logits again, two gradients
 PRODUCTS = "its GEMMs alone"
 KEPT = 64  # tokens of each row that a filter left
@@ -68,9 +74,34 @@ def eager(hidden, weight, targets):
     return -torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
+def chunked_cross_entropy() -> Callable | None:
+    """torch's (from 2.13 on), in chunks, so that it keeps no logits; its default makes them all."""
+    if not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        return None
+    chunks = torch.nn.LinearCrossEntropyOptions()
+
+    def logprob(hidden, weight, targets):
+        return -torch.nn.functional.linear_cross_entropy(hidden, weight, targets, reduction="none", options=chunks)
+
+    return logprob
+
+
+def trl_chunked() -> Callable | None:
+    """What TRL's trainers score tokens with (1.16), its optional outputs left out."""
+    try:
+        from trl.kernels import ChunkedLogProbFunction
+        from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as size
+    except ImportError:
+        return None
+    return lambda hidden, weight, targets: ChunkedLogProbFunction.apply(
+        hidden, weight, None, targets, 1.0, size, None, 1.0, ()
+    )[0]
+
+
 def products(x, direction, logits_made: int) -> Candidate:
-    """The matrix products of `direction` in one piece each, on memory that is there."""
-    hidden, weight = x["hidden"].flatten(0, -2), x["weight"]
+    """The matrix products of `direction` in one piece each, on memory that is there; in float32 where the library is
+    slow at 16 bits."""
+    hidden, weight = widened(x["hidden"].flatten(0, -2), x["weight"])
     logits, out_hidden, out_weight = hidden @ weight.t(), torch.empty_like(hidden), torch.empty_like(weight)
 
     def run():
@@ -86,16 +117,21 @@ def products(x, direction, logits_made: int) -> Candidate:
 def linear_logprob(device, shape, dtype, direction) -> Work:
     op = OPS["linear_logprob"]
     x = inputs_of(device, shape, dtype)
-    functions = {"warpup": op.call, "eager": eager, "torch.compile": compiled(eager)}
+    peers = {"eager": eager, "torch.compile": compiled(eager)}
+    peers |= {"torch linear_cross_entropy": chunked_cross_entropy(), "TRL chunked": trl_chunked()}
+    rows, width, vocab = shape
+    flops = 2 * rows * width * vocab * GEMMS[direction]
+    peers, left_out = slow_products(peers, dtype, device, flops)
+    functions = {"warpup": op.call, **peers}
     candidates = {n: differentiable(f, x, ("hidden", "weight"), direction) for n, f in functions.items()}
     candidates[PRODUCTS] = products(x, direction, len(direction.split("+")))
-    rows, width, vocab = shape
     return Work(
         candidates,
         bytes=moved(direction, op.bytes(x)),
         reference=lambda: expected(direction, results_of(device, shape, dtype), 2),
-        flops=2 * rows * width * vocab * GEMMS[direction],
+        flops=flops,
         dtype=dtype,
+        left_out=left_out,
     )
 
 
@@ -157,12 +193,13 @@ def linear_policy_loss(device, shape, dtype) -> Work:
     op, direction = OPS["linear_policy_loss"], "forward+backward"
     x = op.inputs(shape, dtype, device, 0, "plain")
     x = {k: v for k, v in x.items() if k != "bias"}
-    functions = {"warpup": op.call, "eager": op.reference, "torch.compile": compiled(op.reference)}
-    if liger():
-        functions["Liger-Kernel"] = liger()
+    peers = {"eager": op.reference, "torch.compile": compiled(op.reference), "Liger-Kernel": liger()}
+    batch, length, width, vocab = shape
+    flops = 6 * batch * length * width * vocab
+    peers, left_out = slow_products(peers, dtype, device, flops)
+    functions = {"warpup": op.call, **peers}
     candidates = {n: differentiable(loss_of(f), x, ("hidden", "weight"), direction) for n, f in functions.items()}
     candidates[PRODUCTS] = products(x, direction, 1)
-    batch, length, width, vocab = shape
 
     def reference():
         """A sequence at a time, in float64."""
@@ -183,6 +220,7 @@ def linear_policy_loss(device, shape, dtype) -> Work:
         candidates,
         bytes=moved(direction, op.bytes(x)),
         reference=reference,
-        flops=6 * batch * length * width * vocab,
+        flops=flops,
         dtype=dtype,
+        left_out=left_out,
     )

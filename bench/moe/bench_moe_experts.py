@@ -1,12 +1,12 @@
 """moe_experts: the experts of a layer beside transformers' implementations of them, and their products in one piece.
 
-transformers' eager loop takes minutes at these sizes (its backward is quadratic in the experts), and so does its
-`grouped_mm` on a CPU without instructions for bfloat16: they are peers where WARPUP_BENCH_SLOW is set.
+transformers' eager loop takes minutes at these sizes (its backward is quadratic in the experts), and so do its
+`grouped_mm` and `batched_mm` in bfloat16 on a CPU without instructions for it: they are peers where WARPUP_BENCH_SLOW
+is set. `batched_mm`, which copies an expert's matrices for each of its tokens, is for few tokens.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -16,28 +16,34 @@ import torch
 
 from bench.harness.measure import Comparison, Work, differentiable, expected, moved
 from bench.harness.timing import Candidate
+from bench.peers import SLOW, slow_products
 from tests.support.cases import OPS, gradients_of
-from warpup._products import library_has, widened
+from warpup._products import widened
 from warpup.moe.moe_plan import moe_plan
 
 LAYERS = {"DeepSeekMoE-16B": (2048, 1408, 64, 6), "Qwen3-30B-A3B": (2048, 768, 128, 8)}  # H, I, E, k
 TOKENS = {"cpu": 512, "cuda": 8192}
-GROUPED, EAGER = "transformers grouped_mm", "transformers eager"
+FEW = 8  # tokens of a step that samples
+GROUPED, BATCHED, EAGER = (f"transformers {name}" for name in ("grouped_mm", "batched_mm", "eager"))
 PRODUCTS = "its GEMMs, one expert"
-SLOW = "WARPUP_BENCH_SLOW" in os.environ
+BF16, FP32 = torch.bfloat16, torch.float32
+DTYPES = {BF16: "bf16", FP32: "fp32"}
 WEIGHTS = ("w_gate_up", "w_down")
 WRT = ("x", "weights", *WEIGHTS)
 
 
 def cases(device: str, size: str) -> Iterator[Comparison]:
     layers = {"tiny": (16, 24, 4, 2)} if size == "quick" else LAYERS
-    tokens = TOKENS.get(size, 20)
+    many = TOKENS.get(size, 20)
+    both = "forward+backward"
+    forms = [(many, BF16, "forward"), (many, BF16, both), (many, FP32, both), (FEW, BF16, "forward")]
+    forms += [(FEW, FP32, "forward")] if device == "cpu" else []
     for name, (width, inner, experts, k) in layers.items():
-        shape = (tokens, width, inner, experts, k)
-        for direction in ("forward", "forward+backward"):
-            goals = {GROUPED: 2.5, PRODUCTS: 0.5, EAGER: 20} if size != "quick" and "+" in direction else {}
-            label = f"moe_experts {direction} bf16 {name} {list(shape)}"
-            yield Comparison(label, partial(layer, device, shape, direction), goals)
+        for tokens, dtype, direction in forms:
+            shape = (tokens, width, inner, experts, k)
+            goals = {GROUPED: 2.5, PRODUCTS: 0.5, EAGER: 20} if (tokens, dtype, direction) == (512, BF16, both) else {}
+            label = f"moe_experts {direction} {DTYPES[dtype]} {name} {list(shape)}"
+            yield Comparison(label, partial(layer, device, shape, dtype, direction), goals)
 
 
 def test_moe_experts(case, measure):
@@ -45,15 +51,15 @@ def test_moe_experts(case, measure):
 
 
 @lru_cache(1)  # the cases of one layer follow each other
-def inputs_of(device, shape):
-    x = OPS["moe_experts"].inputs(shape, torch.bfloat16, device, 0, "plain")
+def inputs_of(device, shape, dtype):
+    x = OPS["moe_experts"].inputs(shape, dtype, device, 0, "plain")
     return {k: x[k] for k in ("x", "weights", "indices", *WEIGHTS)}
 
 
 @lru_cache(1)
-def results_of(device, shape):
+def results_of(device, shape, dtype):
     """The output and the gradients, an expert at a time in float64; kept in float32, which is nearer than bfloat16."""
-    x = inputs_of(device, shape)
+    x = inputs_of(device, shape, dtype)
     tokens, k = x["indices"].shape
     plan = moe_plan(x["indices"], shape[3])
     copies = plan.permutation
@@ -75,7 +81,7 @@ def results_of(device, shape):
     return tuple(t.float() for t in (out, grad_x, grad_weights.view(tokens, k), *grads))
 
 
-def transformers_peers():
+def transformers_peers(few: bool):
     """Their functions on our tensors, without a model around them."""
     from transformers.integrations import moe
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
@@ -93,7 +99,9 @@ def transformers_peers():
         return call
 
     peers = {GROUPED: peer(moe.grouped_mm_experts_forward)}
-    if SLOW:
+    if few:
+        peers[BATCHED] = peer(moe.batched_mm_experts_forward)
+    if few or SLOW:
         peers[EAGER] = peer(Qwen3MoeExperts.forward.__wrapped__)
     return peers
 
@@ -119,18 +127,19 @@ def products(x, direction) -> Candidate:
     return Candidate(run, result=None)
 
 
-def layer(device, shape, direction) -> Work:
-    op, x = OPS["moe_experts"], inputs_of(device, shape)
-    functions = {"warpup": op.call, "warpup, down": partial(op.call, weight_placement="down")}
-    if SLOW or library_has(torch.bfloat16, x["x"].device):
-        functions |= transformers_peers()
+def layer(device, shape, dtype, direction) -> Work:
+    op, x = OPS["moe_experts"], inputs_of(device, shape, dtype)
+    tokens, width, inner, _, k = shape
+    flops = 2 * tokens * k * 3 * width * inner * (3 if "backward" in direction else 1)
+    peers, left_out = slow_products(transformers_peers(tokens == FEW), dtype, device, flops)
+    functions = {"warpup": op.call, "warpup, down": partial(op.call, weight_placement="down")} | peers
     candidates = {name: differentiable(f, x, WRT, direction) for name, f in functions.items()}
     candidates[PRODUCTS] = products(x, direction)
-    tokens, width, inner, _, k = shape
     return Work(
         candidates,
         bytes=moved(direction, op.bytes(x)),
-        reference=lambda: expected(direction, results_of(device, shape), len(WRT)),
-        flops=2 * tokens * k * 3 * width * inner * (3 if "backward" in direction else 1),
-        dtype=torch.bfloat16,
+        reference=lambda: expected(direction, results_of(device, shape, dtype), len(WRT)),
+        flops=flops,
+        dtype=dtype,
+        left_out=left_out,
     )
