@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._arrays import array
 
@@ -21,7 +22,7 @@ class PowerLaw(NamedTuple):
         return self.c + self.a * np.asarray(x, np.float64) ** -self.b
 
 
-def power_law(x: Sequence[float], y: Sequence[float], *, offset: bool = True) -> PowerLaw:
+def power_law(x: ArrayLike, y: ArrayLike, *, offset: bool = True) -> PowerLaw:
     """The power law of least squares through (x, y), by scipy's `curve_fit` in float64.
 
     x: (n,) above 0, at least three different ones. offset: with False c is 0 and the fit is a line in log-log (two
@@ -68,7 +69,7 @@ def power_law(x: Sequence[float], y: Sequence[float], *, offset: bool = True) ->
 
 
 def enough(
-    x: Sequence[float], y: Sequence[float], *, tau: float, at: float | None = None, first: int = 4, bound: float = 100.0
+    x: ArrayLike, y: ArrayLike, *, tau: float, at: float | None = None, first: int = 4, bound: float = 100.0
 ) -> int | None:
     """After how many observations of a rising learning curve more data are not worth it; None if that is not yet so.
 
@@ -101,7 +102,7 @@ def one_epoch(params: float, tokens: float, epochs: float, ratio: float = 5.0) -
     return (cost / ratio) ** 0.5, (cost * ratio) ** 0.5
 
 
-def teacher_hacking(steps: Sequence[int], proxy: Sequence[float], golden: Sequence[float]) -> int | None:
+def teacher_hacking(steps: Sequence[int], proxy: ArrayLike, golden: ArrayLike) -> int | None:
     """The step from which a student comes nearer to its teacher (proxy) and goes away from the oracle that the teacher
     stands for (golden); None if it does not.
 

@@ -6,6 +6,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._arrays import array
 
@@ -109,13 +110,14 @@ def exploitability(wins: Any, strategy: Sequence[float]) -> float:
 # ---- groups ---------------------------------------------------------------------------------------------------------
 
 
-def group_gap(values: Sequence[float], groups: Sequence[Any], *, where: Sequence[bool] | None = None) -> float:
+def group_gap(values: ArrayLike, groups: ArrayLike, *, where: ArrayLike | None = None) -> float:
     """The largest difference between two groups' means.
 
     values: (n,): predictions for demographic parity; errors (0 or 1) for equal error rates; predictions `where` the
     truth is 0 for predictive equality. groups: (n,), any labels. A group without values does not count.
     """
-    values, groups = array("values", values, len(groups)), np.asarray(groups)
+    groups = np.asarray(groups)
+    values = array("values", values, len(groups))
     counted = np.ones(len(groups), bool) if where is None else np.asarray(where, bool)
     means = [values[counted & (groups == g)].mean() for g in np.unique(groups[counted])]
     if not means:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._arrays import array
 
@@ -31,7 +32,7 @@ def linear_dynamics(
     return ((signal + start) * left**2 + noise * learned).mean(-1) + noise
 
 
-def memorizing(tasks: Any, counts: Sequence[float]) -> np.ndarray:
+def memorizing(tasks: ArrayLike, counts: ArrayLike) -> np.ndarray:
     """(K,) predictions of who knows the tasks seen in training alone: their posterior after the context.
 
     tasks: (D, K), each the probabilities of K tokens; counts: (K,), how often each is in the context.
@@ -44,7 +45,7 @@ def memorizing(tasks: Any, counts: Sequence[float]) -> np.ndarray:
     return posterior @ tasks / posterior.sum()
 
 
-def generalizing(counts: Sequence[float], prior: float = 1.0) -> np.ndarray:
+def generalizing(counts: ArrayLike, prior: float = 1.0) -> np.ndarray:
     """(K,) predictions of who knows how tasks are made: the context's frequencies, under a Dirichlet prior."""
     counts = array("counts", counts, None)
     return (counts + prior) / (counts + prior).sum()

@@ -23,7 +23,7 @@ class Sampler(Protocol):
         """Indices of the next k examples."""
         ...
 
-    def observe(self, indices: Sequence[int], **signals: Sequence) -> None:
+    def observe(self, indices: Sequence[int], **signals: Any) -> None:
         """Report what came of examples, for each index a number or a group of numbers; what is not read is ignored.
 
         RLVR gives `advantages`, `rewards` and `correct` (1.0, 0.0) of the completions, the last two NaN where nobody

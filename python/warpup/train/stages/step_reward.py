@@ -35,7 +35,8 @@ from ..run import StageRun
 from .step_reward_settings import StepRewardSettings
 
 FOLDER = "reward"  # of the reward model, in the stage's folder
-SCORES = {"bce": "steps", "progress": "progress", "bradley_terry": "completions"}  # what a judge of each loss scores
+# What a judge of each loss scores.
+SCORES: dict[str, Any] = {"bce": "steps", "progress": "progress", "bradley_terry": "completions"}
 
 
 @dataclass
