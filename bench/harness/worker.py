@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from bench.harness import modules
@@ -25,7 +26,8 @@ def serve(pipe: Connection, device: str, size: str) -> None:
     while True:
         name, options = pipe.recv()
         pipe.send(INPUTS)
-        pipe.send(measure(cases[name], device, tell=pipe.send, **options))
+        result = measure(cases[name], device, tell=pipe.send, **options)
+        pipe.send(replace(result, case=name))  # what builds a case cannot be sent
 
 
 class Worker:
@@ -67,7 +69,7 @@ def measure_each(cases: Iterable[Comparison], device: str, size: str, limit: flo
             worker = worker or Worker(device, size)
             found = worker.measure(case.name, limit, {**options, "without": without})
             if isinstance(found, Result):
-                result = found
+                result = replace(found, case=case)
                 continue
             worker = None
             stage, why = found
