@@ -122,8 +122,8 @@ void forward(const TokenLogprobArgs<T>& args, Sums sums) {
   parallel_for(0, args.logits_rows.count, grain_of(args.vocab), [&](int64_t first, int64_t last) {
     alignas(64) acc_t<T> buffer[kBlock];
     for (int64_t r = first; r < last; ++r) {
-      const int targets = kinds_of_targets(args, r);
-      finish_row(args, r, sum_row(args, r, targets, sums, buffer), targets);
+      const int targets = kinds_of_targets(args, r, args.targets.count);
+      finish_row(args, r, sum_row(args, r, targets, sums, buffer), targets, args.targets.count);
     }
   });
 }
@@ -155,7 +155,7 @@ void token_logprob_backward_cpu(const TokenLogprobBackwardArgs<T>& args) {
     std::vector<T> at_targets(f.targets.count);
     for (int64_t r = first; r < last; ++r) {
       T* dz = args.grad_logits + args.grad_logits_rows.offset(r);
-      const RowGradient<Acc> row = row_gradient(args, r, target_gradients(args, r));
+      const RowGradient<Acc> row = row_gradient(args, r, target_gradients(args, r, f.targets.count));
       if (row.zero) {
         std::fill(dz, dz + f.vocab, T{});
         continue;

@@ -80,7 +80,8 @@ __device__ __forceinline__ void walk_row(const TokenLogprobArgs<T>& args, int64_
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
-// kMoments: the sums for entropy and sum_p2, too. kReplay: in a form, under a sampler's token_set or kept_mask.
+// kMoments: the sums for entropy and sum_p2, too. kReplay: in a form, under a sampler's token_set or kept_mask, or of
+// several targets a row.
 template <class T, bool kMoments, bool kReplay>
 __global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenLogprobArgs<T> args) {
   using Acc = acc_t<T>;
@@ -88,8 +89,9 @@ __global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenL
   const Acc inv_t = inverse_temperature(args, r);
   Softmax<Acc> row;
   if (threadIdx.x == 0) row = read_state(args, r);
-  const auto of = [&](int64_t rank, int64_t step) { return kinds_of_targets(args, r, rank, step); };
-  const int targets = over_targets<kMaxThreads>(args.targets.count, of, Or{});
+  const int64_t count = kReplay ? args.targets.count : 1;
+  const auto of = [&](int64_t rank, int64_t step) { return kinds_of_targets(args, r, count, rank, step); };
+  const int targets = over_targets<kMaxThreads>(count, of, Or{});
   if (targets & kCounted) {  // the same for the whole block
     // Each thread's own online softmax over its share of the row.
     walk_row<T, kReplay>(args, r, 0, args.vocab, [&]<int N>(const Acc(&z)[N], const Acc(&)[N], int64_t) {
@@ -107,12 +109,11 @@ __global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenL
     });
     row = block_reduce_up_to<kMaxThreads>(row, Combine<Acc>{inv_t});
   }
-  if (threadIdx.x < args.targets.count || threadIdx.x == 0) {
-    finish_row(args, r, row, targets, threadIdx.x, blockDim.x);
+  if (threadIdx.x == 0 || (kReplay && threadIdx.x < count)) {
+    finish_row(args, r, row, targets, count, kReplay ? threadIdx.x : 0, blockDim.x);
   }
 }
 
-// kReplay: also for several targets a row.
 template <class T, bool kReplay>
 __global__ __launch_bounds__(kBackwardThreads) void token_logprob_backward_kernel(
     const TokenLogprobBackwardArgs<T> args, int64_t piece, int64_t pieces) {
@@ -123,8 +124,9 @@ __global__ __launch_bounds__(kBackwardThreads) void token_logprob_backward_kerne
   const int64_t n = f.vocab - begin < piece ? f.vocab - begin : piece;
   const T* x = f.logits + f.logits_rows.offset(r) + begin;
   T* dz = args.grad_logits + args.grad_logits_rows.offset(r) + begin;
-  const auto of = [&](int64_t rank, int64_t step) { return target_gradients(args, r, rank, step); };
-  const TargetGradients<Acc> g = over_targets<kBackwardThreads>(f.targets.count, of, Add{});
+  const int64_t count = kReplay ? f.targets.count : 1;
+  const auto of = [&](int64_t rank, int64_t step) { return target_gradients(args, r, count, rank, step); };
+  const TargetGradients<Acc> g = over_targets<kBackwardThreads>(count, of, Add{});
   const RowGradient<Acc> row = row_gradient(args, r, g);
   const bool aligned = ((reinterpret_cast<intptr_t>(x) ^ reinterpret_cast<intptr_t>(dz)) & 15) == 0;
   // at_targets(first, more): adds to more[i] the gradient of a target at column first + i.
@@ -145,16 +147,21 @@ __global__ __launch_bounds__(kBackwardThreads) void token_logprob_backward_kerne
     });
   } else {
     __shared__ uint32_t words[ListedColumns::kWords];
-    const auto column = [&](int64_t k) {
-      const int64_t j = target_column(f, r, k) - begin;
-      return j < n ? j : -1;
+    // The row's own lists, found once: their places are divisions of 64 bits, over which a loop spills.
+    const int64_t* ids = &f.targets.at(r, 0);
+    const Acc* gradients = args.grad_logp ? &args.grad_logp.at(r, 0) : nullptr;
+    const uint8_t* kept = f.kept_mask ? f.kept_mask + f.kept_rows.offset(r) + begin : nullptr;
+    const int64_t ids_stride = f.targets.stride, gradients_stride = args.grad_logp.stride, base = f.vocab_begin + begin;
+    const auto column = [&](int64_t k) {  // of target k in this piece, -1 where it is not or has no gradient
+      const int64_t y = ids[k * ids_stride], j = y - base;
+      return y != f.ignore_index && j >= 0 && j < n && (!kept || kept[j]) ? j : -1;
     };
-    const ListedColumns listed(words, args.grad_logp ? f.targets.count : 0, column);
+    const ListedColumns listed(words, gradients ? count : 0, column);
     write([&]<int N>(int64_t first, Acc(&more)[N]) {
       if (!listed.may_hold(first, N)) return;
-      for (int64_t k = 0; k < f.targets.count; ++k) {
+      for (int64_t k = 0; k < count; ++k) {
         const int64_t j = column(k);
-        const Acc g_k = j < 0 ? Acc(0) : args.grad_logp.at(r, k);
+        const Acc g_k = j < 0 ? Acc(0) : gradients[k * gradients_stride];
 #pragma unroll
         for (int i = 0; i < N; ++i) more[i] += first + i == j ? g_k : Acc(0);
       }
@@ -187,11 +194,11 @@ void backward(const TokenLogprobBackwardArgs<T>& args, void* stream) {
 }  // namespace
 
 // float64, for tests and oracles, has the one kernel that can do everything; so has a replay, which reads masks
-// besides, a form, and the backward of several targets a row.
+// besides, a form, and several targets a row.
 template <class T>
 void token_logprob_cuda(const TokenLogprobArgs<T>& args, void* stream) {
   if constexpr (sizeof(T) < 8) {
-    if (args.as_given()) {
+    if (args.as_given() && args.targets.count == 1) {
       return args.entropy || args.sum_p2 ? forward<T, true, false>(args, stream)
                                          : forward<T, false, false>(args, stream);
     }

@@ -81,14 +81,15 @@ WARPUP_HD Softmax<acc_t<T>> read_state(const TokenLogprobArgs<T>& args, int64_t 
   return {s[0], s[1], s[2], s[3]};
 }
 
-// What there is among a row's targets: some that are not ignored, some outside the vocabulary. Functions of `rank` and
-// `step` deal with targets rank, rank + step, ... only: all of them on a CPU, a thread's share on a GPU.
+// What there is among a row's `count` targets: some that are not ignored, some outside the vocabulary. Functions of
+// `rank` and `step` deal with targets rank, rank + step, ... only: all of them on a CPU, a thread's share on a GPU.
 inline constexpr int kCounted = 1, kOutside = 2;
 
 template <class T>
-WARPUP_HD int kinds_of_targets(const TokenLogprobArgs<T>& args, int64_t r, int64_t rank = 0, int64_t step = 1) {
+WARPUP_HD int kinds_of_targets(const TokenLogprobArgs<T>& args, int64_t r, int64_t count, int64_t rank = 0,
+                               int64_t step = 1) {
   int kinds = 0;
-  for (int64_t k = rank; k < args.targets.count; k += step) {
+  for (int64_t k = rank; k < count; k += step) {
     const int64_t y = args.targets.at(r, k);
     if (y == args.ignore_index) continue;
     kinds |= y < 0 || y >= args.vocab_total ? kCounted | kOutside : kCounted;
@@ -99,7 +100,7 @@ WARPUP_HD int kinds_of_targets(const TokenLogprobArgs<T>& args, int64_t r, int64
 // Given the sums over all columns so far: after the last slice it writes the row's outputs, before that the state.
 template <class T, class Sum>
 WARPUP_HD void finish_row(const TokenLogprobArgs<T>& args, int64_t r, const Softmax<acc_t<T>, Sum>& row, int targets,
-                          int64_t rank = 0, int64_t step = 1) {
+                          int64_t count, int64_t rank = 0, int64_t step = 1) {
   using Acc = acc_t<T>;
   const bool last = args.vocab_begin + args.vocab >= args.vocab_total;
   Acc* s = args.state ? state_of(args, r) : nullptr;
@@ -108,7 +109,7 @@ WARPUP_HD void finish_row(const TokenLogprobArgs<T>& args, int64_t r, const Soft
   const bool invalid = (targets & kOutside) || ((targets & kCounted) && !(inv_t > 0));  // T = 0 gives NaN by itself
   const Sum log_sum = log(row.sum);
   const auto valid = [&](Sum value) { return invalid ? nan : empty ? Acc(0) : static_cast<Acc>(value); };
-  for (int64_t k = rank; k < args.targets.count; k += step) {
+  for (int64_t k = rank; k < count; k += step) {
     const int64_t y = args.targets.at(r, k);
     const Acc target = in_slice(args, y)         ? replayed(args, r, y - args.vocab_begin)
                        : s && !first_slice(args) ? s[kLogprobState + k]
@@ -117,7 +118,7 @@ WARPUP_HD void finish_row(const TokenLogprobArgs<T>& args, int64_t r, const Soft
       s[kLogprobState + k] = target;
     } else {
       const Acc logp = valid((Sum(target) - Sum(row.max)) * inv_t - log_sum);
-      args.logp[r * args.targets.count + k] = y == args.ignore_index ? Acc(0) : logp;
+      args.logp[r * count + k] = y == args.ignore_index ? Acc(0) : logp;
     }
   }
   if (rank != 0) return;
@@ -157,11 +158,11 @@ struct TargetGradients {
 };
 
 template <class T>
-WARPUP_HD TargetGradients<acc_t<T>> target_gradients(const TokenLogprobBackwardArgs<T>& args, int64_t r,
+WARPUP_HD TargetGradients<acc_t<T>> target_gradients(const TokenLogprobBackwardArgs<T>& args, int64_t r, int64_t count,
                                                      int64_t rank = 0, int64_t step = 1) {
   TargetGradients<acc_t<T>> all{};
   if (!args.grad_logp) return all;
-  for (int64_t k = rank; k < args.grad_logp.count; k += step) {
+  for (int64_t k = rank; k < count; k += step) {
     if (args.forward.targets.at(r, k) == args.forward.ignore_index) continue;
     const acc_t<T> g = args.grad_logp.at(r, k);
     all.sum += g, all.size += g < 0 ? -g : g;
