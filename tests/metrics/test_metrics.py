@@ -46,11 +46,56 @@ def test_units_of_x_change_nothing():
         (lambda: metrics.pass_at(1, [3], 2), "0 to samples correct"),
         (lambda: metrics.prefix_matching(np.eye(3), [1, 2, 3]), "ids: no token comes twice"),
         (lambda: metrics.prefix_matching(np.eye(2), [1, 2, 3]), r"attention: expected \(..., 3, 3\)"),
+        # none at all
+        (lambda: metrics.continual_scores(np.zeros((0, 0))), "accuracy: expected at least one"),
+        (lambda: metrics.stability_gap(np.zeros((0, 5)), []), "curves: expected at least one"),
+        (lambda: metrics.terminal([]), "block: expected at least one"),
+        (lambda: metrics.sample_efficiency([], [1.0]), "lifelong: expected at least one"),
+        (lambda: metrics.teacher_hacking([], [], []), "proxy: expected at least one"),
+        (lambda: metrics.lr_sensitivity([], 1.0), "losses: expected at least one"),
+        (lambda: metrics.linear_dynamics([], 1.0), "eigenvalues: expected at least one"),
+        # NaN, where a comparison would take it for a number
+        (lambda: metrics.first_error([0.9, math.nan]), "scores: expected numbers, got NaN at .1."),
+        (lambda: metrics.teacher_hacking([1, 2], [2, 1], [math.nan, 3]), "golden: .* NaN"),
+        (lambda: metrics.leaves_law([1, 2, 3, 4], [4, 3, math.nan, 2]), "values: .* NaN"),
+        (lambda: metrics.group_gap([1, math.nan, 3], "abc"), "values: .* NaN"),
+        # a division by 0, an index from behind, another length
+        (lambda: metrics.transfer(0.0, 0.0), "before, after"),
+        (lambda: metrics.transfer(0.0, 1.0, "ratio"), "before, after"),
+        (lambda: metrics.relative_performance([1.0], [0.0]), "expert: .* other than 0"),
+        (lambda: metrics.sample_efficiency([0.0], [0.0]), "expert: .* above 0"),
+        (lambda: metrics.pass_at(0, [1], 4), "n, confidence"),
+        (lambda: metrics.pass_at(1, [1], 4, confidence=1.0), "n, confidence"),
+        (lambda: metrics.pass_at(1, [1.5], 4), "correct, samples"),
+        (lambda: metrics.cheat_interval(0.1, 0.2, error=0.0), "error: expected a share"),
+        (lambda: metrics.elo([0.0, 0.0], [(0, -1, 1)]), "games: expected players from 0 to 1"),
+        (lambda: metrics.exploitability([0.5], [1.0]), "wins: expected shape"),
+        (lambda: metrics.group_gap([1, 2], "ab", where=[True]), "where: expected one for each of 2"),
+        (lambda: metrics.refusal_rate("I can't"), "answers: expected a list"),
+        (lambda: metrics.memorizing([0.5, 0.5], [1, 1]), "tasks: expected shape"),
+        (lambda: metrics.memorizing([[1.0, 0.0]], [1, 1]), "counts: no task has such a context"),
+        (lambda: metrics.generalizing([0, 0], 0.0), "prior: expected"),
+        (lambda: metrics.linear_dynamics([-1.0, 1.0], 1.0), "eigenvalues: expected numbers of at least 0"),
+        (lambda: metrics.enough([1, 2, 3], [1, 2, 3, 4], tau=1.0), "y: expected shape"),
     ],
 )
 def test_inputs_that_cannot_be(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_numbers_far_away_and_of_other_libraries():
+    assert metrics.elo([0.0, 1e6], [(0, 1, 0.0)]) == pytest.approx([0.0, 1e6])
+    far = metrics.strategy_weight(1e9, [-1e6, 0.0, 1e6], (1, 1), gamma=1.0, alpha=0.0, beta=1.0)
+    assert far.tolist() == [0.0, 0.5, 1.0]
+    assert metrics.pass_at(1, np.array([1, 2]), np.int64(4)) == metrics.pass_at(1, [1, 2], [4, 4])
+    ids = pytest.importorskip("torch").tensor([1, 2, 1, 2])  # no two of its elements are one object
+    assert metrics.prefix_matching(np.eye(4, k=-1), ids) == 1.0
+
+
+def test_a_run_that_diverged_is_not_chosen():
+    scores = {"diverged": math.nan, "poor": 1.0, "good": 2.0}
+    assert metrics.tune_then_evaluate(lambda _, name, seed: scores[name], scores, 0, 0, [0]).best == "good"
 
 
 def test_stability_gap_sees_what_the_ends_do_not():

@@ -28,12 +28,12 @@ def continual_scores(accuracy: Any, *, initial: Sequence[float] | None = None) -
     Source: GEM (arXiv 1706.08840) and its survey for language models (arXiv 2404.16789).
     """
     a = np.asarray(accuracy, np.float64)
-    a = array("accuracy", a, *([a.shape[0] if a.ndim else 1] * 2))
+    a = array("accuracy", a, *([a.shape[0] if a.ndim else 1] * 2), nan=True)
     if len(a) == 1:
         return ContinualScores(float(a[0, 0]), np.nan, np.nan, np.nan)
     forward = np.nan
     if initial is not None:
-        forward = float((np.diagonal(a, 1) - array("initial", initial, len(a))[1:]).mean())
+        forward = float((np.diagonal(a, 1) - array("initial", initial, len(a), nan=True)[1:]).mean())
     backward = float((a[-1] - np.diagonal(a))[:-1].mean())
     return ContinualScores(float(a[-1].mean()), backward, forward, float((a[:-1].max(0) - a[-1])[:-1].mean()))
 
@@ -59,7 +59,7 @@ def stability_gap(curves: Any, ends: Sequence[int], *, window: int = 10) -> Stab
     Source: "Continual evaluation for lifelong learning: Identifying the stability gap" (arXiv 2205.13452).
     """
     a = np.asarray(curves, np.float64)
-    tasks = array("curves", a, None, None).shape[0]
+    tasks = array("curves", a, None, None, nan=True).shape[0]
     ends = list(ends)
     if len(ends) != tasks or sorted(set(ends)) != ends or not 0 <= ends[0] <= ends[-1] < a.shape[1]:
         raise ValueError(f"ends: expected {tasks} rising numbers from 0 to {a.shape[1] - 1}, got {ends}")
@@ -101,19 +101,27 @@ def transfer(before: float, after: float, kind: str = "contrast") -> float:
     (after - before) / (after + before), or after / before ("ratio")."""
     if kind not in ("contrast", "ratio"):
         raise ValueError(f"kind: expected contrast or ratio, got {kind!r}")
-    return after / before if kind == "ratio" else (after - before) / (after + before)
+    whole = before if kind == "ratio" else after + before
+    if not whole:
+        raise ValueError(f"before, after: a {kind} of {before} and {after} divides by 0")
+    return after / before if kind == "ratio" else (after - before) / whole
 
 
 def relative_performance(lifelong: Sequence[float], expert: Sequence[float]) -> float:
     """What a lifelong learner gathered over what an expert of the one task did, over their common length."""
-    length = min(len(lifelong), len(expert))
-    return float(np.sum(lifelong[:length]) / np.sum(expert[:length]))
+    ours, theirs = array("lifelong", lifelong, None), array("expert", expert, None)
+    length = min(len(ours), len(theirs))
+    if not theirs[:length].sum():
+        raise ValueError("expert: expected performances with a sum other than 0")
+    return float(ours[:length].sum() / theirs[:length].sum())
 
 
 def sample_efficiency(lifelong: Sequence[float], expert: Sequence[float]) -> float:
     """Ratio of the largest performances, times that of the experience it took the expert and the learner to reach them.
     0 where the learner's is below a fifth of the expert's, or its curve falls. Smooth the curves first."""
     ours, theirs = array("lifelong", lifelong, None), array("expert", expert, None)
+    if not theirs.max() > 0:
+        raise ValueError(f"expert: expected a largest performance above 0, got {theirs.max()}")
     falls = len(ours) > 1 and np.polyfit(np.arange(len(ours)), ours, 1)[0] < 0
     if ours.max() < 0.2 * theirs.max() or falls:
         return 0.0
@@ -145,7 +153,8 @@ def tune_then_evaluate(
 ) -> Tuned:
     """Hyper-parameters that are chosen on one scenario and evaluated, frozen, on another of the same kind.
 
-    run: (data, candidate, seed) -> score, of which more is better. The first of equal candidates is taken.
+    run: (data, candidate, seed) -> score, of which more is better. The first of equal candidates is taken; one with a
+    score of NaN, a run that diverged, is worse than any other.
 
     Source: "Hyperparameters in Continual Learning: A Reality Check" (arXiv 2403.09066).
     """
@@ -153,6 +162,6 @@ def tune_then_evaluate(
     scored = [(float(np.mean([run(tuning, candidate, seed) for seed in seeds])), candidate) for candidate in candidates]
     if not scored or not seeds:
         raise ValueError("candidates, seeds: expected at least one of each")
-    found, best = max(scored, key=lambda pair: pair[0])
+    found, best = max(scored, key=lambda pair: -np.inf if np.isnan(pair[0]) else pair[0])
     scores = [float(run(evaluation, best, seed)) for seed in seeds]
     return Tuned(best, found, float(np.mean(scores)), scores)

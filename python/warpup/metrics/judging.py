@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -12,7 +13,9 @@ from ._arrays import array
 
 
 def first_error(scores: Sequence[float], threshold: float = 0.5) -> int:
-    """The first step whose probability of being right is below the threshold; -1 if none is."""
+    """The first step whose probability of being right is below the threshold; -1 if none is, or there is none."""
+    if not len(scores):
+        return -1
     wrong = np.flatnonzero(array("scores", scores, None) < threshold)
     return int(wrong[0]) if len(wrong) else -1
 
@@ -44,13 +47,20 @@ def pass_at(n: int, correct: Sequence[int], samples: Sequence[int] | int, *, con
     problem's chance, 1 - C(samples - correct, n) / C(samples, n), is unbiased (arXiv 2107.03374); the interval is the
     normal one of a mean over problems (wide where they are few), within [0, 1]. Raises ValueError otherwise.
     """
-    counts = [samples] * len(correct) if isinstance(samples, int) else list(samples)
+    counts = [samples] * len(correct) if isinstance(samples, Integral) else list(samples)
     pairs = list(zip(correct, counts, strict=True)) if len(counts) == len(correct) else []
-    if not pairs or any(not 0 <= c <= s or s < n for c, s in pairs):
+    if n < 1 or not 0 < confidence < 1:
+        raise ValueError(f"n, confidence: expected at least 1 attempt and a share in (0, 1), got {n} and {confidence}")
+    if (
+        not pairs
+        or any(not float(x).is_integer() for pair in pairs for x in pair)
+        or any(not 0 <= c <= s or s < n for c, s in pairs)
+    ):
         raise ValueError(
             f"correct, samples: expected as many of each, 0 to samples correct of at least {n} samples, got {correct} "
             f"and {counts}"
         )
+    pairs = [(int(c), int(s)) for c, s in pairs]
     chances = np.array([1 - math.comb(s - c, n) / math.comb(s, n) for c, s in pairs])
     value, spread = float(chances.mean()), 0.0
     if len(chances) > 1:
@@ -80,6 +90,8 @@ def cheat_variance(p: Any, p_again: Any) -> np.ndarray:
 def cheat_interval(p: Any, p_again: Any, *, error: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     """(low, high) around p that hold the true probability but for a share of `error` of the questions, by Chebyshev's
     inequality, if the pairs are calibrated."""
+    if not 0 < error <= 1:
+        raise ValueError(f"error: expected a share in (0, 1], got {error}")
     spread = np.sqrt(np.maximum(cheat_variance(p, p_again), 0.0) / error)
     return np.maximum(p - spread, 0.0), np.minimum(p + spread, 1.0)
 
@@ -92,7 +104,13 @@ def elo(ratings: Sequence[float], games: Sequence[tuple[int, int, float]], *, k:
     R += k (score - 1 / (1 + 10^((R_opponent - R) / 400))), and the same for the opponent."""
     found = [float(rating) for rating in ratings]
     for player, opponent, score in games:
-        change = k * (score - 1 / (1 + 10 ** ((found[opponent] - found[player]) / 400)))
+        if not (0 <= player < len(found) and 0 <= opponent < len(found) and 0 <= score <= 1):
+            raise ValueError(
+                f"games: expected players from 0 to {len(found) - 1} and a score from 0 to 1, got "
+                f"{(player, opponent, score)}"
+            )
+        behind = min((found[opponent] - found[player]) / 400, 300.0)  # 10^300 is a float64, and chance enough of 0
+        change = k * (score - 1 / (1 + 10**behind))
         found[player] += change
         found[opponent] -= change
     return found
@@ -103,7 +121,7 @@ def exploitability(wins: Any, strategy: Sequence[float]) -> float:
 
     wins: (n, m), the chance that answer i beats policy j; strategy: (m,), how often each policy is played.
     """
-    wins = np.asarray(wins, np.float64)
+    wins = array("wins", wins, None, None)
     return float((wins @ array("strategy", strategy, wins.shape[1])).max() - 0.5)
 
 
@@ -119,6 +137,8 @@ def group_gap(values: ArrayLike, groups: ArrayLike, *, where: ArrayLike | None =
     groups = np.asarray(groups)
     values = array("values", values, len(groups))
     counted = np.ones(len(groups), bool) if where is None else np.asarray(where, bool)
+    if counted.shape != values.shape:
+        raise ValueError(f"where: expected one for each of {len(values)} values, got {counted.shape}")
     means = [values[counted & (groups == g)].mean() for g in np.unique(groups[counted])]
     if not means:
         raise ValueError("values: expected at least one that counts")
@@ -139,7 +159,7 @@ def refusal_rate(answers: Sequence[str], *, phrases: Sequence[str] = REFUSALS, w
     A gate beside a measure of ability: both before and after a fine-tuning ("LoRA Fine-tuning Efficiently Undoes Safety
     Training in Llama 2-Chat 70B", arXiv 2310.20624). Phrases find plain refusals; evasions are for a judge.
     """
-    if not answers:
-        raise ValueError("answers: expected at least one")
+    if isinstance(answers, str) or not answers:
+        raise ValueError(f"answers: expected a list of at least one, got {answers!r}")
     beginnings = [answer[:within].lower().replace("\u2019", "'") for answer in answers]
     return sum(any(phrase in text for phrase in phrases) for text in beginnings) / len(answers)

@@ -25,6 +25,8 @@ def linear_dynamics(
     Source: "High-dimensional dynamics of generalization error in neural networks" (arXiv 1710.03667).
     """
     values = array("eigenvalues", eigenvalues, None)
+    if values.min() < -1e-5 * values.max():
+        raise ValueError(f"eigenvalues: expected numbers of at least 0, but for rounding, got {values.min()}")
     t = np.asarray(time, np.float64)[..., None]
     left = np.exp(-values * t)
     # (1 - e^(-l t))^2 / l, which is 0 at l = 0
@@ -37,10 +39,12 @@ def memorizing(tasks: ArrayLike, counts: ArrayLike) -> np.ndarray:
 
     tasks: (D, K), each the probabilities of K tokens; counts: (K,), how often each is in the context.
     """
-    tasks = np.asarray(tasks, np.float64)
+    tasks = array("tasks", tasks, None, None)
     counts = array("counts", counts, tasks.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):
         logp = np.where(counts > 0, counts * np.log(tasks), 0.0).sum(1)
+    if np.isneginf(logp.max()):
+        raise ValueError("counts: no task has such a context")
     posterior = np.exp(logp - logp.max())
     return posterior @ tasks / posterior.sum()
 
@@ -48,6 +52,8 @@ def memorizing(tasks: ArrayLike, counts: ArrayLike) -> np.ndarray:
 def generalizing(counts: ArrayLike, prior: float = 1.0) -> np.ndarray:
     """(K,) predictions of who knows how tasks are made: the context's frequencies, under a Dirichlet prior."""
     counts = array("counts", counts, None)
+    if not (prior >= 0 and (counts + prior).sum() > 0):
+        raise ValueError(f"prior: expected at least 0, and above where nothing is counted, got {prior}")
     return (counts + prior) / (counts + prior).sum()
 
 
@@ -64,7 +70,9 @@ def strategy_weight(
     """
     memory, general = complexities
     evidence = gamma * np.asarray(examples, np.float64) ** (1 - alpha) * np.asarray(loss_gap, np.float64)
-    return 1 / (1 + np.exp(-(evidence - (memory**beta - general**beta))))
+    return 0.5 * (
+        1 + np.tanh(0.5 * (evidence - (memory**beta - general**beta)))
+    )  # the sigmoid, which cannot overflow so
 
 
 def lr_sensitivity(losses: Sequence[float], initial: float) -> float:
@@ -75,7 +83,7 @@ def lr_sensitivity(losses: Sequence[float], initial: float) -> float:
 
     Source: "Small-scale proxies for large-scale Transformer training instabilities" (arXiv 2309.14322).
     """
-    found = array("losses", losses, None)
+    found = array("losses", losses, None, nan=True)
     held = np.minimum(np.where(np.isfinite(found), found, initial), initial)
     return float(held.mean() - held.min())
 
@@ -89,7 +97,7 @@ def prefix_matching(attention: Any, ids: Sequence[int]) -> np.ndarray:
 
     Source: "What needs to go right for an induction head?" (arXiv 2404.07129), after Olsson et al. (arXiv 2209.11895).
     """
-    attention, latest, pairs = np.asarray(attention, np.float64), {}, []
+    attention, ids, latest, pairs = np.asarray(attention, np.float64), np.asarray(ids).tolist(), {}, []
     if attention.shape[-2:] != (len(ids), len(ids)):
         raise ValueError(f"attention: expected (..., {len(ids)}, {len(ids)}), got {attention.shape}")
     for t, token in enumerate(ids):
