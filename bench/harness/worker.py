@@ -24,7 +24,10 @@ def serve(pipe: Connection, device: str, size: str) -> None:
     cases = {case.name: case for module in modules() for case in module.cases(device, size)}
     pipe.send(INPUTS)
     while True:
-        name, options = pipe.recv()
+        try:
+            name, options = pipe.recv()
+        except EOFError:  # who asked has ended
+            return
         pipe.send(INPUTS)
         result = measure(cases[name], device, tell=pipe.send, **options)
         pipe.send(replace(result, case=name))  # what builds a case cannot be sent
