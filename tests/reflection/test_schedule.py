@@ -74,3 +74,17 @@ def test_plot():
     np.testing.assert_allclose(ax.lines[0].get_ydata(), wave_of("triangle").delta(np.arange(24)))
     counts = [p.get_height() for p in ax.figure.axes[1].patches]
     assert sum(counts) == 3
+
+
+def test_values_of_a_wave_its_shift_and_its_window():
+    """A triangle of amplitude 4 and period 8 begins at 0 and rises; a window has its begin, and not its end."""
+    times = range(9)
+
+    def wave(**options):
+        return ReflectionSchedule("triangle", 4.0, 8, tokens=(3,), **options).delta(times).tolist()
+
+    assert wave() == [0, 2, 4, 2, 0, -2, -4, -2, 0]
+    assert wave(shift=0.25) == [4, 2, 0, -2, -4, -2, 0, 2, 4]
+    assert wave(window=(2, 5)) == [0, 0, 4, 2, 0, 0, 0, 0, 0]
+    cosine = ReflectionSchedule("cosine", 4.0, 8, tokens=(3,)).delta(range(0, 9, 2))
+    np.testing.assert_allclose(cosine, [0, 4, 0, -4, 0], atol=1e-12)
