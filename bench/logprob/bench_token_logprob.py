@@ -112,8 +112,9 @@ def several(device, shape, dtype) -> Work:
     op, direction = OPS["token_logprob"], "forward+backward"
     logits = token_logprob_inputs(device, shape, dtype)["logits"]
     inputs = {"logits": logits, "targets": logits.float().topk(SEVERAL).indices}
-    functions = {"warpup": op.call, "warpup, a call a target": one_by_one, "eager": eager_several}
-    functions["torch.compile"] = compiled(eager_several)
+    functions = {"warpup": op.call, "eager": eager_several, "torch.compile": compiled(eager_several)}
+    if dtype == torch.float32:  # in 16 bits each call's gradient is rounded, and so is each sum of two
+        functions["warpup, a call a target"] = one_by_one
 
     def results():
         """Log-probs and gradient in float64, some rows at a time."""
