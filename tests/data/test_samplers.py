@@ -1,5 +1,6 @@
 """Samplers: their formulas, and that they resume exactly. docs/methods/samplers.py has more formulas."""
 
+import inspect
 import json
 import math
 from collections import Counter
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tests.support.puzzle_text import few, seeds
 from warpup.data import (
     AioliSampler,
+    BalancedSampler,
     CyclicalSampler,
     DUMPSampler,
     PacedSampler,
@@ -224,8 +226,11 @@ def test_a_pass_rate_is_that_of_the_latest_group():
     sampler.next(3)  # the epoch at work ends as it began
     assert sorted(sampler.next(2)) == [2, 3]  # never solved, always solved, half, not tried
     sampler.observe([2, 3], correct=[[0, 0], [0, 0]])
-    with pytest.raises(ValueError, match=r"no example has one above 0\.0 and at most 0\.75"):
-        sampler.next(1)
+    before = sampler.state_dict()
+    for _ in range(2):  # it does not go back to an epoch that is over
+        with pytest.raises(ValueError, match=r"no example has one above 0\.0 and at most 0\.75"):
+            sampler.next(1)
+    assert sampler.state_dict() == before
 
 
 @pytest.mark.parametrize(
@@ -247,11 +252,31 @@ def test_a_pass_rate_is_that_of_the_latest_group():
         ("aioli:every=10", "every: 48 batches are trials alone, got 10"),
         ("recency:per_task=5,decay=linear", "decay: expected power or exponential"),
         ("weakness:spread=2", "spread: expected 0 <= spread <= 1, got 2"),
+        ("recency:per_task=5,d=inf", "d: expected 0 <= d"),
+        ("sec:tau=.5,tau=1", "tau is given twice"),
+        ("rs2:replacement=2", "replacement: expected true or false, got 2"),
     ],
 )
 def test_names_that_cannot_be(name, message):
     with pytest.raises(ValueError, match=message):
         make_sampler(name, EXAMPLES)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_text_where_a_number_belongs_is_named(name):
+    signature = inspect.signature(SAMPLERS[name]).parameters.values()
+    given = {"recency": "per_task=20,", "paced": "score=hard,", "weighted": "score=hard,"}.get(name, "")
+    for option in (p.name for p in signature if isinstance(p.default, int | float) and p.name != "seed"):
+        with pytest.raises(ValueError, match=f"^{option}: expected .*'much'"):
+            make_sampler(f"{name}:{given}{option}=much", EXAMPLES)
+
+
+def test_categories_of_every_size_and_kind():
+    for power, share in ((100.0, 1.0), (-100.0, 0.0), (0.0, 0.5)):
+        found = BalancedSampler(["large"] * 5000 + ["small"], power=power).probabilities()
+        assert found["large"] == pytest.approx(share)
+    with pytest.raises(ValueError, match="categories: expected texts"):
+        make_sampler("sec", [{"category": ["a"]}])
 
 
 def test_paced_takes_the_easy_ones_first():

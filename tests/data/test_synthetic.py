@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from warpup.data import dp_means, keyword_degrees, maze, trace_labels, two_hop_facts, uniform_rate_mask, windows
+from warpup.data import (
+    dp_means,
+    keyword_degrees,
+    keywords,
+    maze,
+    trace_labels,
+    two_hop_facts,
+    uniform_rate_mask,
+    windows,
+)
 
 
 def test_two_hop_facts_keep_what_is_apart_apart():
@@ -38,6 +47,13 @@ def test_windows_end_with_the_last_target():
     assert seen[-1].tolist() == [4, 5, 6, 7]
     assert following[-1] == 90
     assert len(seen) == len(following) == 5
+
+
+def test_keywords_end_at_a_dash_and_are_found_over_any_space():
+    assert keywords("well - known -- it's\tfine") == ["it's fine", "well", "known"]
+    for text in ("big   dogs chase the red\tcats", "Red cats \r of big  dogs"):
+        texts = [each for each, _ in keyword_degrees(text, 3)]
+        assert len(set(texts)) == 3
 
 
 def test_degrees_take_out_more_and_more():

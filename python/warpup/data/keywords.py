@@ -25,8 +25,8 @@ def keywords(text: str) -> list[str]:
     phrases: list[tuple[str, ...]] = []
     for part in re.split(r"[^\w\s'-]+|\n", text.lower()):
         run: list[str] = []
-        for word in [*part.split(), ""]:  # the empty word ends the last phrase
-            if word and word not in STOP_WORDS:
+        for word in [*part.split(), ""]:  # the empty word ends the last phrase, as a dash that stands alone does
+            if re.search(r"\w", word) and word not in STOP_WORDS:
                 run.append(word)
             elif run:
                 phrases.append(tuple(run))
@@ -59,5 +59,6 @@ def keyword_degrees(text: str, degrees: int = 4) -> list[tuple[str, int]]:
 
 def _without(text: str, phrases: list[str]) -> str:
     for phrase in phrases:
-        text = re.sub(rf"(?<!\w){re.escape(phrase)}(?!\w)", "", text, flags=re.IGNORECASE)
+        words = r"\s+".join(map(re.escape, phrase.split()))  # however many spaces are between them
+        text = re.sub(rf"(?<!\w){words}(?!\w)", "", text, flags=re.IGNORECASE)
     return re.sub(r"[ \t]+", " ", text).strip()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .arms import ArmSampler
-from .protocol import check_count, check_range, numbers_of
+from .protocol import check_count, check_number, check_range, numbers_of
 
 
 def mixing_law(shares: np.ndarray, gains: np.ndarray) -> np.ndarray:
@@ -55,6 +55,7 @@ class AioliSampler(ArmSampler):
         if arms < 2:
             raise ValueError(f"categories: a mixture has at least 2, got {arms}")
         check_range("eta", eta, 0, 1e6, open_low=True)
+        check_number("focus", focus)
         if not 1 / arms < focus < 1:
             raise ValueError(f"focus: expected more than 1 / {arms} (all alike) and less than 1, got {focus!r}")
         for name, value in (("every", every), ("rounds", rounds), ("steps", steps)):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .protocol import UniformSampler, check_count, check_range, check_state, numbers_of, outcomes_of
+from .protocol import UniformSampler, check_count, check_number, check_range, check_state, numbers_of, outcomes_of
 
 
 class ArmSampler(ABC):
@@ -24,7 +24,10 @@ class ArmSampler(ABC):
         self.categories = list(categories)
         if not self.categories:
             raise ValueError("categories: expected one for each example, got none")
-        self.names = list(dict.fromkeys(self.categories))
+        try:
+            self.names = list(dict.fromkeys(self.categories))
+        except TypeError as error:
+            raise ValueError(f"categories: expected texts, numbers or tuples, one for each example: {error}") from error
         self.seed, self.draws = seed, 0
         rank = {name: number for number, name in enumerate(self.names)}
         self._arm = [rank[name] for name in self.categories]
@@ -92,6 +95,7 @@ def softmax(scores: Sequence[float], tau: float) -> np.ndarray:
 
 
 def check_tau(tau: float) -> None:
+    check_number("tau", tau)
     if not tau > 0:
         raise ValueError(f"tau: expected a positive number, got {tau!r}")
 
@@ -236,10 +240,10 @@ class RecencySampler(ArmSampler):
     def __init__(
         self, categories: Iterable[Hashable], *, per_task: int, d: float = 1.0, decay: str = "power", seed: int = 0
     ):
-        """per_task: draws, from 1. d: at least 0. Raises ValueError otherwise, and on another decay."""
+        """per_task: draws, from 1. d: 0 to 1e6. Raises ValueError otherwise, and on another decay."""
         super().__init__(categories, seed=seed)
         check_count("per_task", per_task)
-        check_range("d", d, 0, math.inf)
+        check_range("d", d, 0, 1e6)  # of inf and age 0 there is no product
         if decay not in ("power", "exponential"):
             raise ValueError(f"decay: expected power or exponential, got {decay!r}")
         self.per_task, self.d, self.decay = per_task, d, decay
@@ -260,10 +264,11 @@ class BalancedSampler(ArmSampler):
     """
 
     def __init__(self, categories: Iterable[Hashable], *, power: float = 0.0, seed: int = 0):
-        """power: a finite number. Raises ValueError otherwise."""
+        """power: -100 to 100. Raises ValueError otherwise."""
         super().__init__(categories, seed=seed)
         check_range("power", power, -100, 100)
         self.power = power
 
     def weights(self) -> np.ndarray:
-        return np.array([float(len(members)) for members in self._members]) ** self.power
+        sizes = np.array([float(len(members)) for members in self._members])
+        return (sizes / (sizes.max() if self.power > 0 else sizes.min())) ** self.power  # none overflows

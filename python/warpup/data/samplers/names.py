@@ -44,6 +44,9 @@ def parse_sampler(text: str) -> tuple[type, dict[str, Any]]:
         raise ValueError(f"expected one of {', '.join(SAMPLERS)}, got {name!r}")
     kind = SAMPLERS[name]
     parts = [part.partition("=") for part in rest.split(",") if part.strip()]
+    keys = [key.strip() for key, _, _ in parts]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"{text!r}: {twice[0]} is given twice")
     options = {key.strip(): _value(value.strip()) for key, _, value in parts}
     if wrong := [key for key, equals, value in parts if not equals or not value.strip()]:
         raise ValueError(f"{text!r}: expected key=value after the name, got {wrong[0]!r}")

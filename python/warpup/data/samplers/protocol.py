@@ -6,6 +6,7 @@ All state is small, made of plain numbers, lists and dicts, and restores a sampl
 import math
 import random
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -97,8 +98,15 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name}: expected a positive number of examples, got {value!r}")
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raise ValueError unless the value is a number; an option read from a name may be a text."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name}: expected a number, got {value!r}")
+
+
 def check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """Raise ValueError unless low <= value <= high, or with `open_low` low < value <= high."""
+    check_number(name, value)
     if not (low < value if open_low else low <= value) or not value <= high:
         raise ValueError(f"{name}: expected {low} {'<' if open_low else '<='} {name} <= {high}, got {value!r}")
 

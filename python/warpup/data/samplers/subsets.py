@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from .protocol import check_count, check_range, check_state, outcomes_of, shuffled
+from .protocol import check_count, check_number, check_range, check_state, outcomes_of, shuffled
 
 
 class SubsetSampler(ABC):
@@ -41,8 +41,8 @@ class SubsetSampler(ABC):
         if self._order is None:
             self._order = self.subset(self.epoch)
         if self.position == len(self._order):
-            self.epoch, self.position = self.epoch + 1, 0
-            self._order = self.subset(self.epoch)
+            order = self.subset(self.epoch + 1)  # where that raises, nothing has changed
+            self.epoch, self.position, self._order = self.epoch + 1, 0, order
         self.position += 1
         return self._order[self.position - 1]
 
@@ -85,8 +85,9 @@ class CyclicalSampler(SubsetSampler):
         """start <= end: shares in (0, 1]. alpha: in (0, 1). Raises ValueError otherwise."""
         super().__init__(size, scores=scores, seed=seed)
         check_weights(self.scores)
-        check_range("start", start, 0, end, open_low=True)
         check_range("end", end, 0, 1, open_low=True)
+        check_range("start", start, 0, end, open_low=True)
+        check_number("alpha", alpha)
         if not 0 < alpha < 1:
             raise ValueError(f"alpha: expected 0 < alpha < 1, got {alpha!r}")
         self.start, self.alpha, self.end = start, alpha, end
@@ -112,7 +113,9 @@ class RS2Sampler(SubsetSampler):
         """share: in (0, 1], at least one example. Raises ValueError otherwise."""
         super().__init__(size, seed=seed)
         check_range("share", share, 0, 1, open_low=True)
-        self.count, self.replacement = int(share * size + 1e-9), bool(replacement)
+        if not isinstance(replacement, bool):
+            raise ValueError(f"replacement: expected true or false, got {replacement!r}")
+        self.count, self.replacement = int(share * size + 1e-9), replacement
         if not self.count:
             raise ValueError(f"share: {share!r} of {size} examples is not one")
 
@@ -213,6 +216,7 @@ class PassRateSampler(SubsetSampler):
         """above < most: from -1 (nothing is too low) to 1. Raises ValueError otherwise."""
         super().__init__(size, scores=scores, seed=seed)
         check_range("most", most, 0, 1)
+        check_number("above", above)
         if not -1 <= above < most:
             raise ValueError(f"above: expected -1 <= above < most, {most!r}, got {above!r}")
         if wrong := [rate for rate in self.scores or () if not 0 <= rate <= 1]:
