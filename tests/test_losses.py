@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from warpup import distill, divergence, losses, synthesis
 from warpup.optim import unroll
 
+IDS = torch.tensor([0, 1])
+
 
 def test_contrast_is_the_double_loop():
     torch.manual_seed(0)
@@ -37,6 +39,16 @@ def test_relations_to_themselves_are_left_out():
     torch.testing.assert_close(losses.relation_loss(new, old, 0.5), torch.stack(each).mean())
 
 
+def test_a_class_that_the_teacher_rules_out_counts_nothing():
+    student = torch.tensor([[0.2, -0.3, 0.7]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[0.5, 1.0, -math.inf]], dtype=torch.float64)
+    alpha, y = torch.ones(1, dtype=torch.float64), torch.tensor([0])
+    loss = distill.fusion_loss(student, teacher, y, alpha).detach()
+    p, q = teacher.softmax(-1)[0, :2], student.detach().softmax(-1)[0]
+    assert loss.item() == pytest.approx(sum(float(p[i] * (p[i] / q[i]).log()) for i in range(2)))
+    assert torch.autograd.gradgradcheck(lambda x: distill.fusion_loss(x, teacher, y, alpha), student)
+
+
 def test_a_task_without_targets_counts_nothing():
     logits = {"a": torch.zeros(2, 3, requires_grad=True), "b": torch.zeros(2, 4, requires_grad=True)}
     targets = {"a": torch.tensor([0, 1]), "b": torch.tensor([-100, -100])}
@@ -54,6 +66,16 @@ def test_a_task_without_targets_counts_nothing():
         (lambda x: losses.multitask_loss({"a": x}, {"a": x}, {"c": 1.0}), "weights names 'c', which is no task"),
         (lambda x: losses.detection_loss({"a": x}, {}), "detection_loss: logits, changed and masks must name"),
         (lambda x: losses.supcon_loss(x, x), r"supcon_loss: features and labels must be \(N, D\) and \(N,\)"),
+        (lambda x: losses.supcon_loss(x, IDS, -1.0), "supcon_loss: temperature must be above 0"),
+        (lambda x: losses.proxy_loss(x, x, IDS, 0.0), "proxy_loss: temperature must be above 0"),
+        (lambda x: losses.relation_loss(x, x, 0.0), "relation_loss: temperature must be above 0"),
+        (lambda x: losses.relation_loss(x, x[:1]), "relation_loss: before must be of the same examples"),
+        (lambda x: losses.hpcr_scale(1, period=0), "hpcr_scale: period must be above 0"),
+        (lambda x: losses.parity_loss(x[:, 0], IDS[:1]), "parity_loss: predictions and groups must be"),
+        (lambda x: losses.parity_loss(x[:0, 0], IDS[:0]), "parity_loss: predictions and groups must be"),
+        (lambda x: distill.fusion_loss(x, x, IDS, x[:, 0], 0.0), "fusion_loss: temperature must be above 0"),
+        (lambda x: synthesis.gradient_distance([], []), "gradient_distance: synthetic must hold at least one"),
+        (lambda x: synthesis.representatives(x, IDS, 0), "representatives: per_class must be at least 1"),
         (
             lambda x: synthesis.condensation_loss(len, [], {0: x}, {1: x}, contrastive=True),
             "must have the same classes",

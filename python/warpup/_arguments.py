@@ -35,6 +35,13 @@ def explained(function: F) -> F:
     return call  # type: ignore[return-value]
 
 
+def check_above_0(function: str, **values: float) -> None:
+    """Raises ValueError, naming the first that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{function}: {name} must be above 0, got {value}")
+
+
 def find_wrong(function: Callable, arguments: tuple, named: dict, error: Exception) -> None:
     """Raises what is wrong with an argument, from `error`, if anything is."""
     try:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup._arguments import explained
+from warpup._arguments import check_above_0, explained
 
 
 @explained
@@ -65,7 +65,8 @@ def fusion_loss(
 ) -> Tensor:
     """Mean over examples of `alpha t^2 KL(teacher || student at temperature t) + (1 - alpha) CE`; 0-d.
 
-    Of plain torch operations, so that it can be differentiated twice (`FusionNet`).
+    Of plain torch operations, so that it can be differentiated twice (`FusionNet`). What the teacher rules out, a logit
+    of -inf, counts 0.
 
     Args:
         student_logits: (N, C), with gradient.
@@ -73,9 +74,10 @@ def fusion_loss(
         labels: (N,) int64.
         alpha: (N,), with gradient.
     """
+    check_above_0("fusion_loss", temperature=temperature)
     s = (student_logits / temperature).log_softmax(-1)
     t = (teacher_logits.detach() / temperature).log_softmax(-1)
-    kl = (t.exp() * (t - s)).sum(-1)
+    kl = (t.exp() * (t - s).masked_fill(t == -torch.inf, 0.0)).sum(-1)
     ce = F.cross_entropy(student_logits, labels, reduction="none")
     return (alpha * temperature**2 * kl + (1 - alpha) * ce).mean()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from warpup._arguments import explained
+from warpup._arguments import check_above_0, explained
 
 IGNORED = -100  # a target that is none, as in torch
 
@@ -95,6 +95,7 @@ def supcon_loss(features: Tensor, labels: Tensor, temperature: float = 0.1) -> T
             f"supcon_loss: features and labels must be (N, D) and (N,), got {tuple(features.shape)}, "
             f"{tuple(labels.shape)}"
         )
+    check_above_0("supcon_loss", temperature=temperature)
     z = F.normalize(features, dim=-1)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     logp = (z @ z.T / temperature).masked_fill(itself, -torch.inf).log_softmax(-1)
@@ -118,6 +119,7 @@ def proxy_loss(features: Tensor, proxies: Tensor, labels: Tensor, temperature: f
 
     Source: PCR (arXiv 2304.04408), and HPCR (2309.15038) on it.
     """
+    check_above_0("proxy_loss", temperature=temperature)
     z, w = F.normalize(features, dim=-1), F.normalize(proxies, dim=-1)
     scores = z @ w[labels].T / temperature  # (B, B): column j is the proxy of example j's label
     return (scores.logsumexp(-1) - scores.diagonal()).mean()
@@ -126,6 +128,7 @@ def proxy_loss(features: Tensor, proxies: Tensor, labels: Tensor, temperature: f
 def hpcr_scale(step: int, low: float = 0.5625, high: float = 1.8, period: int = 500) -> float:
     """What HPCR (arXiv 2309.15038) multiplies its contrastive loss by at each step: from low to high and back, as a
     cosine of the period."""
+    check_above_0("hpcr_scale", period=period)
     return low + (high - low) * 0.5 * (1 - math.cos(2 * math.pi * step / period))
 
 
@@ -142,6 +145,9 @@ def relation_loss(features: Tensor, before: Tensor, temperature: float = 0.09) -
         before: (N, D), stored with the examples; a constant.
         temperature: above 0.
     """
+    if len(features) != len(before):
+        raise ValueError(f"relation_loss: before must be of the same examples, {len(features)}, got {len(before)}")
+    check_above_0("relation_loss", temperature=temperature)
     itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
     logp = []
     for z in (features, before.detach()):
@@ -160,5 +166,10 @@ def parity_loss(predictions: Tensor, groups: Tensor) -> Tensor:
 
     Source: FairBiNN (arXiv 2410.16432); how it is trained with: `warpup.optim.block_gradients_`.
     """
+    if predictions.dim() != 1 or predictions.shape != groups.shape or not len(groups):
+        raise ValueError(
+            f"parity_loss: predictions and groups must be (N,), of one example at least, got "
+            f"{tuple(predictions.shape)}, {tuple(groups.shape)}"
+        )
     means = torch.stack([predictions[groups == a].mean() for a in groups.unique()])
     return (means - predictions.mean()).square().sum()

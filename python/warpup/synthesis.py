@@ -28,6 +28,8 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
 
     Source: dataset condensation (arXiv 2006.05929) and its authors' code.
     """
+    if not synthetic:
+        raise ValueError("gradient_distance: synthetic must hold at least one gradient")
     total = [torch.zeros((), device=synthetic[0].device)]
     for g, s in zip(real, synthetic, strict=True):
         if g.dim() > 1:
@@ -130,6 +132,8 @@ def representatives(features: Tensor, labels: Tensor, per_class: int, seed: int 
     """
     from sklearn.cluster import KMeans
 
+    if per_class < 1:
+        raise ValueError(f"representatives: per_class must be at least 1, got {per_class}")
     chosen = []
     for c in labels.unique():
         own = (labels == c).nonzero().flatten()

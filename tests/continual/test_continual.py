@@ -1,5 +1,6 @@
 """States, anchors, replay, sparse masks, adaptation: what the snippets of docs/methods.md leave open."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -133,6 +134,27 @@ def test_frozen_weights_are_neither_dropped_nor_grown():
     assert weight[mask].count_nonzero() == active - int(0.4 * active)  # what has grown is 0
 
 
+def test_a_detector_resumes_exactly():
+    losses = [1.0, 1.1, 0.9, 1.0, 5.0, 1.0, 0.9, 1.1, 9.0]
+
+    def run(detector, some):
+        found = []
+        for loss in some:
+            found.append(detector.update(loss))
+            if found[-1]:
+                found.append(detector.switch([loss] * len(detector.state_dict()["losses"])))
+        return found
+
+    whole, first, second = (continual.ShiftDetector(smoothing=1.0, window=3) for _ in range(3))
+    every = run(whole, losses)
+    begun = run(first, losses[:6])
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert begun + run(second, losses[6:]) == every
+    assert True in every
+    with pytest.raises(ValueError, match="the state has window 3, this one 4"):
+        continual.ShiftDetector(window=4).load_state_dict(first.state_dict())
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -147,6 +169,11 @@ def test_frozen_weights_are_neither_dropped_nor_grown():
         (lambda: continual.erk_densities([(2, 2)], 1.5), "erk_densities: density must be above 0"),
         (lambda: continual.fisher_mask({"a": torch.ones(1)}, 1.0), "fisher_mask: share must be above 0"),
         (lambda: continual.ShiftDetector().switch([]), "ShiftDetector: losses must be one for each of 1"),
+        (lambda: continual.ShiftDetector().update(float("nan")), "ShiftDetector: loss must be finite"),
+        (lambda: continual.prune_rate(0, 0), "prune_rate: steps must be at least 1"),
+        (lambda: continual.ewc_penalty({}, {}), "ewc_penalty: fisher must name at least one"),
+        (lambda: continual.fisher_mask({}), "fisher_mask: squared must name at least one"),
+        (lambda: continual.keep_largest({}, 0.5), "keep_largest: state must name at least one"),
         (lambda: continual.Reservoir(0), "Reservoir: capacity must be at least 1"),
     ],
 )

@@ -76,6 +76,8 @@ def test_programs_without_solution_are_refused():
         control.target_cost(torch.ones(1), torch.ones(1), 1.0, A_ub=np.ones((1, 1)), b_ub=np.array([-1.0]))
     with pytest.raises(ValueError, match="target_cost: unknown constraint 'a_ub'"):
         control.target_cost(torch.ones(1), torch.ones(1), 1.0, a_ub=np.ones((1, 1)))
+    cost = [control.target_cost(torch.ones(1), torch.ones(1), 2.0, **given) for given in ({}, {"bounds": None})]
+    assert cost[0] == cost[1] == 1.0  # None is scipy's default, too
 
 
 def test_least_squares_are_scipys_with_the_slope_of_finite_differences():
@@ -121,7 +123,9 @@ def test_curricula_name_what_is_forgotten():
     curriculum = control.PenaltyCurriculum([(1, {"a": 1.0}), (None, {"a": 2.0, "b": 1.0})])
     with pytest.raises(ValueError, match=r"step 1 has weights of \['a', 'b'\], got the terms \['a'\]"):
         curriculum({"a": 1.0}, 1)
-    for stages in ([], [(5, {})], [(None, {}), (None, {})]):
+    with pytest.raises(ValueError, match="step must be at least 0"):
+        curriculum({"a": 1.0}, -1)
+    for stages in ([], [(5, {})], [(0, {}), (None, {})], [(None, {}), (None, {})]):
         with pytest.raises(ValueError, match="all stages but the last one"):
             control.PenaltyCurriculum(stages)
 
@@ -131,6 +135,10 @@ def test_curricula_name_what_is_forgotten():
     [
         (lambda: control.ensemble_target(torch.ones(2, 1), 3), "subset must be from 1 to 2 critics, got 3"),
         (lambda: control.trajectory_weights(torch.ones(1, 1), torch.ones(1, 1), 0.0), "scale must be above 0"),
+        (lambda: control.trajectory_weights(torch.ones(1, 1), torch.ones(0, 1), 1.0), "expert must have at least one"),
+        (lambda: control.tracking_reward([1.0], [1.0], 0.0), "scale must be above 0"),
+        (lambda: control.target_cost(torch.ones(1), torch.ones(1), -1.0), "penalty must be above 0"),
+        (lambda: control.PolicyGate(math.nan), "value must be a number"),
         (lambda: control.rollout_value(torch.ones(1, 1), math.sin, max, max, 0), "steps must be at least 1"),
     ],
 )

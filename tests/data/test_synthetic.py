@@ -1,5 +1,7 @@
 """Made-up worlds, keywords, windows, clusters; docs/methods/data.py has values by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,8 @@ def test_clusters_settle_wherever_the_first_point_is():
         (lambda: two_hop_facts(10, 4, degree=5), "degree from 1 to relations"),
         (lambda: two_hop_facts(10, 4, degree=2, ratio=50), "a ratio of 50 wants 1000 two-hop facts, there are"),
         (lambda: maze(1), "maze: expected a size of at least 2, got 1"),
+        (lambda: maze(2.5), "maze: expected a size"),
+        (lambda: two_hop_facts(ratio=math.inf), "ratio of at least 0, got"),
         (lambda: keyword_degrees("a", 1), "at least 2 degrees"),
         (lambda: keyword_degrees("Red foxes jump.", 3), "3 degrees need 2 keywords, there are"),
         (lambda: windows([1, 2], [1], 1), "two series of one length"),

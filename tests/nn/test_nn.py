@@ -33,6 +33,15 @@ def test_ghost_batches_are_small_batches(shape):
         GhostBatchNorm(3, ghost=2)(torch.ones(3))
 
 
+def test_one_example_that_is_left_over_joins_the_ghost_batch_before_it():
+    torch.manual_seed(0)
+    x, small = torch.randn(5, 3), nn.BatchNorm1d(3)
+    assert GhostBatchNorm(3, ghost=2)(x).equal(torch.cat([small(x[:2]), small(x[2:])]))
+    one = torch.randn(3, 3, 2)  # of two places: these have a variance
+    small = nn.BatchNorm1d(3)
+    assert GhostBatchNorm(3, ghost=2)(one).equal(torch.cat([small(one[:2]), small(one[2:])]))
+
+
 def test_queries_in_bfloat16_have_the_gradients_of_float32():
     """A LayerNorm in bfloat16 sums its weight's gradient in bfloat16 on a CPU: 4096 rows of ones give 256."""
     norm = QKNorm(2)

@@ -103,6 +103,23 @@ def test_first_order_takes_gradients_for_constants():
     assert (w.grad, target.grad) == (1, None)
 
 
+def test_modulation_outlives_numbers_far_away_and_resumes():
+    target, zeros = torch.tensor([0]), torch.zeros(1, 2)
+    modulation = optim.GradientModulation()
+    modulation(torch.tensor([[0.0, 2000.0]]), zeros, target)
+    modulation(zeros, torch.tensor([[0.0, 2000.0]]), target)  # e^1000 has no float64
+    assert modulation.factors == (0.0, math.exp(10.0))
+    before = modulation.state_dict()
+    modulation(torch.full((1, 2), math.nan), zeros, target)
+    assert modulation.factors == (1.0, 1.0)
+    assert modulation.state_dict() == before  # it does not remember NaN
+    resumed = optim.GradientModulation()
+    resumed.load_state_dict(before)
+    for each in (modulation, resumed):
+        each(zeros, torch.tensor([[1.0, 0.0]]), target)
+    assert resumed.factors == modulation.factors != (1.0, 1.0)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

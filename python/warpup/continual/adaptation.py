@@ -53,6 +53,8 @@ def fisher_mask(squared: State, share: float = 0.03) -> dict[str, Tensor]:
     """
     if not 0 < share < 1:
         raise ValueError(f"fisher_mask: share must be above 0 and below 1, got {share}")
+    if not squared:
+        raise ValueError("fisher_mask: squared must name at least one tensor")
     flat = torch.cat([value.detach().flatten().float() for value in squared.values()])
     place = share * (len(flat) - 1)
     low, high = (flat.kthvalue(min(int(place) + i, len(flat))).values for i in (1, 2))

@@ -60,8 +60,10 @@ def ewc_penalty(values: State, fisher: State, anchor: State | None = None) -> Te
         anchor: of the same names; None: 0.
 
     Raises:
-        ValueError: a name of the Fisher information is missing in values or anchor.
+        ValueError: a name of the Fisher information is missing in values or anchor, or it has none.
     """
+    if not fisher:
+        raise ValueError("ewc_penalty: fisher must name at least one tensor")
     for name in fisher:
         if name not in values or (anchor is not None and name not in anchor):
             raise ValueError(f"ewc_penalty: fisher has {name!r}, which values or anchor lack")

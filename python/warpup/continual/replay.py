@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -91,7 +92,10 @@ class ShiftDetector:
         return fmean(losses) + self.sigmas * pstdev(losses)
 
     def update(self, loss: float) -> bool:
-        """Whether the stream has shifted, by the current expert's loss; if not, the loss joins its window."""
+        """Whether the stream has shifted, by the current expert's loss; if not, the loss joins its window. Raises
+        ValueError on a loss that is not finite, beside which no later one would be large."""
+        if not math.isfinite(loss):
+            raise ValueError(f"ShiftDetector: loss must be finite, got {loss}")
         old = loss if self.smoothed is None else self.smoothed
         self.smoothed = self.smoothing * loss + (1 - self.smoothing) * old
         if self.smoothed > self.limit(self.current):
@@ -110,3 +114,14 @@ class ShiftDetector:
             self._losses.append(deque(maxlen=self.window))
         self.smoothed = None
         return self.current
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; JSON can hold it."""
+        windows = [list(losses) for losses in self._losses]
+        return {"window": self.window, "current": self.current, "smoothed": self.smoothed, "losses": windows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["window"] != self.window:
+            raise ValueError(f"ShiftDetector: the state has window {state['window']}, this one {self.window}")
+        self.current, self.smoothed = state["current"], state["smoothed"]
+        self._losses = [deque(losses, maxlen=self.window) for losses in state["losses"]]

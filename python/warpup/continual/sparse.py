@@ -40,6 +40,8 @@ def erk_densities(shapes: Sequence[Sequence[int]], density: float) -> list[float
 
 def prune_rate(step: int, steps: int, start: float = 0.5, end: float = 0.005) -> float:
     """Share of a layer's active weights that a step of `prune_and_grow_` replaces: from start to end, by a cosine."""
+    if steps < 1:
+        raise ValueError(f"prune_rate: steps must be at least 1, got {steps}")
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
@@ -71,7 +73,7 @@ def prune_and_grow_(weight: Tensor, mask: Tensor, rate: float, scores: Tensor, f
     if not 0 <= rate <= 1:
         raise ValueError(f"prune_and_grow_: rate must be in [0, 1], got {rate}")
     free = torch.ones_like(mask) if frozen is None else ~frozen
-    count = int(rate * (mask & free).sum())
+    count = int(rate * int((mask & free).sum()))
     size = weight.abs().masked_fill(~(mask & free), torch.inf)
     mask.put_(size.flatten().topk(count, largest=False).indices, mask.new_zeros(count))
     open_scores = scores.masked_fill(mask | ~free, -torch.inf)

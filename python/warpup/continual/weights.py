@@ -80,6 +80,8 @@ def keep_largest(state: State, share: float) -> dict[str, Tensor]:
     """
     if not 0 < share <= 1:
         raise ValueError(f"keep_largest: share must be above 0 and at most 1, got {share}")
+    if not state:
+        raise ValueError("keep_largest: state must name at least one tensor")
     size = torch.cat([value.detach().abs().flatten().float() for value in state.values()])
     kept = torch.zeros_like(size, dtype=torch.bool)
     kept[size.topk(round(share * len(size))).indices] = True

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.nn import functional as F
 
-from warpup._arguments import explained
+from warpup._arguments import check_above_0, explained
 
 
 @explained
@@ -42,8 +42,9 @@ def trajectory_weights(inputs: Tensor, expert: Tensor, scale: float) -> Tensor:
         expert: (M, D) those of the trajectory.
         scale: above 0.
     """
-    if not scale > 0:
-        raise ValueError(f"trajectory_weights: scale must be above 0, got {scale}")
+    check_above_0("trajectory_weights", scale=scale)
+    if not len(expert):
+        raise ValueError("trajectory_weights: expert must have at least one point")
     return (-torch.cdist(inputs, expert).amin(-1) / scale).softmax(0)
 
 

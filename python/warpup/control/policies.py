@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -146,6 +147,8 @@ class PolicyGate:
     """
 
     def __init__(self, value: float):
+        if math.isnan(value):
+            raise ValueError("PolicyGate: value must be a number, got NaN, which nothing is above")
         self.value = value
 
     def accepts(self, value: float) -> bool:

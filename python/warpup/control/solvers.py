@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from warpup._arguments import explained
+from warpup._arguments import check_above_0, explained
 
 
 @explained
@@ -46,6 +46,7 @@ def target_cost(target: Tensor, cost: Tensor, penalty: float, **constraints: Any
     import numpy as np
     from scipy.optimize import linprog
 
+    check_above_0("target_cost", penalty=penalty)
     n, b = len(target), target.detach().cpu().double().numpy()
     if unknown := constraints.keys() - {"A_ub", "b_ub", "A_eq", "b_eq", "bounds"}:
         raise ValueError(f"target_cost: unknown constraint {sorted(unknown)[0]!r}")
@@ -56,7 +57,8 @@ def target_cost(target: Tensor, cost: Tensor, penalty: float, **constraints: Any
         right.append(constraints["b_eq"])
     below = constraints.get("A_ub")
     below = None if below is None else np.hstack([below, np.zeros((len(below), 2 * n))])
-    bounds = constraints.get("bounds", (0, None))
+    bounds = constraints.get("bounds")
+    bounds = (0, None) if bounds is None else bounds
     bounds = [tuple(bounds)] * n if np.ndim(np.array(bounds, object)) == 1 else list(bounds)
     found = linprog(
         np.concatenate([cost.detach().cpu().double().numpy(), np.full(2 * n, float(penalty))]),

@@ -1,5 +1,6 @@
 """Synthetic worlds in which a mechanism can be seen: facts in one and two hops, mazes with one way through."""
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +25,7 @@ def two_hop_facts(
 
     Source: "Unveiling the Mechanisms of Explicit CoT Training" (arXiv 2502.04667), whose ratio and noise these are.
     """
-    if entities < 2 or not 1 <= degree <= relations or not (0 <= noise <= 1 and 0 <= ood < 1 and ratio >= 0):
+    if entities < 2 or not 1 <= degree <= relations or not (0 <= noise <= 1 and 0 <= ood < 1 and 0 <= ratio < math.inf):
         raise ValueError(
             f"two_hop_facts: expected 2 or more entities, degree from 1 to relations, noise and ood from 0 to 1 and a "
             f"ratio of at least 0, got {entities}, {degree} of {relations}, {noise}, {ood}, {ratio}"
@@ -74,7 +75,7 @@ def maze(size: int, *, seed: int = 0) -> dict[str, Any]:
     Source: the mazes of "Transformers Can Navigate Mazes With Multi-Step Prediction" (arXiv 2412.05117), made by a
     depth-first search.
     """
-    if size < 2:
+    if type(size) is not int or size < 2:
         raise ValueError(f"maze: expected a size of at least 2, got {size!r}")
     rng = random.Random(f"{seed} maze {size}")
     start = (rng.randrange(size), rng.randrange(size))

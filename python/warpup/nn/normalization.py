@@ -15,7 +15,8 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     Args:
         features: channels C of inputs (B, C, ...).
-        ghost: examples of a ghost batch; the last one of a batch may be smaller.
+        ghost: examples of a ghost batch; the last one of a batch may be smaller, but where that leaves one number a
+            channel, which has no variance, it joins the one before.
         others: as of `torch.nn.BatchNorm1d`.
 
     Source: "Train longer, generalize better" (arXiv 1705.08741), algorithm 1. With it go the rate `sqrt_rate`, the
@@ -35,7 +36,11 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        return torch.cat([super(GhostBatchNorm, self).forward(part) for part in input.split(self.ghost)])
+        self._check_input_dim(input)
+        parts = list(input.split(self.ghost))
+        if len(parts) > 1 and parts[-1].numel() == input.shape[1]:
+            parts[-2:] = [torch.cat(parts[-2:])]
+        return torch.cat([super(GhostBatchNorm, self).forward(part) for part in parts])
 
 
 class QKNorm(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,8 @@ class GradientModulation:
 
     With s_1, s_2 the cross-entropies of `single_mode_logits` and means of them over all calls before, r_1 =
     exp(s_2 - s_1) and rbar_1 = exp(mean s_2 - mean s_1): the gradient into phi_1 is multiplied by exp(alpha *
-    min(rbar_1 - r_1, 10)); the same of 2. In the first call the factors are 1.
+    min(rbar_1 - r_1, 10)); the same of 2. In the first call the factors are 1, and where a cross-entropy is not finite:
+    such a call is none of those before.
 
         phi = modulation(*single_mode_logits(both, first_only, second_only), targets)
         F.cross_entropy(phi[0] + phi[1], targets).backward()
@@ -111,13 +113,27 @@ class GradientModulation:
     def __call__(self, first: Tensor, second: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The two (B, C) contributions, whose gradients will be scaled; targets: (B,) int64."""
         s = [float(F.cross_entropy(phi.detach(), targets)) for phi in (first, second)]
+        if not all(map(math.isfinite, s)):
+            self.factors = (1.0, 1.0)
+            return first, second
         if self.calls:
             gap, mean_gap = s[1] - s[0], self.means[1] - self.means[0]
-            differences = (math.exp(mean_gap) - math.exp(gap), math.exp(-mean_gap) - math.exp(-gap))
+            differences = tuple(_exp(sign * mean_gap) - _exp(sign * gap) for sign in (1, -1))
             self.factors = tuple(math.exp(self.alpha * min(d, 10.0)) for d in differences)
         self.calls += 1
         self.means = [m + (x - m) / self.calls for m, x in zip(self.means, s, strict=True)]
         return _scaled(first, self.factors[0]), _scaled(second, self.factors[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs; JSON can hold it."""
+        return {"calls": self.calls, "means": list(self.means)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls, self.means = state["calls"], list(state["means"])
+
+
+def _exp(x: float) -> float:
+    return math.exp(min(x, 700.0))  # a float64
 
 
 def _scaled(x: Tensor, factor: float) -> Tensor:
