@@ -72,7 +72,7 @@ step bench 150 "$python" -m bench --device $device "${quick[@]}" -k "$cases" --b
 
 # ---- compute-sanitizer on a chosen few, its tools side by side -------------------------------------------------------
 chosen='^(token_logprob|group_advantage|moe_plan|moe_route|interval_softmax|sample_step)$'
-few=(-m bench.gpu.sanitize --device $device -k "$chosen" --sizes grad)
+few=(-m bench.gpu.sanitize --device "$device" -k "$chosen" --sizes grad)
 if command -v compute-sanitizer >/dev/null && [ -z "$dry" ]; then
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   pids=() tools=(memcheck racecheck synccheck initcheck) begin=$SECONDS
