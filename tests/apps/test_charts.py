@@ -2,7 +2,7 @@
 
 import pytest
 
-from warpup.apps._charts import ACCENT, Line, bar_chart, inline_svg, line_chart
+from warpup.apps._charts import ACCENT, Dot, Line, bar_chart, front_chart, inline_svg, line_chart
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,3 +37,16 @@ def test_charts_draw_what_they_are_given():
     [axes] = bar_chart([("a", "#123456", [(30.0, 2.0, 1), (20.0, 0.0, 0.5)])]).axes
     assert [bar.get_height() for bar in axes.patches] == [30, 20]
     assert [text.get_text() for text in axes.texts] == ["30", "20"]
+
+
+def test_a_front_is_the_edge_of_what_is_reached():
+    dots = [Dot(*given) for given in (("b", "#000001", (2, 0.5), (3, 1)), ("a", "#000002", (1, 0), (5, 0)))]
+    dots.append(Dot("beaten", "#000003", (4, 0), (6, 0)))
+    [axes] = front_chart("x", "y", dots, dots[:2]).axes
+    edge, *marks = axes.lines
+    assert edge.get_xydata().tolist() == [[1, 5], [2, 3]]
+    assert edge.get_drawstyle() == "steps-post"  # level up to the next dot, then down to it
+    assert [mark.get_xydata().tolist() for mark in marks] == [[[2, 3]], [[1, 5]], [[4, 6]]]
+    bars = [bar.get_segments()[0].tolist() for bar in axes.collections]
+    assert bars == [[[1.5, 3], [2.5, 3]], [[2, 2], [2, 4]]]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("x", "y")

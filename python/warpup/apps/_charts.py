@@ -90,6 +90,31 @@ def line_chart(
     return figure
 
 
+@dataclass(frozen=True)
+class Dot:
+    """One point with its spread in both directions: x and y are (mean, spread)."""
+
+    label: str
+    color: str
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+
+def front_chart(x_label: str, y_label: str, dots: Sequence[Dot], front: Sequence[Dot]) -> Figure:
+    """The dots, of which less is better in x and y, and the edge of what those of the Pareto front reach."""
+    figure, axes = _axes()
+    with _style():
+        edge = sorted((dot.x[0], dot.y[0]) for dot in front)
+        axes.plot(*zip(*edge, strict=True), color=SOFT, linewidth=1, drawstyle="steps-post")
+        for dot in dots:
+            spread = {"xerr": dot.x[1] or None, "yerr": dot.y[1] or None, "elinewidth": 1}
+            axes.errorbar(dot.x[0], dot.y[0], fmt="o", color=dot.color, label=dot.label, markersize=5, **spread)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.legend()
+    return figure
+
+
 def bar_chart(bars: Sequence[tuple[str, str, Sequence[tuple[float, float, float]]]]) -> Figure:
     """Groups of bars: (group, color, [(value, spread, opacity)]), each with its value above it."""
     figure, axes = _axes()

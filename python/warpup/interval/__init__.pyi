@@ -6,6 +6,7 @@ from .network.ibp_warmup import epsilon_schedule, ibp_init_, kappa_schedule, rel
 from .network.layers import Box, Refusal, rule
 from .network.nodes import UnsupportedLayer
 from .network.sabr import pgd, sabr_box
+from .network.taps import taps_loss
 from .network.walk import Walk
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "relu_balance_loss",
     "rule",
     "sabr_box",
+    "taps_loss",
     "tightness_loss",
 ]

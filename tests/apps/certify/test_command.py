@@ -13,7 +13,7 @@ import pytest
 from tests.support.stripes import QUICK, stripes
 from warpup import cli
 from warpup.apps.certify import CertifiedTraining, arms, load_images
-from warpup.apps.certify.report import front
+from warpup.apps.certify.report import figures, front
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,7 +69,7 @@ def test_ablation_has_four_arms_at_two_eps(small, capsys, monkeypatch):
     for name, (_, _, weight) in arms.PARTS.items():
         assert sum(f"  {name}  " in line for line in out.splitlines()) == 2
         assert weight == (0.5 if "regularisers" in name else 0)
-    assert Path("run/report.html").read_text().count("<svg") == 6
+    assert Path("run/report.html").read_text().count("<svg") == 8
     parameters = [json.loads(path.read_text())["parameters"] for path in Path("run").rglob("results.json")]
     assert len(parameters) == 8
     assert len(set(parameters)) == 2  # with and without batch normalisation
@@ -89,9 +89,27 @@ def test_a_sweep_of_alpha_marks_the_pareto_front(small, capsys, monkeypatch):
         marked[line.rstrip().endswith("*")] = (run["clean"], run["verified"])
     assert marked[True] <= marked.get(False, (1, 1))
     assert "Pareto front" in out
-    assert "<th>front</th>" in Path("run/report.html").read_text()
+    page = Path("run/report.html").read_text()
+    assert "<th>front</th>" in page
+    assert page.count("<svg") == 4
+    assert "Pareto front, trained for 0.05" in page
     code, _, error = call(capsys, *flags, "--alphas", 0.5, "--bounds", "mtl-ibp")
     assert (code, "leave those out" in error) == (2, True)
+
+
+def test_more_arms_than_colors_are_drawn(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "certify", "step": 1, "verified": 0.5, "width_1": 1.0}\n')
+    curve = [{"eps": 0.1, "clean": 0.1, "verified": 0.5}]
+    arms = [(f"arm {i}", 0.1 * i, 1 - 0.1 * i) for i in range(9)]
+    results = [
+        {"arm": arm, "eps": 0.1, "clean": c, "verified": v, "folder": str(tmp_path), "curve": curve}
+        for arm, c, v in arms
+    ]
+    drawn = figures(results)
+    [axes] = drawn["Pareto front, trained for 0.1"].axes
+    edge = axes.lines[0].get_xydata()
+    assert edge.flatten().tolist() == pytest.approx([100 * error for arm in arms for error in arm[1:]])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [arm for arm, _, _ in arms]
 
 
 def test_the_front_by_hand():

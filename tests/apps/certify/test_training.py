@@ -13,8 +13,8 @@ from torch import nn
 
 from tests.support.stripes import QUICK, stripes
 from warpup.apps.certify import CertifiedTraining, Images
-from warpup.apps.certify.training import errors
-from warpup.interval import margin_loss, pgd
+from warpup.apps.certify.measurement import errors
+from warpup.interval import margin_loss, pgd, sabr_box, taps_loss
 from warpup.train import Interrupted, TrainError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,10 +28,11 @@ def net(seed=0):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("bounds", ["ibp", "crown-ibp", "sabr", "mtl-ibp"])
+@pytest.mark.parametrize("bounds", ["ibp", "crown-ibp", "sabr", "mtl-ibp", "taps", "staps"])
 def test_training_certifies(bounds, tmp_path):
     data, model = stripes(), net()
     own = {"ibp": {"kappa": 0.2}, "sabr": {"shrinkage": 0.9}, "crown-ibp": {}, "mtl-ibp": {"alpha": 0.7}}
+    own |= {"taps": {"taps_weight": 1.0}, "staps": {"attacked_layers": 1}}
     settings = replace(QUICK, epochs=16, bounds=bounds, **own[bounds])
     found = settings.fit(model, data, tmp_path, attack=True)
     assert found["verified"] <= 0.4
@@ -61,6 +62,26 @@ def test_mtl_ibp_weighs_two_losses():
     torch.testing.assert_close(found[0.0], attacked)
     torch.testing.assert_close(found[1.0], margin_loss(model, center, radius, y))
     torch.testing.assert_close(found[0.3], 0.7 * found[0.0] + 0.3 * found[1.0])
+
+
+@pytest.mark.parametrize("bounds", ["taps", "staps"])
+def test_taps_attacks_the_last_layers_at_the_full_eps(bounds):
+    """net() has a convolution and two linear layers: the attacked part begins at the first linear layer, the fifth."""
+    data, model = stripes(), net().eval()
+    x, y = data.x_train[:16], data.y_train[:16]
+    box, generator = data.box(x, 0.1), torch.Generator()
+    settings = replace(QUICK, bounds=bounds, regulariser=0.0)
+    found = settings.loss(model, data, x, y, 0.1, generator.manual_seed(0), settings.parts(model))
+    grown = settings.loss(model, data, x, y, 0.05, generator.manual_seed(0), settings.parts(model))
+    half = data.box(x, 0.05)
+    generator.manual_seed(0)
+    if bounds == "staps":
+        box = sabr_box(model, *box, y, generator=generator)
+        half = sabr_box(model, *half, y, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, taps_loss(model[:4], model[4:], *box, y, generator=generator))
+    torch.testing.assert_close(grown, margin_loss(model, *half, y))
+    with pytest.raises(TrainError, match=r"attacked_layers: .* the last 4 of its linear .*, got Sequential with 3"):
+        replace(settings, attacked_layers=4).check(data, model)
 
 
 def test_errors_by_hand():
@@ -157,6 +178,10 @@ WRONG = [
     ({"alpha": 0.3}, "certify.alpha: got 0.3, but bounds 'ibp' weigh no attacked points: leave it out, or choose"),
     ({"bounds": "mtl-ibp", "alpha": 1.5}, "certify.alpha: expected from 0 to 1, got 1.5"),
     ({"bounds": "mtl-ibp", "kappa": 0.1}, "certify.kappa: got 0.1, but MTL-IBP weighs by alpha: leave it out"),
+    ({"bounds": "taps", "kappa": 0.1}, "certify.kappa: got 0.1, but TAPS's loss has no clean share: leave it out"),
+    ({"bounds": "taps", "shrinkage": 0.9}, "certify.shrinkage: got 0.9, but bounds 'taps' takes no small boxes"),
+    ({"bounds": "sabr", "taps_weight": 1.0}, "certify.taps_weight: got 1.0, but bounds 'sabr' attack no layer's boxes"),
+    ({"bounds": "taps", "attacked_layers": 0}, "expected attacked_layers of at least 1 and a finite taps_weight"),
     ({"epochs": 0}, "certify.epochs: expected more than 0"),
     ({"lr": 1e30, "init": False, "clip": 0.0}, "the loss is .* in epoch .*; a longer warm-up, a lower learning rate"),
 ]  # fmt: skip

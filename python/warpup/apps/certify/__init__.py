@@ -3,8 +3,8 @@
 settings = CertifiedTraining(eps=0.1)
 numbers = settings.fit(network, load_images("digits"), "runs/digits")   # clean and verified error, a curve over eps
 
-`training.py` the settings and the loop, `images.py` the data, `arms.py` presets and the ablation, `command.py` the
-command, `report.py` what it shows, `export.py` ONNX and VNN-LIB files for other verifiers.
+`training.py` the settings and the loop, `measurement.py` the errors, `images.py` the data, `arms.py` presets and the
+ablation, `command.py` the command, `report.py` what it shows, `export.py` ONNX and VNN-LIB files for other verifiers.
 """
 
 from .export import export_questions

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from warpup.train.log import MetricsLog
 
-from .._charts import Line, Point, inline_svg, line_chart, write_png
+from .._charts import Dot, Line, Point, front_chart, inline_svg, line_chart, write_png
 from .._report import console_table, curve, html_table, mean_sd, plus_minus, print_lines, write_page
 from .training import STAGE
 
@@ -97,6 +98,7 @@ def figures(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
             arm: [MetricsLog(Path(run["folder"]) / "metrics.jsonl").read() for run in runs]
             for arm, runs in arms.items()
         }
+        of = f"trained for {trained:.3g}"
         if len(arms) == 1:
             [runs], [log] = arms.values(), logs.values()
             of_curve = [kind for kind in KINDS if kind in runs[0]["curve"][0]]
@@ -106,13 +108,18 @@ def figures(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 Line(f"ReLU {i}", COLORS[(i - 1) % len(COLORS)], curve(log, STAGE, f"width_{i}")) for i in layers(log)
             ]
         else:
-            colors = dict(zip(arms, COLORS, strict=False))
+            colors = dict(zip(arms, cycle(COLORS), strict=False))
+            dots = {
+                arm: Dot(arm, colors[arm], *(mean_sd(100 * run[k] for run in runs) for k in ("clean", "verified")))
+                for arm, runs in arms.items()
+            }
+            best = [dots[arm] for eps, arm in front(groups) if eps == trained]
+            found[f"Pareto front, {of}"] = front_chart("clean error, %", "verified error, %", [*dots.values()], best)
             over_eps = [Line(arm, colors[arm], over_epsilon(runs, "verified")) for arm, runs in arms.items()]
             over_time = [Line(arm, colors[arm], curve(logs[arm], STAGE, "verified", 100)) for arm in arms]
             widths = [Line(arm, colors[arm], curve(logs[arm], STAGE, f"width_{layers(logs[arm])[-1]}")) for arm in arms]
         what = "Error" if len(arms) == 1 else "Verified error"
         where = "each" if len(arms) == 1 else "the last"
-        of = f"trained for {trained:.3g}"
         found[f"{what} over epsilon, %, {of}"] = line_chart("eps", over_eps, (0, None))
         found[f"{what} in training, %, {of}"] = line_chart("epoch", over_time, (0, None))
         found[f"Box width at {where} ReLU / input's, {of}"] = line_chart("epoch", widths, log_y=True)

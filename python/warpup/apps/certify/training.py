@@ -2,7 +2,8 @@
 
 Interval bounds with the short warm-up of Shi et al. 2021 (arXiv 2103.17268): IBP initialisation, batch normalisation,
 epsilon that grows over a few epochs, and regularisers of the boxes' widths and of the ReLUs' balance until it is grown.
-MTL-IBP is the convex combination of De Palma et al. 2024 (arXiv 2305.13991).
+MTL-IBP is the convex combination of De Palma et al. 2024 (arXiv 2305.13991); TAPS is by Mao et al. 2023 (arXiv
+2305.04574).
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from warpup.interval import (
     ibp_init_,
     kappa_schedule,
     margin_loss,
-    margins,
     pgd,
     relu_balance_loss,
     sabr_box,
+    taps_loss,
     tightness_loss,
 )
+from warpup.interval.network.ibp_warmup import WEIGHTED
 from warpup.interval.network.sabr import evaluating
 from warpup.train import checkpoint
 from warpup.train.checks import check_positive, check_unused
@@ -42,8 +44,10 @@ from warpup.train.run import StageRun
 from warpup.train.run_config import check_config, describe_model, seed_everything
 
 from .images import Images, pixels, shifted
+from .measurement import errors, population_statistics
 
 STAGE = "certify"
+TAPS = ("taps", "staps")
 
 
 @dataclass
@@ -75,15 +79,20 @@ class CertifiedTraining:
     """Their tolerance."""
     kappa: float = 0.0
     """Share of the clean loss at the full eps; it falls from 1 while eps grows. 0: robust loss alone throughout."""
-    bounds: Literal["ibp", "crown-ibp", "sabr", "mtl-ibp"] = "ibp"
+    bounds: Literal["ibp", "crown-ibp", "sabr", "mtl-ibp", "taps", "staps"] = "ibp"
     """What the robust loss is of: interval bounds; CROWN-IBP, fading into them while eps grows; small boxes (SABR);
-    interval bounds and attacked points, weighed by alpha (MTL-IBP)."""
+    interval bounds and attacked points, weighed by alpha (MTL-IBP); once eps is grown, attacks within the boxes of a
+    layer (TAPS, and STAPS with small boxes)."""
     alpha: float = 0.5
     """MTL-IBP's share of the interval bounds' loss; the rest is the loss at attacked points."""
     sabr_ratio: float = 0.4
     """Radius of SABR's small boxes, as a share of eps."""
     shrinkage: float = 1.0
     """SABR's factor on the upper bounds of ReLUs whose input crosses 0, in the training loss; 1: none."""
+    attacked_layers: int = 2
+    """TAPS attacks within the boxes in front of the last so many linear layers and convolutions."""
+    taps_weight: float = 5.0
+    """Factor on the gradient of TAPS's attacked loss, beside that of the interval bounds."""
     population: bool = False
     """Before the measurement, take the statistics of batch normalisation anew, as averages over all training images."""
     points: int = 20
@@ -160,8 +169,19 @@ class CertifiedTraining:
                 f"{STAGE}: expected kappa in [0, 1] and a regulariser of at least 0, got {self.kappa!r} and "
                 f"{self.regulariser!r}"
             )
-        if self.bounds != "sabr":
-            why = f"bounds {self.bounds!r} takes no small boxes: leave it out, or choose bounds sabr"
+        if self.attacked_layers < 1 or not 0 <= self.taps_weight < math.inf:
+            raise TrainError(
+                f"{STAGE}: expected attacked_layers of at least 1 and a finite taps_weight of at least 0, got "
+                f"{self.attacked_layers!r} and {self.taps_weight!r}"
+            )
+        if self.bounds not in TAPS:
+            why = f"bounds {self.bounds!r} attack no layer's boxes: leave it out, or choose bounds taps or staps"
+            check_unused(self, "attacked_layers", "taps_weight", place=STAGE, why=why)
+        else:
+            why = "TAPS's loss has no clean share: leave it out, or choose other bounds"
+            check_unused(self, "kappa", place=STAGE, why=why)
+        if self.bounds not in ("sabr", "staps"):
+            why = f"bounds {self.bounds!r} takes no small boxes: leave it out, or choose bounds sabr or staps"
             check_unused(self, "sabr_ratio", "shrinkage", place=STAGE, why=why)
         if not 0 <= self.alpha <= 1:
             raise TrainError(f"{STAGE}.alpha: expected from 0 to 1, got {self.alpha!r}")
@@ -185,6 +205,8 @@ class CertifiedTraining:
         self.check_settings()
         if self.population and not any(isinstance(m, _BatchNorm) for m in model.modules()):
             raise TrainError(f"{STAGE}.population: the model has no batch normalisation: leave it out")
+        if self.bounds in TAPS:
+            self.parts(model)
         if self.batch_size > len(data.x_train):
             raise TrainError(f"{STAGE}.batch_size: {self.batch_size} is more than the {len(data.x_train)} images")
         with evaluating(model), torch.no_grad():
@@ -192,6 +214,18 @@ class CertifiedTraining:
             outputs = model(example).shape[-1]
         if outputs < data.classes:
             raise TrainError(f"{STAGE}: the model has {outputs} outputs, the labels go up to {data.classes - 1}")
+
+    def parts(self, model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
+        """TAPS's two parts of the model: what boxes go through, and the last `attacked_layers` with what is between."""
+        at = [i for i, m in enumerate(model) if isinstance(m, WEIGHTED)] if isinstance(model, nn.Sequential) else []
+        if len(at) < self.attacked_layers:
+            raise TrainError(
+                f"{STAGE}.attacked_layers: bounds {self.bounds} divide an nn.Sequential in front of the last "
+                f"{self.attacked_layers} of its linear layers and convolutions, got {type(model).__name__} with "
+                f"{len(at)}"
+            )
+        split = at[-self.attacked_layers]
+        return model[:split], model[split:]
 
     def train(self, run: StageRun, data: Images) -> None:
         """The loop: one step of the run is a pass over the images. Nothing waits for the device within a pass."""
@@ -202,6 +236,7 @@ class CertifiedTraining:
         grow = epsilon_schedule(self.eps, self.start * batches, self.warmup * batches)
         optimizer = torch.optim.Adam(model.parameters(), self.lr, fused=True)
         parameters = [p for p in model.parameters() if p.requires_grad]
+        parts = self.parts(model) if self.bounds in TAPS else None
 
         for i in run.steps(self.epochs, self.save_every, optimizer):
             run.stepped = True  # a pass that fails halfway is not saved
@@ -217,7 +252,7 @@ class CertifiedTraining:
                 if data.augment:
                     x = shifted(x, run.generator)
                 eps = grow(i * batches + j + 1)
-                loss = self.loss(model, data, x, data.y_train[rows], eps, run.generator)
+                loss = self.loss(model, data, x, data.y_train[rows], eps, run.generator, parts)
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
                 optimizer.step()
@@ -235,8 +270,8 @@ class CertifiedTraining:
             due = i == 0 or (i + 1) * self.points // self.epochs > i * self.points // self.epochs
             run.record({"loss": loss, "eps": eps, "lr": rate, **(self.measure(model, data) if due else {})})
 
-    def loss(self, model, data: Images, x: Tensor, labels: Tensor, eps: float, generator) -> Tensor:
-        """Loss of a batch of pixels in [0, 1] at the eps of this step."""
+    def loss(self, model, data: Images, x: Tensor, labels: Tensor, eps: float, generator, parts=None) -> Tensor:
+        """Loss of a batch of pixels in [0, 1] at the eps of this step. parts: what `parts` gave, for TAPS."""
         clean = data.normal(x)
         if eps == 0:
             return F.cross_entropy(model(clean), labels)
@@ -250,9 +285,12 @@ class CertifiedTraining:
             with evaluating(model):
                 points = pgd(model, center, radius, labels, steps=8, step_size=0.5, generator=generator)
             options = {"clean": points, "kappa": 1 - self.alpha}
-        if self.bounds == "sabr":
+        if self.bounds in ("sabr", "staps"):
             center, radius = sabr_box(model, center, radius, labels, ratio=self.sabr_ratio, generator=generator)
             options["shrinkage"] = self.shrinkage
+        if self.bounds in TAPS and eps == self.eps:  # boxes alone while eps grows, as the authors do
+            options = {"clean": clean, "shrinkage": self.shrinkage, "weight": self.taps_weight, "generator": generator}
+            return taps_loss(*parts, center, radius, labels, **options)
         fading = self.regulariser * (1 - eps / self.eps)
         if fading <= 0:
             return margin_loss(model, center, radius, labels, **options)
@@ -270,47 +308,3 @@ class CertifiedTraining:
         model.train()
         widths = {f"width_{i}": float(s.radius / s.count / radius.mean()) for i, s in enumerate(sums, 1)}
         return {"clean": found["clean"], "verified": found["verified"], **widths}
-
-
-@torch.no_grad()
-def population_statistics(model: nn.Module, data: Images, batch_size: int) -> None:
-    """Replace the running statistics of batch normalisation by their averages over the batches of the training images,
-    clean and in order; what does not fill a batch is left out (Wu and Johnson 2021, arXiv 2105.07576, "precise" ones).
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the average over all calls
-        norm.train()
-    for begin in range(0, len(data.x_train) - batch_size + 1, batch_size):
-        model(data.normal(pixels(data.x_train[begin : begin + batch_size])))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-
-
-def errors(model: nn.Module, data: Images, eps: float, attack: bool = False, batch: int = 512) -> dict[str, Any]:
-    """Shares of the test set: `clean` misclassified, `verified` not verified within eps by interval bounds that
-    hold in floating point (sound); with
-    attack, `pgd` misclassified at a point that was found within eps (the image itself among them), and `broken`, the
-    number of verified images among these. The model must be in eval mode."""
-    wrong = dict.fromkeys(("clean", "verified", "pgd", "broken"), 0)
-    for begin in range(0, len(data.x_test), batch):
-        x, labels = pixels(data.x_test[begin : begin + batch]), data.y_test[begin : begin + batch]
-        center, radius = data.box(x, eps)
-        with torch.no_grad():
-            missed = model(data.normal(x)).argmax(1) != labels
-            open_ = ~(margins(model, *data.box(x, eps, sound=True), labels, sound=True) > 0).all(1)
-        wrong["clean"] += missed.sum()
-        wrong["verified"] += open_.sum()
-        if attack:
-            generator = torch.Generator(x.device).manual_seed(0)
-            points = pgd(model, center, radius, labels, restarts=2, generator=generator)
-            with torch.no_grad():
-                hit = missed | (model(points).argmax(1) != labels)
-            wrong["pgd"] += hit.sum()
-            wrong["broken"] += (hit & ~open_).sum()
-    shares = {name: float(wrong[name]) / len(data.x_test) for name in ("clean", "verified", "pgd")[: 2 + attack]}
-    return shares | ({"broken": int(wrong["broken"])} if attack else {})

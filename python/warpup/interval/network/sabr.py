@@ -13,14 +13,14 @@ from .walk import check_box
 
 def pgd(
     module: nn.Module, center: Tensor, radius: Tensor, labels: Tensor, *, steps: int = 20, step_size: float = 0.25,
-    restarts: int = 1, generator: torch.Generator | None = None,
+    restarts: int = 1, generator: torch.Generator | None = None, targets: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Points of the box that the module gets wrong where they are found, by projected gradient descent on the margin.
 
     Madry et al. 2018 (arXiv 1706.06083): from a uniform start in the box, `steps` steps of step_size * radius along the
     sign of the gradient of (largest other logit - label's logit), kept in the box; of all points met, the one with the
     largest margin of error is returned, (B, ...). The module is called as it is: put it into eval mode, so that its
-    statistics stay.
+    statistics stay. targets: (B) int64, the class to take in place of the largest other.
     """
     if restarts < 1 or steps < 0:
         raise ValueError(f"restarts must be at least 1 and steps at least 0, got {restarts} and {steps}")
@@ -34,7 +34,10 @@ def pgd(
             x = x.detach().requires_grad_(step < steps)
             logits = module(x)
             label = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-            error = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1) - label
+            if targets is None:
+                error = logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1) - label
+            else:
+                error = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - label
             with torch.no_grad():
                 if worst is None:
                     worst = torch.full_like(error, -torch.inf)
