@@ -235,6 +235,7 @@ def test_a_budget_under_drafts_and_beams(speculation):
         ({"budget": BUDGET.replace(tokens=60, probe_every=2, probe_below=0.1)}, "probe_every: a probe is a forward"),
         ({"budget": [BUDGET, BUDGET]}, "2 budgets were given for 1 rows"),
         ({"schedule": SCHEDULE, "budget": BUDGET.replace(think_end=(9,))}, "share their markers"),
+        ({"budget": BUDGET.replace(message=(len(TOKENIZER),))}, "message: expected token ids below"),
     ],
 )
 def test_wrong_budgets(options, message):

@@ -292,6 +292,7 @@ BAD = [
     (lambda: warpup.interval_adaptive_avg_pool2d(X, X[..., :2], 1), "(1, 2, 3), got (1, 2, 2)"),
     (lambda: warpup.interval_add((X, X), (X, X[:, :1])), "interval_add: radius of b must have its center's shape"),
     (lambda: warpup.interval_sub((X, X[0]), (X, X)), "interval_sub: radius of a must have its center's shape"),
+    (lambda: interval_matmul((X.half(), X.half()), (X.mT, X.mT)), "interval_matmul: a and b must have one dtype"),
     (lambda: interval_matmul((X, X[:, :1]), (X.mT, X.mT)), "interval_matmul: radius of a must have its center's shape"),
     (lambda: interval_attention((X, X), (X, X[0]), (X, X)), "interval_attention: radius of key must have its"),
 ]

@@ -183,6 +183,24 @@ def test_a_forced_token_is_certain(backend, dtype):
         assert (logp < -math.log(2**60)).sum() == VOCAB - 1
 
 
+def test_a_token_that_the_vocabulary_lacks_ends_no_server(backend):
+    """A request may bring any ids: its row stays as it is, and the others are forced."""
+    foreign = PLAIN.replace(message=(VOCAB,))
+    batch = ReflectionBatch(2, tokens=PLAIN.markers, device=backend.device)
+    state = BudgetState(batch)
+    state.set([0], foreign)
+    state.set([1], PLAIN)
+    batch.begin([0, 1], [[3], [3]], [[8, 8, 8], [8, 8, 8]])
+    logits = torch.randn(2, VOCAB, device=backend.device)
+    before = logits.clone()
+    state.force_(logits)
+    assert torch.equal(logits[0], before[0])
+    assert logits[1].argmax() == 4
+    with pytest.raises(ValueError, match=f"message: expected token ids below {VOCAB}"):
+        foreign.check_vocabulary(VOCAB)
+    PLAIN.check_vocabulary(VOCAB)
+
+
 def test_the_draw_of_a_free_token_is_the_models_own(backend):
     """Sampling under a budget that is never spent draws the same tokens at the same log-probs."""
     logits = torch.randn(6, 2, VOCAB, device=backend.device)
@@ -253,6 +271,12 @@ def test_a_probe_needs_several():
         ({"think_end": ()}, "of the end at least one"),
         ({"think_start": range(9)}, "expected at most 8 ids"),
         ({"message": (6, -1)}, "message: expected token ids, 0 or more"),
+        ({"message": (6, 1 << 40)}, "message: expected token ids, 0 or more"),
+        ({"message": (6.5,)}, "message: expected token ids, 0 or more"),
+        ({"think_end": "45"}, "think_end: expected token ids, 0 or more, got '45'"),
+        ({"warn_at": 1.5, "warning": (6,)}, "warn_at: expected a whole number"),
+        ({"probe_every": 1.5, "probe_below": 0.1, "probe_least": 2}, "probe_every: expected a whole number"),
+        ({"probe_every": 1, "probe_below": 0.1, "probe_least": 2.5}, "probe_least: expected a whole number"),
         ({"message": (6, 4)}, "message: the end of thinking is in it"),
         ({"message": (6, 3)}, "message: it would begin the thinking anew"),
         ({"warn_at": 1, "warning": (6, 4)}, "warning: the end of thinking is in it"),

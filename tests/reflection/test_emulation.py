@@ -1,5 +1,7 @@
 """Emulated fine-tuning beside `sample_step`, and what cannot be."""
 
+import math
+
 import pytest
 import torch
 
@@ -34,11 +36,24 @@ def test_top_p_is_of_the_large_model():
         torch.testing.assert_close(found.exp().sum(), torch.tensor(1.0))
 
 
+def test_a_token_that_is_ruled_out_stays_so():
+    torch.manual_seed(2)
+    large, small, tuned = torch.randn(3, 2, 6)
+    want = emulated_logprob(large[:, :4], small[:, :4], [tuned[:, :4]])
+    for logits in (large, small, tuned):
+        logits[:, 4:] = -torch.inf  # what pads a vocabulary
+    found = emulated_logprob(large, small, [tuned])
+    torch.testing.assert_close(found[:, :4], want)
+    assert (found[:, 4:] == -torch.inf).all()
+
+
 def test_what_cannot_be():
     large = torch.zeros(2, 5)
     for arguments, options, message in (
         ((large, large, []), {}, "at least one tuned model"),
         ((large, large, [large]), {"weights": [0.5]}, "1 in all"),
+        ((large, large, [large]), {"weights": [math.nan]}, "1 in all"),
+        ((large, large, [large]), {"strength": math.nan}, "strength must be finite"),
         ((large, large, [large, large]), {"weights": [2.0, -1.0]}, "at least 0 for each"),
         ((large, large[:, :4], [large]), {}, r"small must have large's shape \(2, 5\), got \(2, 4\)"),
         ((large, large, [large[0]]), {}, r"tuned\[0\] must have"),

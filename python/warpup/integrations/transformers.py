@@ -82,6 +82,9 @@ class ReflectionLogitsProcessor(LogitsProcessor):
         if self.record:
             self.deltas.append(self.delta)
         if self.state is not None:
+            for budget in _listed(self.budget):
+                if budget is not None:
+                    budget.check_vocabulary(scores.shape[1])
             self.forced = self.state.force_(scores)
         return scores
 

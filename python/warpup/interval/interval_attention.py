@@ -22,8 +22,9 @@ def _matmul(ca: Tensor, ra: Tensor, cb: Tensor, rb: Tensor) -> CenterRadius:
 def interval_matmul(a: CenterRadius, b: CenterRadius) -> CenterRadius:
     """A box of `x @ y` over all x in `a` and y in `b`, in midpoint-radius form: three library products.
 
-    `center = ca @ cb`, `radius = (|ca| + ra) @ rb + ra @ |cb|`. Sound; exact where one of the two has radius 0, else at
-    most 1.5 times as wide as the tightest box (Rump 1999). A composition of torch products, differentiated by autograd.
+    `center = ca @ cb`, `radius = (|ca| + ra) @ rb + ra @ |cb|`. Sound but for rounding; exact where one of the two has
+    radius 0, else at most 1.5 times as wide as the tightest box (Rump 1999). A composition of torch products,
+    differentiated by autograd.
 
     Args:
         a, b: (center, radius) of shapes that `torch.matmul` takes, (..., M, N) and (..., N, P), radius >= 0. Signs are
@@ -33,10 +34,12 @@ def interval_matmul(a: CenterRadius, b: CenterRadius) -> CenterRadius:
         (center, radius), (..., M, P).
 
     Raises:
-        ValueError: a radius has another shape than its center.
+        ValueError: a radius has another shape than its center, or the four are not of one dtype.
     """
     checked_box("interval_matmul", a, " of a"), checked_box("interval_matmul", b, " of b")
     operands = autocast(*a, *b)
+    if len({t.dtype for t in operands}) > 1:
+        raise ValueError(f"interval_matmul: a and b must have one dtype, got {[t.dtype for t in (*a, *b)]}")
     with torch.autocast(operands[0].device.type, enabled=False):
         return _matmul(*operands)
 

@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from dataclasses import replace as replaced
+from numbers import Integral
 from typing import Any
 
 from warpup.reflection.tokens import LONGEST_MARKER, ReflectionTokens, find_markers
 
 NEVER = 1 << 62  # tokens: no request comes so far
+LARGEST_ID = 1 << 31  # no vocabulary is as large; a tensor holds all below it
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,18 @@ class ThinkingBudget:
 
     def __post_init__(self):
         for name in ("think_end", "think_start", "message", "warning"):
-            ids = tuple(int(i) for i in getattr(self, name))
-            if any(i < 0 for i in ids):
-                raise ValueError(f"{name}: expected token ids, 0 or more, got {list(ids)}")
-            object.__setattr__(self, name, ids)
-        if isinstance(self.tokens, bool) or not isinstance(self.tokens, int) or not 0 <= self.tokens < NEVER:
-            raise ValueError(f"tokens: expected a whole number of at least 0, got {self.tokens!r}")
+            given = getattr(self, name)
+            ids = () if isinstance(given, str) else tuple(given)
+            if isinstance(given, str) or not all(is_whole(i) and 0 <= i < LARGEST_ID for i in ids):
+                raise ValueError(f"{name}: expected token ids, 0 or more, got {given!r}")
+            object.__setattr__(self, name, tuple(map(int, ids)))
+        for name in ("tokens", "warn_at", "probe_every", "probe_least"):
+            value = getattr(self, name)
+            if value is None and name in ("warn_at", "probe_every"):
+                continue
+            if not is_whole(value) or (name == "tokens" and not 0 <= value < NEVER):
+                raise ValueError(f"{name}: expected a whole number of at least 0, got {value!r}")
+            object.__setattr__(self, name, int(value))
         if not 0 < len(self.think_end) <= LONGEST_MARKER or len(self.think_start) > LONGEST_MARKER:
             raise ValueError(
                 f"think_start, think_end: expected at most {LONGEST_MARKER} ids, of the end at least one, got "
@@ -90,6 +98,12 @@ class ThinkingBudget:
                 f"probe_every: expected {self.probe_least} times at least one token to come before the budget's end, "
                 f"{self.tokens}, got {self.probe_every}"
             )
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raises ValueError where a vocabulary of this size lacks a token that would be forced."""
+        for name, ids in (("think_end", self.think_end), ("message", self.message), ("warning", self.warning)):
+            if max(ids, default=-1) >= size:
+                raise ValueError(f"{name}: expected token ids below {size}, the vocabulary's size, got {list(ids)}")
 
     @property
     def closing(self) -> tuple[int, ...]:
@@ -136,6 +150,10 @@ class ThinkingBudget:
             return cls(**json.loads(text))
         except TypeError as error:
             raise ValueError(f"not the JSON of a ThinkingBudget: {error}") from None
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def first_at(pattern: Sequence[int], text: Sequence[int]) -> int:

@@ -146,7 +146,9 @@ class BudgetState:
 
 
 def make_certain_(logits: Tensor, forced: Tensor) -> Tensor:
-    """The logits (B, V), in place, beside each row's forced token (B,) every other one has probability 0; -1: none."""
+    """The logits (B, V), in place, beside each row's forced token (B,) every other one has probability 0; -1: none. A
+    token that the vocabulary lacks is none either: one request's must not end a server (`check_vocabulary` tells)."""
+    forced = torch.where(forced < logits.shape[1], forced, -1)
     at = forced.clamp(min=0).unsqueeze(1)
     most = min(FORCED, torch.finfo(logits.dtype).max)
     return logits.scatter_(1, at, torch.where(forced.unsqueeze(1) < 0, logits.gather(1, at), most))

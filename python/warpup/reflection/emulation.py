@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +31,8 @@ def emulated_logprob(
             ruled out (-inf): there the small models' difference is noise. 1: none are.
 
     Returns:
-        (..., V) float32 (float64 for float64) log-probs.
+        (..., V) float32 (float64 for float64) log-probs; -inf where the large model rules a token out (-inf), whatever
+        the small ones make of it.
 
     Raises:
         ValueError: shapes that differ, no trait, weights or a top_p that cannot be.
@@ -41,7 +43,7 @@ def emulated_logprob(
     """
     traits = list(tuned)
     shares = [1 / max(len(traits), 1)] * len(traits) if weights is None else [float(w) for w in weights]
-    if not traits or len(shares) != len(traits) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if not traits or len(shares) != len(traits) or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise ValueError(
             f"emulated_logprob: expected at least one tuned model and a weight of at least 0 for each, 1 in all, got "
             f"{len(traits)} and {weights}"
@@ -53,10 +55,12 @@ def emulated_logprob(
             )
     if not 0 < top_p <= 1:
         raise ValueError(f"emulated_logprob: top_p must be above 0 and at most 1, got {top_p}")
+    if not math.isfinite(strength):
+        raise ValueError(f"emulated_logprob: strength must be finite, got {strength}")
     dtype = torch.float64 if large.dtype == torch.float64 else torch.float32
     base, before = (torch.log_softmax(logits.to(dtype), -1) for logits in (large, small))
     mixed = sum(share * torch.log_softmax(trait.to(dtype), -1) for share, trait in zip(shares, traits, strict=True))
-    found = base + strength * (mixed - before)
+    found = (base + strength * (mixed - before)).masked_fill(base == -torch.inf, -torch.inf)
     if top_p < 1:
         likeliest, order = base.exp().sort(dim=-1, descending=True, stable=True)
         outside = likeliest.cumsum(-1) - likeliest >= top_p  # what stands before it has enough already
