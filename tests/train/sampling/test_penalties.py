@@ -73,7 +73,14 @@ def sample(model, decoding=None, **options):
 @pytest.mark.parametrize(
     "filters", [{}, {"top_k": 6}, {"top_p": 0.9, "min_p": 0.02}, {"typical_p": 0.7, "eta_cutoff": 0.01}], ids=str
 )
-@pytest.mark.parametrize("penalties", [*PENALTIES, {"logit_bias": {7: 1.5, 8: -math.inf}, "presence": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        *PENALTIES, {"logit_bias": {7: 1.5, 8: -math.inf}, "presence": 0.2},
+        {"logit_bias": {7: -1e9}, "frequency": 0.1},  # another word for never, of one token: it moves no bound of others
+    ],
+    ids=str,
+)  # fmt: skip
 def test_the_ratio_of_fresh_samples_is_one(monkeypatch, penalties, filters):
     """With filters too, and rows of logits in several pieces; the recorded sets are those of the penalized logits."""
     monkeypatch.setattr(heads, "ROWS", 7)

@@ -41,9 +41,12 @@ class Penalties:
         return torch.zeros(vocab, device=device).index_put_((ids,), values.float())
 
     def most_added(self, generated: Tensor) -> Tensor | float:
-        """How much these add to a logit at most, which is the size of what is rounded."""
-        added = abs(self.presence) + max((abs(x) for _, x in self.logit_bias if math.isfinite(x)), default=0.0)
-        return added + abs(self.frequency) * generated if self.frequency else added
+        """How much these add to each logit (R, V) at most, which is the size of what is rounded there."""
+        added = abs(self.presence) + abs(self.frequency) * generated if self.frequency else abs(self.presence)
+        if self.logit_bias:
+            bias = self.bias(generated.shape[1], generated.device).abs()
+            added = added + bias.masked_fill(bias == math.inf, 0.0)
+        return added
 
 
 class SeenTokens:
