@@ -77,7 +77,7 @@ def sample(model, decoding=None, **options):
     "penalties",
     [
         *PENALTIES, {"logit_bias": {7: 1.5, 8: -math.inf}, "presence": 0.2},
-        {"logit_bias": {7: -1e9}, "frequency": 0.1},  # another word for never, of one token: it moves no bound of others
+        {"logit_bias": {7: -1e9}, "frequency": 0.1},  # another word for never: it moves no bound of other tokens
     ],
     ids=str,
 )  # fmt: skip
