@@ -6,7 +6,7 @@ import inspect
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -40,6 +40,25 @@ def check_above_0(function: str, **values: float) -> None:
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{function}: {name} must be above 0, got {value}")
+
+
+def same_shape(function: str, **tensors: Tensor) -> None:
+    """ValueError unless all have the first one's shape. torch would broadcast (N,) and (N, 1) to (N, N)."""
+    (first, like), *others = tensors.items()
+    for name, x in others:
+        if x.shape != like.shape:
+            raise ValueError(
+                f"{function}: {name} must have the shape of {first}, {tuple(like.shape)}, got {tuple(x.shape)}"
+            )
+
+
+def same_shapes(function: str, **lists: Sequence[Tensor]) -> None:
+    """The same of two lists, tensor by tensor; ValueError where they are not equally many."""
+    (one, first), (other, second) = lists.items()
+    if len(first) != len(second):
+        raise ValueError(f"{function}: {one} and {other} must be equally many, got {len(first)} and {len(second)}")
+    for i, pair in enumerate(zip(first, second, strict=True)):
+        same_shape(function, **{f"{one}[{i}]": pair[0], f"{other}[{i}]": pair[1]})
 
 
 def find_wrong(function: Callable, arguments: tuple, named: dict, error: Exception) -> None:

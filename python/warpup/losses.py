@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from warpup._arguments import check_above_0, explained
+from warpup._arguments import check_above_0, explained, same_shape
 
 IGNORED = -100  # a target that is none, as in torch
 
@@ -120,6 +120,11 @@ def proxy_loss(features: Tensor, proxies: Tensor, labels: Tensor, temperature: f
     Source: PCR (arXiv 2304.04408), and HPCR (2309.15038) on it.
     """
     check_above_0("proxy_loss", temperature=temperature)
+    if features.shape[1:] != proxies.shape[1:] or labels.shape != features.shape[:1]:
+        raise ValueError(
+            "proxy_loss: features, proxies and labels must be (B, D), (C, D) and (B,), got "
+            f"{tuple(features.shape)}, {tuple(proxies.shape)}, {tuple(labels.shape)}"
+        )
     z, w = F.normalize(features, dim=-1), F.normalize(proxies, dim=-1)
     scores = z @ w[labels].T / temperature  # (B, B): column j is the proxy of example j's label
     return (scores.logsumexp(-1) - scores.diagonal()).mean()
@@ -145,8 +150,7 @@ def relation_loss(features: Tensor, before: Tensor, temperature: float = 0.09) -
         before: (N, D), stored with the examples; a constant.
         temperature: above 0.
     """
-    if len(features) != len(before):
-        raise ValueError(f"relation_loss: before must be of the same examples, {len(features)}, got {len(before)}")
+    same_shape("relation_loss", features=features, before=before)
     check_above_0("relation_loss", temperature=temperature)
     itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
     logp = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from warpup._arguments import explained
+from warpup._arguments import explained, same_shape, same_shapes
 
 
 @explained
@@ -30,6 +30,7 @@ def gradient_distance(real: Sequence[Tensor], synthetic: Sequence[Tensor]) -> Te
     """
     if not synthetic:
         raise ValueError("gradient_distance: synthetic must hold at least one gradient")
+    same_shapes("gradient_distance", real=real, synthetic=synthetic)
     total = [torch.zeros((), device=synthetic[0].device)]
     for g, s in zip(real, synthetic, strict=True):
         if g.dim() > 1:
@@ -86,6 +87,8 @@ def trajectory_distance(
 
     Source: trajectory matching (arXiv 2203.11932).
     """
+    for name in target:
+        same_shape(f"trajectory_distance: {name}", target=target[name], reached=reached[name], start=start[name])
     moved = [(reached[name] - target[name].detach()).square().sum() for name in target]
     whole = [(start[name] - target[name]).detach().square().sum() for name in target]
     return torch.stack(moved).sum() / torch.stack(whole).sum()
@@ -94,6 +97,8 @@ def trajectory_distance(
 def trajectory_scale(epoch: int, epochs: int) -> float:
     """`log_5(|t - T / 2| + 8)`: what a late start of the T epochs multiplies the student's cross-entropy by, and an
     early one divides it by (arXiv 2310.10541)."""
+    if not 0 <= epoch <= epochs:
+        raise ValueError(f"trajectory_scale: epoch must be from 0 to {epochs}, got {epoch}")
     return math.log(abs(epoch - epochs / 2) + 8, 5)
 
 

@@ -164,6 +164,19 @@ def test_a_detector_resumes_exactly():
         (lambda: continual.average([{"a": torch.ones(1)}, {"a": torch.ones(2)}]), "a must have one shape"),
         (lambda: continual.keep_largest({"a": torch.ones(1)}, 0.0), "keep_largest: share must be above 0"),
         (lambda: continual.ewc_penalty({}, {"a": torch.ones(1)}), "ewc_penalty: fisher has 'a'"),
+        (
+            lambda: continual.ewc_penalty({"a": torch.ones(2, 1)}, {"a": torch.ones(2)}),
+            r"fisher\['a'\] must have the shape of values\['a'\], \(2, 1\), got \(2,\)",
+        ),
+        (
+            lambda: continual.ewc_penalty({"a": torch.ones(2)}, {"a": torch.ones(2)}, {"a": torch.ones(1)}),
+            r"anchor\['a'\] must have the shape of values\['a'\]",
+        ),
+        (lambda: continual.output_anchor([torch.ones(2)], []), "outputs and before must be equally many"),
+        (
+            lambda: continual.output_anchor([torch.ones(2)], [torch.ones(2, 1)]),
+            r"before\[0\] must have the shape of outputs\[0\]",
+        ),
         (lambda: continual.diagonal_fisher({"a": torch.ones(1)}, []), "diagonal_fisher: losses must hold at least one"),
         (lambda: continual.lora_deltas(nn.Linear(1, 1)), "lora_deltas: model has no LoRA layer"),
         (lambda: continual.erk_densities([(2, 2)], 1.5), "erk_densities: density must be above 0"),

@@ -9,6 +9,8 @@ from torch.distributions import Categorical, Normal
 
 from warpup import control
 
+UNIT = Normal(torch.zeros(1, 2), 1.0)
+
 
 def test_gates_weights_and_clips_of_the_dynamics_gap():
     weights = control.gap_weights(torch.tensor([-5.0, 30.0, 10.0]))  # held in [1e-45, 10]
@@ -140,8 +142,31 @@ def test_curricula_name_what_is_forgotten():
         (lambda: control.target_cost(torch.ones(1), torch.ones(1), -1.0), "penalty must be above 0"),
         (lambda: control.PolicyGate(math.nan), "value must be a number"),
         (lambda: control.rollout_value(torch.ones(1, 1), math.sin, max, max, 0), "steps must be at least 1"),
+        (lambda: control.elbo(torch.ones(1, 2), UNIT, UNIT, free_nats=-1.0), "free_nats must be at least 0"),
+        (
+            lambda: control.elbo(torch.ones(2, 3), UNIT, UNIT),
+            "KL of posterior and prior must have the shape of log_likelihood",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, y: control.hybrid_critic_loss(x, y, x, x), "returns must have the shape of on_policy"),
+        (lambda x, y: control.hybrid_critic_loss(x, x, x, y), "targets must have the shape of off_policy"),
+        (lambda x, y: control.gap_loss(x, y, x, x, x, x), "real_target must have the shape of real"),
+        (lambda x, y: control.gap_loss(x, x, x, y, x, x), "simulated_target must have the shape of simulated"),
+        (lambda x, y: control.gap_loss(x, x, x, x, x, y), "weights must have the shape of simulated"),
+        (lambda x, y: control.bc_loss(x, y), "weights must have the shape of logp"),
+        (lambda x, y: control.dual_surrogate(1.0, x, y), "dual must have the shape of target"),
+        (lambda x, y: control.puct(x, y, x), "priors must have the shape of values"),
+    ],
+)
+def test_shapes_that_torch_would_broadcast(call, message):
+    with pytest.raises(ValueError, match=message + r", \(3,\), got \(3, 1\)"):
+        call(torch.ones(3), torch.ones(3, 1))

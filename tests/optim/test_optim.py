@@ -128,6 +128,19 @@ def test_modulation_outlives_numbers_far_away_and_resumes():
         (lambda: optim.rsqrt_rate(0.1, 0), "task must be at least 1"),
         (lambda: optim.sqrt_rate(0.1, 0, 1), "batch and base_batch must be at least 1"),
         (lambda: optim.mu_groups(nn.Linear(1, 1), 0.0), "rate must be above 0"),
+        (
+            lambda: optim.project_conflict([torch.ones(2)], [torch.ones(2, 1)]),
+            r"against\[0\] must have the shape of gradients\[0\], \(2,\), got \(2, 1\)",
+        ),
+        (
+            lambda: optim.project_conflict([torch.ones(2)], []),
+            "gradients and against must be equally many, got 1 and 0",
+        ),
+        (
+            lambda: optim.single_mode_logits(torch.ones(2, 3), torch.ones(2, 3), torch.ones(2, 1)),
+            "second_only must have the shape of both",
+        ),
+        (lambda: optim.GradientModulation(-1.0), "alpha must be at least 0"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from warpup._arguments import explained
+from warpup._arguments import explained, same_shape, same_shapes
 
 from .weights import State
 
@@ -60,13 +60,16 @@ def ewc_penalty(values: State, fisher: State, anchor: State | None = None) -> Te
         anchor: of the same names; None: 0.
 
     Raises:
-        ValueError: a name of the Fisher information is missing in values or anchor, or it has none.
+        ValueError: a name of the Fisher information is missing in values or anchor or has another shape there, or it
+            has none.
     """
     if not fisher:
         raise ValueError("ewc_penalty: fisher must name at least one tensor")
     for name in fisher:
         if name not in values or (anchor is not None and name not in anchor):
             raise ValueError(f"ewc_penalty: fisher has {name!r}, which values or anchor lack")
+        held = {} if anchor is None else {f"anchor[{name!r}]": anchor[name]}
+        same_shape("ewc_penalty", **{f"values[{name!r}]": values[name], f"fisher[{name!r}]": fisher[name]}, **held)
     moved = {name: values[name] if anchor is None else values[name] - anchor[name].detach() for name in fisher}
     return torch.stack([(fisher[name] * delta.square()).sum() for name, delta in moved.items()]).sum()
 
@@ -102,8 +105,7 @@ def output_anchor(outputs: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor
     Args:
         outputs, before: a tensor for each earlier task.
     """
-    if len(outputs) != len(before):
-        raise ValueError(f"output_anchor: outputs and before must be equally many, got {len(outputs)}, {len(before)}")
+    same_shapes("output_anchor", outputs=outputs, before=before)
     if not outputs:
         return torch.zeros(())
     return torch.stack([(o - b.detach()).square().sum() for o, b in zip(outputs, before, strict=True)]).mean()

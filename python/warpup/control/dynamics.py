@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 from torch.nn import functional as F
 
-from warpup._arguments import check_above_0, explained
+from warpup._arguments import check_above_0, explained, same_shape
 
 
 @explained
@@ -24,8 +24,11 @@ def elbo(log_likelihood: Tensor, posterior: Distribution, prior: Distribution, f
         free_nats: a step's KL counts at least so much. Straight through, as in the authors' code: it moves the value,
             the gradient is that of the KL itself.
     """
+    if not free_nats >= 0:
+        raise ValueError(f"elbo: free_nats must be at least 0, got {free_nats}")
     kl = kl_divergence(posterior, prior)
     kl = kl.sum(-1) if kl.dim() > log_likelihood.dim() else kl
+    same_shape("elbo", log_likelihood=log_likelihood, **{"the KL of posterior and prior": kl})
     kl = kl + (kl.clamp_min(free_nats) - kl).detach()
     return (log_likelihood - kl).sum(-1).mean()
 
@@ -91,6 +94,8 @@ def gap_loss(
 
     Source: H2O (arXiv 2206.13464) and its authors' code.
     """
+    same_shape("gap_loss", real=real, real_target=real_target)
+    same_shape("gap_loss", simulated=simulated, simulated_target=simulated_target, log_ratio=log_ratio, weights=weights)
     importance = (-log_ratio.detach()).exp().clamp(1e-5, 1.0)
     fit = F.mse_loss(real, real_target.detach())
     fit = fit + (importance * (simulated - simulated_target.detach()).square()).mean()

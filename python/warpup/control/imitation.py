@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from warpup._arguments import explained
+from warpup._arguments import explained, same_shape
 
 
 @explained
@@ -26,7 +26,10 @@ def bc_loss(logp: Tensor, weights: Tensor | None = None) -> Tensor:
         logp: (N,) with gradient.
         weights: (N,); None: 1.
     """
-    return -(logp if weights is None else weights.detach() * logp).mean()
+    if weights is None:
+        return -logp.mean()
+    same_shape("bc_loss", logp=logp, weights=weights)
+    return -(weights.detach() * logp).mean()
 
 
 @explained

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from warpup._arguments import explained
+from warpup._arguments import explained, same_shape
 
 
 @explained
@@ -50,6 +50,8 @@ def hybrid_critic_loss(
 
     Source: HNPG (arXiv 2311.08384).
     """
+    same_shape("hybrid_critic_loss", on_policy=on_policy, returns=returns)
+    same_shape("hybrid_critic_loss", off_policy=off_policy, targets=targets)
     loss = (on_policy - returns.detach()).square().mean() + (off_policy - targets.detach()).square().mean()
     return loss + decay * sum(p.square().sum() for p in parameters)
 
@@ -168,4 +170,5 @@ def puct(values: Tensor, priors: Tensor, visits: Tensor, c: float = 1.0) -> Tens
 
     Source: PUCT as of AlphaZero (arXiv 1712.01815), which WebPilot (2408.15978) uses with priors of a language model.
     """
+    same_shape("puct", values=values, priors=priors, visits=visits)
     return values + c * priors * visits.sum(-1, keepdim=True).sqrt() / (1 + visits)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from warpup._arguments import check_above_0, explained
+from warpup._arguments import check_above_0, explained, same_shape
 
 
 @explained
@@ -24,6 +24,7 @@ def dual_surrogate(value: float | Tensor, target: Tensor, dual: Tensor) -> Tenso
 
     Source: TS-DDR (arXiv 2405.14973).
     """
+    same_shape("dual_surrogate", target=target, dual=dual)
     return value + (dual.detach() * (target - target.detach())).sum()
 
 

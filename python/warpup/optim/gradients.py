@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup._arguments import explained
+from warpup._arguments import explained, same_shape, same_shapes
 
 
 @explained
@@ -23,6 +23,7 @@ def project_conflict(gradients: Sequence[Tensor], against: Sequence[Tensor]) -> 
     Args:
         gradients, against: equally many tensors of equal shapes, such as `torch.autograd.grad` gives.
     """
+    same_shapes("project_conflict", gradients=gradients, against=against)
     inner = torch.stack([(g * h).sum() for g, h in zip(gradients, against, strict=True)]).sum()
     square = torch.stack([h.square().sum() for h in against]).sum()
     share = torch.where(inner < 0, inner / square, 0.0)
@@ -88,6 +89,7 @@ def single_mode_logits(both: Tensor, first_only: Tensor, second_only: Tensor) ->
 
     Source: adaptive gradient modulation (AGM, arXiv 2308.07686).
     """
+    same_shape("single_mode_logits", both=both, first_only=first_only, second_only=second_only)
     return 0.5 * (both - second_only + first_only), 0.5 * (both - first_only + second_only)
 
 
@@ -107,6 +109,8 @@ class GradientModulation:
     """
 
     def __init__(self, alpha: float = 1.0):
+        if not alpha >= 0:
+            raise ValueError(f"GradientModulation: alpha must be at least 0, got {alpha}")
         self.alpha, self.calls, self.means = alpha, 0, [0.0, 0.0]
         self.factors = (1.0, 1.0)  # of the last call
 

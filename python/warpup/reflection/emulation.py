@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from warpup._arguments import explained
 
+
+@explained
 def emulated_logprob(
     large: Tensor,
     small: Tensor,

@@ -25,6 +25,18 @@ def _one_value(metavar: str, read: Callable[[str], Any], write: Callable[[Any], 
     return PrimitiveConstructorSpec(1, metavar, lambda words: read(words[0]), lambda value: True, lambda v: [write(v)])
 
 
+def _json(example: str, metavar: str = "JSON") -> PrimitiveConstructorSpec:
+    """An option that is JSON, such as the example, or none."""
+
+    def read(text: str) -> Any:
+        try:
+            return None if text == "none" else json.loads(text)
+        except ValueError:
+            raise ValueError(f"expected none or JSON such as {example}, got {text}") from None
+
+    return _one_value(metavar, read, lambda value: "none" if value is None else json.dumps(value))
+
+
 def _listed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
@@ -32,9 +44,9 @@ def _listed(value: Any) -> str:
 Data = Annotated[str | Sequence[dict[str, Any] | str], _one_value("STR", str, _listed)]
 RewardName = Annotated[str | Callable | Sequence[str | Callable], _one_value("NAME[,NAME]", reward_names, _listed)]
 SamplerName = Annotated[str | Sampler, _one_value("NAME[:OPTIONS]", str, str)]
-TemplateArguments = Annotated[dict[str, Any] | None, _one_value("JSON", json.loads, json.dumps)]
-Budget = Annotated[int | dict[str, Any] | None, _one_value("N|JSON", json.loads, json.dumps)]
-NamedNumbers = Annotated[dict[str, float] | None, _one_value("JSON", json.loads, json.dumps)]
+TemplateArguments = Annotated[dict[str, Any] | None, _json('{"enable_thinking": false}')]
+Budget = Annotated[int | dict[str, Any] | None, _json('512 or {"tokens": 512}', "N|JSON")]
+NamedNumbers = Annotated[dict[str, float] | None, _json('{" wait": 1.5}')]
 
 
 def examples_of(stage) -> Sequence[dict[str, Any]]:
