@@ -34,6 +34,10 @@ WRONG_CALLS = [
     (("eval", "run", "--samples", 0, "--seed", 3), "--seed: it is that of the sampled completions, of which --samples"),
     (("eval", "run", "--limit", 0), "--limit: expected at least 1, got 0"),
     (("eval", "run", "--seeds", 3), "--seeds: only --schedule samples with several seeds; give --schedule, or --seed"),
+    (
+        ("eval", "run", "--thinking-budget", "long"),
+        'expected none or JSON such as 512 or {"tokens": 512}, got long; `w',
+    ),
     (("train", "--seed", "1", "run.toml"), "an option takes one value, and CONFIG comes before the options; `warpup "),
 ]
 

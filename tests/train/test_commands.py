@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.support.command import CONFIG, call, error
-from warpup.train import evaluate, load_model
+from warpup.train import commands, evaluate, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -67,6 +67,14 @@ def test_train_sample_eval(project, capsys):
     code, out, _ = call(capsys, "eval", "start", "--data", "test.jsonl", "--samples", 1, "--max-new-tokens", 8)
     assert "reward" in out
     assert "-2" in out  # the verifier's: an untrained model has no format
+
+
+@pytest.mark.parametrize(("given", "budget"), [("", 3), (None, None), (5, 5)])
+def test_eval_takes_the_thinking_budget_of_the_run_unless_it_is_given(tmp_path, given, budget):
+    held = {"data": "test.jsonl", "thinking_budget": 3}
+    (tmp_path / "train.json").write_text(json.dumps({"held_out": held}))
+    measured, _ = commands.measured_as(commands.EvalArguments(str(tmp_path), thinking_budget=given))
+    assert measured.thinking_budget == budget
 
 
 def test_eval_in_another_precision_and_on_another_device(project, capsys, monkeypatch):

@@ -16,7 +16,7 @@ from warpup._command_line import at_least, parse
 
 from .checks import check_budget
 from .errors import UsageError
-from .examples import Budget, RewardName
+from .examples import RewardName, RunBudget
 from .files import check_folder, read_table
 
 if TYPE_CHECKING:  # imported where it is used
@@ -117,9 +117,9 @@ class EvalArguments:
     """Their nucleus; default: 1, all tokens."""
     max_new_tokens: int | None = None
     """Completions are cut off at this many tokens; default: the run's own, else 256."""
-    thinking_budget: Budget = None
-    """Tokens that thinking may take before its end is written for the model, or a table as in RLVR; default: the run's
-    own."""
+    thinking_budget: RunBudget = ""
+    """Tokens that thinking may take before its end is written for the model, or a table as in RLVR; none: any number;
+    default: the run's own."""
     limit: int | None = None
     """Use the first so many examples only; default: of the run's data as many as it used, else all."""
     schedule: tuple[str, ...] = ()
@@ -159,8 +159,10 @@ def measured_as(given: EvalArguments) -> tuple["HeldOutConfig", str]:
 
     own, held, dtype, told = Path(given.run) / "train.json", HeldOutConfig(), given.dtype or "auto", {}
     changes: dict[str, Any] = {"samples": given.samples, "max_new_tokens": given.max_new_tokens, "limit": given.limit}
-    changes |= {"data": given.data or None, "reward": given.reward or None, "thinking_budget": given.thinking_budget}
+    changes |= {"data": given.data or None, "reward": given.reward or None}
     changes = {name: value for name, value in changes.items() if value is not None}
+    if given.thinking_budget != "":
+        changes["thinking_budget"] = given.thinking_budget
     if own.is_file():
         table = read_table(own, "held_out")
         held = fill(HeldOutConfig, table["held_out"], f"{own}: held_out.")
@@ -193,7 +195,7 @@ def eval(arguments: list[str]) -> None:
     for name, least in (("samples", 0), ("max_new_tokens", 1), ("limit", 1)):
         if getattr(given, name) is not None:
             at_least(given, **{name: least})
-    if given.thinking_budget is not None:
+    if given.thinking_budget not in ("", None):
         check_budget(given.thinking_budget, "--thinking-budget")
     if given.schedule and (given.samples == 0 or seeds < 1):
         raise UsageError("--schedule compares samples: expected --samples and --seeds of at least 1")

@@ -45,7 +45,9 @@ Data = Annotated[str | Sequence[dict[str, Any] | str], _one_value("STR", str, _l
 RewardName = Annotated[str | Callable | Sequence[str | Callable], _one_value("NAME[,NAME]", reward_names, _listed)]
 SamplerName = Annotated[str | Sampler, _one_value("NAME[:OPTIONS]", str, str)]
 TemplateArguments = Annotated[dict[str, Any] | None, _json('{"enable_thinking": false}')]
-Budget = Annotated[int | dict[str, Any] | None, _json('512 or {"tokens": 512}', "N|JSON")]
+_BUDGET = _json('512 or {"tokens": 512}', "N|JSON")
+Budget = Annotated[int | dict[str, Any] | None, _BUDGET]
+RunBudget = Annotated[int | dict[str, Any] | str | None, _BUDGET]  # "": the run's own, where None is no budget
 NamedNumbers = Annotated[dict[str, float] | None, _json('{" wait": 1.5}')]
 
 

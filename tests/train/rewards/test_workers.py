@@ -250,6 +250,11 @@ def test_where_a_name_is_looked_for(tmp_path, monkeypatch):
         ("package/inner.py:f", r"relative import.*`package.inner:function`"),
         ("nothing_such:f", r"ModuleNotFoundError.*no such module is installed or in .*`nothing_such.py:function`"),
         ("here.py:g", "here.py has no function g, it has f"),
+        ("warpup.rewards:dificulty", "warpup.rewards has no function dificulty, it has difficulty$"),
+        (
+            "warpup.rewards:overlong(maximum=3)",
+            r"unexpected keyword argument 'maximum'; it is overlong\(completion, example, \*, .*max_length",
+        ),
         ("math.py:V", "is a class; name a function"),
         ("here.py", "expected `module:function`"),
     ]:

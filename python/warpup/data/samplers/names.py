@@ -41,7 +41,7 @@ def parse_sampler(text: str) -> tuple[type, dict[str, Any]]:
     it does not know."""
     name, _, rest = text.partition(":")
     if name not in SAMPLERS:
-        raise ValueError(f"expected one of {', '.join(SAMPLERS)}, got {name!r}")
+        raise ValueError(f"expected one of {', '.join(SAMPLERS)}, with options as in `sec:alpha=.5`, got {name!r}")
     kind = SAMPLERS[name]
     parts = [part.partition("=") for part in rest.split(",") if part.strip()]
     keys = [key.strip() for key, _, _ in parts]
@@ -54,6 +54,12 @@ def parse_sampler(text: str) -> tuple[type, dict[str, Any]]:
     known = [key for key in signature if key not in GIVEN] + ["score"] * ("scores" in signature)
     if unknown := options.keys() - set(known):
         raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}, it has {', '.join(known) or 'none'}")
+    for key, value in options.items():
+        default = signature[key].default if key in signature else ""
+        if isinstance(default, bool) and value not in (True, False):
+            raise ValueError(f"{text!r}: expected true or false for {key}, got {value!r}")
+        if isinstance(default, float | int) and isinstance(value, str):
+            raise ValueError(f"{text!r}: expected a number for {key}, got {value!r}")
     required = [key for key in known if key != "score" and signature[key].default is inspect.Parameter.empty]
     required += ["score"] * (issubclass(kind, SubsetSampler) and kind.needs_scores)
     if missing := [key for key in required if key not in options]:

@@ -1,6 +1,7 @@
 """Reward functions by name: `module:function`, or `file.py:function`."""
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import importlib
@@ -80,6 +81,7 @@ def _named(reward: str) -> Callable:
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        known = difflib.get_close_matches(name, known, 1) or known
         raise TrainError(f"reward: {place} has no function {name}, it has {', '.join(known) or 'none'}")
     if not parts["options"]:
         return function
@@ -91,13 +93,20 @@ def _named(reward: str) -> Callable:
             f"reward: expected plain values by name in the brackets, as in `f(max_length=256)`, got {reward!r}"
         ) from error
     except TypeError as error:
-        raise TrainError(f"reward {reward}: {error}; it is {name}{inspect.signature(function)}") from error
+        raise TrainError(f"reward {reward}: {error}; it is {name}{_bare_signature(function)}") from error
     if checked := getattr(function, "check_options", None):
         try:
             checked(**options)
         except ValueError as error:
             raise TrainError(f"reward {reward}: {error}") from error
     return functools.partial(function, **options)
+
+
+def _bare_signature(function: Callable) -> inspect.Signature:
+    """Names and defaults, without types."""
+    signature = inspect.signature(function)
+    names = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return signature.replace(parameters=names, return_annotation=signature.empty)
 
 
 @functools.cache
