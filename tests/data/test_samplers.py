@@ -238,8 +238,8 @@ def test_a_pass_rate_is_that_of_the_latest_group():
     [
         ("thompson", "expected one of uniform, sec, dump, .*, got 'thompson'"),
         ("sec alpha=.5", "with options as in `sec:alpha=.5`, got 'sec alpha=.5'"),
-        ("sec:alpha=high", "'sec:alpha=high': expected a number for alpha, got 'high'"),
-        ("rs2:share=.1,replacement=yes", "expected true or false for replacement, got 'yes'"),
+        ("sec:alpha=high", "alpha: expected a number, got 'high'"),
+        ("rs2:share=.1,replacement=yes", "replacement: expected true or false, got 'yes'"),
         ("sec:beta=1", "sec has no option beta, it has alpha, tau"),
         ("uniform:alpha=1", "uniform has no option alpha, it has none"),
         ("sec:alpha", "expected key=value after the name, got 'alpha'"),

@@ -57,9 +57,9 @@ def parse_sampler(text: str) -> tuple[type, dict[str, Any]]:
     for key, value in options.items():
         default = signature[key].default if key in signature else ""
         if isinstance(default, bool) and value not in (True, False):
-            raise ValueError(f"{text!r}: expected true or false for {key}, got {value!r}")
+            raise ValueError(f"{key}: expected true or false, got {value!r}")
         if isinstance(default, float | int) and isinstance(value, str):
-            raise ValueError(f"{text!r}: expected a number for {key}, got {value!r}")
+            raise ValueError(f"{key}: expected a number, got {value!r}")
     required = [key for key in known if key != "score" and signature[key].default is inspect.Parameter.empty]
     required += ["score"] * (issubclass(kind, SubsetSampler) and kind.needs_scores)
     if missing := [key for key in required if key not in options]:
