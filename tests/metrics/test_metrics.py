@@ -58,7 +58,7 @@ def test_units_of_x_change_nothing():
         (lambda: metrics.first_error([0.9, math.nan]), "scores: expected numbers, got NaN at .1."),
         (lambda: metrics.teacher_hacking([1, 2], [2, 1], [math.nan, 3]), "golden: .* NaN"),
         (lambda: metrics.leaves_law([1, 2, 3, 4], [4, 3, math.nan, 2]), "values: .* NaN"),
-        (lambda: metrics.group_gap([1, math.nan, 3], "abc"), "values: .* NaN"),
+        (lambda: metrics.group_gap([1, math.nan, 3], list("abc")), "values: .* NaN"),
         # a division by 0, an index from behind, another length
         (lambda: metrics.transfer(0.0, 0.0), "before, after"),
         (lambda: metrics.transfer(0.0, 1.0, "ratio"), "before, after"),
@@ -70,7 +70,8 @@ def test_units_of_x_change_nothing():
         (lambda: metrics.cheat_interval(0.1, 0.2, error=0.0), "error: expected a share"),
         (lambda: metrics.elo([0.0, 0.0], [(0, -1, 1)]), "games: expected players from 0 to 1"),
         (lambda: metrics.exploitability([0.5], [1.0]), "wins: expected shape"),
-        (lambda: metrics.group_gap([1, 2], "ab", where=[True]), "where: expected one for each of 2"),
+        (lambda: metrics.group_gap([1, 2], "ab"), "groups: expected a list of labels, got"),
+        (lambda: metrics.group_gap([1, 2], list("ab"), where=[True]), "where: expected one for each of 2"),
         (lambda: metrics.refusal_rate("I can't"), "answers: expected a list"),
         (lambda: metrics.memorizing([0.5, 0.5], [1, 1]), "tasks: expected shape"),
         (lambda: metrics.memorizing([[1.0, 0.0]], [1, 1]), "counts: no task has such a context"),

@@ -135,6 +135,8 @@ def group_gap(values: ArrayLike, groups: ArrayLike, *, where: ArrayLike | None =
     truth is 0 for predictive equality. groups: (n,), any labels. A group without values does not count.
     """
     groups = np.asarray(groups)
+    if groups.ndim != 1:
+        raise ValueError(f"groups: expected a list of labels, got {groups!r}")
     values = array("values", values, len(groups))
     counted = np.ones(len(groups), bool) if where is None else np.asarray(where, bool)
     if counted.shape != values.shape:
