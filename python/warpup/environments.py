@@ -90,7 +90,7 @@ class Revise(Retry):
     ):
         super().__init__(reward, say, 1.0, right)
         for name, value in (("bonus", bonus), ("first", first)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise TrainError(f"Revise: {name} must be a number of at least 0, got {value!r}")
         self.bonus, self.first = bonus, first
 

@@ -187,6 +187,7 @@ def test_a_detector_resumes_exactly():
         (lambda: continual.ewc_penalty({}, {}), "ewc_penalty: fisher must name at least one"),
         (lambda: continual.fisher_mask({}), "fisher_mask: squared must name at least one"),
         (lambda: continual.keep_largest({}, 0.5), "keep_largest: state must name at least one"),
+        (lambda: continual.ExpertAggregator(2)(torch.ones(1, 1, 2), torch.tensor([0])), "at least 2 experts"),
         (lambda: continual.Reservoir(0), "Reservoir: capacity must be at least 1"),
     ],
 )

@@ -43,6 +43,15 @@ def test_blocks_must_be_disjoint():
         optim.block_gradients_([(p.sum(), [p]), ((2 * p).sum(), [p])])
 
 
+def test_a_loss_is_not_added_where_a_closure_would_forget_it():
+    p = torch.ones(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([p])
+    optim.add_loss(optimizer, lambda: p.sum())
+    for step in (lambda: optimizer.step(lambda: p.sum()), lambda: optimizer.step(closure=lambda: p.sum())):
+        with pytest.raises(ValueError, match=r"add_loss: optimizer\.step is given a closure"):
+            step()
+
+
 def test_an_added_loss_ends_with_its_handle():
     p = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([p], 1.0)

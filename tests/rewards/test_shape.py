@@ -92,6 +92,19 @@ def test_options_in_a_config():
             RewardSet(name)
 
 
+def test_difficulty_of_nothing_and_of_what_cannot_be():
+    right = {"answer": "4"}
+    assert difficulty([], [], []) == []
+    assert difficulty(["[Easy] 4"], [right], [0])[0].reward == 3.0  # no length is as short as it can be
+    for options, message in (
+        ({"threshold": math.nan}, "threshold: expected 0 to below 1"),
+        ({"easy": ""}, "easy, hard: expected two tags"),
+        ({"easy": "[Hard]!"}, "easy, hard: expected two tags"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            difficulty(["4"], [right], [1], **options)
+
+
 def test_difficulty_goes_by_the_group():
     texts, lengths = ["[Easy] 4", " [Hard] 4", "4", "[Easy] 5"], [10, 20, 20, 5]
     asked = [{"prompt": "2 + 2", "answer": "4"}] * 4

@@ -101,6 +101,8 @@ class ExpertAggregator(nn.Module):
 
     def forward(self, features: Tensor, left_out: Tensor | None = None) -> Tensor:
         """(B, D) of features (B, K, D); left_out: (B,) int64, the expert that each example does without."""
+        if left_out is not None and features.shape[1] < 2:
+            raise ValueError("ExpertAggregator: features must be of at least 2 experts where one is left out, got 1")
         masked = None if left_out is None else F.one_hot(left_out, features.shape[1]).bool()
         mixed = self.encoder(features, src_key_padding_mask=masked)
         if masked is None:

@@ -129,7 +129,8 @@ def ema_update_(teacher: State, student: State, decay: float, mask: State | None
     teacher a second time without the mask, this does not. Without one, what torch's `swa_utils.AveragedModel` does.
 
     Args:
-        teacher, student: of the same names, such as `dict(model.named_parameters())`.
+        teacher, student: of the same names, such as `dict(model.named_parameters())`. Keep the teacher in float32: in
+            16 bits what a decay near 1 adds is rounded away.
         decay: in [0, 1].
         mask: bool, of all names.
     """

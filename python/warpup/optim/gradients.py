@@ -68,9 +68,14 @@ def add_loss(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], weigh
 
     Returns:
         A handle; its `remove()` ends it.
+
+    Raises:
+        ValueError, at the step: it is given a closure, which would compute the gradient anew and forget this one.
     """
 
-    def before_step(optimizer: torch.optim.Optimizer, *_) -> None:
+    def before_step(optimizer: torch.optim.Optimizer, given: tuple, named: dict) -> None:
+        if any(callable(x) for x in (*given, *named.values())):
+            raise ValueError("add_loss: optimizer.step is given a closure; add the loss in there")
         with torch.enable_grad():
             (weight * loss()).backward()
 

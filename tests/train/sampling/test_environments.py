@@ -89,6 +89,7 @@ def test_options_that_cannot_be():
             Retry(**options)
     for options, message in (
         ({"bonus": -1}, "bonus must be a number of at least 0, got -1"),
+        ({"bonus": float("inf")}, "bonus must be a number of at least 0, got inf"),
         ({"first": "no"}, "first must be a number of at least 0, got 'no'"),
     ):
         with pytest.raises(TrainError, match=message):
