@@ -192,6 +192,21 @@ def test_generate_under_a_budget():
         prompts = [[*p, *g, 4] for p, g in zip(prompts[:2], got, strict=False)] + [prompts[2]]
 
 
+def test_a_prompt_of_embeddings_is_followed_from_its_first_token_on():
+    model = llama().eval()
+    ids = torch.tensor([[8, 9, 10]])
+    budget = ThinkingBudget(3, think_end=BUDGET.think_end)
+    said = [
+        model.generate(
+            **prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False,
+            logits_processor=LogitsProcessorList([ReflectionLogitsProcessor(budget=budget)]),
+        )[0, -8:].tolist()
+        for prompt in ({"input_ids": ids}, {"inputs_embeds": model.get_input_embeddings()(ids)})
+    ]  # fmt: skip
+    assert said[0] == said[1]
+    assert said[0][3] == budget.think_end[0]
+
+
 def test_a_forced_token_has_log_prob_0():
     model = llama().eval()
     processor = ReflectionLogitsProcessor(SCHEDULE, budget=[BUDGET.replace(tokens=4), None])

@@ -71,6 +71,7 @@ class BudgetState:
     def begin(self, slots: Sequence[int] | Tensor, ids: Tensor, prompt: Tensor, count: Tensor | None = None) -> None:
         """Requests that come with tokens behind their prompts, as after a preemption: where each first began to think
         is looked up. ids (R, W) int64, of a row the first `prompt` (R,) of `count` (R,) tokens, by default all."""
+        ids = torch.nn.functional.pad(ids, (0, 1), value=-1)  # of a prompt of embeddings there may be no ids at all
         place = torch.arange(ids.shape[1], device=ids.device)
         starts, ends = (_ends_of(marker, ids) for marker in self.batch.markers[:2])
         if count is not None:
