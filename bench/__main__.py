@@ -32,6 +32,11 @@ def main() -> int:
     parser.add_argument("--column", action="store_true", help=column_help)
     parser.add_argument("--table", action="store_true", help="only write that table anew, from bench/results")
     arguments = parser.parse_args()
+    if arguments.show and not arguments.show.is_file():
+        parser.error(f"--show: no file {arguments.show}")
+    for name in ("limit", "budget", "stop_after"):
+        if (seconds := getattr(arguments, name)) is not None and not seconds > 0:
+            parser.error(f"--{name.replace('_', '-')}: expected seconds above 0, got {seconds}")
     if arguments.show:
         print(summary(json.loads(arguments.show.read_text())))
         return 0
@@ -54,6 +59,8 @@ def main() -> int:
     if not arguments.column:
         names = list(dict.fromkeys([*names, *cases]))
     names = [name for name in names if re.search(arguments.pattern, name)]
+    if not names:
+        parser.error(f"-k: no case has a name in which {arguments.pattern!r} is found; --quick names all of them")
     facts = {"new_memory": arguments.new_memory, "column": arguments.column}
 
     results, begin = [], time.monotonic()

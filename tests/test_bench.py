@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from bench.__main__ import main
 from bench.harness import column, measure, modules, report, timing, worker
 from tests.conftest import ROOT
 
@@ -43,6 +44,21 @@ def test_a_wrong_candidate_is_found(dtype):
     verdict = measure.verdict([measure.compare(got, want)], None)
     assert verdict.startswith("wrong: ")
     assert ("1 of 4 elements differ" in verdict) == (not dtype.is_floating_point)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-k", "nothing_such"], "-k: no case has a name in which 'nothing_such' is found"),
+        (["--show", "nowhere.json"], "--show: no file nowhere.json"),
+        (["--limit", "-3"], "--limit: expected seconds above 0, got -3.0"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err
 
 
 def test_records_keep_medians_and_spread(tmp_path):

@@ -22,6 +22,20 @@ def test_a_clock_takes_inner_work_off_the_outer(monkeypatch):
     assert clock.seconds == {"forward": 2.0, "backward": 1.5}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "nowhere"], "--models: nowhere/smollm2 is no model; examples/models/install.py makes it"),
+        (["--models", ".", "-k", "ppo"], "-k: 'ppo' is in none of "),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr("sys.argv", ["trainer", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        trainer.main()
+    assert message in capsys.readouterr().err
+
+
 def test_figures_are_medians_over_all_rounds(monkeypatch):
     def found(name, work):
         if name == "broken":

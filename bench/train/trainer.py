@@ -83,16 +83,21 @@ def main() -> int:
     given = parser.parse_args()
     if not given.models:
         parser.error("--models: a folder with smollm2 and gemma3-270m is needed; examples/models/install.py makes them")
+    cases = [case for case in COMPARISONS if re.search(given.pattern, case.name)]
+    if not cases:
+        parser.error(f"-k: {given.pattern!r} is in none of {', '.join(case.name for case in COMPARISONS)}")
+    for folder in dict.fromkeys(given.models / case.model for case in cases):
+        if not (folder / "config.json").is_file():
+            parser.error(f"--models: {folder} is no model; examples/models/install.py makes it")
     asked = {name: getattr(given, name) for name in QUICK if getattr(given, name) is not None}
     results = []
-    for case in COMPARISONS:
-        if re.search(given.pattern, case.name):
-            sizes = {**case.work, **(QUICK if given.quick else {}), **asked}
-            work = Work(str(given.models / case.model), dtype=given.dtype, threads=given.threads, **sizes)
-            results.append(measure(case, work, 1 if given.quick else given.rounds))
-            show(results[-1])
-            if given.json:  # after each: a run that is cut short still leaves its numbers
-                write({"environment": environment("cpu"), "results": results}, given.json)
+    for case in cases:
+        sizes = {**case.work, **(QUICK if given.quick else {}), **asked}
+        work = Work(str(given.models / case.model), dtype=given.dtype, threads=given.threads, **sizes)
+        results.append(measure(case, work, 1 if given.quick else given.rounds))
+        show(results[-1])
+        if given.json:  # after each: a run that is cut short still leaves its numbers
+            write({"environment": environment("cpu"), "results": results}, given.json)
     return int(any(row["failure"] for result in results for row in result["rows"]))
 
 

@@ -115,10 +115,13 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
     for name, _, value in (text.partition("=") for text in given.set):
         kind = type(getattr(given.size, name, None))
         try:
-            given.size = replace(given.size, **{name: {int: int, float: float}[kind](value)})
+            number = {int: int, float: float}[kind](value)
+            if not number >= 0:
+                raise ValueError
+            given.size = replace(given.size, **{name: number})
         except (KeyError, ValueError):
             numbers = [key for key, known in asdict(given.size).items() if isinstance(known, int | float)]
-            parser.error(f"--set: expected numbers by name, of {', '.join(numbers)}; got {name}={value}")
+            parser.error(f"--set: expected numbers of at least 0 by name, of {', '.join(numbers)}; got {name}={value}")
     return given
 
 

@@ -129,6 +129,8 @@ def test_wrong_calls(tmp_path, capsys, example_folder, tiny_model):
         ("--set", "rl_step=3"): "of pool, chain_words, ",
         ("--set", "rl_steps=2.5"): "got rl_steps=2.5",
         ("--set", "people=3"): "got people=3",
+        ("--set", "rl_steps=-1"): "of at least 0 by name",
+        ("--set", "rl_lr=nan"): "got rl_lr=nan",
         ("--seeds", "0"): "expected --seeds of at least 1",
         ("--model", str(tmp_path)): "is not a saved model, it has no config.json",
     }.items():

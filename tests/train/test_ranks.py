@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.support.tiny import log_of
 from tests.train import rank_checks
 from warpup.train import ranks
+from warpup.train.errors import TrainError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OWN = ("seconds", "tokens_per_s", "sampling_seconds", "padding")  # of how the work was done
@@ -114,6 +115,13 @@ def test_under_torchrun(project):
     losses = [[line["loss"] for line in log_of(project / out) if "loss" in line] for out in ("run", "two")]
     assert len(losses[0]) >= 4  # of RLVR a step may have had nothing to learn from
     assert losses[1] == pytest.approx(losses[0], rel=1e-3, abs=1e-4)
+
+
+def test_a_rank_that_cannot_be_is_refused_at_once(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(TrainError, match=r"RANK: expected 0 to 1 \(WORLD_SIZE - 1\), got 2"), ranks.data_parallel():
+        pass
 
 
 def test_without_a_launcher_there_is_one():

@@ -38,6 +38,8 @@ def data_parallel() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
+    if not 0 <= (rank := int(os.environ.get("RANK", "0"))) < int(os.environ["WORLD_SIZE"]):
+        raise TrainError(f"RANK: expected 0 to {int(os.environ['WORLD_SIZE']) - 1} (WORLD_SIZE - 1), got {rank}")
     mine = not dist.is_initialized()
     if mine:
         cuda = torch.cuda.is_available()
