@@ -2,6 +2,7 @@
 it."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from warpup.train import Recipe, TrainError, Turn
 from warpup.train.model.batch import collate
 from warpup.train.rewards.reward_set import VERIFIER
 from warpup.train.sampling.episodes import bridge, play, turn_advantages
+from warpup.train.settings import Advantage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,6 +135,17 @@ class Framed:
 def test_each_episode_begins_with_the_example_as_it_is_in_the_data(tmp_path):
     data = [example for example in EXAMPLES if not example["prompt"].startswith("(")]
     Recipe([rlvr(environment=Framed, reward=VERIFIER, data=data, steps=2)]).run(llama(), TOKENIZER, tmp_path)
+
+
+@pytest.mark.parametrize("advantage", get_args(Advantage))
+def test_an_advantage_learns_from_episodes_or_is_refused_before_any_work(tmp_path, advantage):
+    stage = rlvr(environment=Asks, reward=VERIFIER, advantage=advantage, turns=2, steps=1)
+    if advantage in ("gdpo", "segment", "tree", "hierarchical_grpo"):
+        with pytest.raises(TrainError, match=r"rlvr\.(advantage|environment): "):
+            stage.check()
+    else:
+        Recipe([stage]).run(llama(), TOKENIZER, tmp_path)
+        assert "loss" in log_of(tmp_path)[-1]
 
 
 def test_what_an_environment_raises_is_named(tmp_path):

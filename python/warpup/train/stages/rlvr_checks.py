@@ -82,6 +82,11 @@ def check_advantages(settings: RLVRSettings) -> None:
         why = "credit does not go by role; set credit to role"
         check_unused(settings, "roles", "role_decay", place=PLACE, why=why)
     check_branches(settings)
+    if settings.advantage == "gdpo" and settings.environment:
+        raise TrainError(
+            "rlvr.advantage: gdpo normalizes several rewards each by itself, and an environment gives one number; "
+            "choose another, such as grpo"
+        )
     if settings.advantage is not None:
         names = ("baseline",) if settings.advantage == "tree" else ("baseline", "scale")
         check_unused(settings, *names, place=PLACE, why=f"advantage {settings.advantage!r} has its own")
