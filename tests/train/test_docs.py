@@ -10,9 +10,12 @@ import pytest
 from warpup.train.config import TrainConfig, fill
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
-PAGES = ("train", "doctor", "demo", "certify", "continual")
+PAGES = ("train", "rlvr", "stages", "doctor", "demo", "certify", "continual")
+TRAINER = ("init", "doctor", "train", "sample", "eval", "report")
 COMMANDS = {
-    "train": ("init", "doctor", "train", "sample", "eval", "report"),
+    "train": TRAINER,
+    "rlvr": TRAINER,
+    "stages": TRAINER,
     "doctor": ("doctor",),
     "demo": ("demo", "eval"),
 }  # that a page is about
@@ -20,10 +23,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_config_has_every_key_with_its_default():
-    text, *others = re.findall(r"```toml\n(.*?)```", (DOCS / "train.md").read_text(), re.DOTALL)
+    page, *more = ((DOCS / f"{name}.md").read_text() for name in ("train", "rlvr", "stages"))
+    text, *others = re.findall(r"```toml\n(.*?)```", page + "".join(more), re.DOTALL)
     table = tomllib.loads(text)
     given, default = fill(TrainConfig, table, ""), TrainConfig()
-    page = (DOCS / "train.md").read_text()
     for part in ("lora", "warmup", "rlvr", "held_out"):
         for field in dataclasses.fields(getattr(default, part)):
             if field.name not in table[part]:
@@ -45,5 +48,6 @@ def test_commands_and_options_exist(capsys):
             with pytest.raises(SystemExit):
                 cli.main([command, "--help"])
             known += capsys.readouterr().out
-        for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", (DOCS / f"{page}.md").read_text()):
+        text = re.sub(r"(?m)^torchrun .* -m ", "", (DOCS / f"{page}.md").read_text())  # options of its own
+        for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", text):
             assert option.rstrip(".") in known, (page, option)

@@ -136,7 +136,7 @@ def test_a_leak_is_measured(monkeypatch):
 def test_what_packing_saves():
     """Padding in an epoch of 2,048 examples whose lengths spread as those of chats do (median 148 tokens, log-normal):
     of batches drawn at random, of those of similar lengths, and of packed ones drawn at random, by size of the batch.
-    docs/train.md has these figures."""
+    docs/stages.md has these figures."""
     rng = random.Random(0)
     pairs = [([1], [2] * max(1, int(rng.lognormvariate(5, 0.8)))) for _ in range(2048)]
 
