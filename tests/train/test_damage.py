@@ -121,6 +121,10 @@ def test_a_model_that_was_changed_on_purpose(runs, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(model).config.rms_norm_eps == 1e-3
     with pytest.raises(TrainError, match=r"config.json is damaged: .* If that was on purpose, delete checksums.json"):
         load_model(model)
+    for wrong in ("", "[]", '{"files": {}}', '{"files": [], "checksum": "0"}'):
+        (model / "checksums.json").write_text(wrong)
+        with pytest.raises(TrainError, match=r"checksums.json is damaged: .* If that was on purpose, delete checksums"):
+            load_model(model)
     (model / "checksums.json").unlink()
     assert load_model(model)[0].config.rms_norm_eps == 1e-3
 

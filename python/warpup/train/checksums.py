@@ -31,8 +31,11 @@ def write_table(path: Path, table: Mapping[str, Any]) -> None:
 
 def read_checked(path: Path, *keys: str, cure: str = CURE) -> dict[str, Any]:
     """What `write_table` wrote, if it is that; TrainError that ends with the `cure`."""
-    held = read_table(path, *keys, "files", "checksum")
-    if held.pop("checksum") != checksum_of(held):
+    try:
+        held = read_table(path, *keys, "files", "checksum")
+    except TrainError as error:
+        raise TrainError(f"{error}. {cure}") from error
+    if held.pop("checksum") != checksum_of(held) or not isinstance(held["files"], dict):
         raise TrainError(f"{path} is damaged: its checksum is another one. {cure}")
     return held
 
