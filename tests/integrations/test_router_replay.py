@@ -160,6 +160,14 @@ def test_what_cannot_be_replayed():
     with pytest.raises(ValueError, match="LlamaForCausalLM has no layer of routed experts"):
         record_experts(llama(), 1).__enter__()
     model, ids = spread_out("qwen3_moe")
+    for rows in (0, 2):
+        with (
+            pytest.raises(ValueError, match=f"rows is {rows}, and the model was given 27 tokens"),
+            record_experts(model, rows) as recorded,
+        ):
+            model(ids)
+        with pytest.raises(ValueError, match="the model has run nothing yet"):
+            recorded.experts()
     message = r"model\.layers\.0\.mlp \(Qwen3MoeSparseMoeBlock\) did not choose 3 of 6 experts by torch.topk"
     with pytest.raises(RuntimeError, match=message), replay_experts(model, torch.zeros(B, T, 2, 3).long()):
         model(ids)

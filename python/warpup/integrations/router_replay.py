@@ -144,7 +144,9 @@ class Recorded:
         self.rows, self.chosen = rows, [[] for _ in range(layers)]
 
     def experts(self) -> Tensor:
-        """(rows, T, L, k) int32, T the tokens of all forward passes; for `replay_experts`."""
+        """(rows, T, L, k) int32, T the tokens of all forward passes; for `replay_experts`. ValueError before any."""
+        if not all(self.chosen):
+            raise ValueError("record_experts: the model has run nothing yet")
         return torch.stack([torch.cat(layer, 1) for layer in self.chosen], 2)
 
 
@@ -153,13 +155,16 @@ def record_experts(model: nn.Module, rows: int) -> Iterator[Recorded]:
     """While open, keeps which experts the model's routers choose, of `rows` sequences at once; the tokens of several
     forward passes, as `generate` makes them, follow each other. (The last token that is sampled goes through no model.)
 
-    Raises ValueError where the model has no routed experts."""
+    Raises ValueError where the model has no routed experts, and where it is given other than `rows` sequences."""
     blocks = routed_blocks(model)
     recorded = Recorded(rows, len(blocks))
 
     def keep(layer: list[Tensor]) -> Callable:
         def hook(module, arguments, named):
             indices = arguments[1] if len(arguments) > 1 else next(named[name] for name in INDICES if name in named)
+            tokens = indices.numel() // indices.shape[-1]
+            if rows < 1 or tokens % rows:
+                raise ValueError(f"record_experts: rows is {rows}, and the model was given {tokens} tokens")
             layer.append(indices.detach().int().reshape(rows, -1, indices.shape[-1]))
 
         return hook
