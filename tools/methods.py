@@ -29,10 +29,15 @@ NOTHING = "nothing offered, because "
 OPENING = """\
 # Methods
 
-What `warpup` offers for 102 published methods: written by `tools/methods.py` from the files in `docs/methods/`, do not
-edit. Each row has what to call and a snippet that runs as it stands, with a value that was computed by hand; or it
-says why there is nothing. A row's tier: T1 is a core operator, T2 a loss or recipe made of these, T3 a small generic
-operator, sampler or metric, T4 a whole system (a robot, a game, a survey) of which only the named operator is offered.
+What to call for each of 102 published methods. The table is by number; below it the rows stand by family, each with a
+snippet that runs as it stands and checks a value that was computed by hand, or with the reason why there is nothing. Stages
+and settings in code type, such as Warmup's `objective = "dco"`, are those of a config: [train](train.md), [rlvr](rlvr.md),
+[stages](stages.md).
+
+A row's tier: T1 is a core operator, T2 a loss or recipe made of these, T3 a small generic operator, sampler or metric, T4 a
+whole system (a robot, a game, a survey) of which only the named operator is offered.
+
+(This page is written by `tools/methods.py` from the files in `docs/methods/`: change those.)
 """
 
 

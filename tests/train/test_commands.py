@@ -138,7 +138,7 @@ def test_train_from_flags_and_yaml(project, capsys):
         (("threads = 1", "threads = "), "run.toml: "),
         (('model = "start"', ""), "model: nothing given; set it in the config file or with --model"),
         (('model = "start"', 'model = "nowhere"'), "nowhere is not a saved model: it has no config.json"),
-        (('data = "train.jsonl"', 'data = "nowhere.jsonl"'), "warmup.data: "),
+        (('data = "train.jsonl"', 'data = "nowhere.jsonl"'), "warmup.data: no file or directory nowhere.jsonl"),
         (('data = "train.jsonl"', 'data = ""'), "no stage has data"),
         (('[rlvr]\ndata = "train.jsonl"', "[rlvr]"), "but rlvr has no data and is left out; set rlvr.data"),
         (

@@ -67,7 +67,7 @@ def examples_of(stage) -> Sequence[dict[str, Any]]:
             keys = {"prompt": "prompt", "completion": columns["completion"] and "completion"}
             examples = [e if "prompt" in e else as_example(f"example {i}", e, keys) for i, e in enumerate(stage.data)]
     except (OSError, ValueError, ImportError) as error:
-        raise TrainError(f"{place}.data: {error}") from error
+        raise TrainError(f"{place}.data: {str(error).removeprefix('source: ')}") from error
     if not examples:
         raise TrainError(f"{place}.data: no examples")
     if stage.limit is not None and len(examples) > stage.limit:

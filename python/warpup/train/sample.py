@@ -132,4 +132,4 @@ def read_prompts(source: str, limit: int) -> list[dict]:
     try:
         return load_examples(source, completion=None, answer=None, limit=limit)
     except (OSError, ValueError, ImportError) as error:
-        raise TrainError(f"--data: {error}") from error
+        raise TrainError(f"--data: {str(error).removeprefix('source: ')}") from error

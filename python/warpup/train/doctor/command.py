@@ -112,7 +112,7 @@ def _rows(source: str):
             error = error or problem
         except (OSError, ImportError) as problem:
             raise UsageError(f"--data: {problem}") from problem
-    raise TrainError(f"--data: {error}")
+    raise TrainError(f"--data: {str(error).removeprefix('source: ')}")
 
 
 def _show(findings, seconds: float) -> None:
