@@ -30,12 +30,12 @@ OPENING = """\
 # Methods
 
 What to call for each of 102 published methods. The table is by number; below it the rows stand by family, each with a
-snippet that runs as it stands and checks a value that was computed by hand, or with the reason why there is nothing. Stages
-and settings in code type, such as Warmup's `objective = "dco"`, are those of a config: [train](train.md), [rlvr](rlvr.md),
-[stages](stages.md).
+snippet that runs as it stands and checks a value that was computed by hand, or with the reason why there is nothing.
+Stages and settings in code type, such as Warmup's `objective = "dco"`, are those of a config: [train](train.md),
+[rlvr](rlvr.md), [stages](stages.md).
 
-A row's tier: T1 is a core operator, T2 a loss or recipe made of these, T3 a small generic operator, sampler or metric, T4 a
-whole system (a robot, a game, a survey) of which only the named operator is offered.
+A row's tier: T1 is a core operator, T2 a loss or recipe made of these, T3 a small generic operator, sampler or metric,
+T4 a whole system (a robot, a game, a survey) of which only the named operator is offered.
 
 (This page is written by `tools/methods.py` from the files in `docs/methods/`: change those.)
 """
