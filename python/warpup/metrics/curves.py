@@ -80,7 +80,8 @@ def enough(
     Source: iterated fits with a proximity condition, "Modeling of learning curves with applications to POS tagging"
     (Vilares et al. 2017).
     """
-    x, y = array("x", x, None), array("y", y, len(x))
+    x = array("x", x, None)
+    y = array("y", y, len(x))
     before = None
     for i in range(max(first, 3), len(x) + 1):
         fit = power_law(x[:i], y[:i])
@@ -120,8 +121,8 @@ def leaves_law(
 ) -> float | None:
     """The first step beyond the first `prefix` of them at which a curve is over `factor` times the power law of that
     prefix (a line in log-log); None if it stays below. All values above 0."""
-    values = array("values", values, len(steps))
+    curve = array("values", values, len(steps))
     known = max(2, int(prefix * len(steps)))
-    law = power_law(steps[:known], values[:known], offset=False)
-    late = [s for s, v in zip(steps[known:], values[known:], strict=True) if v > factor * float(law(s))]
+    law = power_law(steps[:known], curve[:known], offset=False)
+    late = [s for s, v in zip(steps[known:], curve[known:], strict=True) if v > factor * float(law(s))]
     return late[0] if late else None

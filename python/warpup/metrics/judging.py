@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -47,7 +46,7 @@ def pass_at(n: int, correct: Sequence[int], samples: Sequence[int] | int, *, con
     problem's chance, 1 - C(samples - correct, n) / C(samples, n), is unbiased (arXiv 2107.03374); the interval is the
     normal one of a mean over problems (wide where they are few), within [0, 1]. Raises ValueError otherwise.
     """
-    counts = [samples] * len(correct) if isinstance(samples, Integral) else list(samples)
+    counts = [samples] * len(correct) if isinstance(samples, int | np.integer) else list(samples)
     pairs = list(zip(correct, counts, strict=True)) if len(counts) == len(correct) else []
     if n < 1 or not 0 < confidence < 1:
         raise ValueError(f"n, confidence: expected at least 1 attempt and a share in (0, 1), got {n} and {confidence}")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
 from dataclasses import replace as replaced
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeGuard
 
 from warpup.reflection.tokens import LONGEST_MARKER, ReflectionTokens, find_markers
 
@@ -152,7 +152,7 @@ class ThinkingBudget:
             raise ValueError(f"not the JSON of a ThinkingBudget: {error}") from None
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
