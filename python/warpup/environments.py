@@ -167,4 +167,6 @@ def external(environment: Any, *, action: Callable[[str], Any] = str, text: Call
             client = WordleEnv(base_url="http://localhost:8000").sync()
             return external(client, action=lambda said: WordleAction(guess=said), text=lambda seen: seen.message)
     """
+    if missing := [name for name in ("reset", "step") if not callable(getattr(environment, name, None))]:
+        raise TrainError(f"external: {type(environment).__name__} has no {missing[0]}, expected an environment object")
     return External(environment, action, text)

@@ -238,3 +238,8 @@ def test_wrong_beside_it():
             x["hidden"].view(1, 7, -1), x["weight"], x["targets"].view(1, 7), torch.zeros(1, 7), torch.ones(1),
             torch.ones(1, 7), kept=kept, chunk=2,
         )  # fmt: skip
+
+
+def test_a_mask_is_of_bools():
+    with pytest.raises(ValueError, match=r"KeptTokens\.from_mask: mask must be bool, got float32"):
+        KeptTokens.from_mask(torch.ones(2, 3))

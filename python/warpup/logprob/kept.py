@@ -37,6 +37,8 @@ class KeptTokens(NamedTuple):
     @classmethod
     def from_mask(cls, mask: Tensor) -> KeptTokens:
         """Of a mask (..., V), bool; its leading dimensions become one."""
+        if mask.dtype != torch.bool:
+            raise ValueError(f"KeptTokens.from_mask: mask must be bool, got {str(mask.dtype).removeprefix('torch.')}")
         mask = mask.reshape(-1, mask.shape[-1])
         rows, ids = mask.nonzero().unbind(1)
         return cls.from_counts(ids.int(), torch.bincount(rows, minlength=len(mask)))  # a sum of bools takes long

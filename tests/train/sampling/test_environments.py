@@ -189,3 +189,8 @@ def test_environments_are_closed(tmp_path):
     Recipe([stage]).run(llama(), TOKENIZER, tmp_path)
     assert len(made) > 12
     assert all(game.environment.closed for game in made)
+
+
+def test_external_names_what_an_environment_lacks():
+    with pytest.raises(TrainError, match="external: str has no reset, expected an environment object"):
+        external("Wordle")
