@@ -138,7 +138,8 @@ class GivenGradients(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         # vmap, also that of `torch.autograd.grad(..., is_grads_batched=True)`, may have several grad_loss for these.
-        several = transformed() or torch._C._functorch.is_legacy_batchedtensor(grad_loss)
+        legacy = torch._C._functorch.is_legacy_batchedtensor
+        several = transformed() or (not torch.compiler.is_compiling() and legacy(grad_loss))
         times = Tensor.mul if several else Tensor.mul_
         needed = zip(gradients, ctx.needs_input_grad, strict=False)
         scaled = (times(g, grad_loss) if need else None for g, need in needed)
