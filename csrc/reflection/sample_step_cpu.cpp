@@ -1,6 +1,8 @@
 // One row at a time in a copy that stays in the core's cache: every further pass reads that.
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <vector>
 
