@@ -54,7 +54,7 @@ class Worker:
                 if isinstance(found, Result):
                     return found
                 stage = found
-            why = f"stopped: not done after {limit:g} s"
+            why = f"stopped: not done after {limit * LIMITS.get(stage, 1):g} s"
         except EOFError:
             why = "its process was killed, most often for lack of memory"
         self.process.kill()
