@@ -27,8 +27,8 @@ def row_82():
     """Self-supervised Preference Optimization: Enhance Your Language Model with Preference Degree Awareness
 
     T2: `warpup.data.keyword_degrees` and `warpup.degree_loss`, beside `warpup.preference_loss`. Two heads on the
-    model's state, one for chosen and one for rejected answers; which keywords go first, and gamma, are not
-    published.
+    model's state, one for chosen and one for rejected answers. There is no published code: which
+    keywords go first is ours, gamma is the caller's.
     """
     import math
 

@@ -68,8 +68,8 @@ def row_83():
     """Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation
 
     T2: `warpup.distill`: `class_means`, `trilateral_features`, `FusionNet`, `fusion_loss`; the outer problem goes
-    through `warpup.optim.unroll`. Features are the vectors S, T, G, class mean and their differences, the loss alpha
-    t^2 KD + (1 - alpha) CE. In one published file no gradient reaches the net; through the unrolled step it does.
+    through `warpup.optim.unroll`. Features are, by our reading, the vectors S, T, G, class mean and their differences,
+    the loss alpha t^2 KD + (1 - alpha) CE. The net gets its gradient through the unrolled step.
     """
     import math
 

@@ -25,7 +25,7 @@ def trilateral_features(student_logits: Tensor, teacher_logits: Tensor, labels: 
 
     S and T are probabilities, G is the label as one-hot vector, M the row of `class_means` of the label. No gradient.
 
-    Source: TGeo-KD (arXiv 2312.15112), whose geometry are these corners and edges, as vectors.
+    Source: TGeo-KD (arXiv 2312.15112); its geometry as the vectors of these corners and edges is our reading.
     """
     s, t = student_logits.detach().softmax(-1), teacher_logits.detach().softmax(-1)
     g, m = F.one_hot(labels, s.shape[-1]).to(s.dtype), means[labels].to(s.dtype)
@@ -36,7 +36,7 @@ class FusionNet(nn.Module):
     """(N,) in (0, 1): what share of an example's loss is distillation, from its `trilateral_features`.
 
     Its loss is that of the student on held-out examples one step later, TGeo-KD's outer problem; the step is unrolled,
-    for otherwise no gradient reaches this net (in one published file none does):
+    for otherwise no gradient reaches this net:
 
         def inner(weights, batch):
             logits = functional_call(student, weights, batch.x)

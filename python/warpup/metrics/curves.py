@@ -48,7 +48,7 @@ def power_law(x: ArrayLike, y: ArrayLike, *, offset: bool = True) -> PowerLaw:
     try:
         from scipy.optimize import curve_fit
     except ImportError as error:
-        raise ImportError("power_law needs scipy: pip install 'warpup[methods]'") from error
+        raise ModuleNotFoundError("power_law needs scipy: pip install 'warpup[methods]'", name=error.name) from error
 
     # For a given b the other two are linear, so the best of a grid of b is a start that the fit cannot miss from; x in
     # units of its geometric mean keeps a and c of one size.
@@ -96,8 +96,8 @@ def one_epoch(params: float, tokens: float, epochs: float, ratio: float = 5.0) -
     """(parameters, unique tokens) of a run of one epoch at the cost of one with `params` parameters that reads `tokens`
     unique tokens `epochs` times: cost ∝ parameters times tokens read, and `ratio` tokens a parameter.
 
-    Source: "One Epoch Is All You Need" (arXiv 1906.06669); the ratio is its rule of thumb for small models, not one of
-    today's.
+    Source: "One Epoch Is All You Need" (arXiv 1906.06669). A ratio of 5 as its rule of thumb is not verified; models
+    of today read more.
     """
     cost = params * tokens * epochs
     return (cost / ratio) ** 0.5, (cost * ratio) ** 0.5
