@@ -65,6 +65,14 @@ def test_a_task_without_targets_counts_nothing():
         (lambda x: losses.multitask_loss({"a": x}, {"b": x}), "multitask_loss: logits and targets must name the same"),
         (lambda x: losses.multitask_loss({"a": x}, {"a": x}, {"c": 1.0}), "weights names 'c', which is no task"),
         (lambda x: losses.detection_loss({"a": x}, {}), "detection_loss: logits, changed and masks must name"),
+        (
+            lambda x: losses.detection_loss({"a": x}, {"a": x > 0}, {"a": x[0] == 0}),
+            r"detection_loss: masks\['a'\] must have the shape of logits\['a'\], \(2, 2\), got \(2,\)",
+        ),
+        (
+            lambda x: distill.fusion_loss(x, x, IDS, x[:, :1]),
+            r"fusion_loss: alpha must have the shape of labels, \(2,\), got \(2, 1\)",
+        ),
         (lambda x: losses.supcon_loss(x, x), r"supcon_loss: features and labels must be \(N, D\) and \(N,\)"),
         (lambda x: losses.supcon_loss(x, IDS, -1.0), "supcon_loss: temperature must be above 0"),
         (lambda x: losses.proxy_loss(x, x, IDS, 0.0), "proxy_loss: temperature must be above 0"),

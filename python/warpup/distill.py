@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from warpup._arguments import check_above_0, explained
+from warpup._arguments import check_above_0, explained, same_shape
 
 
 @explained
@@ -75,6 +75,8 @@ def fusion_loss(
         alpha: (N,), with gradient.
     """
     check_above_0("fusion_loss", temperature=temperature)
+    same_shape("fusion_loss", student_logits=student_logits, teacher_logits=teacher_logits)
+    same_shape("fusion_loss", labels=labels, alpha=alpha)
     s = (student_logits / temperature).log_softmax(-1)
     t = (teacher_logits.detach() / temperature).log_softmax(-1)
     kl = (t.exp() * (t - s).masked_fill(t == -torch.inf, 0.0)).sum(-1)

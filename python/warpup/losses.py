@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup._arguments import check_above_0, explained, same_shape
-
-IGNORED = -100  # a target that is none, as in torch
+from warpup.logprob.token_logprob import IGNORE_INDEX
 
 
 @explained
@@ -41,8 +40,8 @@ def multitask_loss(
     each = {}
     for task, scores in logits.items():
         wanted = targets[task].flatten()
-        total = F.cross_entropy(scores.flatten(0, -2), wanted, ignore_index=IGNORED, reduction="sum")
-        each[task] = total / (wanted != IGNORED).sum().clamp_min(1)
+        total = F.cross_entropy(scores.flatten(0, -2), wanted, ignore_index=IGNORE_INDEX, reduction="sum")
+        each[task] = total / (wanted != IGNORE_INDEX).sum().clamp_min(1)
     loss = torch.stack([weights.get(task, 1.0) * value for task, value in each.items()]).sum()
     return loss, {task: value.detach() for task, value in each.items()}
 
@@ -67,8 +66,10 @@ def detection_loss(
         raise ValueError(f"detection_loss: logits, changed and masks must name the same tasks, got {[*logits]}")
     total = []
     for task, scores in logits.items():
+        mask = torch.ones_like(scores, dtype=torch.bool) if masks is None else masks[task]
+        given = {f"logits[{task!r}]": scores, f"changed[{task!r}]": changed[task], f"masks[{task!r}]": mask}
+        same_shape("detection_loss", **given)
         each = F.binary_cross_entropy_with_logits(scores, changed[task].to(scores.dtype), reduction="none")
-        mask = torch.ones_like(each, dtype=torch.bool) if masks is None else masks[task]
         total.append(each.where(mask, 0.0).sum() / mask.sum().clamp_min(1))
     return torch.stack(total).sum()
 

@@ -9,7 +9,7 @@ from torch.distributions import Categorical, Normal
 
 from warpup import control
 
-UNIT = Normal(torch.zeros(1, 2), 1.0)
+UNIT, THREE = Normal(torch.zeros(1, 2), 1.0), Normal(torch.zeros(3, 1), 1.0)
 
 
 def test_gates_weights_and_clips_of_the_dynamics_gap():
@@ -146,6 +146,10 @@ def test_curricula_name_what_is_forgotten():
         (
             lambda: control.elbo(torch.ones(2, 3), UNIT, UNIT),
             "KL of posterior and prior must have the shape of log_likelihood",
+        ),
+        (
+            lambda: control.diverse_bc_loss(torch.ones(3, 1), THREE, [THREE], torch.ones(3, 1)),
+            r"diverse_bc_loss: logp must have the shape of the KL to others, \(3,\), got \(3, 1\)",
         ),
     ],
 )

@@ -59,4 +59,5 @@ def diverse_bc_loss(
         likeliest = torch.stack([per_state(p.log_prob(actions)) for p in every]).argmax(0)
     kl = torch.stack([per_state(kl_divergence(policy, p)) for p in every])  # to itself: 0
     away = kl.gather(0, likeliest[None])[0]
+    same_shape("diverse_bc_loss", **{"the KL to others": away}, logp=logp)
     return (-logp - alpha * away).mean()
