@@ -1,4 +1,4 @@
-"""Training data: Knights & Knaves puzzles, their traces, answer verification, loaders and curriculum samplers."""
+"""Training data: puzzles, traces and other synthetic examples, answer verification, loaders, curriculum samplers."""
 
 from .clusters import dp_means
 from .generate import count_puzzles, from_reasoning_gym, knights_and_knaves, split

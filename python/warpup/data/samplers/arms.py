@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .protocol import UniformSampler, check_count, check_number, check_range, check_state, numbers_of, outcomes_of
+from .protocol import UniformSampler, check_count, check_range, check_state, numbers_of, outcomes_of
 
 
 class ArmSampler(ABC):
@@ -94,12 +94,6 @@ def softmax(scores: Sequence[float], tau: float) -> np.ndarray:
     return np.exp(logits - logits.max())
 
 
-def check_tau(tau: float) -> None:
-    check_number("tau", tau)
-    if not tau > 0:
-        raise ValueError(f"tau: expected a positive number, got {tau!r}")
-
-
 # ---- by what was learned --------------------------------------------------------------------------------------------
 
 
@@ -115,7 +109,7 @@ class SECSampler(ArmSampler):
     def __init__(self, categories: Iterable[Hashable], *, alpha: float = 0.5, tau: float = 1.0, seed: int = 0):
         """categories: one for each example, in order. alpha: in (0, 1]. tau: above 0. Raises ValueError otherwise."""
         super().__init__(categories, seed=seed)
-        check_tau(tau)
+        check_range("tau", tau, 0, math.inf, open_low=True)
         check_range("alpha", alpha, 0, 1, open_low=True)
         self.tau, self.alpha, self.q = tau, alpha, [0.0] * len(self.names)
 
@@ -147,9 +141,8 @@ class DUMPSampler(ArmSampler):
     def __init__(self, categories: Iterable[Hashable], *, window: int = 300, tau: float = 0.1, seed: int = 0):
         """categories: the source of each example, in order. window: rollouts, from 1. Raises ValueError otherwise."""
         super().__init__(categories, seed=seed)
-        check_tau(tau)
-        if type(window) is not int or window < 1:
-            raise ValueError(f"window: expected a positive number of rollouts, got {window!r}")
+        check_range("tau", tau, 0, math.inf, open_low=True)
+        check_count("window", window)
         self.tau, self.recent = tau, [deque(maxlen=window) for _ in self.names]
         self.counts = [0] * len(self.names)
 

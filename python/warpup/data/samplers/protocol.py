@@ -95,7 +95,7 @@ def shuffled(size: int, seed: str) -> list[int]:
 def check_count(name: str, value: Any) -> None:
     """Raise ValueError unless the value is a whole number above 0."""
     if type(value) is not int or value < 1:
-        raise ValueError(f"{name}: expected a positive number of examples, got {value!r}")
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
 
 def check_number(name: str, value: Any) -> None:
