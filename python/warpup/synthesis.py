@@ -127,7 +127,7 @@ def perturb_filters_(parameters: Sequence[Tensor], generator: torch.Generator | 
 
 def representatives(features: Tensor, labels: Tensor, per_class: int, seed: int = 0) -> Tensor:
     """(classes * per_class,) int64, class by class: the examples nearest to the centers of k-means in their class,
-    where synthetic data may begin (arXiv 2310.10541).
+    where synthetic data may begin (arXiv 2310.10541). Needs scikit-learn.
 
     Args:
         features: (N, D) of the real examples, on the CPU.

@@ -42,6 +42,7 @@ def target_cost(target: Tensor, cost: Tensor, penalty: float, **constraints: Any
         constraints: of x, as of `scipy.optimize.linprog`: A_ub, b_ub, A_eq, b_eq, bounds (default: x at least 0).
 
     Raises:
+        ModuleNotFoundError: without scipy, `pip install 'warpup[methods]'`.
         ValueError: no x fulfils the constraints, or the cost has no minimum.
     """
     import numpy as np

@@ -70,9 +70,8 @@ def strategy_weight(
     """
     memory, general = complexities
     evidence = gamma * np.asarray(examples, np.float64) ** (1 - alpha) * np.asarray(loss_gap, np.float64)
-    return 0.5 * (
-        1 + np.tanh(0.5 * (evidence - (memory**beta - general**beta)))
-    )  # the sigmoid, which cannot overflow so
+    eta = evidence - (memory**beta - general**beta)
+    return 0.5 * (1 + np.tanh(0.5 * eta))  # the sigmoid of eta, in a form that cannot overflow
 
 
 def lr_sensitivity(losses: Sequence[float], initial: float) -> float:

@@ -33,10 +33,9 @@ def population_statistics(model: nn.Module, data: Images, batch_size: int) -> No
 
 
 def errors(model: nn.Module, data: Images, eps: float, attack: bool = False, batch: int = 512) -> dict[str, Any]:
-    """Shares of the test set: `clean` misclassified, `verified` not verified within eps by interval bounds that
-    hold in floating point (sound); with
-    attack, `pgd` misclassified at a point that was found within eps (the image itself among them), and `broken`, the
-    number of verified images among these. The model must be in eval mode."""
+    """Shares of the test set: `clean` misclassified, `verified` not verified within eps by interval bounds that hold in
+    floating point (sound); with attack, `pgd` misclassified at a point that was found within eps (the image itself
+    among them), and `broken`, the number of verified images among these. The model must be in eval mode."""
     wrong = dict.fromkeys(("clean", "verified", "pgd", "broken"), 0)
     for begin in range(0, len(data.x_test), batch):
         x, labels = pixels(data.x_test[begin : begin + batch]), data.y_test[begin : begin + batch]
