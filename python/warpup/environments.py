@@ -70,9 +70,9 @@ class Retry:
 
 
 class Revise(Retry):
-    """Two answers, whatever the first one was: r1 = `first` times whether that is right, and for the second, of which
-    r2 says whether it is right, r2 + bonus (r2 - r1). So what pays most is to become right, and to spoil a right answer
-    costs.
+    """Two answers, whatever the first one was. With r1 and r2, 1 or 0, for whether they are right, the first pays
+    first r1 and the second r2 + bonus (r2 - r1): for a second answer it pays most to become right, and to spoil a right
+    one costs. Over both, becoming right pays more than being right twice where `bonus` is above `first`.
 
     reward, say, right: as in `Retry`. bonus: of the second answer's gain. first: 1, or 0 for a stage in which the first
     answer is not to be trained (with a `kl_coef` that holds it). `rlvr.credit = "turn"` and `turns = 2` go with it.

@@ -73,6 +73,10 @@ def test_revise_asks_twice_and_pays_for_the_gain():
     game.reset({"prompt": "2 + 2 =", "answer": "4"})  # nothing is left of the one before
     assert game.step("5").reward == 0.0
     assert game.step("4") == Turn("", 11.0, True, 1.0)
+    second_alone = Revise(reward="warpup.rewards:number", first=0)
+    second_alone.reset({"prompt": "2 + 2 =", "answer": "4"})
+    assert second_alone.step("4").reward == 0.0
+    assert second_alone.step("5").reward == -1.0  # the gain is over the first answer, paid or not
     unsure = Revise(reward=lambda completion, example: None)
     unsure.reset({"prompt": "?"})
     assert math.isnan(unsure.step("4").reward)
