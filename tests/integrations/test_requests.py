@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from tests.integrations.requests import SCHEDULES, VOCAB, Request, expect
-from warpup.integrations._requests import Requests, schedule_from
+from tests.integrations.requests import BUDGETS, SCHEDULES, VOCAB, Request, expect
+from warpup.integrations._requests import Requests, budget_from, schedule_from
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -73,3 +73,18 @@ def test_a_requests_schedule():
         schedule_from(SCHEDULES[1].to_json().replace("triangle", "square"))
     with pytest.raises(ValueError, match="is its JSON"):
         schedule_from(3)
+
+
+def test_budgets_as_requests_bring_them():
+    """As JSON or, in the process of the engine, as they are: what no logits processor can do is refused of both."""
+    budget = BUDGETS[1]
+    assert budget_from(budget) == budget_from(budget.to_json()) == budget
+    probed = budget.replace(tokens=60, probe_every=2, probe_below=0.1)
+    for given in (probed, probed.to_json()):
+        with pytest.raises(ValueError, match="probe_every: a probe is a forward pass of its own"):
+            budget_from(given)
+    for given in (budget.replace(message=[7] * 200), budget.replace(message=[7] * 200).to_json()):
+        with pytest.raises(ValueError, match="have at most 128 tokens here, got 202"):
+            budget_from(given)
+    with pytest.raises(ValueError, match=r"thinking budget is its JSON .*, got int"):
+        budget_from(512)

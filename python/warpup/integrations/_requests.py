@@ -143,13 +143,13 @@ def schedule_from(given) -> ReflectionSchedule | None:
 
 def budget_from(given) -> ThinkingBudget | None:
     """A thinking budget as it comes with a request, likewise."""
-    if given is None or isinstance(given, ThinkingBudget):
-        return given
-    if not isinstance(given, str):
+    if given is None:
+        return None
+    if not isinstance(given, str | ThinkingBudget):
         raise ValueError(
             f"a request's thinking budget is its JSON (ThinkingBudget.to_json), got {type(given).__name__}"
         )
-    budget = ThinkingBudget.from_json(given)
+    budget = ThinkingBudget.from_json(given) if isinstance(given, str) else given
     check_probe(budget)
     longest = max(len(budget.closing), len(budget.warning))
     if longest > ROOM:
