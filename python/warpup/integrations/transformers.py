@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from abc import abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -180,13 +181,13 @@ class _ContinuousProcessor(ContinuousBatchingLogitsProcessor):  # pyright: ignor
     def fill_defaults(self, int32_tensor: Tensor) -> None:
         int32_tensor.zero_()  # the bits of 0.0 too
 
+    @abstractmethod
     def asked(self, given: dict[str, str]) -> tuple[ReflectionSchedule | None, ThinkingBudget | None]:
         """The schedule and the budget of a request that came with these arguments."""
-        raise NotImplementedError
 
+    @abstractmethod
     def argument(self, keys: list[str]) -> Tensor:
         """(len(keys),) int32, of requests that were caught up with."""
-        raise NotImplementedError
 
     def prepare_tensor_args(self, requests_with_new_token) -> Tensor:
         requests, keys = self.requests, []
