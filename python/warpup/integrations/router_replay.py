@@ -81,7 +81,8 @@ def replay_experts(model: nn.Module, experts: Tensor) -> Iterator[None]:
     The backward belongs inside too where activations are checkpointed: it runs the routers again.
 
     Raises:
-        ValueError: the model has no routed experts; a shape, dtype or id does not fit.
+        ValueError: the model has no routed experts; a shape, dtype or id does not fit. (Ids on a GPU are not looked at,
+            which would wait for it.)
         RuntimeError: a layer ran and did not choose its experts in this way, so nothing could be replayed.
     """
     blocks = routed_blocks(model)
