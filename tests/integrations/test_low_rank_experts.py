@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 transformers = pytest.importorskip("transformers", minversion="5")
 peft = pytest.importorskip("peft")
 
+from tests.support.largest import Largest  # noqa: E402
 from tests.support.mixtures import MODELS, mixture_of  # noqa: E402
 from warpup.integrations.transformers_moe import low_rank_experts  # noqa: E402
 
@@ -61,20 +61,6 @@ def test_what_stays_pefts():
     model.get_base_model().set_experts_implementation("warpup")
     merged = model.merge_and_unload()
     torch.testing.assert_close(merged(input_ids=ids).logits, want[0], rtol=1e-9, atol=1e-11)
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest floating tensor that any operation makes anew."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        given = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
-        for t in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(t, torch.Tensor) and t.is_floating_point() and t.untyped_storage().data_ptr() not in given:
-                self.elements = max(self.elements, t.numel())
-        return result
 
 
 def test_no_tensor_has_the_size_of_the_weights():

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
+from tests.support.largest import Largest
 from tests.support.tiny import EXAMPLES, TOKENIZER, llama, mixture
 
 trl = pytest.importorskip("trl")
@@ -120,19 +120,6 @@ def test_divergences_are_trls(form, beta):
     assert count == got_count == 1
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got_slopes, want_slopes, rtol=1e-4, atol=1e-5)
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that any operation makes."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for t in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(t, torch.Tensor):
-                self.elements = max(self.elements, t.numel())
-        return result
 
 
 def test_logits_are_never_whole():
