@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.tiny import EXAMPLES, TOKENIZER, killer, llama, mixture, rlvr, same, warmup, weights
+from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, mixture, rlvr, same, warmup, weights
 from warpup.train import Distill, Preference, Recipe, TrainError, checkpoint
 from warpup.train.ranks import data_parallel, rank, share, size, totals
 from warpup.train.run import HeldOut
@@ -61,13 +61,13 @@ def check_runs(folder):
 
 def check_stopped(folder):
     """For one process to go on with."""
-    with pytest.raises(BaseException, match=r"^$"):  # Killed
+    with pytest.raises(Killed):
         trained("warmup", folder / "stopped", killer(4))
 
 
 def check_resumed(folder):
     """Killed after its fourth step, a run of two ends with the bits of one that was not."""
-    with pytest.raises(BaseException, match=r"^$"):  # Killed
+    with pytest.raises(Killed):
         trained("rlvr", folder / "resumed", killer(4))
     model = llama()
     checkpoint.load_weights(model, folder / "two" / "rlvr" / "model")

@@ -229,7 +229,7 @@ def test_episodes(options):
 
 
 @pytest.mark.parametrize("advantage", ["gae", "reinforce_pp", "opo", "optimal_token_baseline"])
-def test_advantages_count_what_was_drawn(tmp_path, advantage):
+def test_advantages_of_tokens_go_with_a_budget(tmp_path, advantage):
     own = {"loss": "ppo"} if advantage == "gae" else {}
     data = [e | {"prompt": e["prompt"] + " <think>"} for e in EXAMPLES]
     stage = rlvr(data=data, steps=1, thinking_budget=2, advantage=advantage, **own)
