@@ -5,10 +5,9 @@ reward = ["warpup.rewards:math_verify", "warpup.rewards:overlong(max_length=256,
 
 `number`, `exact`, `math_verify`: the final answer against the column "answer". `code_execution`: a program against
 the column "tests". `reasoning_gym`: the tasks of that package. `cosine_length`, `overlong`: shaped by length.
-`difficulty`: a tag
-that says how hard the task is, and short answers to easy ones. `reward_model`: a model that the stage `step_reward` has
-trained. `think_answer`, `pattern`: format alone. The verifiers of `warpup.data` (`verify`, `verify_exact`,
-`verify_math`) ask for format and answer at once.
+`difficulty`: a tag that says how hard the task is, and short answers to easy ones. `reward_model`: a model that the
+stage `step_reward` has trained. `think_answer`, `pattern`: format alone. The verifiers of `warpup.data` (`verify`,
+`verify_exact`, `verify_math`) ask for format and answer at once.
 
 `check(reward, cases)` holds a reward of yours, or one of these, against a table of right and wrong answers (`CASES`).
 """

@@ -50,8 +50,8 @@ class LoRA:
 
 
 def depth_of(samples: int, branches: int) -> int:
-    """Edges of advantage tree from the prompt to a completion: samples = branches ** depth. ValueError if there is no
-    such number."""
+    """Edges from the prompt to a completion, with advantage "tree": samples = branches ** depth. ValueError if there is
+    no such number."""
     depth, leaves = 0, 1
     while leaves < samples and branches > 1:
         depth, leaves = depth + 1, leaves * branches
