@@ -109,7 +109,7 @@ def options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("expected --seeds of at least 1 and --choose of at least 0")
     if not (Path(given.model) / "config.json").is_file():
         parser.error(
-            f"--model: {given.model} is not a saved model, it has no config.json; ../models/install.py makes one"
+            f"--model: {given.model} is not a saved model, it has no config.json; examples/models/install.py makes one"
         )
     given.size = SIZES[given.size]
     for name, _, value in (text.partition("=") for text in given.set):
