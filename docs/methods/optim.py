@@ -43,10 +43,8 @@ def row_55():
     from warpup.optim import GradientModulation, single_mode_logits
 
     both, audio, video = (torch.tensor([x]) for x in (5.0, 3.0, 1.0))
-    assert [phi.item() for phi in single_mode_logits(both, audio, video)] == [
-        3.5,
-        1.5,
-    ]  # (5 -+ 2) / 2
+    shares = single_mode_logits(both, audio, video)
+    assert [phi.item() for phi in shares] == [3.5, 1.5]  # (5 +- 2) / 2
 
     modulation, zeros, target = GradientModulation(alpha=1.0), torch.zeros(1, 2), torch.tensor([0])
     modulation(zeros, zeros, target)  # both learn alike so far: a ratio of 1

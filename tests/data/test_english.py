@@ -66,10 +66,8 @@ def test_a_puzzle_reads_as_english():
         'Ann says: "Bob is a knave." Bob says: "Ann is a knight and Bob is a knight." '
         "Who is a knight and who is a knave?"
     )
-    assert (
-        "Bob says that Ann is a knight (true) and Bob is a knight (false). This is false, and Bob is a knave."
-        in (told["completion"])
-    )
+    check = "Bob says that Ann is a knight (true) and Bob is a knight (false). This is false, and Bob is a knave."
+    assert check in told["completion"]
     assert told["completion"].endswith(" </think> <answer> Ann is a knight and Bob is a knave </answer>")
     assert len({example(puzzle, language="english", seed=seed)["completion"] for seed in range(20)}) > 5
     assert example(puzzle, "short", language="english")["completion"].startswith("<think> </think> <answer> Ann")

@@ -165,14 +165,12 @@ def test_weakness_leaves_what_is_solved_a_share():
 
 
 def test_recency_brings_tasks_in_turn():
-    sampler = RecencySampler("aabbcc", per_task=4, d=1)
-    assert {CHARS[i] for i in sampler.next(4)} == {"a"}
+    tasks = "aabbcc"
+    sampler = RecencySampler(tasks, per_task=4, d=1)
+    assert {tasks[i] for i in sampler.next(4)} == {"a"}
     assert sampler.probabilities() == pytest.approx({"a": 1 / 3, "b": 2 / 3, "c": 0})
     sampler.next(40)
     assert sampler.probabilities() == pytest.approx({"a": 2 / 11, "b": 3 / 11, "c": 6 / 11})
-
-
-CHARS = "aabbcc"
 
 
 def test_aioli_gives_more_to_what_lowers_all_losses():

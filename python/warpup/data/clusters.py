@@ -7,7 +7,7 @@ import numpy as np
 
 def dp_means(x: Any, limit: float, *, rounds: int = 100) -> list[int]:
     """The cluster of each point by DP-means: k-means that opens a new cluster at a point whose squared distance from
-    all means is above `limit`, until nothing changes.
+    all means is above `limit`, until nothing changes, for at most `rounds` passes.
 
     x: (n, d) finite; limit: above 0. Clusters are numbered from 0 in the order of their first points; points are taken
     in their order, on which the result depends. Raises ValueError otherwise.
