@@ -168,6 +168,7 @@ def test_wrong_arguments_are_named(call, message):
         (lambda x, y: control.gap_loss(x, x, x, x, x, y), "weights must have the shape of simulated"),
         (lambda x, y: control.bc_loss(x, y), "weights must have the shape of logp"),
         (lambda x, y: control.dual_surrogate(1.0, x, y), "dual must have the shape of target"),
+        (lambda x, y: control.target_cost(x, y, 1.0), "cost must have the shape of target"),
         (lambda x, y: control.puct(x, y, x), "priors must have the shape of values"),
     ],
 )

@@ -45,13 +45,15 @@ def target_cost(target: Tensor, cost: Tensor, penalty: float, **constraints: Any
         ModuleNotFoundError: without scipy, `pip install 'warpup[methods]'`.
         ValueError: no x fulfils the constraints, or the cost has no minimum.
     """
+    check_above_0("target_cost", penalty=penalty)
+    same_shape("target_cost", target=target, cost=cost)
+    if unknown := constraints.keys() - {"A_ub", "b_ub", "A_eq", "b_eq", "bounds"}:
+        raise ValueError(f"target_cost: unknown constraint {sorted(unknown)[0]!r}")
+
     import numpy as np
     from scipy.optimize import linprog
 
-    check_above_0("target_cost", penalty=penalty)
     n, b = len(target), target.detach().cpu().double().numpy()
-    if unknown := constraints.keys() - {"A_ub", "b_ub", "A_eq", "b_eq", "bounds"}:
-        raise ValueError(f"target_cost: unknown constraint {sorted(unknown)[0]!r}")
     off = np.eye(n)  # x + under - over = target, where under and over cost the penalty each
     rows, right = [np.hstack([off, off, -off])], [b]
     if constraints.get("A_eq") is not None:
@@ -101,10 +103,8 @@ def solve_least_squares(
             hessian = jacobian.mT @ jacobian
             damped = hessian + torch.diag_embed(lam * hessian.diagonal(dim1=-2, dim2=-1))
             trial = w - torch.linalg.solve(damped, jacobian.mT @ r.unsqueeze(-1)).squeeze(-1)
-            before, after = (
-                r.square().sum(-1, keepdim=True),
-                vmap(residual)(trial, *fixed).square().sum(-1, keepdim=True),
-            )
+            before = r.square().sum(-1, keepdim=True)
+            after = vmap(residual)(trial, *fixed).square().sum(-1, keepdim=True)
             better = after <= before * slack
             w, lam = torch.where(better, trial, w), torch.where(better, lam / 3, lam * 3).clamp(1e-12, 1e12)
     jacobian, r = vmap(jacrev(residual))(w, *inputs), vmap(residual)(w, *inputs)
