@@ -96,7 +96,7 @@ class ThinkingBudget:
         if not 0 < self.probe_every * self.probe_least < self.tokens:
             raise ValueError(
                 f"probe_every: expected {self.probe_least} times at least one token to come before the budget's end, "
-                f"{self.tokens}, got {self.probe_every}"
+                f"{self.tokens}, got {self.probe_every}; all of probe_least have to fit into it"
             )
 
     def check_vocabulary(self, size: int) -> None:
@@ -141,7 +141,7 @@ class ThinkingBudget:
         return replaced(self, **fields)
 
     def to_json(self) -> str:
-        return json.dumps({name: value for name, value in asdict(self).items() if name != "_"})
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ThinkingBudget:

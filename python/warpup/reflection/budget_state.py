@@ -52,7 +52,7 @@ class BudgetState:
             )
         for name, ids in texts.items():
             if len(ids) > self.room:
-                raise ValueError(f"{name}: {len(ids)} ids, there is room for {self.room}")
+                raise ValueError(f"{name}: {len(ids)} ids, there is room for {self.room}; give BudgetState more")
         at = self.batch.index(slots)
         self.began[at], self.probes[at] = -1, 0
         self.limit[at], self.warn_at[at], self.probe_every[at] = NEVER, NEVER, NEVER

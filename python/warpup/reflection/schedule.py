@@ -139,7 +139,7 @@ class ReflectionSchedule:
         return [float(values[name]) for name in SCHEDULE]
 
     def to_json(self) -> str:
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_"}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
         return json.dumps({**values, "tokens": ReflectionTokens.of(self.tokens).as_dict()})
 
     @classmethod
