@@ -39,7 +39,7 @@ def path_of(value: str | None) -> str | None:
     return value or None
 
 
-FORCED = path_of(os.environ.get("WARPUP_PRODUCTS"))  # read once: a look into the environment costs a microsecond
+FORCED = path_of(os.environ.get("WARPUP_PRODUCTS"))  # read once, not in each product
 
 
 def library_has(dtype: torch.dtype, device: torch.device) -> bool:
