@@ -17,7 +17,7 @@ struct TopkOptions {
   std::string_view kind = "forward";
   PerRowOrScalarView temperature{std::nullopt, 1.0};
   double beta = 0.5;  // the teacher's share, for kinds jsd and mixed
-  bool tail = false;  // what neither lists is one outcome more
+  bool tail = false;  // all that is not listed is one outcome more
   OptionalView mask;  // uint8, one a row; 0: the row counts for nothing
   LogitFormOptions form;
 };

@@ -59,8 +59,8 @@ WARPUP_HD TopkList<T> list_of(const TopkDivergenceArgs<T>& args, int64_t r) {
   return {args.ids + args.ids_rows.offset(r), args.logp + args.logp_rows.offset(r), args.k};
 }
 
-// What the backward keeps of a row. listed(p, g_k): the gradient by z of a listed token, of its pS and the sum of its
-// entries' G.
+// What the backward keeps of a row. listed(p, g_k): the gradient with respect to z / T of a listed token, from its pS
+// and the sum of its entries' G.
 template <class Acc>
 struct TopkRow {
   RowSide<Acc> all, rest;

@@ -33,9 +33,9 @@ def reference_topk_divergence(
     if tail:
         held = torch.zeros_like(log_p).scatter_add(-1, ids, listed.to(log_p.dtype)) > 0
         rest = log_p.exp().masked_fill(held, 0.0).sum(-1, keepdim=True)
-        least = rest.where(rest > 0, 1.0).log().where(rest > 0, -torch.inf)
+        log_rest = rest.where(rest > 0, 1.0).log().where(rest > 0, -torch.inf)
         of_teacher = 1 - t.double().exp().where(listed, 0.0).sum(-1, keepdim=True)
-        s = torch.cat([s, least], -1)
+        s = torch.cat([s, log_rest], -1)
         t = torch.cat([t, of_teacher.clamp_min(LEAST_TAIL).log().to(t.dtype)], -1)
         listed = torch.cat([listed, counted], -1)
     finite = listed & (s != -torch.inf)

@@ -73,7 +73,7 @@ METRICS = (
 
 
 def is_tensor(value: object) -> bool:
-    """Whether a denominator is on a device; only one that is given is asked."""
+    """Whether a denominator is a tensor. torch is imported for one that is given, not with this module."""
     from torch import Tensor
 
     return isinstance(value, Tensor)

@@ -40,7 +40,7 @@ def emulated_logprob(
     Raises:
         ValueError: shapes that differ, no trait, weights or a top_p that cannot be.
 
-    `sample_step(tuned=..., base=...)` is the same for one trait in one pass, with the draw; several are one as well:
+    `sample_step(tuned=..., base=...)` is the same for one trait in one pass, with the draw. It does several too, given
     the mean of their logits by the weights. Source: "An Emulator for Fine-Tuning Large Language Models using Small
     Language Models" (arXiv 2310.12962).
     """
