@@ -38,8 +38,8 @@ def row_28():
     """One Epoch Is All You Need
 
     T3: `warpup.metrics.power_law`, `one_epoch`; any stage with as many steps as one epoch has. Dropout is 0 unless
-    the model's config has some. Five tokens a parameter, as its rule of thumb, are not verified; models of today
-    read more.
+    the model's config has some. Five tokens a parameter are what summaries give as its rule of thumb; models of
+    today read more.
     """
     from warpup.metrics import one_epoch, power_law
 

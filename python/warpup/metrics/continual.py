@@ -25,7 +25,7 @@ def continual_scores(accuracy: Any, *, initial: Sequence[float] | None = None) -
         F = mean over j < T of max over i < T of a[i, j] - a[T, j]
         FWT = mean over j > 1 of a[j - 1, j] - initial[j]
 
-    Source: GEM (arXiv 1706.08840) and its survey for language models (arXiv 2404.16789).
+    Source: GEM (arXiv 1706.08840); a survey for language models (arXiv 2404.16789).
     """
     a = np.asarray(accuracy, np.float64)
     a = array("accuracy", a, *([a.shape[0] if a.ndim else 1] * 2), nan=True)

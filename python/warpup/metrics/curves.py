@@ -96,8 +96,8 @@ def one_epoch(params: float, tokens: float, epochs: float, ratio: float = 5.0) -
     """(parameters, unique tokens) of a run of one epoch at the cost of one with `params` parameters that reads `tokens`
     unique tokens `epochs` times: cost ∝ parameters times tokens read, and `ratio` tokens a parameter.
 
-    Source: "One Epoch Is All You Need" (arXiv 1906.06669). A ratio of 5 as its rule of thumb is not verified; models
-    of today read more.
+    Source: "One Epoch Is All You Need" (arXiv 1906.06669). The ratio of 5 is what summaries give as its rule of thumb;
+    models of today read more.
     """
     cost = params * tokens * epochs
     return (cost / ratio) ** 0.5, (cost * ratio) ** 0.5
