@@ -13,7 +13,10 @@ from warpup.advantage import ESTIMATORS
 from warpup.divergence.divergence import DIVERGENCES
 from warpup.policy.preference_loss import PREFERENCE_KINDS
 from warpup.reflection import ThinkingBudget
+from warpup.reflection.sampling import sampling_row
+from warpup.train import RLVR
 from warpup.train.checks import BUDGET
+from warpup.train.sampling.filters import Filters
 from warpup.train.sampling.rounds import BEHIND_SAMPLING
 from warpup.train.settings import Advantage, Baseline, Divergence, PreferenceLoss, Scale
 
@@ -38,3 +41,11 @@ def test_a_thinking_budget_has_what_its_class_takes():
     named = inspect.signature(ThinkingBudget.from_tokenizer).parameters.keys() - {"tokenizer", "think", "probe"}
     probe = {field.name for field in dataclasses.fields(ThinkingBudget) if field.name.startswith("probe_")}
     assert BUDGET.keys() == named | probe
+
+
+def test_filters_are_off_in_all_places_alike():
+    """In the class that `rollout` makes of its arguments, the operator's row of settings and the stage."""
+    off = {field.name: field.default for field in dataclasses.fields(Filters)}
+    row = {name: p.default for name, p in inspect.signature(sampling_row).parameters.items()}
+    assert off == {name: value for name, value in row.items() if name not in ("seed", "beta")}  # a row's own
+    assert off.items() <= {field.name: field.default for field in dataclasses.fields(RLVR)}.items()
