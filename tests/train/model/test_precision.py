@@ -90,7 +90,8 @@ def test_layer_norm_s_sums_do_not_stall():
 
 def test_layer_norm_in_the_trainer_at_one_thread_and_at_two(tmp_path, threads, monkeypatch):
     """Gradients of a step of 4,096 tokens with weights in bfloat16, as the optimizer gets them: the same for one thread
-    and two, and within 1 % of those in float64; torch's own are off by 29 to 82 % on one thread, 16 to 68 on two."""
+    and two, and within 1 % of those in float64; torch's own (2.13, on a Zen 3 CPU) are off by 29 to 82 %
+    on one thread, 16 to 68 on two."""
     stage = Warmup(
         data=[{"prompt": "A says B knave", "completion": " knight knave" * 32}] * 64, steps=1, batch_size=64, lr=1e-3,
         clip=0.0, max_tokens=1 << 14,
