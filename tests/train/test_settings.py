@@ -47,5 +47,5 @@ def test_filters_are_off_in_all_places_alike():
     """In the class that `rollout` makes of its arguments, the operator's row of settings and the stage."""
     off = {field.name: field.default for field in dataclasses.fields(Filters)}
     row = {name: p.default for name, p in inspect.signature(sampling_row).parameters.items()}
-    assert off == {name: value for name, value in row.items() if name not in ("seed", "beta")}  # a row's own
+    assert off == {name: value for name, value in row.items() if name not in ("seed", "beta")}  # which filter nothing
     assert off.items() <= {field.name: field.default for field in dataclasses.fields(RLVR)}.items()
