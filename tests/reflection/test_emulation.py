@@ -36,13 +36,14 @@ def test_top_p_is_of_the_large_model():
         torch.testing.assert_close(found.exp().sum(), torch.tensor(1.0))
 
 
-def test_a_token_that_is_ruled_out_stays_so():
+@pytest.mark.parametrize("ruling_out", [(0, 1, 2), (0,), (1, 2), (2,)])
+def test_a_token_that_is_ruled_out_stays_so(ruling_out):
     torch.manual_seed(2)
-    large, small, tuned = torch.randn(3, 2, 6)
+    large, small, tuned = models = torch.randn(3, 2, 6)
     want = emulated_logprob(large[:, :4], small[:, :4], [tuned[:, :4]])
-    for logits in (large, small, tuned):
-        logits[:, 4:] = -torch.inf  # what pads a vocabulary
-    found = emulated_logprob(large, small, [tuned])
+    models[list(ruling_out), :, 4:] = -torch.inf  # all: what pads a vocabulary
+    unheard = torch.full_like(tuned, -torch.inf).index_fill(1, torch.tensor([0]), 0.0)  # a trait of weight 0
+    found = emulated_logprob(large, small, [tuned, unheard], weights=[1.0, 0.0])
     torch.testing.assert_close(found[:, :4], want)
     assert (found[:, 4:] == -torch.inf).all()
 

@@ -34,8 +34,8 @@ def emulated_logprob(
             ruled out (-inf): there the small models' difference is noise. 1: none are.
 
     Returns:
-        (..., V) float32 (float64 for float64) log-probs; -inf where the large model rules a token out (-inf), whatever
-        the small ones make of it.
+        (..., V) float32 (float64 for float64) log-probs; -inf where the large model or a trait's rules a token out
+        (-inf), whatever the others make of it.
 
     Raises:
         ValueError: shapes that differ, no trait, weights or a top_p that cannot be.
@@ -62,8 +62,10 @@ def emulated_logprob(
         raise ValueError(f"emulated_logprob: strength must be finite, got {strength}")
     dtype = torch.float64 if large.dtype == torch.float64 else torch.float32
     base, before = (torch.log_softmax(logits.to(dtype), -1) for logits in (large, small))
-    mixed = sum(share * torch.log_softmax(trait.to(dtype), -1) for share, trait in zip(shares, traits, strict=True))
-    found = (base + strength * (mixed - before)).masked_fill(base == -torch.inf, -torch.inf)
+    heard = [(share, trait) for share, trait in zip(shares, traits, strict=True) if share]  # 0 * -inf is not 0
+    mixed = sum(share * torch.log_softmax(trait.to(dtype), -1) for share, trait in heard)
+    ruled_out = (base == -torch.inf) | (mixed == -torch.inf)
+    found = (base + strength * (mixed - before)).masked_fill(ruled_out, -torch.inf)
     if top_p < 1:
         likeliest, order = base.exp().sort(dim=-1, descending=True, stable=True)
         outside = likeliest.cumsum(-1) - likeliest >= top_p  # what stands before it has enough already
