@@ -29,7 +29,7 @@ def _output(*command: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -37,7 +37,7 @@ def _cpu_model() -> str:
         return platform.processor() or platform.machine()
 
 
-def _git_hash() -> str:
+def git_hash() -> str:
     commit = _output("git", "rev-parse", "--short=12", "HEAD")
     if commit is None:  # a copy of the tree without its history
         return os.environ.get("GIT_HASH", "unknown")
@@ -49,12 +49,12 @@ def environment(device: str) -> dict:
     """Everything that a number in the results depends on, as far as software can tell."""
     facts = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": _git_hash(),
+        "git": git_hash(),
         "warpup": native.arrays.build_info(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": device,
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
