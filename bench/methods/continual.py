@@ -52,6 +52,17 @@ def learn(learner: type[Plain], seed: int, size: Size) -> Numbers:
     return numbers | {"min-ACC": gap.min_acc, "WC-ACC": gap.wc_acc, "first task": [each[0] for each in curves]}
 
 
+def panel(axis, results: dict[str, list[Numbers]]) -> None:
+    """The first pair of classes, all the way: how far it falls when another begins, and what comes back."""
+    for name in ("fine-tuning", "replay", "HPCR", "TAME", "rehearsal, all alike"):
+        if name in results:
+            curve = 100 * np.mean([numbers["first task"] for numbers in results[name]], 0)
+            axis.plot(range(1, len(curve) + 1), curve, label=name, linewidth=1.2)
+    axis.set_xlabel("evaluations")
+    axis.set_ylabel("accuracy of the first task, %")
+    axis.legend(fontsize=7)
+
+
 def arm(learner: type[Plain], against: str = "") -> Arm:
     return Arm(partial(learn, learner), "ACC", against)
 

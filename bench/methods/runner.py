@@ -5,13 +5,13 @@ A bench is a file `bench/methods/<name>.py`, named in `BENCHES`. It defines
     SIZE, QUICK     two objects of one dataclass: how large everything is; with QUICK all arms together take seconds
     COLUMNS         {"ACC": Column(100, 1), ...}: the numbers of its table, with their factor and digits
     ARMS            {"EWC": Arm(ewc, by="ACC", against="plain"), ...}: in the order of the table
-    picture         optional, {arm: [numbers of each seed]} -> Figure; without it `picture.py` draws each arm as a dot
+    panel           optional, (matplotlib axis, {arm: numbers of each seed}): one more panel under the picture's dots
 
 What is too long for one file is in others, `<name>_<part>.py`. docs/results.md has a section with the bench's two
 `marks`, between which `publish` writes.
 
 An arm is a function of (seed, size) that returns {column: number}. What has no number in a column leaves it out. Lists
-are curves for `picture`: they stay in the run's own file and are in no table. torch's generator has been set to the
+are curves for `panel`: they stay in the run's own file and are in no table. torch's generator has been set to the
 seed before; the same seed must give the same numbers.
 
 What each (arm, seed) gave is kept at once in runs/methods/<name>.json, and is not run again while the bench's file is
