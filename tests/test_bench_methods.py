@@ -186,6 +186,21 @@ def test_a_picture_is_drawn(tmp_path, monkeypatch):
     runner.run("toy", 2)
     draw(toy, runner.results("toy"), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    shown = []
+    toy.panel = lambda axis, results: shown.append(results)
+    draw(toy, runner.results("toy"), tmp_path / "a.png")
+    assert shown == [{"plain": [{"ACC": 0.0}, {"ACC": 0.1}]}]
+
+
+def test_the_panel_of_continual_digits_has_a_line_an_arm(one_thread):
+    from matplotlib.figure import Figure
+
+    from bench.methods import continual
+
+    axis = Figure().add_subplot()
+    continual.panel(axis, {arm: [quick("continual", arm)] for arm in ("fine-tuning", "replay", "PCR")})
+    assert [line.get_label() for line in axis.lines] == ["fine-tuning", "replay"]  # of those that it shows
+    assert len(axis.lines[0].get_xdata()) == continual.TASKS * continual.QUICK.steps // continual.QUICK.every
 
 
 # ---- the page -------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def robust_mean_teacher(seed: int, size: Size) -> Numbers:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        ema_update_(dict(teacher.named_parameters()), dict(student.named_parameters()), 0.999)
+        ema_update_(dict(teacher.named_parameters()), dict(student.named_parameters()), size.decay)
         return logits.detach() + answers
 
     warm = size.steps // 8
@@ -120,7 +120,7 @@ def parameter_selective(seed: int, size: Size, *, anchored: bool = True) -> Numb
             with torch.no_grad():
                 for name, p in named.items():
                     p.copy_(torch.where(mask[name], source[name], p))
-        ema_update_(dict(teacher.named_parameters()), named, 0.999, mask=mask)
+        ema_update_(dict(teacher.named_parameters()), named, size.decay, mask=mask)
         return answers
 
     stream = world.followed(step)

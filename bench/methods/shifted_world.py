@@ -19,6 +19,7 @@ class Size:
     hidden: int = 64
     batch: int = 32
     rate: float = 1e-3  # of what adapts
+    decay: float = 0.99  # of a mean teacher; published .999, for streams that are longer than 140 batches
     labels: int = 40  # of a shift, for a linear head
 
 
