@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from warpup._arguments import explained, same_shape, same_shapes
+from warpup._optional import needs
 
 
 @explained
@@ -127,15 +128,20 @@ def perturb_filters_(parameters: Sequence[Tensor], generator: torch.Generator | 
 
 def representatives(features: Tensor, labels: Tensor, per_class: int, seed: int = 0) -> Tensor:
     """(classes * per_class,) int64, class by class: the examples nearest to the centers of k-means in their class,
-    where synthetic data may begin (arXiv 2310.10541). Needs scikit-learn.
+    where synthetic data may begin (arXiv 2310.10541).
 
     Args:
         features: (N, D) of the real examples, on the CPU.
         labels: (N,).
         per_class: centers of each class, at most its examples.
         seed: of scikit-learn's KMeans, which repeats bit for bit at one number of threads.
+
+    Raises:
+        ModuleNotFoundError: without scikit-learn.
+        ValueError: per_class is below 1, or above the examples of a class.
     """
-    from sklearn.cluster import KMeans
+    with needs("representatives", "scikit-learn", "'warpup[methods]'"):
+        from sklearn.cluster import KMeans
 
     if per_class < 1:
         raise ValueError(f"representatives: per_class must be at least 1, got {per_class}")

@@ -655,7 +655,24 @@ def check_vocab_parallel_logprob(rank, world, folder):
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w)
     torch.testing.assert_close(torch.autograd.grad(got, share, upstream)[0], exact[..., first:last])
-    for wrong, told in (({"begin": vocab}, "not within a vocabulary of 57"), ({"targets": targets + 40}, "must be in")):
+    # K targets a row, of several ranks each, some ignored, in a row all of them.
+    several = torch.randint(0, vocab, (3, 4, 5), generator=generator)
+    several[1, 2], several[1, 3, 1:3], several[2, 0, 3] = -100, -100, several[2, 0, 4]
+    upstream[0] = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64)
+    for case in (options, options | {"temperature": 0.7}):
+        want = warpup.token_logprob(logits, several, **case)
+        got = warpup.vocab_parallel_logprob(mine, several, begin, vocab, **case)
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w)
+        (exact,) = torch.autograd.grad(want, logits, upstream)
+        torch.testing.assert_close(torch.autograd.grad(got, mine, upstream)[0], exact[..., begin:end])
+    row = warpup.vocab_parallel_logprob(mine[2, 1], several[2, 1], begin, vocab)  # no leading dimension
+    torch.testing.assert_close(row, warpup.token_logprob(logits[2, 1], several[2, 1]))
+    for wrong, told in (
+        ({"begin": vocab}, "not within a vocabulary of 57"),
+        ({"targets": targets + 40}, "must be in"),
+        ({"targets": several.mT}, r"targets must have shape \(3, 4\) or \(3, 4, 'K'\), got \(3, 5, 4\)"),
+    ):
         with pytest.raises(ValueError, match=told):  # on every rank, before any waits for another
             warpup.vocab_parallel_logprob(
                 **{"logits": mine, "targets": targets, "begin": begin, "vocab": vocab} | wrong

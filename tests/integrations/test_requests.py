@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.integrations.requests import BUDGETS, SCHEDULES, VOCAB, Request, expect
-from warpup.integrations._requests import Requests, budget_from, schedule_from
+from warpup.integrations._requests import Requests, asked_by, budget_from, schedule_from
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -73,6 +73,18 @@ def test_a_requests_schedule():
         schedule_from(SCHEDULES[1].to_json().replace("triangle", "square"))
     with pytest.raises(ValueError, match="is its JSON"):
         schedule_from(3)
+
+
+def test_the_place_of_what_is_wrong_is_named():
+    both = {"reflection": SCHEDULES[1].to_json(), "thinking_budget": BUDGETS[1].to_json()}
+    assert asked_by(both, "extra_args") == (SCHEDULES[1], BUDGETS[1])
+    assert asked_by({}, "extra_args") == (None, None)
+    for key, wrong, told in (
+        ("reflection", "{}", "not the JSON of a Ref"),
+        ("thinking_budget", 512, "a request's thin"),
+    ):
+        with pytest.raises(ValueError, match=rf"extra_args\['{key}'\]: {told}"):
+            asked_by(both | {key: wrong}, "extra_args")
 
 
 def test_budgets_as_requests_bring_them():

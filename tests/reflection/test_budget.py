@@ -313,7 +313,7 @@ def test_wrong_places():
 def test_json():
     budget = PLAIN.replace(message=(6,), warn_at=1, warning=(7, 8))
     assert ThinkingBudget.from_json(budget.to_json()) == budget
-    for wrong in ("3", '{"tokens": 3}', '{"tokens": 3, "think_end": [4], "more": 1}'):
+    for wrong in ("3", "{", '{"tokens": 3}', '{"tokens": 3, "think_end": [4], "more": 1}'):
         with pytest.raises(ValueError, match="not the JSON of a ThinkingBudget"):
             ThinkingBudget.from_json(wrong)
 

@@ -23,6 +23,14 @@ def test_json(schedule):
     assert ReflectionSchedule.from_json(schedule.to_json()) == schedule
 
 
+@pytest.mark.parametrize(
+    "wrong", ["", "[1]", '{"wave": "off"}', '{"tokens": [1]}', '{"tokens": {"ids": [1]}, "more": 1}']
+)
+def test_what_is_no_json_of_a_schedule(wrong):
+    with pytest.raises(ValueError, match="not the JSON of a ReflectionSchedule"):
+        ReflectionSchedule.from_json(wrong)
+
+
 def test_json_of_a_ban():
     assert ReflectionSchedule.from_json(presets.no_wait(TOKENS).to_json()) == presets.no_wait(TOKENS)
 

@@ -134,6 +134,31 @@ def test_a_prompt_is_a_users_turn_where_there_is_a_template(chatty, capsys, monk
     assert seen.pop() == "A ?"
 
 
+def test_the_template_arguments_of_a_run_are_its_own(chatty, typed, capsys, monkeypatch):
+    """Those that it sampled with; an example's own win."""
+    template = (chatty / "chat_template.jinja").read_text()
+    (chatty / "chat_template.jinja").write_text("{{ mood }} " + template)
+    rlvr = {"data": "train.jsonl", "max_new_tokens": 2, "chat_template_kwargs": {"mood": "wait"}}
+    (chatty / "train.json").write_text(json.dumps({"held_out": {}, "rlvr": rlvr}))
+    seen = []
+
+    def spy(tokenizer, *arguments):
+        seen.append(tokenizer.decode(ids := encode_prompt(tokenizer, *arguments)))
+        return ids
+
+    for place in ("model.tokens", "chat"):
+        monkeypatch.setattr(f"warpup.train.{place}.encode_prompt", spy)
+    example = {"prompt": [{"role": "user", "content": "B ?"}]}
+    rows = [example, example | {"chat_template_kwargs": {"mood": "back"}}]
+    (chatty.parent / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    typed += ["C ?"]
+    for flags in (("--prompt", "A ?"), ("--data", "chats.jsonl"), ("--chat",)):
+        code, _, told = call(capsys, "sample", "start", *flags, "--temperature", 0)
+        assert (code, told) == (0, "as the run has it: max_new_tokens 2, chat_template_kwargs {'mood': 'wait'}\n")
+    said = [("wait", "A"), ("wait", "B"), ("back", "B"), ("wait", "C")]
+    assert seen == [f"{mood} knight {name} ? knave" for mood, name in said]
+
+
 def test_a_pretrained_model_answers(capsys):
     folder = pretrained("smollm2")
     _, out, _ = call(capsys, "sample", folder, "--prompt", "What is the capital of France?", "--temperature", 0)

@@ -12,6 +12,7 @@ import torch
 
 from tests.support.command import CONFIG, call, error
 from warpup.train import commands, evaluate, load_model
+from warpup.train.sample import SampleArguments, sampled_as
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,6 +42,9 @@ def test_train_sample_eval(project, capsys):
     code, out, _ = call(capsys, *thinks, '{"tokens": 0, "message": "wait"}')
     assert out.count("  -> wait </think>") == 2
     assert "--thinking-budget: 4 tokens of thinking and 1 that close it leave none" in error(capsys, *thinks, 4)
+
+    code, out, told = call(capsys, "sample", "run", "--prompt", "A", "--n", 1)  # as it sampled in RLVR
+    assert (code, told) == (0, "as the run has it: max_new_tokens 8\n")
 
     # The run's own held-out data and reward; the reward is code that the folder names, so it takes a word.
     text = error(capsys, "eval", "run", status=2)
@@ -75,6 +79,29 @@ def test_eval_takes_the_thinking_budget_of_the_run_unless_it_is_given(tmp_path, 
     (tmp_path / "train.json").write_text(json.dumps({"held_out": held}))
     measured, _ = commands.measured_as(commands.EvalArguments(str(tmp_path), thinking_budget=given))
     assert measured.thinking_budget == budget
+
+
+ANSWER = {"data": "a.jsonl", "max_new_tokens": 9, "stop": ["</answer>"], "thinking_budget": 3}
+HELD_OUT = {"data": "b.jsonl", "max_new_tokens": 7, "stop": ["."], "thinking_budget": None}
+
+
+@pytest.mark.parametrize(
+    ("run", "given", "want"),
+    [
+        ({"rlvr": ANSWER, "held_out": HELD_OUT}, {}, (9, ("</answer>",), 3)),
+        ({"rlvr": ANSWER | {"data": ""}, "held_out": HELD_OUT}, {}, (7, (".",), None)),  # a stage that is left out
+        ({"rlvr": ANSWER, "stages": [ANSWER | {"max_new_tokens": 5}, {"data": "c.jsonl"}]}, {}, (5, ("</answer>",), 3)),
+        ({"warmup": {"data": "c.jsonl"}, "held_out": {"data": ""}}, {}, (256, (), None)),
+        ({"rlvr": ANSWER}, {"max_new_tokens": 2, "stop": ("x",), "thinking_budget": None}, (2, ("x",), None)),
+        ({"rlvr": ANSWER}, {"chat": True}, (9, (), None)),  # turns end by themselves
+    ],
+)
+def test_sample_takes_what_is_not_given_from_the_last_stage_that_samples(tmp_path, capsys, run, given, want):
+    (tmp_path / "train.json").write_text(json.dumps({"held_out": {}} | run))
+    held = sampled_as(SampleArguments(str(tmp_path), **given))
+    assert (held.max_new_tokens, held.stop, held.thinking_budget) == want
+    told = capsys.readouterr().err
+    assert told.startswith("as the run has it: max_new_tokens") == (want[0] in (5, 7, 9)), told
 
 
 def test_eval_in_another_precision_and_on_another_device(project, capsys, monkeypatch):

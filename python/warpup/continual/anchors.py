@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from warpup._arguments import explained, same_shape, same_shapes
+from warpup._optional import needs
 
 from .weights import State
 
@@ -78,9 +79,11 @@ def lora_deltas(model: nn.Module) -> dict[str, Tensor]:
     """What peft's active adapters add to each weight, `scaling * B A`, with gradient, by the base model's own names.
 
     Raises:
+        ModuleNotFoundError: without peft.
         ValueError: the model has no LoRA layer.
     """
-    from peft.tuners.lora import LoraLayer
+    with needs("lora_deltas", "peft", "'warpup[lora]'"):
+        from peft.tuners.lora import LoraLayer
 
     deltas = {}
     for name, layer in model.named_modules():

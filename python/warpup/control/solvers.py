@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from warpup._arguments import check_above_0, explained, same_shape
+from warpup._optional import needs
 
 
 @explained
@@ -42,7 +43,7 @@ def target_cost(target: Tensor, cost: Tensor, penalty: float, **constraints: Any
         constraints: of x, as of `scipy.optimize.linprog`: A_ub, b_ub, A_eq, b_eq, bounds (default: x at least 0).
 
     Raises:
-        ModuleNotFoundError: without scipy, `pip install 'warpup[methods]'`.
+        ModuleNotFoundError: without scipy.
         ValueError: no x fulfils the constraints, or the cost has no minimum.
     """
     check_above_0("target_cost", penalty=penalty)
@@ -51,7 +52,9 @@ def target_cost(target: Tensor, cost: Tensor, penalty: float, **constraints: Any
         raise ValueError(f"target_cost: unknown constraint {sorted(unknown)[0]!r}")
 
     import numpy as np
-    from scipy.optimize import linprog
+
+    with needs("target_cost", "scipy", "'warpup[methods]'"):
+        from scipy.optimize import linprog
 
     n, b = len(target), target.detach().cpu().double().numpy()
     off = np.eye(n)  # x + under - over = target, where under and over cost the penalty each

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
+from warpup._optional import needs
+
+with needs("warpup.control.wrappers", "gymnasium", "gymnasium"):
+    import gymnasium
 
 from .rewards import PenaltyCurriculum
 

@@ -3,8 +3,9 @@ reflection schedules and thinking budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,6 +131,16 @@ class Requests:
 def room(slots: int) -> dict[str, int]:
     """Of a batch's tables, where each request may have tokens and knots of its own: 64 of each."""
     return {"ids": max(4096, 64 * slots), "knots": max(256, 64 * slots)}
+
+
+def asked_by(parameters: Mapping[str, Any], name: str) -> tuple[ReflectionSchedule | None, ThinkingBudget | None]:
+    """The schedule and the budget among the parameters of a request, which the engine calls `name`. ValueError on one
+    that is none, by its place."""
+    try:
+        schedule = schedule_from(parameters.get(key := "reflection"))
+        return schedule, budget_from(parameters.get(key := "thinking_budget"))
+    except ValueError as error:
+        raise ValueError(f"{name}[{key!r}]: {error}") from error
 
 
 def schedule_from(given) -> ReflectionSchedule | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from warpup.integrations._requests import Requests, budget_from, schedule_from
+from warpup.integrations._requests import Requests, asked_by
 
 try:
     from sglang.srt.runtime_context import get_schedule  # pyright: ignore[reportMissingImports]
@@ -35,7 +35,7 @@ class ReflectionLogitProcessor(CustomLogitProcessor):  # pyright: ignore[reportG
 
     def __call__(self, logits: Tensor, custom_param_list: list[dict[str, Any]] | None = None) -> Tensor:
         given = [params or {} for params in custom_param_list or ()]
-        wishes = [(schedule_from(p.get("reflection")), budget_from(p.get("thinking_budget"))) for p in given]
+        wishes = [asked_by(params, "custom_params") for params in given]
         asked = [params["__req__"] for params, wish in zip(given, wishes, strict=True) if any(wish)]
         if not asked:
             return logits

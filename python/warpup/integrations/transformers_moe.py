@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, activations
 from transformers.integrations import moe
 
+from warpup._optional import needs
 from warpup.moe.glu import glu
 from warpup.moe.grouped_mm import expert_of, grouped_mm
 from warpup.moe.moe_experts import moe_experts
@@ -86,7 +87,8 @@ def low_rank_experts(model: torch.nn.Module) -> torch.nn.Module:
     model: of peft, with experts_implementation="warpup"; changed in place and returned. Raises ValueError if it has no
     adapter on such experts.
     """
-    from peft.tuners.lora.layer import ParamWrapper
+    with needs("low_rank_experts", "peft", "'warpup[lora]'"):
+        from peft.tuners.lora.layer import ParamWrapper
 
     found = [m for m in model.modules() if type(m) is ParamWrapper and computes_experts(m.get_base_layer())]
     if not found:

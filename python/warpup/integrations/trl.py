@@ -19,16 +19,20 @@ import types
 from collections.abc import Callable
 
 import torch
-import trl
 from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
-from trl.trainer import distillation_trainer, utils
 
 from warpup import _op, linear_divergence, linear_logprob
 from warpup._op import accumulator
 from warpup.logprob.linear_logprob import columns, slice_logits, slices
 from warpup.logprob.logit_form import formed
 from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, outputs_like, sampled_tokens
+
+try:
+    import trl
+    from trl.trainer import distillation_trainer, utils
+except ImportError as error:
+    raise ImportError(f"warpup.integrations.trl needs trl 1.16: {error}") from None
 
 
 def with_names(function: Callable, **names) -> Callable:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warpup.integrations._requests import ROOM, Requests, budget_from, markers_of, room, schedule_from
+from warpup.integrations._requests import ROOM, Requests, asked_by, markers_of, room
 from warpup.reflection import BudgetState, ReflectionBatch, ReflectionSchedule, ReflectionTokens, ThinkingBudget
 from warpup.reflection.apply_schedule import reflection_state_update_
 
@@ -36,10 +36,9 @@ except ImportError as error:
 NAME = "warpup.integrations.vllm:Processor"
 
 
-def asked_by(params) -> tuple[ReflectionSchedule | None, ThinkingBudget | None]:
+def asked_in(params) -> tuple[ReflectionSchedule | None, ThinkingBudget | None]:
     """The schedule and the budget of a request's sampling parameters."""
-    given = getattr(params, "extra_args", None) or {}
-    return schedule_from(given.get("reflection")), budget_from(given.get("thinking_budget"))
+    return asked_by(getattr(params, "extra_args", None) or {}, "extra_args")
 
 
 class ReflectionV1(BaseV1):  # pyright: ignore[reportGeneralTypeIssues]
@@ -68,7 +67,7 @@ class ReflectionV1(BaseV1):  # pyright: ignore[reportGeneralTypeIssues]
             self.requests.stop(index)
         for index, params, prompt, output in batch_update.added if batch_update else ():
             self.requests.stop(index)
-            asked = asked_by(params)
+            asked = asked_in(params)
             if any(asked) and prompt is None:
                 message = (
                     "a prompt of embeddings has no tokens to follow: its schedule and thinking budget are left out"
@@ -112,7 +111,7 @@ class ReflectionV2(BaseV2):  # pyright: ignore[reportGeneralTypeIssues]
 
     def add_request(self, req_idx: int, sampling_params) -> bool:
         """Whether the request is under a schedule or a budget. Overwrites whoever had the slot."""
-        asked = asked_by(sampling_params)
+        asked = asked_in(sampling_params)
         if not any(asked) and req_idx not in self.active:
             return False
         self.pending[req_idx] = asked
@@ -173,7 +172,7 @@ class Processor(BaseV2, BaseV1):  # pyright: ignore[reportGeneralTypeIssues]
     def validate_params(cls, sampling_params) -> None:
         """Raises ValueError where a request's schedule or budget is none, or follows other markers than the first one
         did: vLLM answers the request with it."""
-        asked = asked_by(sampling_params)
+        asked = asked_in(sampling_params)
         if not any(asked):
             return
         markers = markers_of(*asked).markers
@@ -183,7 +182,8 @@ class Processor(BaseV2, BaseV1):  # pyright: ignore[reportGeneralTypeIssues]
         shared = slice(None) if schedule else slice(2)  # a budget knows those of thinking alone
         if any(markers) and markers[shared] != cls.markers[shared]:
             raise ValueError(
-                f"all schedules and thinking budgets of a server share their markers, here {cls.markers}, got {markers}"
+                "all schedules and thinking budgets of a server share their markers (think_start, think_end, "
+                f"code_start, code_end): the first one to come had {cls.markers}, got {markers}"
             )
 
     def __new__(cls, vllm_config, *arguments):

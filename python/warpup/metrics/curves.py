@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from warpup._optional import needs
+
 from ._arrays import array
 
 
@@ -45,10 +47,8 @@ def power_law(x: ArrayLike, y: ArrayLike, *, offset: bool = True) -> PowerLaw:
         slope, intercept = np.polyfit(np.log(x), np.log(y), 1)
         a, b, c = float(np.exp(intercept)), float(-slope), 0.0
         return PowerLaw(a, b, c, float(np.sqrt(np.mean((a * x**-b - y) ** 2))))
-    try:
+    with needs("power_law", "scipy", "'warpup[methods]'"):
         from scipy.optimize import curve_fit
-    except ImportError as error:
-        raise ModuleNotFoundError("power_law needs scipy: pip install 'warpup[methods]'", name=error.name) from error
 
     # For a given b the other two are linear, so the best of a grid of b is a start that the fit cannot miss from; x in
     # units of its geometric mean keeps a and c of one size.

@@ -148,7 +148,7 @@ class ThinkingBudget:
         """Raises ValueError on what is no budget."""
         try:
             return cls(**json.loads(text))
-        except TypeError as error:
+        except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not the JSON of a ThinkingBudget: {error}") from None
 
 

@@ -144,11 +144,14 @@ class ReflectionSchedule:
 
     @classmethod
     def from_json(cls, text: str) -> ReflectionSchedule:
-        values = json.loads(text)
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"not fields of a schedule: {sorted(unknown)}")
-        return cls(**{**values, "tokens": ReflectionTokens(**values["tokens"])})
+        """Raises ValueError on what is no schedule."""
+        try:
+            values = {**json.loads(text)}
+            if "tokens" in values:
+                values["tokens"] = ReflectionTokens(**values["tokens"])
+            return cls(**values)
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not the JSON of a ReflectionSchedule: {error}") from None
 
     @classmethod
     def paper_exact(cls, tokenizer, *, amplitude: float = 5.0, period: float = 1200) -> ReflectionSchedule:

@@ -43,9 +43,12 @@ def chat(answer: Callable[[Sequence[Message]], str]) -> None:
                 print("\n(cut short and forgotten)")
 
 
-def answering(model, tokenizer, temperature: float, max_new_tokens: int) -> Callable[[Sequence[Message]], str]:
+def answering(
+    model, tokenizer, temperature: float, max_new_tokens: int, template: dict[str, Any] | None = None
+) -> Callable[[Sequence[Message]], str]:
     """What answers a conversation with the model's next turn, and prints it word by word as it is sampled; temperature
-    0 takes the likeliest token. It raises TrainError if the conversation is longer than the model has positions."""
+    0 takes the likeliest token. template: arguments of the tokenizer's chat template. It raises TrainError if the
+    conversation is longer than the model has positions."""
     # transformers' `generate` streams. It samples from the 50 likeliest tokens, and by the model's own settings, unless
     # it is told otherwise.
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
@@ -60,7 +63,7 @@ def answering(model, tokenizer, temperature: float, max_new_tokens: int) -> Call
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
     def answer(said: Sequence[Message]) -> str:
-        ids = encode_prompt(tokenizer, said)
+        ids = encode_prompt(tokenizer, said, {"chat_template_kwargs": template})
         check_length(model, len(ids) + max_new_tokens, "the conversation with max_new_tokens")
         inputs = torch.tensor([ids], device=model.device)
         with torch.no_grad():
