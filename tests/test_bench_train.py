@@ -25,7 +25,7 @@ def test_a_clock_takes_inner_work_off_the_outer(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--models", "nowhere"], "--models: nowhere/smollm2 is no model; examples/models/install.py makes it"),
+        (["--models", "nowhere"], "--models: nowhere/smollm2 is no model; `warpup fetch` makes it"),
         (["--models", ".", "-k", "ppo"], "-k: 'ppo' is in none of "),
     ],
 )

@@ -7,7 +7,7 @@
     import     TRL's GRPOTrainer and SFTTrainer with warpup's import beside TRL's own; "wide" on a random model of
                SmolLM2's shape with a vocabulary of 151,936
 
-FOLDER holds `smollm2` and `gemma3-270m`, made by examples/models/install.py. Same model, data, batch, dtype and lengths
+FOLDER holds `smollm2` and `gemma3-270m`, made by `warpup fetch`. Same model, data, batch, dtype and lengths
 for all candidates of a comparison. Each runs in a process of its own, in turn, round after round; times are medians
 over the steps of all rounds but each process's first. Memory is the most that the process held beyond what its
 libraries take; "beyond" is that without weights, and without the optimizer's two moments where there is one.
@@ -82,13 +82,13 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     given = parser.parse_args()
     if not given.models:
-        parser.error("--models: a folder with smollm2 and gemma3-270m is needed; examples/models/install.py makes them")
+        parser.error("--models: a folder with smollm2 and gemma3-270m is needed; `warpup fetch` makes them")
     cases = [case for case in COMPARISONS if re.search(given.pattern, case.name)]
     if not cases:
         parser.error(f"-k: {given.pattern!r} is in none of {', '.join(case.name for case in COMPARISONS)}")
     for folder in dict.fromkeys(given.models / case.model for case in cases):
         if not (folder / "config.json").is_file():
-            parser.error(f"--models: {folder} is no model; examples/models/install.py makes it")
+            parser.error(f"--models: {folder} is no model; `warpup fetch` makes it")
     asked = {name: getattr(given, name) for name in QUICK if getattr(given, name) is not None}
     results = []
     for case in cases:

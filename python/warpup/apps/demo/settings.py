@@ -12,8 +12,9 @@ class DemoArguments:
 
     out: str = "runs/demo"
     """Folder of the results; what is done there already is reused."""
-    model: Literal["dense", "moe"] = "dense"
-    """dense: a Llama; moe: fine-grained routed experts and a shared one, as many active parameters."""
+    model: Literal["dense", "moe", "smollm2", "gemma3-270m"] = "dense"
+    """dense: a Llama; moe: fine-grained routed experts and a shared one, as many active parameters. smollm2 and
+    gemma3-270m are pretrained: then this is `warpup transfer`, which takes much longer."""
     quick: bool = False
     """Smaller puzzles and fewer steps, for a first rough look in about half a minute."""
     seeds: int = 1

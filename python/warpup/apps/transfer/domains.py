@@ -9,24 +9,11 @@ from warpup.data.verify import PAPER_REWARDS, answer_block
 from warpup.rewards import final_answer, reasoning_gym
 from warpup.rewards.answers import last_number
 
+from .settings import TASKS
+
 Row = dict[str, Any]
 
 KNIGHTS = "knights_and_knaves"
-# Tasks of reasoning-gym, small enough that a model of 135 million parameters may get some of them right: name here ->
-# (name there, its options). The target is one of which the base solves 3 to 40 %: `--choose 60` measures them all.
-TASKS = {
-    "short_sum": ("chain_sum", "min_terms=2,max_terms=3,min_digits=1,max_digits=1"),
-    "long_sum": ("chain_sum", "min_terms=4,max_terms=5,min_digits=1,max_digits=1"),
-    "two_digits": ("chain_sum", "min_terms=2,max_terms=2,min_digits=2,max_digits=2"),
-    "equations": ("simple_equations", "min_terms=2,max_terms=2,max_value=9,operators_weights=[0.5,0.5,0.0]"),
-    "gsm_symbolic": ("gsm_symbolic", "difficulty=1.0"),
-    "leg_counting": ("leg_counting", "min_animals=1,max_animals=2,min_instances=1,max_instances=3"),
-    "countdown": ("countdown", "min_numbers=2,max_numbers=3,max_value=9,min_target=2,max_target=20"),
-    "siblings": ("aiw", "max_entities=4"),
-    "needle": ("needle_haystack", "min_num_statements=5,max_num_statements=8"),
-    "family": ("family_relationships", "max_family_size=5"),
-}
-
 FORM = "Think inside <think> </think>, then answer inside <answer> </answer>."
 
 

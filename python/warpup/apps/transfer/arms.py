@@ -1,37 +1,24 @@
-"""Warm up on Knights & Knaves, reinforce on at most 100 examples of another domain: what carries over?
+"""The arms: their data, their training by `warpup train`, and how right they are on held-out problems."""
 
-    pip install gguf reasoning-gym peft
-    python ../models/install.py smollm2 smollm2
-    python transfer.py --model smollm2
-
-Seven arms are trained by `warpup train` and measured on held-out problems of three domains; `report.html`, `table.md`
-and `transfer.png` in the folder `--out` show them. The same command goes on where it was stopped; docs/transfer.md
-explains the settings.
-"""
-
-import argparse
 import json
 import math
 import random
 import shlex
-import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import yaml
-from domains import KNIGHTS, TASKS, Row, own_row, plain, puzzle_rows, puzzles, score, task_rows, usable
-from report import show
-from settings import ARMS, SIZES, Size, slug
-from transformers import AutoTokenizer
 
-from warpup import cli
 from warpup.data import Puzzle
 from warpup.train import evaluate, load_model
+from warpup.train.commands import train as warpup_train
+from warpup.train.errors import Interrupted, TrainError
 
-HERE = Path(__file__).resolve().parent
-TARGET, OTHERS, OWN = "short_sum", ("siblings", KNIGHTS), ("leg_counting", "gsm_symbolic")
+from .domains import KNIGHTS, Row, own_row, plain, puzzle_rows, puzzles, score, task_rows, usable
+from .settings import ARMS, TASKS, Size, slug
+
+OTHERS, OWN = ("siblings", KNIGHTS), ("leg_counting", "gsm_symbolic")
 SHOWN = {"greedy": "greedy", "avg": "sampled", "format_ok": "in the form"}
 WORDS = ("Wait,", "contradiction.")  # counted in answers
 STOP = "</answer>"
@@ -54,16 +41,8 @@ class Run:
         return list(dict.fromkeys([self.target, *OTHERS]))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    given, began = options(arguments), time.perf_counter()
-    device = given.device if given.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    chat = bool(AutoTokenizer.from_pretrained(given.model).chat_template)
-    run = Run(given.model, Path(given.out), given.size, given.target, given.control, device, chat)
-    if given.choose:
-        choose(run, given.choose)
-        return
-    remember(run)
-
+def make_arms(run: Run, seeds: int) -> None:
+    """Train and measure every arm that is not there yet."""
     # What all seeds share: held-out problems, the base's accuracy, and its own answers in the asked form.
     to_learn, held_out = held_out_rows(run)
     write_rows(run.out / "data", held_out)
@@ -71,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
         measure(run, run.out / "base", run.model, held_out, 0)
     own = own_answers(run)
 
-    for seed in range(given.seeds):
+    for seed in range(seeds):
         folder = run.out / f"seed-{seed}"
         data = learn_from(run, to_learn, own, seed)
         write_rows(folder / "data", data)
@@ -79,64 +58,11 @@ def main(arguments: list[str] | None = None) -> None:
             place = folder / slug(arm)
             if stage and unmeasured(place, held_out):
                 start = run.model if before == "base" else str(folder / slug(before) / "model")
-                config = {"model": start, "out": str(place), "seed": seed, "device": device}
+                config = {"model": start, "out": str(place), "seed": seed, "device": run.device}
                 if before == "base" and run.size.rank:  # the others go on with these adapters
                     config["lora"] = {"r": run.size.rank, "alpha": 2.0 * run.size.rank}
                 train(config | settings_of(stage, folder / "data", len(data[stage]), run.size))
                 measure(run, place, str(place / "model"), held_out, seed)
-    show(run.out, run.domains(), run.size, run.control, given.seeds)
-    print(f"{run.out / 'report.html'}   ({time.perf_counter() - began:.0f} s)")
-
-
-def options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model", required=True, help="folder of a pretrained model, as transformers saves it")
-    add("--out", default="runs/transfer", help="folder of the results; what is done there is reused")
-    add("--size", choices=SIZES, default="cpu", help="quick: minutes; cpu: an hour and a half; gpu: the paper's sizes")
-    add("--quick", dest="size", action="store_const", const="quick", help="the same as --size quick")
-    add("--set", nargs="+", default=[], metavar="NAME=NUMBER",
-        help="numbers of settings.py in place of the size's own, such as rl_steps=40 rl_lr=2e-4")  # fmt: skip
-    add("--seeds", type=int, default=1, help="repeat the training with so many seeds")
-    add("--target", choices=TASKS, default=TARGET, help="domain that RLVR learns from")
-    add("--control", choices=("shuffled", "short"), default="shuffled",
-        help="what the control imitates: the chains' sentences in random order, or answers alone")  # fmt: skip
-    add("--device", default="auto", help="cpu, cuda; auto: a GPU if there is one")
-    add("--choose", type=int, default=0, metavar="N",
-        help="measure the base on N problems of each candidate for the target, and end")  # fmt: skip
-    given = parser.parse_args(arguments)
-    if given.seeds < 1 or given.choose < 0:
-        parser.error("expected --seeds of at least 1 and --choose of at least 0")
-    if not (Path(given.model) / "config.json").is_file():
-        parser.error(
-            f"--model: {given.model} is not a saved model, it has no config.json; examples/models/install.py makes one"
-        )
-    given.size = SIZES[given.size]
-    for name, _, value in (text.partition("=") for text in given.set):
-        kind = type(getattr(given.size, name, None))
-        try:
-            number = {int: int, float: float}[kind](value)
-            if not number >= 0:
-                raise ValueError
-            given.size = replace(given.size, **{name: number})
-        except (KeyError, ValueError):
-            numbers = [key for key, known in asdict(given.size).items() if isinstance(known, int | float)]
-            parser.error(f"--set: expected numbers of at least 0 by name, of {', '.join(numbers)}; got {name}={value}")
-    return given
-
-
-def remember(run: Run) -> None:
-    """Write what the run is, or end where the folder holds another one."""
-    path = run.out / "transfer.json"
-    wanted = {"model": run.model, "target": run.target, "control": run.control, **asdict(run.size)}
-    wanted = json.loads(json.dumps(wanted))
-    there = json.loads(path.read_text()) if path.exists() else wanted
-    if other := [
-        f"{key}: {there.get(key)} there, {wanted[key]} now" for key in wanted if there.get(key) != wanted[key]
-    ]:
-        sys.exit(f"{run.out} holds another run ({'; '.join(other)}): choose another --out")
-    run.out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
 # ---- Data ------------------------------------------------------------------------------------------------------------
@@ -174,7 +100,7 @@ def own_answers(run: Run) -> list[Row]:
         said = evaluate_rows(loaded, asked, usable, size.max_new_tokens, 1, traces=len(rows))["traces"]
         kept = [own_row(row, trace["completion"]) for row, trace in zip(rows, said, strict=True) if trace["reward"]]
         if not kept:
-            sys.exit(
+            raise TrainError(
                 f"{run.model} finishes none of {len(rows)} answers within {size.max_new_tokens} tokens with a number"
             )
         print(
@@ -206,7 +132,7 @@ def settings_of(stage: str, data: Path, rows: int, size: Size) -> dict:
         }  # fmt: skip
     return {
         "rlvr": {
-            "data": str(data / "rlvr.jsonl"), "reward": f"{HERE / 'domains.py'}:score", "steps": size.rl_steps,
+            "data": str(data / "rlvr.jsonl"), "reward": f"{score.__module__}:score", "steps": size.rl_steps,
             "prompts": size.prompts, "samples": size.group, "max_new_tokens": size.max_new_tokens, "stop": [STOP],
             "temperature": 0.7, "top_p": 0.95, "lr": size.rl_lr, "lr_warmup": size.rl_steps // 10, "save_every": 5,
             "max_tokens": size.max_tokens,
@@ -221,9 +147,15 @@ def train(config: dict) -> None:
     file = out.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     print(f"+ warpup train {shlex.quote(str(file))}", flush=True)
-    # It also fails where no step taught anything: then the model is what it was, and is measured all the same.
-    if (code := cli.main(["train", str(file)])) and not (out / "model").is_dir():
-        sys.exit(code)
+    try:
+        warpup_train([str(file)])
+    except Interrupted:
+        raise
+    except (
+        TrainError
+    ):  # also where no step taught anything: then the model is what it was, and is measured all the same
+        if not (out / "model").is_dir():
+            raise
 
 
 def measure(run: Run, folder: Path, model: str, held_out: dict[str, list[Row]], seed: int) -> None:
@@ -262,7 +194,3 @@ def choose(run: Run, count: int) -> None:
         found = evaluate_rows(loaded, rows, score, run.size.max_new_tokens, 0, greedy=True)
         right, form, cut = (100 * found[number] for number in ("greedy", "format_ok", "unfinished"))
         print(f"{name:16} {right:8.1f} {form:14.1f} {found['length']:7.1f} {cut:10.1f}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

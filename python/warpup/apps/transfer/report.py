@@ -5,12 +5,12 @@ import math
 from html import escape
 from pathlib import Path
 
-from domains import KNIGHTS
-from settings import ARMS, Size, slug
-
-from warpup.apps._charts import Line, bar_chart, inline_svg, line_chart, write_png
-from warpup.apps._report import curve, html_table, mean_sd, plus_minus, write_page
 from warpup.train.log import MetricsLog
+
+from .._charts import Line, bar_chart, inline_svg, line_chart, write_png
+from .._report import curve, html_table, mean_sd, plus_minus, write_page
+from .domains import KNIGHTS
+from .settings import ARMS, Size, slug
 
 COLORS = {"base": "#8b949e", "form": "#c27c0e", "warm-up": "#2f81f7", "control": "#8250df"}
 REINFORCED = tuple(arm for arm, (_, stage) in ARMS.items() if stage == "rlvr")

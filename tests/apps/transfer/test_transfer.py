@@ -1,15 +1,18 @@
-"""examples/transfer: the whole command on a tiny model, and what it asks, scores and mixes."""
+"""`warpup transfer`: the whole command on a tiny model, and what it asks, scores and mixes."""
 
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tests.conftest import ROOT
 from tests.support.tiny import llama
+from warpup import cli
+from warpup._command_line import parse
+from warpup.apps.transfer import arms, command, domains, settings
+from warpup.train.errors import Interrupted
 
 pytest.importorskip("reasoning_gym")
 pytest.importorskip("peft")
@@ -26,14 +29,6 @@ TINY = dict(
 OWN = [
     {"prompt": [{"role": "user", "content": "2 + 2 ="}], "completion": "<think> It is 4. </think> <answer> 4 </answer>"}
 ] * 2
-
-
-@pytest.fixture
-def example_folder(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "examples" / "transfer")
-    yield
-    for name in ("transfer", "domains", "settings", "report"):
-        sys.modules.pop(name, None)
 
 
 def bytes_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,18 +49,16 @@ def tiny_model(tmp_path_factory):
     return folder
 
 
-def test_the_whole_command(tmp_path, capsys, monkeypatch, example_folder, tiny_model):
-    import transfer
-
-    monkeypatch.setitem(transfer.SIZES, "quick", transfer.Size(**TINY))
+def test_the_whole_command(tmp_path, capsys, monkeypatch, tiny_model):
+    monkeypatch.setitem(settings.SIZES, "quick", settings.Size(**TINY))
     out = tmp_path / "out"
-    command = ["--model", str(tiny_model), "--out", str(out), "--quick", "--seeds", "2"]
-    with pytest.raises(SystemExit, match="finishes none of 4 answers within 6 tokens with a number"):
-        transfer.main(command)  # its weights are random
-    transfer.write_rows(out / "data", {"own": OWN})
-    transfer.main(command)
+    words = ["transfer", "--model", str(tiny_model), "--out", str(out), "--quick", "--seeds", "2"]
+    assert cli.main(words) == 1  # its weights are random
+    assert "finishes none of 4 answers within 6 tokens with a number" in capsys.readouterr().err
+    arms.write_rows(out / "data", {"own": OWN})
+    assert cli.main(words) == 0
     printed = capsys.readouterr().out
-    for arm in transfer.ARMS:
+    for arm in settings.ARMS:
         assert f"\n| {arm} " in printed
     assert "warm-up + RLVR against control + RLVR: " in printed
 
@@ -88,60 +81,64 @@ def test_the_whole_command(tmp_path, capsys, monkeypatch, example_folder, tiny_m
     assert (out / "table.md").read_text().startswith("| arm            | short_sum |")
 
     # Asked again, nothing is trained or measured; another size does not fit into the folder.
-    monkeypatch.setattr(transfer, "evaluate", None)
-    monkeypatch.setattr(transfer.cli, "main", None)
-    transfer.main(command)
+    monkeypatch.setattr(arms, "evaluate", None)
+    monkeypatch.setattr(arms, "warpup_train", None)
+    assert cli.main(words) == 0
     assert (
         capsys.readouterr().out.split("seeds,")[1].split("report.html")[0]
         == printed.split("seeds,")[1].split("report.html")[0]
     )
-    with pytest.raises(SystemExit, match=r"holds another run \(target: short_sum there, needle now\)"):
-        transfer.main([*command, "--target", "needle"])
+    assert cli.main([*words, "--target", "needle"]) == 1
+    assert "holds another run (target: short_sum there, needle now)" in capsys.readouterr().err
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, example_folder, tiny_model):
-    import transfer
-
-    monkeypatch.setitem(transfer.SIZES, "quick", transfer.Size(**TINY))
-    trained, train = [], transfer.cli.main
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch, tiny_model):
+    monkeypatch.setitem(settings.SIZES, "quick", settings.Size(**TINY))
+    trained, train = [], arms.warpup_train
 
     def stopping(words):
-        trained.append(Path(words[1]).stem)
-        return 130 if len(trained) == 2 else train(words)
+        trained.append(Path(words[0]).stem)
+        if len(trained) == 2:
+            raise Interrupted("stopped")
+        train(words)
 
-    monkeypatch.setattr(transfer.cli, "main", stopping)
-    transfer.write_rows(tmp_path / "data", {"own": OWN})
-    command = ["--model", str(tiny_model), "--out", str(tmp_path), "--quick"]
-    with pytest.raises(SystemExit) as stopped:
-        transfer.main(command)
-    assert stopped.value.code == 130
-    transfer.main(command)
+    monkeypatch.setattr(arms, "warpup_train", stopping)
+    arms.write_rows(tmp_path / "data", {"own": OWN})
+    words = ["transfer", "--model", str(tiny_model), "--out", str(tmp_path), "--quick"]
+    assert cli.main(words) == 130
+    assert cli.main(words) == 0
     assert trained == ["form", "form-rlvr", "form-rlvr", "warm-up", "warm-up-rlvr", "control", "control-rlvr"]
 
 
-def test_wrong_calls(tmp_path, capsys, example_folder, tiny_model):
-    import transfer
-
-    assert transfer.options(
-        ["--model", str(tiny_model), "--set", "rl_steps=40", "rl_lr=2e-4"]
-    ).size == transfer.replace(transfer.SIZES["cpu"], rl_steps=40, rl_lr=2e-4)
+def test_wrong_calls(tmp_path, capsys, tiny_model):
+    given = parse(settings.TransferArguments, ["--set", "rl_steps=40", "rl_lr=2e-4"], "warpup transfer")
+    assert command.sized(given) == replace(settings.SIZES["cpu"], rl_steps=40, rl_lr=2e-4)
     for arguments, said in {
         ("--set", "rl_step=3"): "of pool, chain_words, ",
         ("--set", "rl_steps=2.5"): "got rl_steps=2.5",
         ("--set", "people=3"): "got people=3",
         ("--set", "rl_steps=-1"): "of at least 0 by name",
         ("--set", "rl_lr=nan"): "got rl_lr=nan",
-        ("--seeds", "0"): "expected --seeds of at least 1",
-        ("--model", str(tmp_path)): "is not a saved model, it has no config.json",
+        ("--seeds", "0"): "--seeds: expected at least 1",
+        ("--quick", "--size", "gpu"): "expected one of both",
+        ("--target", "sums"): "--target: expected one of short_sum, ",
+        ("--model", str(tmp_path)): "or take one of PyPI: smollm2, gemma3-270m",
     }.items():
-        with pytest.raises(SystemExit):
-            transfer.main(["--model", str(tiny_model), *arguments])
+        assert cli.main(["transfer", "--model", str(tiny_model), "--out", str(tmp_path / "out"), *arguments]) == 2
         assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
-def test_scores(example_folder):
-    import domains
+def test_the_demo_of_a_pretrained_model_is_this(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("warpup.apps.demo.command.run_transfer", asked.append)
+    assert cli.main(["demo", "--model", "smollm2", "--quick", "--seeds", "2"]) == 0
+    assert asked == [settings.TransferArguments("smollm2", "runs/transfer", quick=True, seeds=2)]
+    assert cli.main(["demo", "--model", "smollm2", "--jobs", "2"]) == 2
+    assert "one after the other" in capsys.readouterr().err
 
+
+def test_scores():
     row = domains.task_rows("short_sum", 3, 0, chat=True)[0]
     right, wrong = row["answer"], str(int(row["answer"]) + 1)
     form = "<think> so </think> <answer> {} </answer>"
@@ -176,9 +173,7 @@ def test_scores(example_folder):
     assert not {p.canonical_key() for p in learn} & {p.canonical_key() for p in held}
 
 
-def test_every_task_has_its_answers(example_folder):
-    import domains
-
+def test_every_task_has_its_answers():
     for name in domains.TASKS:
         rows = [json.loads(json.dumps(row, default=str)) for row in domains.task_rows(name, 8, 0, chat=True)]
         assert all(
