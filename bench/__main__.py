@@ -28,7 +28,10 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for a candidate's first call, or it is out")
     parser.add_argument("--new-memory", action="store_true", help="CPU: time with glibc's default, page faults and all")
     parser.add_argument("--stop-after", type=float, help="start no case after so many seconds")
-    column_help = "write this machine's column of the table in docs/benchmarks.md to bench/results, in about 20 minutes"
+    column_help = (
+        "write this machine's column of the table in docs/benchmarks.md to bench/results, for about 20 minutes; again: "
+        "go on with the cases that are missing there"
+    )
     parser.add_argument("--column", action="store_true", help=column_help)
     parser.add_argument("--table", action="store_true", help="only write that table anew, from bench/results")
     arguments = parser.parse_args()
@@ -62,6 +65,8 @@ def main() -> int:
     if not names:
         parser.error(f"-k: no case has a name in which {arguments.pattern!r} is found; --quick names all of them")
     facts = {"new_memory": arguments.new_memory, "column": arguments.column}
+    held = column.held(file, where) if arguments.column else []
+    names = [name for name in names if name not in {result["case"] for result in held}]
 
     results, begin = [], time.monotonic()
     left_out = []
@@ -78,7 +83,8 @@ def main() -> int:
     for result in measure_each(wanted(), arguments.device, size, arguments.limit, **options):
         results.append(result)
         if file:  # after each case: a run that is cut short still leaves its numbers
-            write({**facts, **record(results, arguments.device)}, file)
+            new = record(results, arguments.device)
+            write(facts | new | {"results": held + new["results"]}, file)
     print(table(results, arguments.device, color=sys.stdout.isatty()))
     if left_out:
         print("Left out for lack of time: " + ", ".join(left_out))

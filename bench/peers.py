@@ -10,7 +10,7 @@ import torch
 from warpup._products import library_has
 
 SLOW = "WARPUP_BENCH_SLOW" in os.environ
-WHY = "left out: takes minutes without instructions for 16-bit products; WARPUP_BENCH_SLOW=1 adds it"
+WHY = "left out: minutes without 16-bit instructions (WARPUP_BENCH_SLOW=1 adds it)"
 
 
 def slow_products(

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 WRONG_CALLS = [
-    (("trian",), "warpup: no command 'trian', expected one of: demo, init, doctor"),
+    (("trian",), "warpup: no command 'trian', expected one of: demo, transfer, fetch, init, doctor"),
     (("info", "all", "ops"), "warpup info: expected at most one name, got all ops"),
     (("info", "group_mm"), "warpup info: no operator 'group_mm'; near: grouped_mm"),
     (("sample", "start"), "give one of --prompt, --data and --chat"),

@@ -11,18 +11,18 @@ RESULTS = ROOT / "bench/results"
 PAGE = ROOT / "docs/benchmarks.md"
 BEGIN, END = "<!-- `python -m bench --table` writes what follows -->", "<!-- end of the table -->"
 
-# What a column has: each op both ways in its most usual form, the most telling first, so that a run that is cut short
-# has these. In 20 minutes on two cores.
+# What a column has: each op both ways in its most usual form, the most telling first. Two cores do the first half in 20
+# minutes; the same command goes on with what is missing.
 CASES = (
     r"call overhead (token_logprob|group_advantage|sample_step|moe_experts|linear_logprob|policy_loss)",
     r"token_logprob.* forward\+backward",
     r"linear_(logprob|policy_loss) .*forward\+backward",
+    r"sample_step",
+    r"policy_loss (gspo )?forward\+backward",
+    r"divergence (forward|reverse|jsd) forward\+backward",
+    r"interval (MLP|CNN)",
     r"moe_experts .*forward",
     r"linear_divergence",
-    r"divergence (forward|reverse|jsd) forward\+backward",
-    r"sample_step",
-    r"interval (MLP|CNN)",
-    r"policy_loss (gspo )?forward\+backward",
     r"^(grouped_mm|glu|moe_combine|moe_gather|moe_route) .*forward\+backward",
     r"moe_plan|group_advantage|apply_schedule|gae|topk_divergence",
     r"interval_softmax forward\+backward|interval_batch_norm|interval_relu|margin_cross_entropy forward\+backward",
@@ -44,6 +44,13 @@ def path_of(environment: dict) -> Path:
     return RESULTS / ("-".join(re.findall(r"[a-z0-9]+", name.lower())) + ".json")
 
 
+def held(path: Path, environment: dict) -> list[dict]:
+    """Results of this column that are there, if they are of the same torch, kernels and threads."""
+    there = json.loads(path.read_text()) if path.exists() else {}
+    same = all(there.get("environment", {}).get(key) == environment[key] for key in ("torch", "warpup", "threads"))
+    return there["results"] if there.get("column") and same else []
+
+
 # ---- The table ------------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +63,7 @@ def cell(result: dict | None) -> str:
     if result is None:
         return ""
     first, *others = result["rows"]
-    parts = []
+    parts, left_out = [], {}
     if first.get("median_us"):
         spread = 50 * first["iqr_us"] / first["median_us"]
         copied = f", {100 * first['share_of_copy']:.0f} % of copy" if first.get("share_of_copy") else ""
@@ -68,7 +75,8 @@ def cell(result: dict | None) -> str:
             faster = ours and row["ratio"] < 1 and not row["candidate"].startswith("warpup")
             parts.append(f"{row['candidate']} {f'**{times}**' if faster else times}")
         elif row["failure"]:
-            parts.append(f"{row['candidate']}: {row['failure']}")
+            left_out.setdefault(row["failure"], []).append(row["candidate"])
+    parts += [f"{', '.join(names)}: {why}" for why, names in left_out.items()]
     return "; ".join(parts)
 
 
@@ -76,7 +84,8 @@ def head(record: dict) -> str:
     e = record["environment"]
     where = e.get("gpu") or f"{e['cpu']} ({e['warpup']['cpu']}), {e['threads']} threads"
     kept, new = (f"{e['bandwidths'][name] / 1e9:.0f}" for name in ("copy", "copy to new memory"))
-    return f"{where}; copy {kept} GB/s, to new memory {new}; torch {e['torch']}; {e['git']}, {e['time'][:10]}"
+    commits = " to ".join(dict.fromkeys(result.get("git", e["git"]) for result in record["results"]))
+    return f"{where}; copy {kept} GB/s, to new memory {new}; torch {e['torch']}; {commits}, {e['time'][:10]}"
 
 
 def page_table(records: list[dict]) -> str:

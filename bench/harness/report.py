@@ -151,7 +151,8 @@ def table(results: list[Result], device: str, width: int | None = None, color: b
 
 
 def record(results: list[Result], device: str) -> dict:
-    return {"environment": environment(device), "results": [r.as_dict() for r in results]}
+    where = environment(device)
+    return {"environment": where, "results": [{**r.as_dict(), "git": where["git"]} for r in results]}
 
 
 def write(record: dict, path: Path) -> None:
