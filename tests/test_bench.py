@@ -2,7 +2,9 @@
 
 import gc
 import json
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -131,6 +133,7 @@ def test_a_process_that_measures_is_stopped():
         result = process.measure(case.name, 60, {"budget": 0.0, "rounds": (1, 1)})
         assert not result.failures
         assert result.rows[0].samples
+    os.kill(process.process.pid, signal.SIGSTOP)  # as one that does not get on
     assert process.measure(small_case().name, 0, {}) == (worker.INPUTS, "stopped: not done after 0 s")
     assert not process.process.is_alive()
 

@@ -151,7 +151,9 @@ def measure(
         for name, candidate in timed.items():
             rows[name].peak_bytes = peak_memory(candidate, device)
         copy, moved = roofline.copy(device)
-        with nullcontext() if new_memory else kept_memory():
+        # Twice what one call takes at most, since what a call leaves free may lie in pieces.
+        touched = 2 * max((rows[name].peak_bytes or 0 for name in timed), default=0)
+        with nullcontext() if new_memory else kept_memory(touched):
             samples = interleave(timed | {roofline.COPY: copy}, roofline.clock(device), **rounds)
         result.copy_bandwidth = moved / samples.pop(roofline.COPY).median
     for name in samples:

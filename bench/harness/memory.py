@@ -43,16 +43,21 @@ def status(key: str) -> int:
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def kept_memory(touched: int = 0) -> Iterator[None]:
     """Within, freed memory stays with the process, as with a caching allocator; each candidate alike finds pages that
-    are there. By default glibc gives large blocks back at once, and the next has new pages: half of a large result's
-    time, and on a virtual machine whose host takes free pages back up to ten times as much, by chance."""
+    are there: `touched` bytes of them from the start, or the first rounds would time the system that gives them (2 of
+    3.8 s, where results take 2 GB and rounds are few).
+
+    By default glibc gives large blocks back at once, and the next has new pages: half of a large result's time, and on
+    a virtual machine whose host takes free pages back up to ten times as much, by chance.
+    """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         yield
         return
     trim, mappings = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX
     libc.mallopt(trim, -1), libc.mallopt(mappings, 0)
+    torch.ones(touched, dtype=torch.uint8)
     try:
         yield
     finally:
