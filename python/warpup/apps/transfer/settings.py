@@ -66,7 +66,7 @@ def slug(arm: str) -> str:
 class Size:
     """Lengths are in tokens but for `chain_words`."""
 
-    people: tuple[int, ...] = (2, 3)  # of a puzzle
+    people: tuple[int, ...] = (2,)  # of a puzzle
     pool: int = 2000  # puzzles drawn of each number of people; there are 399 of two
     chain_words: int = 220  # puzzles with longer chains are left out; at 120 hardly one would be left that says "wait"
     slips: float = 0.1  # chance that the teacher misjudges a check; nobody filters its chains, as in the paper
@@ -75,9 +75,9 @@ class Size:
     samples_elsewhere: int = 0  # and of the other domains'
     examples: int = 100  # that RLVR learns from
     own: int = 120  # the model's own answers that teach the form; every arm but the base reads them
-    chains: int = 200  # chains of thought, or what the control reads in place of them
+    chains: int = 480  # chains of thought, or what the control reads in place of them
     batch: int = 8  # of all three, once through
-    warm_lr: float = 5e-4
+    warm_lr: float = 1e-3
     rl_steps: int = 25
     prompts: int = 6
     group: int = 8
