@@ -22,8 +22,8 @@ def row_33():
 def row_38():
     """OctoThinker: Mid-training Incentivizes Reinforcement Learning Scaling
 
-    T3: `warpup.optim.warmup_stable_decay`. A branch begins at a checkpoint of the stable part and decays on a mixture
-    of its own.
+    T3: `warpup.optim.warmup_stable_decay`; `lr_schedule = "wsd"` of a stage. A branch begins at a checkpoint of the
+    stable part and decays on a mixture of its own.
     """
     from warpup.optim import warmup_stable_decay
 

@@ -22,7 +22,7 @@ STAGES = [
         ("weight_decay", [math.nan, math.inf], "a finite number"),
         ("lr", [math.nan, math.inf], "a finite number"),
         ("clip", [math.nan, math.inf], "a finite number"),
-        ("lr_schedule", ["", "sine"], "one of constant, cosine, linear"),
+        ("lr_schedule", ["", "sine"], "one of constant, cosine, linear, wsd"),
     ],
 )
 def test_what_no_optimizer_takes(stage, name, values, message):
@@ -31,6 +31,21 @@ def test_what_no_optimizer_takes(stage, name, values, message):
         changed = type(stage)(**vars(stage) | {name: value})
         with pytest.raises(TrainError, match=rf"\.{name}: expected {message}"):
             changed.check()
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: type(stage).__name__)
+def test_a_decay_that_nothing_reads_or_that_does_not_fit(stage):
+    def check(**changed):
+        type(stage)(**vars(stage) | changed).check()
+
+    check(lr_schedule="wsd", steps=20, lr_warmup=10, lr_decay=0.5)
+    with pytest.raises(TrainError, match=r'\.lr_decay: got 0.5, but only lr_schedule "wsd" reads it'):
+        check(lr_decay=0.5)
+    for share in (0.0, 1.5):
+        with pytest.raises(TrainError, match=rf"\.lr_decay: expected a share of the steps, .* got {share}"):
+            check(lr_schedule="wsd", lr_decay=share)
+    with pytest.raises(TrainError, match=r"\.lr_decay: a rise of 11 steps and a decay of 10 do not fit into .*, 20;"):
+        check(lr_schedule="wsd", steps=20, lr_warmup=11, lr_decay=0.5)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from .errors import TrainError
+from .settings import decay_steps
 
 
 @contextlib.contextmanager
@@ -53,6 +54,23 @@ def check_not_negative(settings, *names: str, place: str) -> None:
         value = getattr(settings, name)
         if value is not None and not value >= 0:
             raise TrainError(f"{place}.{name}: expected at least 0, got {value!r}")
+
+
+def check_rate(settings, *, place: str) -> None:
+    """Raise TrainError on a decay of the learning rate that does not fit into the steps, or that nothing would read."""
+    if settings.lr_schedule != "wsd":
+        check_unused(settings, "lr_decay", place=place, why='only lr_schedule "wsd" reads it')
+        return
+    if not 0 < settings.lr_decay <= 1:
+        raise TrainError(
+            f"{place}.lr_decay: expected a share of the steps, above 0 and at most 1, got {settings.lr_decay}"
+        )
+    decay = decay_steps(settings.steps, settings.lr_decay)
+    if settings.lr_warmup + decay > settings.steps:
+        raise TrainError(
+            f"{place}.lr_decay: a rise of {settings.lr_warmup} steps and a decay of {decay} do not fit into "
+            f"{place}.steps, {settings.steps}; lower lr_warmup or lr_decay"
+        )
 
 
 def check_unused(settings, *names: str, place: str, why: str) -> None:

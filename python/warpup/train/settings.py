@@ -21,7 +21,7 @@ PreferenceLoss = Literal[
     "dpo", "robust", "hinge", "ipo", "exo", "nca", "bco", "sppo", "apo_zero", "apo_down", "discopop", "simpo", "cpo",
     "orpo",
 ]  # fmt: skip
-RateSchedule = Literal["constant", "cosine", "linear"]
+RateSchedule = Literal["constant", "cosine", "linear", "wsd"]
 
 
 @dataclass(frozen=True)
@@ -58,3 +58,8 @@ def depth_of(samples: int, branches: int) -> int:
     if leaves != samples or depth < 1:
         raise ValueError(f"branches: samples, {samples}, is not a power of {branches}")
     return depth
+
+
+def decay_steps(steps: int, share: float) -> int:
+    """Steps of the decay, with lr_schedule "wsd": that share of them, at least one."""
+    return max(1, round(share * steps))

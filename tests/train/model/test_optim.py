@@ -1,5 +1,7 @@
 """Learning rates, and AdamW on weights in bfloat16."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,9 @@ def test_learning_rate_rises_then_follows_its_schedule():
     assert [learning_rate(i, 10, 1.0, 2, "linear") for i in (0, 1, 2, 6)] == [0.5, 1.0, 1.0, 0.5]
     assert learning_rate(6, 10, 1.0, 2, "cosine") == pytest.approx(0.5)
     assert learning_rate(9, 10, 3.0, 0, "constant") == 3.0
+    stable = [learning_rate(i, 10, 2.0, 2, "wsd", 0.4) for i in (0, 1, 5, 6, 8, 9)]
+    assert stable[:4] == [1.0, 2.0, 2.0, 2.0]  # the last four of ten steps decay, the first of them at the full rate
+    assert stable[4:] == pytest.approx([1.0, 2 * 0.5 * (1 + math.cos(0.75 * math.pi))])
 
 
 def steps(optimizer, weight, grads):

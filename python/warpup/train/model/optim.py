@@ -7,14 +7,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from warpup.optim import warmup_stable_decay
+
 from ..errors import TrainError
-from ..settings import RateSchedule
+from ..settings import RateSchedule, decay_steps
 
 SLICE = 1 << 20  # elements of a weight that a step in bfloat16 computes at once
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: RateSchedule) -> float:
-    """Rate of step 0 .. steps - 1: a linear rise over `warmup` steps to `peak`, then the schedule (down to 0)."""
+def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: RateSchedule, decay: float = 0.1) -> float:
+    """Rate of step 0 .. steps - 1: a linear rise over `warmup` steps to `peak`, then the schedule (down to 0). Of wsd
+    the rate stays until the last `decay` of the steps, and falls along a cosine."""
+    if schedule == "wsd":
+        return peak * warmup_stable_decay(steps, decay_steps(steps, decay), warmup=warmup)(step)
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

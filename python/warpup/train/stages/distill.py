@@ -107,7 +107,7 @@ class Distill(DistillSettings):
                 loss.backward()
                 total += loss.item()
             (total,) = ranks.total(total)
-            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule, self.lr_decay)
             norm = run.optimizer_step(optimizer, total, lr, self.clip)
             speed = tokens / (time.perf_counter() - began)
             numbers = {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": speed}

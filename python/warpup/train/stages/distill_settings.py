@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..checks import check_not_negative, check_positive, check_values
+from ..checks import check_not_negative, check_positive, check_rate, check_values
 from ..errors import TrainError
 from ..examples import Data, check_columns
 from ..settings import Divergence, RateSchedule
@@ -41,7 +41,9 @@ class DistillSettings:
     lr_warmup: int = 10
     """Steps over which the rate rises from 0."""
     lr_schedule: RateSchedule = "cosine"
-    """What the rate does after the rise."""
+    """What the rate does after the rise: wsd stays, and falls at the end."""
+    lr_decay: float = 0.1
+    """Of lr_schedule wsd: share of the steps, the last ones, over which the rate falls to 0."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     weight_decay: float = 0.0
@@ -72,6 +74,7 @@ class DistillSettings:
         names = ("steps", "batch_size", "lr", "temperature", "max_new_tokens", "max_tokens", "rows", "save_every")
         check_positive(self, *names, place="distill")
         check_not_negative(self, "lr_warmup", "clip", "nll_coef", place="distill")
+        check_rate(self, place="distill")
         check_columns(self, "prompt", "completion", place="distill")
         if not 0 <= self.online <= 1:
             raise TrainError(f"distill.online: expected a share from 0 to 1, got {self.online}")

@@ -107,7 +107,7 @@ class Preference(PreferenceSettings):
                 for name, value in metrics.items():
                     total[name] = total.get(name, 0.0) + float(value) * len(batch.rows) / (2 * len(rows))
             total = ranks.totals(total)
-            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule, self.lr_decay)
             norm = run.optimizer_step(optimizer, total["loss"], lr, self.clip)
             tokens = sum(len(pairs[2 * k + side][1]) for k in rows for side in (0, 1))
             speed = tokens / (time.perf_counter() - began)

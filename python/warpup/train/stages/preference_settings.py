@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..checks import check_not_negative, check_positive, check_values
+from ..checks import check_not_negative, check_positive, check_rate, check_values
 from ..examples import Data, check_columns
 from ..settings import PreferenceLoss, RateSchedule
 
@@ -37,7 +37,9 @@ class PreferenceSettings:
     lr_warmup: int = 10
     """Steps over which the rate rises from 0."""
     lr_schedule: RateSchedule = "linear"
-    """What the rate does after the rise."""
+    """What the rate does after the rise: wsd stays, and falls at the end."""
+    lr_decay: float = 0.1
+    """Of lr_schedule wsd: share of the steps, the last ones, over which the rate falls to 0."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     weight_decay: float = 0.0
@@ -63,4 +65,5 @@ class PreferenceSettings:
         check_values(self, place="preference")
         check_positive(self, "steps", "batch_size", "lr", "max_tokens", "save_every", place="preference")
         check_not_negative(self, "lr_warmup", "clip", "nll_coef", place="preference")
+        check_rate(self, place="preference")
         check_columns(self, "prompt", "chosen", "rejected", place="preference")

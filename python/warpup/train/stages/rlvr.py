@@ -146,7 +146,7 @@ class RLVR(RLVRSettings):
             # Loss and step: raise the log-prob of a completion by its advantage. Several times on the same completions
             # if asked for; then the clipped ratio of new to old probabilities keeps the policy from running away from
             # the one that was sampled.
-            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule, self.lr_decay)
             update = self.update(len(groups.pairs), reference, critic)
             for _ in range(self.inner_epochs):
                 for part in parts(rows, self.minibatches, self.samples):

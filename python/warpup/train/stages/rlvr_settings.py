@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 
-from ..checks import check_not_negative, check_positive, check_values, named
+from ..checks import check_not_negative, check_positive, check_rate, check_values, named
 from ..errors import TrainError
 from ..examples import Budget, Data, NamedNumbers, RewardName, SamplerName, TemplateArguments, check_columns
 from ..rewards.reward_set import VERIFIER, RewardSet
@@ -101,7 +101,9 @@ class RLVRSettings:
     lr_warmup: int = 0
     """Steps over which the rate rises from 0."""
     lr_schedule: RateSchedule = "constant"
-    """What the rate does after the rise."""
+    """What the rate does after the rise: wsd stays, and falls at the end."""
+    lr_decay: float = 0.1
+    """Of lr_schedule wsd: share of the steps, the last ones, over which the rate falls to 0."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's betas."""
     weight_decay: float = 0.0
@@ -234,6 +236,7 @@ class RLVRSettings:
         names = ("steps", "prompts", "max_new_tokens", "temperature", "lr", "inner_epochs", "minibatches", "max_tokens")
         check_positive(self, *names, "rows", "save_every", "patience", place="rlvr")
         check_not_negative(self, "lr_warmup", "clip", "kl_coef", "balance", "refill", "entropy_coef", place="rlvr")
+        check_rate(self, place="rlvr")
         check_columns(self, "prompt", "answer", place="rlvr")
         alone = self.advantage in ("gae", "segment") or (self.credit == "role" and self.advantage is None)
         if self.samples < (1 if alone else 2):

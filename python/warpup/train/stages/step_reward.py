@@ -119,7 +119,7 @@ class StepReward(StepRewardSettings):
                 for name, value in {"loss": loss.detach(), **metrics}.items():
                     total[name] = total.get(name, 0.0) + float(value)
             total = ranks.totals(total)
-            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule, self.lr_decay)
             norm = run.optimizer_step(optimizer, total["loss"], lr, self.clip)
             speed = sum(len(pairs[row][1]) for row in rows) / (time.perf_counter() - began)
             run.record(total | {"lr": lr, "grad_norm": norm, "tokens_per_s": speed})

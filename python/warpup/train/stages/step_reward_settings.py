@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..checks import check_not_negative, check_positive, check_unused, check_values
+from ..checks import check_not_negative, check_positive, check_rate, check_unused, check_values
 from ..errors import TrainError
 from ..examples import Data, TemplateArguments, check_columns
 from ..settings import RateSchedule
@@ -44,7 +44,9 @@ class StepRewardSettings:
     lr_warmup: int = 10
     """Steps over which the rate rises from 0."""
     lr_schedule: RateSchedule = "linear"
-    """What the rate does after the rise."""
+    """What the rate does after the rise: wsd stays, and falls at the end."""
+    lr_decay: float = 0.1
+    """Of lr_schedule wsd: share of the steps, the last ones, over which the rate falls to 0."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     weight_decay: float = 0.0
@@ -78,6 +80,7 @@ class StepRewardSettings:
         check_values(self, place=place)
         check_positive(self, "steps", "batch_size", "lr", "value_lr", "max_tokens", "save_every", place=place)
         check_not_negative(self, "lr_warmup", "clip", "center_coef", place=place)
+        check_rate(self, place=place)
         check_columns(self, "prompt", place=place)
         unread = {"bce": OF_PAIRS, "progress": (*OF_PAIRS, "last_only"), "bradley_terry": OF_STEPS}[self.loss]
         check_unused(self, *unread, place=place, why=f"loss {self.loss!r} does not read it; leave it out")

@@ -101,7 +101,7 @@ class Warmup(WarmupSettings):
                 sampler.observe(rows, **({"losses": [losses[row] for row in rows]} if reads_losses else {}))
 
             # Step, at the rate of this step.
-            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule)
+            lr = learning_rate(i, self.steps, self.lr, self.lr_warmup, self.lr_schedule, self.lr_decay)
             norm = run.optimizer_step(optimizer, total, lr, self.clip)
             seconds = time.perf_counter() - began
             numbers = {"loss": total, "lr": lr, "grad_norm": norm, "tokens": tokens, "tokens_per_s": tokens / seconds}

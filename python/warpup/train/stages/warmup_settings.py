@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..checks import check_not_negative, check_positive, check_unused, check_values
+from ..checks import check_not_negative, check_positive, check_rate, check_unused, check_values
 from ..errors import TrainError
 from ..examples import Data, SamplerName, TemplateArguments, check_columns
 from ..samplers import check_sampler
@@ -61,7 +61,9 @@ class WarmupSettings:
     lr_warmup: int = 25
     """Steps over which the rate rises from 0."""
     lr_schedule: RateSchedule = "cosine"
-    """What the rate does after the rise."""
+    """What the rate does after the rise: wsd stays, and falls at the end."""
+    lr_decay: float = 0.1
+    """Of lr_schedule wsd: share of the steps, the last ones, over which the rate falls to 0."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's betas."""
     weight_decay: float = 1e-4
@@ -92,6 +94,7 @@ class WarmupSettings:
         check_values(self, place="warmup")
         check_positive(self, "steps", "batch_size", "lr", "tau", "max_tokens", "save_every", place="warmup")
         check_not_negative(self, "lr_warmup", "clip", "balance", place="warmup")
+        check_rate(self, place="warmup")
         check_columns(self, "prompt", "completion", place="warmup")
         check_sampler(self, place="warmup", gives=("losses",))
         self._check_objective()
