@@ -11,7 +11,6 @@ import torch
 
 from bench.methods import runner
 from bench.methods.picture import draw
-from warpup.apps._report import console_table, print_lines
 
 
 def main() -> int:
@@ -51,18 +50,21 @@ def main() -> int:
     show(runner.summary(given.bench, found, given.quick))
     picture = runner.file_of(given.bench, given.quick).with_suffix(".png")
     draw(runner.load(given.bench), found, picture)
-    print_lines(f"{picture} shows it.")
+    print(f"{picture} shows it.")
     for arm in left_out:
-        print_lines(f"Left out, as a package is missing: {arm}")
+        print(f"Left out, as a package is missing: {arm}")
     return 1 if left_out else 0
 
 
 def show(record: dict) -> None:
-    heading, *rows = runner.table(record)
-    shown = console_table(heading, left=("arm", "difference"))
+    """Prints the table as it is, however wide, so that a file or another program gets whole lines."""
+    rows = [[cell.replace("**", "") for cell in row] for row in runner.table(record)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {0, len(widths) - 2}  # the arm and its difference
     for row in rows:
-        shown.add_row(*(cell.replace("**", "") for cell in row))
-    print_lines(shown, f"mean ± standard deviation over seeds; {json.dumps(record['size'])}")
+        cells = zip(row, widths, strict=True)
+        print("  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(cells)))
+    print(f"mean ± standard deviation over seeds; {json.dumps(record['size'])}")
 
 
 if __name__ == "__main__":

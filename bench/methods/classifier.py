@@ -34,6 +34,7 @@ class Size:
     rounds: int = 20  # of clients
     local: int = 8  # steps of a client in a round
     fairness: float = 30.0  # weight of the parity loss
+    second_player: float = 3.0  # the same where it is alone; 10 and more leave a net that always says the same
 
 
 SIZE = Size()
@@ -64,11 +65,14 @@ def fair(seed: int, size: Size, *, players: int, weight: bool = True) -> Numbers
     ink = x.sum(-1).median()
     net = Classifier([size.hidden] * 2, classes=1)
     blocks = [[*net.features[0].parameters(), *net.head.parameters()], [*net.features[2].parameters()]]
-    optimizers = [torch.optim.Adam(block, 3e-3) for block in blocks]
+    # Adam would step as far for a parity loss of almost nothing as for a large one: the second player would never rest.
+    second = torch.optim.SGD(blocks[1], 0.05) if players == 2 else torch.optim.Adam(blocks[1], 3e-3)
+    optimizers = [torch.optim.Adam(blocks[0], 3e-3), second]
     for indices in batches(len(y), 128, size.steps, seed):
         logits, groups = net(x[indices])[:, 0], (x[indices].sum(-1) > ink).long()
         ce = F.binary_cross_entropy_with_logits(logits, (y[indices] % 2 == 0).float())
-        unfair = size.fairness * parity_loss(logits.sigmoid(), groups)
+        weighed = size.fairness if players == 1 else size.second_player
+        unfair = weighed * parity_loss(logits.sigmoid(), groups)
         for optimizer in optimizers:
             optimizer.zero_grad()
         if players == 2:

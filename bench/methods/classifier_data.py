@@ -179,7 +179,7 @@ def sparse_adapter(seed: int, size, *, share: float, frozen: bool = False) -> Nu
         sent = keep_largest(whole, kept)
         for own in clients:
             put(named, sent)
-            optimizer = torch.optim.SGD(named.values(), 0.2)
+            optimizer = torch.optim.SGD(named.values(), 0.05)
             for chosen in batches(len(own), 16, size.local, seed * size.rounds + turn):
                 optimizer.zero_grad()
                 F.cross_entropy(server(x[own[chosen]]), y[own[chosen]]).backward()

@@ -22,17 +22,17 @@ from warpup.control import target_cost
 class Size:
     room: int = 6  # of MiniGrid, with its walls
     room_steps: int = 60  # of an episode
-    grid_steps: int = 8192
+    grid_steps: int = 4096
     demonstrations: int = 20
     clone_steps: int = 200
-    offline_steps: int = 3000  # of Pendulum
-    online_steps: int = 1200
-    warm_steps: int = 400
+    offline_steps: int = 6000  # of Pendulum
+    online_steps: int = 600
+    warm_steps: int = 200
     points: int = 32
     horizon: int = 40
     iterations: int = 40  # of the natural gradient
     critic_steps: int = 20
-    real: int = 100  # transitions
+    real: int = 200  # transitions
     simulated: int = 4000
     gap_steps: int = 1000
     recordings: int = 40

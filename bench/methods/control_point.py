@@ -29,9 +29,10 @@ from warpup.control import (
 PUSHES, GAMMA = torch.tensor([-1.0, 0.0, 1.0]), 0.95
 
 
-def moved(states: Tensor, push: Tensor, gain: float = 1.0, wind: float = 0.0) -> Tensor:
+def moved(states: Tensor, push: Tensor, gain: float = 1.0, wind: float = 0.0, noise: float = 0.0) -> Tensor:
     x, v = states.unbind(-1)
-    return torch.stack([x + 0.2 * v, 0.9 * v + 0.2 * (gain * push + wind)], -1).clamp(-3, 3)
+    speed = 0.9 * v + 0.2 * (gain * push + wind) + noise * torch.randn_like(v)
+    return torch.stack([x + 0.2 * v, speed], -1).clamp(-3, 3)
 
 
 def there(states: Tensor) -> Tensor:
@@ -168,7 +169,8 @@ def scheduled(seed: int, size, *, weak: float) -> Numbers:
 
 # ---- a simulator that is wrong --------------------------------------------------------------------------------------
 
-REAL = {"gain": 0.5, "wind": -0.25}  # the simulator has gain 1 and no wind
+GAP = {"gain": 0.5, "wind": -0.25}  # the real point's; the simulator has gain 1 and no wind
+NOISE = 0.1  # of both: without it no simulated transition could have been a real one, and all would count nothing
 
 
 def transitions(count: int, **dynamics: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,7 +183,7 @@ def transitions(count: int, **dynamics: float) -> tuple[Tensor, Tensor, Tensor]:
 def dynamics_gap(seed: int, size, *, use: Iterable[str]) -> Numbers:
     """A critic of few real and many simulated transitions; the policy is greedy in it. use: "real", "simulated", or
     both, and "gap" for H2O: simulated ones count by how real they look, and values fall where they do not."""
-    real, simulated = transitions(size.real, **REAL), transitions(size.simulated)
+    real, simulated = transitions(size.real, noise=NOISE, **GAP), transitions(size.simulated, noise=NOISE)
     log_ratio = weights = None
     if "gap" in use:
         log_ratio = discriminated(real, simulated, size)
@@ -207,18 +209,18 @@ def dynamics_gap(seed: int, size, *, use: Iterable[str]) -> Numbers:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return {"point": mean_return(greedy(critic), size, **REAL)}
+    return {"point": mean_return(greedy(critic), size, noise=NOISE, **GAP)}
 
 
 def discriminated(real, simulated, size) -> Tensor:
     """log p_sim(s' | s, a) / p_real(s' | s, a) of the simulated transitions, by two classifiers."""
     inputs = [torch.cat([s, F.one_hot(a, 3), 5 * (after - s)], -1) for s, a, after in (real, simulated)]
     whole, part = network(1, 7), network(1, 5)
-    optimizer = torch.optim.Adam([*whole.parameters(), *part.parameters()], 3e-3)
+    optimizer = torch.optim.AdamW([*whole.parameters(), *part.parameters()], 3e-3, weight_decay=0.1)
     labels = torch.cat([torch.zeros(128), torch.ones(128)])
-    for _ in range(size.gap_steps):
+    for _ in range(size.gap_steps // 4):  # few real ones are soon known by heart
         batch = torch.cat([x[torch.randint(len(x), (128,))] for x in inputs])
-        batch = batch + 0.05 * torch.randn_like(batch)  # few real ones are soon known by heart
+        batch = batch + 0.1 * torch.randn_like(batch)
         losses = [
             F.binary_cross_entropy_with_logits(net(batch[:, :width])[:, 0], labels)
             for net, width in ((whole, 7), (part, 5))
@@ -266,7 +268,7 @@ def delta_action(seed: int, size, *, train_in: str) -> Numbers:
     found in the "corrected" simulator, the plain "simulator", or the "real" one."""
     from warpup.control.wrappers import DeltaAction
 
-    rng, real = np.random.default_rng(seed), Point(**REAL)
+    rng, real = np.random.default_rng(seed), Point(**GAP)
     env: gymnasium.Env = {"real": real}.get(train_in, Point())
     if train_in == "corrected":
         recorded = []

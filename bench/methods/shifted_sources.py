@@ -41,19 +41,19 @@ class Adaptive(nn.Module):
         return self.consistency(other - z).square().mean()
 
 
-def improved(seed: int, size: Size, *, aligned: bool = True) -> Numbers:
+def improved(seed: int, size: Size, *, consistency: str) -> Numbers:
     """ITTA: a learned consistency between an image and its augmented form, trained so that following it helps the
-    cross-entropy; each test batch is one Adam step on the inserted block, from the trained weights. Not aligned: the
-    consistency is random and stays so."""
+    cross-entropy; each test batch is one Adam step on the inserted block, from the trained weights. consistency:
+    "learned", "random", or "none": the same training with augmented forms, and no step."""
     world = World(seed, size)
     model = Adaptive(Classifier([size.hidden] * 2, norm=nn.BatchNorm1d), size.hidden)
-    model.consistency.requires_grad_(aligned)
+    model.consistency.requires_grad_(consistency == "learned")
     featuriser = [*model.net.features.parameters()]
 
     def loss(x, y):
         z, other = model.features(torch.cat([x, augmented(x)])).chunk(2)
         ce = F.cross_entropy(model.net.head(z), y) + F.cross_entropy(model.net.head(other), y)
-        if not aligned:
+        if consistency != "learned":
             return ce
         return ce + 0.1 * gradient_alignment(model.without_labels(z, other), ce, featuriser)
 
@@ -64,14 +64,16 @@ def improved(seed: int, size: Size, *, aligned: bool = True) -> Numbers:
     start = copy.deepcopy(model.block.state_dict())
 
     def step(x: Tensor) -> Tensor:
-        model.block.load_state_dict(start)
-        optimizer = torch.optim.Adam(model.block.parameters(), size.rate)
-        model.without_labels(model.features(x), model.features(augmented(x))).backward()
-        optimizer.step()
+        if consistency != "none":
+            model.block.load_state_dict(start)
+            optimizer = torch.optim.Adam(model.block.parameters(), size.rate)
+            optimizer.zero_grad()
+            model.without_labels(model.features(x), model.features(augmented(x))).backward()
+            optimizer.step()
         with torch.no_grad():
             return model(x)
 
-    return {"stream": world.followed(step)}
+    return {"stream": world.followed(step), "source": world.source(model)}
 
 
 def meta_distilled(seed: int, size: Size, *, adapt: bool = True) -> Numbers:
