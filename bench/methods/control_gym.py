@@ -104,7 +104,7 @@ def cloned(seed: int, size, *, pretrain: bool = False, beside: bool = False) -> 
 # ---- Pendulum -------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)  # seeds
 def before(seed: int, size) -> SAC:
     """Trained on a pendulum of less gravity: what is there before the one at hand is met. Kept, as arms share it."""
     env = gymnasium.make("Pendulum-v1", g=8.0)
