@@ -1,12 +1,10 @@
 """What each of two processes does in test_ranks.py."""
 
-import os
-import traceback
 from pathlib import Path
 
 import pytest
-import torch
 
+from tests.support.processes import become, run_checks
 from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, mixture, rlvr, same, warmup, weights
 from warpup.train import Distill, Preference, Recipe, TrainError, checkpoint
 from warpup.train.ranks import data_parallel, rank, share, size, totals
@@ -96,25 +94,13 @@ CHECKS = [name for name in globals() if name.startswith("check_")]
 
 
 def main(number, world, port, folder, names):
-    """Entry of a process; `folder/{name}.{rank}` says how a check went."""
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    with data_parallel():
-        for name in names:
-            outcome = "passed"
-            try:
-                globals()[name](Path(folder))
-            except BaseException:
-                outcome = traceback.format_exc()
-            Path(folder, f"{name}.{number}").write_text(outcome)
-            if outcome != "passed":
-                os._exit(1)
+    """Entry of a process."""
+    run_checks({name: globals()[name] for name in names}, number, world, port, folder)
 
 
 def one_raises(number, world, port, folder, names):
     """The second rank fails in its third step."""
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+    become(number, world, port)
 
     def report(stage, step, steps, numbers):
         if step == 3 and number == 1:

@@ -48,6 +48,7 @@ def test_commands_and_options_exist(capsys):
             with pytest.raises(SystemExit):
                 cli.main([command, "--help"])
             known += capsys.readouterr().out
-        text = re.sub(r"(?m)^torchrun .* -m ", "", (DOCS / f"{page}.md").read_text())  # options of its own
+        launchers = r"(?m)^(torchrun|accelerate launch) .* -m "  # which have options of their own
+        text = re.sub(launchers, "", (DOCS / f"{page}.md").read_text())
         for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", text):
             assert option.rstrip(".") in known, (page, option)

@@ -1,8 +1,5 @@
 """Two processes that share a run: numbers and weights of one, resumes, and what happens when one of them ends."""
 
-import math
-import multiprocessing
-import socket
 import subprocess
 import sys
 import time
@@ -11,35 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.processes import assert_passed, assert_same_run, free_port, spawned
 from tests.support.tiny import log_of
 from tests.train import rank_checks
 from warpup.train import ranks
 from warpup.train.errors import TrainError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-OWN = ("seconds", "tokens_per_s", "sampling_seconds", "padding")  # of how the work was done
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def spawned(target, folder, names, patience):
-    """Exit codes of two processes, and the seconds until both had ended."""
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    processes = [context.Process(target=target, args=(r, 2, port, str(folder), names)) for r in range(2)]
-    for process in processes:
-        process.start()
-    began = time.monotonic()
-    for process in processes:
-        process.join(max(0, began + patience - time.monotonic()))
-    for process in processes:
-        if process.is_alive():
-            process.kill()
-            process.join()
-    return [process.exitcode for process in processes]
 
 
 @pytest.fixture(scope="module")
@@ -52,30 +27,15 @@ def two(tmp_path_factory):
 
 @pytest.mark.parametrize("name", rank_checks.CHECKS)
 def test_in_two_processes(two, name):
-    for rank in range(2):
-        outcome = two / f"{name}.{rank}"
-        assert outcome.exists(), f"rank {rank} did not come to it"
-        assert outcome.read_text() == "passed", f"rank {rank}:\n{outcome.read_text()}"
+    assert_passed(two, name)
 
 
 @pytest.mark.parametrize("name", rank_checks.recipes())
 def test_numbers_and_weights_are_those_of_one(two, tmp_path, name):
     rank_checks.trained(name, tmp_path)
-    folder = name.replace(" ", "-")
-    logs = [log_of(where / folder) for where in (tmp_path, two / "two")]
-    assert [line.keys() for line in logs[0]] == [line.keys() for line in logs[1]]
     near = {"rel": 2e-3, "abs": 2e-4} if name in rank_checks.SAMPLED else {"rel": 1e-5, "abs": 1e-7}
-    for want, got in zip(*logs, strict=True):
-        for key in want.keys() - {*OWN}:
-            if isinstance(want[key], float) and not math.isnan(want[key]):
-                assert got[key] == pytest.approx(want[key], **near), (want["stage"], want["step"], key)
-            elif key == "sample":
-                assert got[key]["completion"] == want[key]["completion"]
-            else:
-                assert got[key] == want[key], key
-    files = [load_file(where / folder / "model" / "model.safetensors") for where in (tmp_path, two / "two")]
-    for key in files[0]:
-        torch.testing.assert_close(files[1][key], files[0][key], rtol=near["rel"], atol=near["abs"], msg=key)
+    folder = name.replace(" ", "-")
+    assert_same_run(tmp_path / folder, two / "two" / folder, **near)
 
 
 def test_one_process_goes_on_where_two_stopped(two):
@@ -83,7 +43,7 @@ def test_one_process_goes_on_where_two_stopped(two):
     resumed = rank_checks.trained("warmup", two / "stopped")
     log = log_of(two / "stopped" / "warmup")
     assert [line["message"] for line in log if line.get("event") == "rank_changes"] == [
-        "2 processes before, 1 now: not exact"
+        "processes: 2 before, 1 now: not exact"
     ]
     steps = [line["step"] for line in log if "loss" in line]
     assert steps == list(range(1, 9))

@@ -4,6 +4,7 @@ A checkpoint is a folder `step-00000120` that `transformers` loads as a model (w
 plain module it holds the state dict as model.safetensors), with beside the weights
     trainer.safetensors   optimizer moments and random states
     trainer.json          step, cursor of the data, counters; versions, and a checksum of every file, itself too
+Of a model in shards it holds, in place of a model, what each rank has of weights and moments (shard_files.py).
 It is written under another name and renamed last, so a kill leaves the one before it. What is read back is held against
 the checksums, and against the model and the optimizer at hand: names, shapes and dtypes.
 """
@@ -11,25 +12,27 @@ the checksums, and against the model and the optimizer at hand: names, shapes an
 import contextlib
 import copy
 import importlib.metadata
-import random
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from warpup import arrays
 
 from .checksums import check_files, check_sealed, read_checked, seal, write_table
 from .errors import TrainError
 from .files import check_header, read_json, read_tensors, remove_folder, write_folder, writes
+from .model.fsdp import as_shards, class_of, full_state, is_sharded, load_state, own_tensors
 from .model.lora import is_adapted, peft
 from .model.optim import StochasticAdamW
+from .random_states import random_states, set_random_states
+from .shard_files import FOLDER, read_shards, tensors_in_shards, write_shards
 
 PREFIX = "step-"
 NAME = re.compile(rf"{PREFIX}\d+")
@@ -116,18 +119,27 @@ def save(
     keep_last: int = 1,
 ) -> Path:
     """Write the checkpoint of `step` and delete all but the newest `keep_last`. `state` must be plain JSON; `tensors`
-    belong to it."""
+    belong to it. All ranks call it: the first one writes, and each its shards."""
     target = Path(folder) / f"{PREFIX}{step:08d}"
-    if not writes():
+    if not (writes() or is_sharded(model)):
         return target
+    found, rng = random_states(generator)
+    found |= {f"state.{n}": tensor.detach().contiguous() for n, tensor in enumerate(tensors)}
+    for index, slots in optimizer.state_dict()["state"].items():
+        for name, value in slots.items():
+            found[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().contiguous()
+    beside = target.with_name(f".{target.name}.shards")
+    if is_sharded(model):
+        found |= {f"model.{name}": tensor for name, tensor in own_tensors(model).items()}
+        write_shards(beside, {name: found.pop(name) for name in list(found) if isinstance(found[name], DTensor)})
+        if not writes():
+            return target
 
     def fill(path: Path):
-        save_weights(model, tokenizer, path)
-        found, rng = random_states(generator)
-        found |= {f"state.{n}": tensor.detach().contiguous() for n, tensor in enumerate(tensors)}
-        for index, slots in optimizer.state_dict()["state"].items():
-            for name, value in slots.items():
-                found[f"optimizer.{index}.{name}"] = torch.as_tensor(value).detach().contiguous()
+        if is_sharded(model):
+            beside.rename(path / FOLDER)
+        else:
+            save_weights(model, tokenizer, path)
         save_file(found, path / TENSORS)
         write_state(path, {"step": step, "random": rng, **state})
 
@@ -147,8 +159,9 @@ def restore(
     state = read_state(checkpoint)
     check_files(checkpoint, state["files"], cure=CURE)
     found = read_tensors(checkpoint / TENSORS)
-    parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "state": {}, "random": {}}
-    for key, value in found.items():
+    in_shards = tensors_in_shards(checkpoint)
+    parts: dict[str, dict[str, Tensor]] = {"optimizer": {}, "state": {}}
+    for key, value in {**found, **in_shards}.items():
         kind, _, name = key.partition(".")
         parts.setdefault(kind, {})[name] = value
     wanted = {"state": {str(n): tensor for n, tensor in enumerate(tensors)}}
@@ -156,13 +169,21 @@ def restore(
     for kind, those in wanted.items():
         check_tensors(checkpoint / TENSORS, parts[kind], those)
     _load_weights(model, checkpoint)
-    for n, tensor in enumerate(tensors):
-        tensor.copy_(parts["state"][str(n)])
+    # What is in shards is read into tensors like the weights it belongs to; what is whole is cut where these are.
+    to_read = {f"state.{n}": tensor for n, tensor in wanted["state"].items() if f"state.{n}" in in_shards}
+    load_state(wanted["state"], {n: value for n, value in parts["state"].items() if f"state.{n}" in found})
+    parameters = [p.detach() for group in optimizer.param_groups for p in group["params"]]
     packed = optimizer.state_dict()
     packed["state"] = {}
     for key, value in parts["optimizer"].items():
         index, _, name = key.partition(".")
+        like = parameters[int(index)]
+        if f"optimizer.{key}" in in_shards:
+            value = to_read[f"optimizer.{key}"] = torch.empty_like(like, dtype=value.dtype)
+        elif isinstance(like, DTensor) and value.shape == like.shape:
+            value = as_shards(value, like)
         packed["state"].setdefault(int(index), {})[name] = value
+    read_shards(checkpoint, to_read)
     optimizer.load_state_dict(packed)
     set_random_states(generator, found, state.pop("random"))
     return state
@@ -184,23 +205,25 @@ def expected_moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Tenso
     }
 
 
-def save_weights(model, tokenizer, folder: Path) -> None:
-    """Write the model, and the tokenizer if there is one, to an existing folder."""
+def save_weights(model, tokenizer, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+    """Write the model, and the tokenizer if there is one, to an existing folder. state: of a sharded model its
+    `full_state`."""
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
     else:
-        save_file(
-            {name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors"
-        )
+        tensors = model.state_dict() if state is None else state
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 
 
 def save_model(model, tokenizer, folder: Path) -> None:
-    """`save_weights` to a folder that appears at once, with checksums of all its files; replaces one of that name."""
+    """`save_weights` to a folder that appears at once, with checksums of all its files; replaces one of that name. All
+    ranks call it, the first one writes."""
+    state = full_state(model)
 
     def fill(path: Path) -> None:
-        save_weights(model, tokenizer, path)
+        save_weights(model, tokenizer, path, state)
         seal(path)
 
     write_folder(folder, fill)
@@ -214,18 +237,25 @@ def load_weights(model, folder: Path) -> None:
 
 
 def _load_weights(model, folder: Path) -> None:
-    if is_adapted(model):
+    if in_shards := tensors_in_shards(folder):
+        own = {f"model.{name}": tensor for name, tensor in own_tensors(model).items()}
+        plain = {name: tensor for name, tensor in read_tensors(folder / TENSORS).items() if name.startswith("model.")}
+        in_shards = {name: tensor for name, tensor in in_shards.items() if name.startswith("model.")}
+        check_tensors(folder, plain | in_shards, own)
+        load_state(own, plain)
+        read_shards(folder, {name: own[name] for name in in_shards})
+    elif is_adapted(model):
         load_adapters(model, folder)
     elif hasattr(model, "from_pretrained"):
         # Its own config, not the folder's: without one there transformers would build its default model.
-        loaded = load_whole(type(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype)
+        loaded = load_whole(class_of(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype)
         check_tensors(folder, loaded.state_dict(), model.state_dict())
-        model.load_state_dict(loaded.state_dict())
+        load_state(model.state_dict(), loaded.state_dict())
     else:
         path = folder / "model.safetensors"
         found = read_tensors(path)
         check_tensors(path, found, model.state_dict())
-        model.load_state_dict(found)
+        load_state(model.state_dict(), found)
 
 
 def load_adapters(model, folder: Path, *, cast: bool = False) -> None:
@@ -236,7 +266,7 @@ def load_adapters(model, folder: Path, *, cast: bool = False) -> None:
     if cast:
         found = {name: tensor.to(wanted[name].dtype) if name in wanted else tensor for name, tensor in found.items()}
     check_tensors(path, found, wanted)
-    peft().set_peft_model_state_dict(model, found)
+    load_state(wanted, found)
 
 
 def load_whole(kind, folder: Path, **options):
@@ -269,25 +299,3 @@ def loading(folder: Path) -> Iterator[None]:
 def shortened(names: Sequence[str]) -> str:
     """The first names of a list, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def random_states(generator: torch.Generator) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """States of the run's generator and of the global ones of torch, NumPy and Python: tensors and plain JSON."""
-    tensors = {"random.generator": generator.get_state(), "random.torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    kind, keys, *rest = np.random.get_state()
-    version, internal, gauss = random.getstate()
-    return tensors, {"numpy": [kind, keys.tolist(), *rest], "python": [version, list(internal), gauss]}
-
-
-def set_random_states(generator: torch.Generator, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> None:
-    """Undo to what `random_states` returned."""
-    generator.set_state(tensors["random.generator"])
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    kind, keys, *rest = plain["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    version, internal, gauss = plain["python"]
-    random.setstate((version, tuple(internal), gauss))

@@ -76,6 +76,7 @@ def train_on_this_rank(config) -> None:
         gradient_checkpointing=config.gradient_checkpointing,
         keep_last=config.keep_last,
         merge=config.lora.merge,
+        fsdp=config.fsdp,
     )
     if ranks.rank():
         recipe.run(model, tokenizer, config.out, seed=config.seed, held_out=held_out)

@@ -115,6 +115,8 @@ class TrainConfig:
     """transformers' attn_implementation, such as sdpa or eager; none takes the model's own."""
     gradient_checkpointing: bool = False
     """Keep each layer's input alone for the backward pass: less memory, one forward pass more."""
+    fsdp: bool = False
+    """Of several processes each keeps a part of the weights, gradients and moments (FSDP2), and not all of them."""
     keep_last: int = 1
     """Newest checkpoints of each stage to keep."""
     track: Kind | None = None
@@ -278,6 +280,8 @@ def check_settings(config: TrainConfig, file: TrainConfig) -> None:
                 "weights: got 'bfloat16', but only adapters are trained, which stay float32; leave it out (the frozen "
                 "weights are held in bfloat16 where dtype is)"
             )
+    if config.fsdp and config.weights == "bfloat16":
+        raise TrainError("fsdp: gradients of weights in bfloat16 would be summed in it; leave fsdp or weights out")
     if config.stages and (config.warmup.data or config.rlvr.data):
         raise TrainError(
             "stages: the tables [warmup] and [rlvr] have data too; write them as [[stages]] or leave these"

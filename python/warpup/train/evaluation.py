@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .examples import Budget
+from .model.fsdp import whole
 from .model.memory import rows_that_fit
 from .model.tokens import encode_prompt, end_tokens
 from .rewards.calls import completions_of
@@ -78,8 +79,9 @@ def evaluate(
     options = {"max_new_tokens": max_new_tokens, "generator": generator, "rows": rows, "decoding": decoding}
     options["stop"] = stop_strings(tokenizer, stop)
     try:
-        sampled = _run(model, tokenizer, examples, rewards, samples, temperature, top_p, **options)
-        likeliest = _run(model, tokenizer, examples, rewards, int(greedy), 0.0, 1.0, **options)
+        with whole(model):
+            sampled = _run(model, tokenizer, examples, rewards, samples, temperature, top_p, **options)
+            likeliest = _run(model, tokenizer, examples, rewards, int(greedy), 0.0, 1.0, **options)
     finally:
         model.train(training)
     scores, texts, lengths, finished = sampled if samples else likeliest

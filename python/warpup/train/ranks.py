@@ -2,11 +2,11 @@
 
     torchrun --nproc-per-node 4 -m warpup train config.toml
 
-Each process, or rank, holds the whole model and runs the whole program: it draws the same random numbers, picks the
-same examples and comes to the same decisions. Shared is what takes time. Each rank samples some of the completions and
-sends some of a batch's rows through the model; then completions, numbers and gradients are put together. What a loss is
-divided by is counted over all ranks, so a step is that of one process but for the order of its sums. The first rank
-alone calls reward functions and writes files.
+Each process, or rank, holds the whole model, or with `fsdp` a part of it (model/fsdp.py), and runs the whole program:
+it draws the same random numbers, picks the same examples and comes to the same decisions. Shared is what takes time.
+Each rank samples some of the completions and sends some of a batch's rows through the model; then completions, numbers
+and gradients are put together. What a loss is divided by is counted over all ranks, so a step is that of one process
+but for the order of its sums. The first rank alone calls reward functions and writes files, but for shards.
 
 Outside of `data_parallel` there is one rank, and none of these functions changes anything.
 """
@@ -21,11 +21,18 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from .errors import TrainError
 
 T = TypeVar("T")
 _active = False
+ELSEWHERE = {  # what accelerate's config and this trainer's both have: by its variable, what to do here
+    "MIXED_PRECISION": "set dtype",
+    "USE_FSDP": "set fsdp = true",
+    "USE_DEEPSPEED": "set fsdp = true",
+    "USE_MEGATRON_LM": "set fsdp = true",
+}
 
 
 @contextlib.contextmanager
@@ -35,6 +42,7 @@ def data_parallel() -> Iterator[None]:
 
     A rank that raises ends, and the others with it: their next exchange fails at once, as TrainError."""
     global _active
+    check_launcher()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -60,6 +68,23 @@ def data_parallel() -> Iterator[None]:
         _active = False
     if mine:
         dist.destroy_process_group()
+
+
+def check_launcher() -> None:
+    """TrainError where `accelerate launch` was told what this trainer has settings of its own for, or where the
+    processes it was asked for are not there."""
+    told = {name: os.environ.get(f"ACCELERATE_{name}", "").lower() for name in ELSEWHERE}
+    for name, setting in ELSEWHERE.items():
+        if told[name] not in ("", "no", "false"):
+            raise TrainError(
+                f"ACCELERATE_{name}: got {told[name]!r} from accelerate, whose settings beyond processes are not read; "
+                f"leave it out of accelerate's config and {setting}"
+            )
+    if told["MIXED_PRECISION"] and "WORLD_SIZE" not in os.environ and "MASTER_PORT" in os.environ:
+        raise TrainError(
+            "accelerate launch was asked for several processes, and on CPUs it starts one or leaves them to MPI: use "
+            "torchrun, or accelerate launch --multi_gpu, which is torchrun on any machine"
+        )
 
 
 def rank() -> int:
@@ -117,10 +142,11 @@ def sum_(*tensors: Tensor) -> None:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients over the ranks; a parameter that has one on some rank has it on all."""
-    if not _active:
+    """Sum the gradients over the ranks; a parameter that has one on some rank has it on all. Those of shards are sums
+    already."""
+    parameters = [p for p in parameters if not isinstance(p, DTensor)]
+    if not _active or not parameters:
         return
-    parameters = list(parameters)
     has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
     dist.all_reduce(has, dist.ReduceOp.MAX)
     waiting = []

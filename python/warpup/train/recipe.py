@@ -21,6 +21,7 @@ from .errors import Interrupted, TrainError
 from .examples import examples_of
 from .files import locked, read_table, write_text
 from .log import MetricsLog, Report, quiet
+from .model.fsdp import is_sharded, shard_model, whole
 from .model.lora import is_adapted, merged
 from .model.memory import rows_that_fit, tokens_that_fit
 from .model.precision import autocast_dtype, checkpoint_layers
@@ -70,6 +71,8 @@ class Recipe:
     """Newest checkpoints of each stage to keep."""
     merge: bool = False
     """Write the finished model with its adapters merged into the weights."""
+    fsdp: bool = False
+    """Spread weights, gradients and moments over the processes, in place of a copy in each."""
 
     def run(
         self,
@@ -84,7 +87,8 @@ class Recipe:
         """Train `model` in place, stage after stage, in folder `out`; returns it.
 
         Called again with the same arguments it goes on where it stopped, and a finished run is only loaded. A run that
-        was stopped and resumed with the same number of threads has the weights of one that was not, bit for bit.
+        was stopped and resumed with the same number of threads has the weights of one that was not, bit for bit. With
+        `fsdp` the model stays in shards: as a whole it is in the folder `model`.
         Raises TrainError on wrong use and where memory does not suffice, Interrupted after Ctrl-C.
         """
         out = Path(out)
@@ -97,6 +101,8 @@ class Recipe:
         ranks.check_alike({"model": config, "settings or data": settings})
         if self.gradient_checkpointing:
             checkpoint_layers(model)
+        if self.fsdp and ranks.size() > 1:
+            shard_model(model)
         with locked(out):
             check_config(out / "config.json", config)
             log = MetricsLog(out / "metrics.jsonl")
@@ -129,7 +135,7 @@ class Recipe:
                     stage.train(run, prepared[i])
                 trained = True
             # The result under a name of its own, in the form that everything around `transformers` reads.
-            if trained or not (out / "model").exists():
+            if ranks.from_first(lambda: trained or not (out / "model").exists()):
                 result = merged(model) if self.merge and is_adapted(model) else model
                 checkpoint.save_model(result, tokenizer, out / "model")
         ranks.wait()  # whoever goes on may read what the first one has written
@@ -141,6 +147,13 @@ class Recipe:
         check_tokenizer(model, tokenizer)
         if self.keep_last < 1:
             raise TrainError(f"keep_last: expected at least 1, got {self.keep_last}")
+        if is_sharded(model):
+            raise TrainError("fsdp: this model is in shards, of an earlier run; load it again for another one")
+        if self.fsdp and self.merge and is_adapted(model) and ranks.size() > 1:
+            raise TrainError(
+                "merge: adapters in shards are not merged; leave it out, and once the run is done delete its folder "
+                "model and run the same with merge in one process"
+            )
         for stage in self.stages:
             stage.check()
         data = [examples_of(stage) for stage in self.stages]
@@ -161,7 +174,10 @@ class Recipe:
             begun = read_table(path, "kind") if path.exists() else {}
             return {name: begun.get(name) or what_fits[name]() for name in open_ones}
 
-        return replace(stage, **ranks.from_first(numbers))
+        if not open_ones:
+            return stage
+        with whole(model):  # the first rank alone calls it
+            return replace(stage, **ranks.from_first(numbers))
 
     def names(self) -> list[str]:
         """Folder names of the stages: 1-warmup, 2-rlvr."""

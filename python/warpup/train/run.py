@@ -25,8 +25,10 @@ from .errors import Interrupted, TrainError
 from .evaluation import evaluate
 from .examples import Budget
 from .log import MetricsLog, Report, quiet
+from .model.fsdp import is_sharded
 from .model.optim import clip_gradients, on_all_ranks
 from .model.precision import computing, exact_sums
+from .random_states import random_states, set_random_states
 from .rewards.reward_set import Reward, RewardSet
 from .run_config import differences
 from .signals import Signals
@@ -121,11 +123,12 @@ class StageRun:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        """Where a step raised before it changed the weights, the steps before it are saved as they were."""
+        """Where a step raised before it changed the weights, the steps before it are saved as they were: not of a
+        sharded model, which all ranks would have to save, and the others may not know of the error."""
         with self.open:
-            if error and self.before and not self.stepped and self.saved < self.at:
-                state, random_states = self.before
-                checkpoint.set_random_states(self.generator, *random_states)
+            if error and self.before and not self.stepped and self.saved < self.at and not is_sharded(self.model):
+                state, drawn_from = self.before
+                set_random_states(self.generator, *drawn_from)
                 self._save(state)
 
     def computing(self) -> contextlib.AbstractContextManager[None]:
@@ -155,7 +158,7 @@ class StageRun:
             # What the stage does with this step happens at the yield. An error there does not come back here, so what
             # is needed to save the steps before it is kept at hand for `__exit__`.
             self.numbers, self.stepped, began = {}, False, time.perf_counter()
-            self.before = self._state(), checkpoint.random_states(self.generator)
+            self.before = self._state(), random_states(self.generator)
             yield self.at
             self.before = None
             self.at += 1
@@ -249,6 +252,7 @@ class StageRun:
             "stale": self.stale,
             "threads": torch.get_num_threads(),
             "ranks": ranks.size(),
+            "fsdp": is_sharded(self.model),
             "sampler": self.sampler.state_dict() if self.sampler else None,
         }
 
@@ -274,8 +278,10 @@ class StageRun:
         self.log.rewind(self.name, self.at)
         if state["threads"] != (threads := torch.get_num_threads()):
             self.count("thread_changes", message=f"{state['threads']} threads before, {threads} now: not exact")
-        if (before := state.get("ranks", 1)) != ranks.size():
-            self.count("rank_changes", message=f"{before} processes before, {ranks.size()} now: not exact")
+        held, own = (state.get("ranks", 1), state.get("fsdp", False)), (ranks.size(), is_sharded(self.model))
+        if held != own:
+            before, now = (f"{count} with fsdp" if sharded else count for count, sharded in (held, own))
+            self.count("rank_changes", message=f"processes: {before} before, {now} now: not exact")
         if changed := differences(state["versions"], checkpoint.versions()):
             said = f"resumed under other versions ({'; '.join(changed)}): not exact"
             self.count("version_changes", message=said)

@@ -34,7 +34,7 @@ class Batch:
     packing.py). learned: (S,) int64, of packed sequences their numbers of tokens that carry loss.
 
     With `prompts` the rows are completions alone, (B, L - 1), and targets (B, L): the first one is predicted by the
-    last token of the row's prompt.
+    last token of the row's prompt. A batch of no sequence (`idle_batch`) is a row that carries no loss.
 
     What the loss reads has no padding: the N completion tokens of the batch, one sequence after the other. `mask` picks
     them out of (B, T), and sequence i has those from cu_seqlens[i] to cu_seqlens[i + 1].
@@ -57,6 +57,11 @@ class Batch:
         return {"input_ids": self.inputs, "position_ids": self.positions, "use_cache": False}
 
     @property
+    def attended(self) -> torch.Tensor:
+        """`attention`, 0 in an idle batch: the tokens that count."""
+        return self.attention if self.rows else torch.zeros_like(self.attention)
+
+    @property
     def mask(self) -> torch.Tensor:
         """Of the targets' shape, bool: True on completion tokens."""
         return self.targets != IGNORE
@@ -71,6 +76,13 @@ class Batch:
         """(S + 1,) int64, from 0 to N."""
         learned = self.mask.sum(1) if self.learned is None else self.learned
         return torch.nn.functional.pad(learned.cumsum(0), (1, 0))
+
+
+def idle_batch(pad: int, device: Any) -> Batch:
+    """A batch of no sequence, as small as can be: what a rank sends through a sharded model where others have more."""
+    inputs = torch.full((1, 2), pad, device=device)
+    targets = torch.full_like(inputs, IGNORE)
+    return Batch(inputs, torch.ones_like(inputs), targets, [], learned=inputs.new_zeros(0))
 
 
 def collate(

@@ -27,6 +27,7 @@ from warpup.policy.linear_policy_loss import linear_policy_loss_of
 from warpup.policy.policy_loss import policy_loss_of
 
 from .batch import Batch
+from .fsdp import callable_body, is_sharded, whole
 from .shared_prompts import can_share, hidden_of_shared
 
 ROWS = 256  # rows of logits alive at once, where whole rows are made
@@ -54,12 +55,14 @@ class Head:
         self.model = model
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.body = getattr(causal, causal.base_model_prefix, None)
+        self.call_body = callable_body(model, self.body)
         self.layer = causal.get_output_embeddings()
         config = model.config.get_text_config()
         self.cap: float | None = next((float(c) for c in (getattr(config, name, None) for name in CAPS) if c), None)
         self.scale, self.form, self.shares = 1.0, "opaque", False
         if self.body is not None and self.body is not causal and type(self.layer) is nn.Linear:
-            self._compare()
+            with whole(model):
+                self._compare()
         if self.form == "opaque":
             warnings.warn(
                 f"{type(causal).__name__}: what makes its logits is not a linear layer, a scale and a soft cap, so the "
@@ -84,8 +87,9 @@ class Head:
             ids = torch.arange(8, device=device).view(2, 4) % vocab
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
             logits = self.model(**inputs).logits.float()
-            hidden = self.body(**inputs).last_hidden_state
-            shares = can_share(self.model, self.body)
+            hidden = self.call_body(**inputs).last_hidden_state
+            # Shared or not would be one pass or two: ranks with other batches would not keep step.
+            shares = not is_sharded(self.model) and can_share(self.model, self.body)
         finally:
             hook.remove()
             for module in was_training:
@@ -105,7 +109,7 @@ class Head:
             return hidden_of_shared(self.body, self.model.config, batch)[batch.mask]
         inputs = batch.arguments
         if self.form != "opaque":
-            return self.body(**inputs).last_hidden_state[batch.mask]
+            return self.call_body(**inputs).last_hidden_state[batch.mask]
         first = int(batch.mask.any(dim=0).to(torch.int8).argmax())  # no logits of columns that are prompts only
         keep = "logits_to_keep" in inspect.signature(type(self.model).forward).parameters
         if keep:
@@ -122,8 +126,10 @@ class Head:
         """The same with the output layer's weights of now, without gradients: what a `Snapshot` puts back stays."""
         found = copy.copy(self)
         if self.form != "opaque":
-            bias = None if self.layer.bias is None else self.layer.bias.detach()
-            found.layer = SimpleNamespace(weight=self.layer.weight.detach(), bias=bias)
+            weight, bias = (None if p is None else p.detach() for p in (self.layer.weight, self.layer.bias))
+            if is_sharded(self.model):  # in the memory of the root, where others will be
+                weight, bias = (None if p is None else p.clone() for p in (weight, bias))
+            found.layer = SimpleNamespace(weight=weight, bias=bias)
         return found
 
     def logits(self, hidden: Tensor) -> Tensor:

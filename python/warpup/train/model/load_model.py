@@ -10,6 +10,7 @@ from .. import checkpoint
 from ..errors import TrainError
 from ..files import check_folder, is_model, read_table
 from ..run_config import seed_everything
+from ..shard_files import tensors_in_shards
 from .lora import add_adapters, add_before_rounding, check_loaded, describe_reach, is_adapted, peft
 from .precision import autocast_dtype, in_bfloat16
 from .tokens import check_tokenizer
@@ -55,6 +56,11 @@ def load_model(
                 f"{adapters} holds adapters of the model {folder}, which is not there any more: put it back, or write "
                 "where it is into base_model_name_or_path of adapter_config.json"
             )
+    if tensors_in_shards(folder):
+        raise TrainError(
+            f"{folder} holds the shards of a run with fsdp that is not finished, not a model: the same command goes on "
+            "with it, also in one process, and writes the folder model at its end"
+        )
     if not (folder / "config.json").is_file():
         raise TrainError(f"{folder} is not a saved model: it has no config.json")
     for part in filter(None, (folder, adapters)):

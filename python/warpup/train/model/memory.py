@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
 from .batch import collate
 from .cache import CachedModel
+from .fsdp import is_sharded
 from .heads import Head
 from .precision import computing
 
@@ -33,6 +35,7 @@ def tokens_that_fit(model: nn.Module, dtype: torch.dtype | None = None, most: in
     if free is None:
         return most
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained //= ranks.size() if is_sharded(model) else 1
     free -= 3 * 4 * trained  # their gradients and AdamW's two moments, in float32, which are not there yet
     return max(1, min(most, int(free / 2 / max(1.0, bytes_of_a_token(model, dtype)))))
 

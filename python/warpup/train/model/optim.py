@@ -11,6 +11,7 @@ from warpup.optim import warmup_stable_decay
 
 from ..errors import TrainError
 from ..settings import RateSchedule, decay_steps
+from .fsdp import reshard
 
 SLICE = 1 << 20  # elements of a weight that a step in bfloat16 computes at once
 
@@ -29,6 +30,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, schedule: Rat
 def adamw(model, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.Optimizer:
     """AdamW over the model's trainable parameters: torch's, in its fused form, or where some are bfloat16 the one that
     rounds stochastically, with gradients summed in float32. TrainError on other 16-bit weights."""
+    reshard(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     kinds = {p.dtype for p in parameters}
     if torch.float16 in kinds:

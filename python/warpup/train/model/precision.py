@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..._products import library_has
 from ..errors import TrainError
 from ..settings import Precision
+from .fsdp import is_sharded
 
 WORTH_IT = 20_000_000  # parameters; of smaller models the casts of weights may cost more than products gain (a guess)
 
@@ -58,7 +59,11 @@ def slow_products(precision: Precision, model: nn.Module) -> str | None:
 @contextlib.contextmanager
 def computing(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     """Computes in `dtype` while open."""
-    with contextlib.nullcontext() if dtype is None else torch.autocast(next(model.parameters()).device.type, dtype):
+    if dtype is None:
+        yield
+        return
+    # Autocast keeps every weight's cast until it is left: of a sharded model that would be the whole of it.
+    with torch.autocast(next(model.parameters()).device.type, dtype, cache_enabled=not is_sharded(model)):
         yield
 
 

@@ -24,6 +24,7 @@ from ..checksums import seal
 from ..errors import TrainError
 from ..files import read_table, read_tensors, write_folder
 from .batch import Batch, micro_batches
+from .fsdp import full_state
 from .heads import Head
 from .load_model import load_model
 from .precision import autocast_dtype, computing
@@ -91,10 +92,11 @@ class RewardModel:
         return found
 
     def save(self, folder: Path) -> None:
-        """Write the folder, whole or not at all."""
+        """Write the folder, whole or not at all. All ranks call it, the first one writes."""
+        state = full_state(self.model)
 
         def fill(path: Path) -> None:
-            checkpoint.save_weights(self.model, self.tokenizer, path)
+            checkpoint.save_weights(self.model, self.tokenizer, path, state)
             save_file({k: v.detach().contiguous() for k, v in self.value.state_dict().items()}, path / WEIGHTS)
             (path / ABOUT).write_text(json.dumps({"scores": self.scores, "separator": self.separator}) + "\n")
             seal(path)

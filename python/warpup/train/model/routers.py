@@ -53,7 +53,7 @@ class Routers:
             return
         with torch.no_grad():
             for batch in batches:
-                with self.watch(batch.attention):
+                with self.watch(batch.attended):
                     forward(batch)
                 self.loss(0.0)
         self.whole, self.counts = self._of_all_ranks(), []

@@ -43,7 +43,7 @@ class Supervised:
     def targets(self, batch: Batch) -> SoftLabels:
         """(N, K) ids and probabilities for the tokens of the batch that are learned: the listed ones, or the tokens
         themselves with certainty."""
-        if self.soft is None:
+        if self.soft is None or not batch.rows:
             ids = batch.completion.unsqueeze(1)
             return ids, torch.ones_like(ids, dtype=torch.float32)
         found = [self._learned(row) for row in batch.rows]

@@ -14,6 +14,7 @@ from warpup import KeptTokens
 from .. import ranks
 from ..errors import TrainError
 from ..model.cache import CachedModel
+from ..model.fsdp import whole
 from .decoding import DecodingState, DecodingStrategy
 from .filters import Filters
 from .penalties import Penalties
@@ -102,14 +103,15 @@ def rollout(
     ends = torch.tensor([eos] if isinstance(eos, int) else list(eos), device=model.device)
     rows = count if rows is None else rows
     parts, mine = [], ranks.share(range(count))
-    for begin in range(mine.start, mine.stop, rows):
-        end = min(mine.stop, begin + rows)
-        first, last = begin // copies, (end - 1) // copies  # the prompts of these rows
-        owner = torch.arange(begin, end, device=model.device) // copies - first
-        some = prompts[first : last + 1]
-        asked = [some[k] for k in owner]
-        state = DecodingState(decoding or DecodingStrategy(), asked, seeds[begin:end], drawn_by, record, logit_bias)
-        parts.append(_rollout(model, some, owner, state, ends, stop, pad, max_new_tokens))
+    with whole(model):
+        for begin in range(mine.start, mine.stop, rows):
+            end = min(mine.stop, begin + rows)
+            first, last = begin // copies, (end - 1) // copies  # the prompts of these rows
+            owner = torch.arange(begin, end, device=model.device) // copies - first
+            some = prompts[first : last + 1]
+            asked = [some[k] for k in owner]
+            state = DecodingState(decoding or DecodingStrategy(), asked, seeds[begin:end], drawn_by, record, logit_bias)
+            parts.append(_rollout(model, some, owner, state, ends, stop, pad, max_new_tokens))
     if ranks.size() > 1:
         parts = [part.to(model.device) for own in ranks.gathered([p.to("cpu") for p in parts]) for part in own]
     return parts[0] if len(parts) == 1 else joined(parts, pad)

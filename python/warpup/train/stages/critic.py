@@ -60,7 +60,7 @@ class Critic:
     def values(self, run: StageRun, experience: Experience, rows) -> Tensor:
         """(N, L): the value before each token that carries loss."""
         values = torch.zeros_like(experience.rolls.logp)
-        for batch in token_batches(run, self.head, experience, ranks.share(rows), self.settings.max_tokens):
+        for batch in token_batches(run, self.head, experience, rows, self.settings.max_tokens):
             with run.computing():
                 spread(self.value(self.head.hidden(batch)), experience, batch, values)
         ranks.sum_(values)

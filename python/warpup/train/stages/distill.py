@@ -18,6 +18,7 @@ from .. import ranks
 from ..errors import TrainError
 from ..model.batch import LengthBuckets, micro_batches
 from ..model.compare import divergence_between
+from ..model.fsdp import even_batches
 from ..model.heads import Head
 from ..model.load_model import load_model
 from ..model.optim import adamw, learning_rate
@@ -94,7 +95,8 @@ class Distill(DistillSettings):
                     )  # fmt: skip
                 batch_pairs = [(prompt, rolls.completion(n)) for n, (prompt, _) in enumerate(batch_pairs)]
             tokens, total = sum(len(completion) for _, completion in batch_pairs), 0.0
-            for batch in cut(batch_pairs, ranks.share(range(len(batch_pairs))), pad, self.max_tokens, model.device):
+            pieces = cut(batch_pairs, ranks.share(range(len(batch_pairs))), pad, self.max_tokens, model.device)
+            for batch in even_batches(model, pieces, pad):
                 with run.computing():
                     with torch.no_grad():
                         theirs = teacher_head.hidden(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, seque
 from .. import ranks
 from ..model.batch import Batch, micro_batches
 from ..model.compare import divergence_between
+from ..model.fsdp import even_batches
 from ..model.heads import Head
 from ..model.reference import Snapshot
 from ..model.routers import Routers
@@ -104,15 +105,16 @@ class Update:
 
 def token_batches(
     run: StageRun, head: Head, experience: Experience, rows: Sequence[int], max_tokens: int
-) -> Iterator[Batch]:
-    """The given rows of the N in pieces of at most `max_tokens` padded tokens."""
+) -> list[Batch]:
+    """This rank's part of the given rows of the N, in pieces of at most `max_tokens` padded tokens."""
     pad, device = run.tokenizer.pad_token_id, run.model.device
-    return micro_batches(experience.pairs, rows, pad, max_tokens, device, share=head.shares)
+    pieces = micro_batches(experience.pairs, ranks.share(rows), pad, max_tokens, device, share=head.shares)
+    return even_batches(run.model, pieces, pad)
 
 
 def spread(packed: Tensor, experience: Experience, batch: Batch, into: Tensor) -> None:
     """Write one value a token of the batch to the places of its tokens in (N, L)."""
-    for n, row in zip(batch.rows, packed.split(batch.mask.sum(1).tolist()), strict=True):
+    for n, row in zip(batch.rows, packed.split(batch.cu_seqlens.diff().tolist()), strict=True):
         into[n, experience.learned[n]] = row
 
 
@@ -123,7 +125,7 @@ def score_tokens(
     """Log-probs (N, L) under the model as it is, and what else is asked for of `Head.logprob` (entropy, sum_p2); 0 in
     other rows."""
     found = [torch.zeros_like(experience.rolls.logp) for _ in range(1 + sum(asked.values()))]
-    for batch in token_batches(run, head, experience, ranks.share(rows), max_tokens):
+    for batch in token_batches(run, head, experience, rows, max_tokens):
         with run.computing():
             hidden, replay = head.hidden(batch), experience.replay(batch)
             values = head.logprob(hidden, batch.completion, experience.temperature, **asked, **replay)
@@ -200,15 +202,15 @@ def policy_step(
     if experience.ref_logp is not None:
         apart["ref_logp"] = experience.ref_logp
     total: dict[str, Any] = {}  # numbers on the device are read once all is under way
-    batches = list(token_batches(run, head, experience, ranks.share(rows), update.max_tokens))
+    batches = token_batches(run, head, experience, rows, update.max_tokens)
     routers = Routers(run.model, update.balance)
-    (attended,) = ranks.total(sum(int(batch.attention.sum()) for batch in batches))
+    (attended,) = ranks.total(sum(int(batch.attended.sum()) for batch in batches))
     attended = attended or 1  # 0: one token each behind shared prompts
     with run.computing():
         routers.survey(batches, head.hidden)
     for batch in batches:
         with run.computing():
-            with routers.watch(batch.attention):
+            with routers.watch(batch.attended):
                 hidden = head.hidden(batch)
             tensors, replay = {k: experience.packed(v, batch) for k, v in apart.items()}, experience.replay(batch)
             if update.full_kl:
@@ -230,7 +232,9 @@ def policy_step(
                 value_loss, more = update.critic.loss(hidden, old, returns, tokens)
                 total["value_loss"] = total.get("value_loss", 0.0) + value_loss.detach().double()
                 metrics |= more
-        (loss + value_loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
+        (loss + value_loss + routers.loss(int(batch.attended.sum()) / attended)).backward()
+        if not batch.rows:
+            continue
         share = int(batch.mask.sum()) / tokens
         # Metrics are means over this piece's tokens, weighted by its share of the step's; a maximum stays one.
         total["loss"] = total.get("loss", 0.0) + loss.detach().double()

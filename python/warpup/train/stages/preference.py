@@ -16,6 +16,7 @@ from warpup.policy.preference_loss import PREFERENCE_KINDS, preference_loss
 from .. import ranks
 from ..errors import TrainError
 from ..model.batch import Batch, LengthBuckets, micro_batches
+from ..model.fsdp import even_batches
 from ..model.heads import Head
 from ..model.optim import adamw, learning_rate
 from ..model.precision import without_dropout
@@ -72,7 +73,7 @@ class Preference(PreferenceSettings):
     def train(self, run: StageRun, pairs: Sequence[TokenPair]) -> None:
         """Train `run.model` to prefer the chosen completions."""
         # Dropout stays off: the two sides and the reference are compared, so all have to be of one function.
-        model = without_dropout(run.model)
+        model, pad = without_dropout(run.model), run.tokenizer.pad_token_id
         head = Head(model)
         batches = LengthBuckets(pairs, self.batch_size, run.seed, together=2)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
@@ -83,9 +84,8 @@ class Preference(PreferenceSettings):
             both = [row for k in ranks.share(rows) for row in (2 * k, 2 * k + 1)]
             chosen = sum(len(pairs[2 * k][1]) for k in rows)
             total: dict[str, float] = {"loss": 0.0}
-            for batch in micro_batches(
-                pairs, both, run.tokenizer.pad_token_id, self.max_tokens, model.device, together=2, share=head.shares
-            ):
+            pieces = micro_batches(pairs, both, pad, self.max_tokens, model.device, together=2, share=head.shares)
+            for batch in even_batches(model, pieces, pad):
                 # Log-probs of both sides, under the reference and under the model now.
                 held = None
                 if reference:
@@ -103,6 +103,8 @@ class Preference(PreferenceSettings):
                     tokens = row_sums(logp, batch.cu_seqlens)[::2]
                     loss = loss - self.nll_coef * tokens.sum() / chosen
                 loss.backward()
+                if not batch.rows:
+                    continue
                 total["loss"] += loss.item()
                 for name, value in metrics.items():
                     total[name] = total.get(name, 0.0) + float(value) * len(batch.rows) / (2 * len(rows))

@@ -25,6 +25,7 @@ from warpup.policy.preference_loss import preference_loss
 from .. import ranks
 from ..errors import TrainError
 from ..model.batch import Batch, LengthBuckets, micro_batches
+from ..model.fsdp import even_batches
 from ..model.heads import Head
 from ..model.optim import adamw, learning_rate
 from ..model.precision import without_dropout
@@ -89,7 +90,7 @@ class StepReward(StepRewardSettings):
 
     def train(self, run: StageRun, prepared: tuple[list[TokenPair], list[list[float]]]) -> None:
         """Train `run.model` and its value head, and write them to the folder `reward`."""
-        (pairs, labels), model = prepared, without_dropout(run.model)
+        (pairs, labels), model, pad = prepared, without_dropout(run.model), run.tokenizer.pad_token_id
         judge, together = self.judge(model, run.tokenizer), 2 if self.loss == "bradley_terry" else 1
         longest = [
             max(pairs[i : i + together], key=lambda pair: len(pair[0]) + len(pair[1]))
@@ -109,13 +110,14 @@ class StepReward(StepRewardSettings):
             count = sum(len(labels[row]) for row in rows) if self.loss == "bce" else len(picked)
             mine = [together * row + n for row in ranks.share(picked) for n in range(together)]
             total: dict[str, float] = {}
-            for batch in micro_batches(
-                pairs, mine, run.tokenizer.pad_token_id, self.max_tokens, model.device, together=together
-            ):
+            pieces = micro_batches(pairs, mine, pad, self.max_tokens, model.device, together=together)
+            for batch in even_batches(model, pieces, pad):
                 with run.computing():
                     scores = judge.read(batch)
                 loss, metrics = computed(scores, batch, labels, count)
                 loss.backward()
+                if not batch.rows:
+                    continue
                 for name, value in {"loss": loss.detach(), **metrics}.items():
                     total[name] = total.get(name, 0.0) + float(value)
             total = ranks.totals(total)

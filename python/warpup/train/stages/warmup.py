@@ -14,6 +14,7 @@ from warpup.data import Sampler
 
 from .. import ranks
 from ..model.batch import LengthBuckets, micro_batches
+from ..model.fsdp import even_batches
 from ..model.heads import Head
 from ..model.optim import adamw, learning_rate
 from ..model.packing import check_packing, packed_batches
@@ -53,6 +54,7 @@ class Warmup(WarmupSettings):
         # An objective that compares with the model before the stage needs the same function at both times: no dropout.
         reference = Snapshot(run.model) if self.objective == "a_lol" else None
         model, head = without_dropout(run.model) if reference else run.model.train(), Head(run.model)
+        pad = run.tokenizer.pad_token_id
         sampler = self.curriculum(examples, run.seed)
         reads_losses = "losses" in getattr(sampler, "reads", ())
         batches = LengthBuckets(pairs, self.batch_size, run.seed, window=1 if self.packing else 32)
@@ -67,10 +69,10 @@ class Warmup(WarmupSettings):
             # completions) of the whole, so that their gradients add up to that of the batch, however it is cut.
             rows = draw(sampler, self.batch_size, len(pairs), place="warmup") if sampler else batches[i]
             losses: dict[int, float] = {}  # of each row, for a curriculum that reads them
-            pieces = list(cut(pairs, ranks.share(rows), run.tokenizer.pad_token_id, self.max_tokens, model.device))
+            pieces = even_batches(model, cut(pairs, ranks.share(rows), pad, self.max_tokens, model.device), pad)
             tokens, attended, padded = ranks.total(
                 sum(len(batch.completion) for batch in pieces),
-                sum(int(batch.attention.sum()) for batch in pieces),
+                sum(int(batch.attended.sum()) for batch in pieces),
                 sum(batch.inputs.numel() for batch in pieces),
             )
             padding = 1 - attended / padded
@@ -84,7 +86,7 @@ class Warmup(WarmupSettings):
                         before = sequence_logp(head, head.hidden(batch), batch)
                 # Loss: mean of -log p over the completion tokens of the whole batch, or what else the objective makes
                 # of it. The prompt is given, not learned.
-                with run.computing(), routers.watch(batch.attention):
+                with run.computing(), routers.watch(batch.attended):
                     denominator = len(rows) if by_sequence else tokens
                     hidden = head.hidden(batch)
                     loss = batch_loss(self, head, hidden, batch, examples, denominator, before)
@@ -92,7 +94,7 @@ class Warmup(WarmupSettings):
                     with torch.no_grad(), run.computing():
                         losses |= zip(batch.rows, sequence_losses(head, hidden, batch).tolist(), strict=True)
                 # A mixture of experts gets its routers' balance loss on top; of a dense model this is 0.
-                (loss + routers.loss(int(batch.attention.sum()) / attended)).backward()
+                (loss + routers.loss(int(batch.attended.sum()) / attended)).backward()
                 total += loss.item()
             (total,) = ranks.total(total)
 
