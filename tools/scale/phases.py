@@ -109,8 +109,9 @@ def rollout(model: Model, batch: Batch, gpus: int, machine: Machine, beside: flo
     found = []
     for group in (g for g in (1, 2, 4, 8) if g <= gpus):
         tokens, context = batch.learned * group / gpus, batch.prompt + batch.completion / 2
-        free = group * (machine.usable * machine.memory - beside) - BF16 * model.parameters
-        room = min(free / (model.cached * context), batch.completions * group / gpus)  # completions at work
+        split = min(group, model.kv_heads)  # over more GPUs keys and values are copied
+        free = machine.usable * machine.memory - beside - BF16 * model.parameters / group
+        room = min(split * free / (model.cached * context), batch.completions * group / gpus)  # completions at work
         if room < 1:
             continue
         steps = max(batch.longest, tokens / room)
@@ -122,7 +123,7 @@ def rollout(model: Model, batch: Batch, gpus: int, machine: Machine, beside: flo
         found.append(
             Work(
                 flops=flops / group,
-                memory=(steps * read + tokens * context * model.cached) / group,
+                memory=steps * read / group + tokens * context * model.cached / split,
                 nvlink=sums * tokens * BF16 * model.hidden * 2 * (1 - 1 / group),
                 waits=sums * steps * machine.latency,
             )
