@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.servers import FLAGS
 from warpup.train.config import TrainConfig, fill
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
@@ -48,6 +49,8 @@ def test_commands_and_options_exist(capsys):
             with pytest.raises(SystemExit):
                 cli.main([command, "--help"])
             known += capsys.readouterr().out
+        if page == "rlvr":  # which says how the servers are started
+            known += " ".join(flag for flags in FLAGS.values() for flag in flags)
         launchers = r"(?m)^(torchrun|accelerate launch) .* -m "  # which have options of their own
         text = re.sub(launchers, "", (DOCS / f"{page}.md").read_text())
         for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*", text):

@@ -5,7 +5,8 @@ recipe.run(model, tokenizer, "runs/first")
 
 Read it in this order: `recipe.py` (a run: stages in one folder), `stages/warmup.py` and `stages/rlvr.py` (each a loop
 that reads like the algorithm), `run.py` (what happens between two steps: log, measure, save, stop),
-`sampling/rollouts.py` (sampling in batches), `model/heads.py` (losses from hidden states), `rewards/reward_set.py`.
+`sampling/rollouts.py` (sampling in batches), `engines/protocol.py` (who else may sample), `model/heads.py` (losses from
+hidden states), `rewards/reward_set.py`.
 """
 
 import lazy_loader

@@ -8,6 +8,7 @@ from .errors import TrainError
 Precision = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["float32", "bfloat16"]
 CorrectionMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+EngineName = Literal["own", "transformers", "vllm", "sglang"]
 MaskMeasure = Literal["ratio", "k2", "k3", "binary_kl", "binary_tv"]
 MaskOver = Literal["token", "mean", "sum", "max"]
 Baseline = Literal["mean", "leave_one_out", "length_weighted", "runner_up", "none"]

@@ -9,7 +9,7 @@ import torch
 from tests.support.tiny import TOKENIZER, llama, log_of, rlvr, weights
 from warpup.policy.masks import rollout_mask
 from warpup.train import Recipe, TrainError
-from warpup.train.sampling import rounds
+from warpup.train.sampling import rollouts, rounds
 from warpup.train.stages.correction import Correction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def engine(monkeypatch):
     """A sampler that rounds otherwise: its log-probs are off by something that depends on the token."""
-    seen, plain = {}, rounds.rollout
+    seen, plain = {}, rollouts.rollout
 
     def rollout(*arguments, **options):
         own = plain(*arguments, **options)
@@ -32,7 +32,7 @@ def engine(monkeypatch):
         found = advantages_of(*arguments)
         return seen.setdefault("advantages", found) if "own" in seen else found  # which a check asks for first
 
-    monkeypatch.setattr(rounds, "rollout", rollout)
+    monkeypatch.setattr("warpup.train.engines.own.rollout", rollout)
     monkeypatch.setattr(rounds, "advantages_of", advantages)
     return seen
 

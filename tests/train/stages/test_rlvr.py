@@ -55,9 +55,7 @@ def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch, option
     """One step on policy over several micro-batches: gradient of -sum of (r - mean of its group) * log p over the
     divisor, dropped groups left out."""
     seen = {}
-    monkeypatch.setattr(
-        "warpup.train.sampling.rounds.rollout", lambda *a, **k: seen.setdefault("rolls", rollout(*a, **k))
-    )
+    monkeypatch.setattr("warpup.train.engines.own.rollout", lambda *a, **k: seen.setdefault("rolls", rollout(*a, **k)))
     score = RewardSet.score
     monkeypatch.setattr(RewardSet, "score", lambda *a, **k: seen.setdefault("scores", score(*a, **k)))
     data = [EXAMPLES[0], EXAMPLES[1], EXAMPLES[2]]

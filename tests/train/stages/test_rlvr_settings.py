@@ -20,7 +20,7 @@ from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens
 from warpup.train import RLVR, Recipe, TrainError
 from warpup.train.config import TrainConfig, fill
 from warpup.train.rewards.reward_set import VERIFIER
-from warpup.train.sampling import rounds
+from warpup.train.sampling import rollouts
 from warpup.train.settings import Advantage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -174,9 +174,10 @@ SCHEDULE = "cyclic:amplitude=4,period=8,phase=any"
 def test_the_full_kl_is_that_of_all_that_could_be_drawn(tmp_path, monkeypatch, drawn):
     """After a step on the same rollouts the policy has left its reference: the KL of whole distributions, by hand. It
     does not depend on how the step is cut."""
-    rolled, at, rollout, step = [], [], rounds.rollout, torch.optim.AdamW.step
+    rolled, at, rollout, step = [], [], rollouts.rollout, torch.optim.AdamW.step
     model = llama()
-    monkeypatch.setattr(rounds, "rollout", lambda m, p, **k: rolled.append((p, rollout(m, p, **k))) or rolled[0][1])
+    kept = lambda m, p, **k: rolled.append((p, rollout(m, p, **k))) or rolled[0][1]  # noqa: E731
+    monkeypatch.setattr("warpup.train.engines.own.rollout", kept)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda o, *a: at.append(weights(model)) or step(o, *a))
     options = {"steps": 1, "inner_epochs": 2, "kl_coef": 0.5, "kl": "full", "temperature": 0.7, **drawn}
     Recipe([rlvr(**options, max_tokens=40)]).run(model, TOKENIZER, tmp_path / "cut")

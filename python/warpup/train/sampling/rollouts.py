@@ -28,7 +28,8 @@ class Rollouts:
     tokens (N, L) int64, padded on the right; lengths (N,) int64, the end token counted; logp (N, L) float32, log-probs
     of the tokens in the distributions that they were drawn from: at the temperature, under the schedule, over what
     the filters left; 0 in the padding; finished (N,) bool, False where the length limit cut a row off.
-    penalties: those of the sampler, its logit bias among them, or None.
+    penalties: those of the sampler, its logit bias among them, or None. experts: of an engine that tells them, for each
+    row the experts (T, L, k) that a mixture took, T the tokens of its prompt and itself but the last.
     delta (N, L) float32, what the schedule added to the logits of its tokens, token_set (V,) bool; both None without
     one. kept: the tokens that the filters left, a set for each of the N * L places, empty in the padding, and
     kept_mass (N, L), the share of the probability that they have; both None where no filter is on or it was not asked
@@ -48,6 +49,7 @@ class Rollouts:
     kept: KeptTokens | None = None
     kept_mass: Tensor | None = None
     penalties: Penalties | None = None
+    experts: Sequence[Tensor] | None = None
 
     def learned(self) -> Tensor:
         """(N, L) bool: the tokens that the model has drawn, and that carry loss."""
@@ -255,4 +257,5 @@ def joined(parts: Sequence[Rollouts], pad: int) -> Rollouts:
         KeptTokens.from_counts(torch.cat([k.token_ids for k in kept]), torch.cat(counts)) if kept else None,
         all_of("kept_mass", 0),
         parts[0].penalties,
+        None if parts[0].experts is None else [row for part in parts for row in part.experts or ()],
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from warpup import group_advantage
 from warpup.advantage import ESTIMATORS, gdpo, reinforce_pp
 
+from ..engines.protocol import Engine, SamplingParams
 from ..model.tokens import TokenPair
 from ..rewards.calls import completions_of
 from ..rewards.reward_set import RewardSet, Scores
@@ -23,7 +24,6 @@ from .filters import DRAWN_BY
 from .groups import Sampled
 from .prompts import Prompts
 from .roles import Roles
-from .rollouts import rollout
 from .segments import credit_segments
 from .trees import grow
 
@@ -32,18 +32,15 @@ if TYPE_CHECKING:
 
 
 def complete(
-    settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: RewardSet
+    settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: RewardSet, engine: Engine
 ) -> Sampled:
-    """A group of completions for each of the prompts `picked`, scored by `rewards`."""
+    """A group of completions for each of the prompts `picked`, sampled by `engine` and scored by `rewards`."""
     if settings.advantage == "tree":
         return grow(settings, run, prompts, picked, rewards)
     began = time.perf_counter()
     with run.computing():
-        rolls = rollout(
-            run.model, [prompts.ids[k] for k in picked], eos=prompts.ends, pad=run.tokenizer.pad_token_id,
-            max_new_tokens=settings.max_new_tokens, copies=settings.samples, temperature=settings.temperature,
-            decoding=prompts.decoding, rows=settings.rows, generator=run.generator, **how_to_draw(settings, prompts),
-        )  # fmt: skip
+        params = sampling_params(settings, prompts, run.tokenizer.pad_token_id, run.generator)
+        rolls = engine.generate([prompts.ids[k] for k in picked], params).to(run.model.device)
     seconds = time.perf_counter() - began
 
     # A call that failed gives NaN, is counted, and takes part in nothing that follows; so does one that abstained.
@@ -66,7 +63,9 @@ def complete(
     )
 
 
-def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: None) -> Sampled:
+def play_some(
+    settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: None, engine: Engine
+) -> Sampled:
     """A group of episodes for each of the prompts `picked`; the environment gives their rewards."""
     began = time.perf_counter()
     with run.computing():
@@ -104,6 +103,14 @@ def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: S
 
 # Advantages that come of more than the rewards: of values, of continuations, of what roles have earned.
 BEHIND_SAMPLING = ("gae", "segment", "tree", "optimal_token_baseline", "hierarchical_grpo")
+
+
+def sampling_params(settings: RLVRSettings, prompts: Prompts, pad: int, generator: torch.Generator) -> SamplingParams:
+    """How completions of these prompts are drawn."""
+    return SamplingParams(
+        prompts.ends, pad, settings.max_new_tokens, generator, settings.samples, settings.temperature, prompts.stop,
+        settings.rows, prompts.decoding, prompts.logit_bias, {name: getattr(settings, name) for name in DRAWN_BY},
+    )  # fmt: skip
 
 
 def how_to_draw(settings: RLVRSettings, prompts: Prompts) -> dict[str, Any]:

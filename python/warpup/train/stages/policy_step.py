@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from warpup.integrations.router_replay import replay_experts
 from warpup.policy.kinds import PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, sequence_mask, top_entropy_mask
 
@@ -79,6 +82,15 @@ class Experience:
             found |= {"penalties": rolls.penalties, "seen": seen}
         return found
 
+    def routed(self, model: nn.Module, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        """While open, a mixture goes through the experts that the engine took for the batch's tokens, if it told
+        them: it rounds otherwise, and takes others where two are nearly as good. The backward belongs inside too,
+        where checkpointed layers run again."""
+        if self.rolls.experts is None or not batch.rows:
+            return contextlib.nullcontext()
+        rows = [self.rolls.experts[n] for n in batch.rows]
+        return replay_experts(model, pad_sequence(rows, batch_first=True, padding_value=-1))
+
 
 @dataclass(frozen=True)
 class Update:
@@ -126,7 +138,7 @@ def score_tokens(
     other rows."""
     found = [torch.zeros_like(experience.rolls.logp) for _ in range(1 + sum(asked.values()))]
     for batch in token_batches(run, head, experience, rows, max_tokens):
-        with run.computing():
+        with run.computing(), experience.routed(run.model, batch):
             hidden, replay = head.hidden(batch), experience.replay(batch)
             values = head.logprob(hidden, batch.completion, experience.temperature, **asked, **replay)
         for into, packed in zip(found, values if isinstance(values, tuple) else (values,), strict=True):
@@ -206,33 +218,39 @@ def policy_step(
     routers = Routers(run.model, update.balance)
     (attended,) = ranks.total(sum(int(batch.attended.sum()) for batch in batches))
     attended = attended or 1  # 0: one token each behind shared prompts
+
+    def surveyed(batch: Batch) -> Tensor:
+        with experience.routed(run.model, batch):
+            return head.hidden(batch)
+
     with run.computing():
-        routers.survey(batches, head.hidden)
+        routers.survey(batches, surveyed)
     for batch in batches:
-        with run.computing():
-            with routers.watch(batch.attended):
-                hidden = head.hidden(batch)
-            tensors, replay = {k: experience.packed(v, batch) for k, v in apart.items()}, experience.replay(batch)
-            if update.full_kl:
-                tensors["ref_kl"] = full_kl(head, update.full_kl, batch, hidden, experience.temperature, replay)
-            loss, metrics = head.policy_loss(
-                options,
-                hidden,
-                batch.completion,
-                experience.packed(experience.old_logp, batch),
-                experience.packed(experience.advantages, batch),
-                batch.cu_seqlens,
-                experience.temperature,
-                replay=replay,
-                **tensors,
-            )
-            value_loss = 0.0
-            if update.critic:
-                old, returns = (experience.packed(v, batch) for v in (experience.values, experience.returns))
-                value_loss, more = update.critic.loss(hidden, old, returns, tokens)
-                total["value_loss"] = total.get("value_loss", 0.0) + value_loss.detach().double()
-                metrics |= more
-        (loss + value_loss + routers.loss(int(batch.attended.sum()) / attended)).backward()
+        with experience.routed(run.model, batch):
+            with run.computing():
+                with routers.watch(batch.attended):
+                    hidden = head.hidden(batch)
+                tensors, replay = {k: experience.packed(v, batch) for k, v in apart.items()}, experience.replay(batch)
+                if update.full_kl:
+                    tensors["ref_kl"] = full_kl(head, update.full_kl, batch, hidden, experience.temperature, replay)
+                loss, metrics = head.policy_loss(
+                    options,
+                    hidden,
+                    batch.completion,
+                    experience.packed(experience.old_logp, batch),
+                    experience.packed(experience.advantages, batch),
+                    batch.cu_seqlens,
+                    experience.temperature,
+                    replay=replay,
+                    **tensors,
+                )
+                value_loss = 0.0
+                if update.critic:
+                    old, returns = (experience.packed(v, batch) for v in (experience.values, experience.returns))
+                    value_loss, more = update.critic.loss(hidden, old, returns, tokens)
+                    total["value_loss"] = total.get("value_loss", 0.0) + value_loss.detach().double()
+                    metrics |= more
+            (loss + value_loss + routers.loss(int(batch.attended.sum()) / attended)).backward()
         if not batch.rows:
             continue
         share = int(batch.mask.sum()) / tokens

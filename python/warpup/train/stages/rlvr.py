@@ -16,6 +16,9 @@ from warpup.data import Sampler
 
 from .. import ranks
 from ..checks import named
+from ..engines.ahead import Ahead
+from ..engines.opened import check_opens, opened
+from ..engines.protocol import Engine
 from ..errors import TrainError
 from ..model.cache import CachedModel
 from ..model.heads import Head
@@ -81,7 +84,9 @@ class RLVR(RLVRSettings):
         ends, stop = end_tokens(model, tokenizer), stop_strings(tokenizer, self.stop)
         with named("rlvr"):
             bias = bias_of(tokenizer, self.logit_bias) if self.logit_bias else None
-        return Prompts(examples, ids, ends, used, limit, stop, bias)
+        prompts = Prompts(examples, ids, ends, used, limit, stop, bias)
+        check_opens(self, model, prompts, tokenizer.pad_token_id)
+        return prompts
 
     def longest_row(self, prompts: Prompts) -> int:
         """Tokens of the longest prompt and its completion; of an episode as if what is said between its turns were as
@@ -96,6 +101,7 @@ class RLVR(RLVRSettings):
         model = without_dropout(run.model)
         head, rewards = Head(model), None if self.environment else self.reward_set()
         sampler = sampler_of(self, prompts.examples, place="rlvr", seed=run.seed)
+        engine, sampler = run.open.enter_context(opened(self, run, prompts, sampler))
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)
         # The KL term holds the model to what it was before this stage, so its weights are kept if it is asked for.
         reference = Snapshot(model) if self.kl_coef else None
@@ -112,15 +118,19 @@ class RLVR(RLVRSettings):
         if self.advantage == "optimal_token_baseline":
             credit = functools.partial(credit_tokens, self, run, head)
         empty = 0  # steps in a row that had nothing to learn from
+        sent = -1  # `run.learned` of the weights that the engine has
 
         for i in run.steps(self.steps, self.save_every, optimizer, sampler, kept):
+            if sent != run.learned:
+                engine.update_weights(model)
+                sent = run.learned
             if reference and self.reference_sync and i and i % self.reference_sync == 0:
                 reference.take()
 
             # Sample: a group of completions for each prompt, with the log-probs they were drawn at, and score each by a
             # function that checks it. A group whose rewards are all alike teaches nothing; with `refill`, others are
             # sampled in its place.
-            groups = self.sample(run, prompts, sampler, rewards, credit)
+            groups = self.sample(run, prompts, sampler, engine, rewards, credit)
             empty = 0 if groups.used.any() else empty + 1
             if empty == self.patience:
                 raise TrainError(
@@ -139,9 +149,10 @@ class RLVR(RLVRSettings):
 
             # The sampler rounds otherwise than the trainer: where that is corrected for, the loss compares with the
             # trainer's own log-probs, and what was sampled has weights.
-            numbers: dict[str, Any] = {}
+            numbers: dict[str, Any] = {"staleness": engine.staleness} if isinstance(engine, Ahead) else {}
             if (importance := self.importance()) and rows:
-                experience, numbers = importance.apply(run, head, experience, rows, self.max_tokens)
+                experience, measured = importance.apply(run, head, experience, rows, self.max_tokens)
+                numbers |= measured
 
             # Loss and step: raise the log-prob of a completion by its advantage. Several times on the same completions
             # if asked for; then the clipped ratio of new to old probabilities keeps the policy from running away from
@@ -160,14 +171,15 @@ class RLVR(RLVRSettings):
             run.record(numbers | groups.numbers())
 
     def sample(
-        self, run: StageRun, prompts: Prompts, sampler: Sampler, rewards: RewardSet | None, credit: Credit | None
-    ) -> Groups:
+        self, run: StageRun, prompts: Prompts, sampler: Sampler, engine: Engine, rewards: RewardSet | None,
+        credit: Credit | None,
+    ) -> Groups:  # fmt: skip
         """Groups of completions of the next prompts, scored, with their advantages."""
         groups = Groups(self.samples)
         for _ in range(1 + self.refill):
             missing = self.prompts - int(groups.used.sum())
             picked = draw(sampler, missing, len(prompts.ids), place="rlvr")
-            sampled = (play_some if self.environment else complete)(self, run, prompts, picked, rewards)
+            sampled = (play_some if self.environment else complete)(self, run, prompts, picked, rewards, engine)
             for error in sampled.scores.errors:
                 run.count("reward_errors", message=error)
             if sampled.scores.abstained:

@@ -11,6 +11,7 @@ from warpup.policy.kinds import POLICY_KINDS
 from warpup.reflection.sampling import FILTERS
 
 from ..checks import check_budget, check_not_negative, check_positive, check_stop, check_unused, named
+from ..engines.settings import check_engine
 from ..errors import TrainError
 from ..rewards.loading import load_named
 from ..sampling.filters import DRAWN_BY, Filters
@@ -26,6 +27,7 @@ def check_rlvr(settings: RLVRSettings) -> None:
     """Raise TrainError on settings that no run can have, and on those that nothing would read."""
     if settings.loss not in POLICY_KINDS:
         raise TrainError(f"rlvr.loss: expected one of {', '.join(POLICY_KINDS)}, got {settings.loss!r}")
+    check_engine(settings, PLACE)
     check_rewards(settings)
     check_sampling(settings)
     check_advantages(settings)
@@ -150,8 +152,9 @@ def check_loss(settings: RLVRSettings) -> None:
     if settings.reference_sync is not None:
         check_positive(settings, "reference_sync", place=PLACE)
     largest = math.inf if settings.correction_max is None else settings.correction_max
-    if settings.correction is None:
-        why = "correction is none and there are no weights; set correction"
+    weighs = settings.correction_mode() is not None
+    if not weighs:
+        why = f"correction is {settings.correction or 'none'} and there are no weights; set correction"
         check_unused(settings, "correction_max", "correction_min", place=PLACE, why=why)
     elif not (settings.correction_min or 0) <= 1 <= largest:
         raise TrainError(
@@ -172,7 +175,8 @@ def check_loss(settings: RLVRSettings) -> None:
         raise TrainError(
             f"rlvr.clip_ratio: loss {settings.loss!r} clips no ratio; leave it out, got {settings.clip_ratio}"
         )
-    if settings.inner_epochs * settings.minibatches == 1:
+    stale = settings.max_staleness and not weighs and settings.rollout_mask is None  # compared with what was sampled
+    if settings.inner_epochs * settings.minibatches == 1 and not stale:
         why = "the one step on each batch is taken where every ratio is 1, nothing is clipped; leave it out or raise "
         check_unused(settings, "clip_ratio", "delta", "dual_clip", place=PLACE, why=why + "inner_epochs or minibatches")
     if settings.loss not in ("clip_cov", "kl_cov"):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 
 from ..checks import check_not_negative, check_positive, check_rate, check_values, named
+from ..engines.settings import EngineSettings
 from ..errors import TrainError
 from ..examples import Budget, Data, NamedNumbers, RewardName, SamplerName, TemplateArguments, check_columns
 from ..rewards.reward_set import VERIFIER, RewardSet
@@ -18,10 +19,13 @@ if TYPE_CHECKING:  # what needs torch is imported where it is used
 
 
 @dataclass
-class RLVRSettings:
+class RLVRSettings(EngineSettings):
     """Settings of the reinforcement stage."""
 
-    FREE: ClassVar = ("max_tokens", "rows", "save_every", "patience", "reward_workers", "reward_timeout")
+    FREE: ClassVar = (
+        "max_tokens", "rows", "save_every", "patience", "reward_workers", "reward_timeout", "engine_url",
+        "engine_folder",
+    )  # fmt: skip
 
     data: Data = ""
     """Examples with "prompt" and whatever the reward function reads: a path or `hub:name`, or a list."""
@@ -165,11 +169,12 @@ class RLVRSettings:
     """Learn from the tokens whose entropy is at least this quantile of the step's: .8 keeps the uncertain fifth."""
     mask_truncated: bool = False
     """Learn nothing from completions that the length limit cut off."""
-    correction: CorrectionMode | None = None
+    correction: CorrectionMode | Literal["off"] | None = None
     """Weigh what was sampled by the model's own probabilities over the sampler's, which rounds otherwise: of tokens or
-    of whole sequences, outside of the bounds held there (truncate) or left out (mask)."""
+    of whole sequences, outside of the bounds held there (truncate) or left out (mask). None: nothing is weighed with
+    the own sampler, token_truncate at 2 with another engine; off: never."""
     correction_max: float | None = None
-    """Upper bound of these weights; none takes 3."""
+    """Upper bound of these weights; none takes 3, or 2 where correction is none."""
     correction_min: float | None = None
     """Their lower bound; none: there is none."""
     rollout_mask: MaskMeasure | None = None
@@ -265,11 +270,18 @@ class RLVRSettings:
         """How what was sampled is weighted, and what of it left out."""
         from .correction import Correction
 
-        if self.correction is None and self.rollout_mask is None:
+        mode = self.correction_mode()
+        if mode is None and self.rollout_mask is None:
             return None
-        cap = {} if self.correction_max is None else {"cap": self.correction_max}
+        cap = self.correction_max or (2.0 if self.correction is None else 3.0)
         mask = self.mask_options() if self.rollout_mask else None
-        return Correction(self.correction, floor=self.correction_min, mask=mask, **cap)
+        return Correction(mode, cap, self.correction_min, mask)
+
+    def correction_mode(self) -> CorrectionMode | None:
+        """How weights are made: as it is set, else truncated ones (TIS) of another engine's tokens."""
+        if self.correction is None:
+            return None if self.engine == "own" else "token_truncate"
+        return None if self.correction == "off" else self.correction
 
     def mask_options(self) -> dict[str, Any]:
         """Those of `warpup.rollout_mask`."""
