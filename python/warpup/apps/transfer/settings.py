@@ -88,6 +88,8 @@ class Size:
     rank: int = 32  # of the adapters; 0: all weights are trained
 
 
+MAY_BE_0 = ("slips", "samples_elsewhere", "rank")  # of a size's numbers; the others are above
+
 SIZES = {
     "quick": Size(
         pool=500, held_out=16, samples=1, examples=24, own=40, chains=32, batch=4, rl_steps=3, prompts=3, group=4,
