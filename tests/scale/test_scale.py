@@ -189,3 +189,14 @@ def test_tokens_travel_where_weights_are_more_to_move():
 def test_page_is_up_to_date():
     text = scale.PAGE.read_text()
     assert scale.page(text) == text, "run `python -m tools.scale`"
+
+
+@pytest.mark.parametrize(("held", "said"), [(None, "has no config.json"), ("gpt2", "model_type gpt2: expected llama")])
+def test_a_folder_without_such_a_model_is_refused(tmp_path, monkeypatch, capsys, held, said):
+    if held:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": held}))
+    monkeypatch.setattr("sys.argv", ["scale", "--config", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        scale.main()
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err

@@ -6,7 +6,7 @@
 It counts, it measures nothing. `sizes.py` has what it counts from: a `Model` read off a config, a `Batch`, a `Machine`
 by its datasheet. `phases.py` has a function for each phase, which says what one GPU has to do: FLOPs of its products,
 bytes through its memory, over NVLink and over the network. The one rule of time: within a phase all four go on at once,
-so the slowest sets it; phases follow each other. tests/test_scale.py holds the counts against models that run, and the
+so the slowest sets it; phases follow each other. tests/scale holds the counts against models that run, and the
 exchanges against two and four processes.
 """
 
@@ -114,7 +114,13 @@ def main() -> None:
     parser.add_argument("--config", help="a folder with a model's config.json")
     folder = parser.parse_args().config
     if folder:
+        if not (Path(folder) / "config.json").is_file():
+            parser.error(f"--config: {folder} has no config.json")
         config = AutoConfig.from_pretrained(folder)
+        try:
+            Model.of(config)
+        except ValueError as error:
+            parser.error(f"--config: {error}")
         print(tables({f"{folder} ({machine.name})": (config, machine) for machine in (H100, H200)}, Batch()))
     else:
         PAGE.write_text(page(PAGE.read_text()))
