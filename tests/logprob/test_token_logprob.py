@@ -258,6 +258,21 @@ def test_several_under_transforms():
     torch.testing.assert_close(got, want[0])
 
 
+def test_no_targets_under_transforms():
+    """A row without targets counts for nothing there too."""
+    logits, targets = torch.randn(3, 7), torch.zeros(3, 0, dtype=torch.int64)
+
+    def score(z, y):
+        return token_logprob(z, y, entropy=True, lse=True)
+
+    want = score(logits, targets)
+    assert [r.shape for r in want] == [(3, 0), (3,), (3,)]
+    torch.testing.assert_close(torch.func.vmap(score)(logits, targets), want)
+    got, slopes = torch.func.jvp(lambda z: score(z, targets), (logits,), (torch.ones_like(logits),))
+    torch.testing.assert_close(got, want)
+    assert not any(s.any() for s in slopes)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -92,7 +92,8 @@ def topk_divergence(
         student_logits: (..., V) as for `divergence`.
         teacher_ids: (..., K) int64 in [0, V); a token listed twice counts twice.
         teacher_logp: (..., K) floating, the teacher's log-probs at the same temperature; `-inf` is not listed (for rows
-            that list fewer than K). It gets no gradient.
+            that list fewer than K). It gets no gradient. At most 0, which is not looked at: of logits or probabilities
+            in its place the value means nothing.
         kind: one of the above.
         beta: in [0, 1], the teacher's share, for `jsd` and `mixed` alone; None takes .5.
         tail: count what is not listed. The student's is summed over these tokens and has all its digits; the teacher's

@@ -209,6 +209,9 @@ def _scored(logits: Tensor, tokens: SampledTokens, inplace_backward: bool, *flag
     # Forward mode knows results of one number a row alone, so each of the K targets gets a row of its own.
     rows = logits.unsqueeze(lead).expand(*tokens.targets.shape, logits.shape[lead])
     logp, *others = _token_logprob(rows, *tokens.spread(lead), *flags)[:4]
+    if tokens.targets.shape[lead] == 0:  # a row without targets counts for nothing
+        others = [r.new_zeros(logits.shape[:lead]) if asked else r for r, asked in zip(others, flags, strict=True)]
+        return asked_for((logp, *others), *flags)
     counted = (tokens.targets != tokens.ignore_index).int().argmax(-1, keepdim=True)
     others = [r.gather(-1, counted).squeeze(-1) if asked else r for r, asked in zip(others, flags, strict=True)]
     return asked_for((logp, *others), *flags)
