@@ -29,6 +29,7 @@ from .advantage.tree_advantage import tree_advantage
 from .divergence.divergence import divergence
 from .divergence.linear_divergence import linear_divergence
 from .divergence.topk_divergence import topk_divergence
+from .interval.box_sums import BoxSums
 from .interval.interval_activation import (
     interval_clamp,
     interval_elu,
@@ -52,7 +53,7 @@ from .interval.interval_arithmetic import (
     interval_sqrt,
 )
 from .interval.interval_attention import interval_attention, interval_matmul
-from .interval.interval_batch_norm import BoxSums, interval_batch_norm, interval_relu
+from .interval.interval_batch_norm import interval_batch_norm, interval_relu
 from .interval.interval_box import interval_add, interval_box, interval_sub
 from .interval.interval_conv import interval_conv1d, interval_conv2d
 from .interval.interval_layer_norm import interval_layer_norm, interval_rms_norm

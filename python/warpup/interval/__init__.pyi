@@ -1,10 +1,10 @@
-from .interval_batch_norm import BoxSums
+from .box_sums import BoxSums
 from .network.bound import bound, margin_loss, margins
 from .network.cnn7 import cnn7
 from .network.crown import crown_ibp_loss, crown_margins
 from .network.ibp_warmup import epsilon_schedule, ibp_init_, kappa_schedule, relu_balance_loss, tightness_loss
-from .network.layers import Box, Refusal, rule
 from .network.nodes import UnsupportedLayer
+from .network.rules import Box, Refusal, rule
 from .network.sabr import pgd, sabr_box
 from .network.taps import taps_loss
 from .network.walk import Walk

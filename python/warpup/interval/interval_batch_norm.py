@@ -7,8 +7,6 @@ Contract, numerics and bytes moved: csrc/interval/interval_batch_norm.h.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -16,33 +14,11 @@ from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup._transforms import once_differentiable, transformed, vmap_rule
+from warpup.interval.box_sums import box_sums, reference_box_sums
 from warpup.interval.sound import check_subnormals
 
 SOURCES = {"clean": 2, "midpoint": 0, "frozen": -1}  # whose statistics a batch is normalised by
 STEEP = 16  # |bias| over |weight| up to which a division by the weight costs no digits that count
-
-
-class BoxSums(NamedTuple):
-    """Sums over all elements of a box before its ReLU, 0-d tensors with gradient but for the counts."""
-
-    count: Tensor  # elements
-    radius: Tensor
-    center: Tensor
-    active: Tensor  # elements with lower bound > 0
-    active_center: Tensor  # their centers
-    active_center2: Tensor  # (center - mean center)^2 of these
-    inactive: Tensor  # elements with upper bound < 0
-    inactive_center: Tensor
-    inactive_center2: Tensor
-
-
-def reference_box_sums(center: Tensor, radius: Tensor) -> BoxSums:
-    active, inactive = center - radius > 0, center + radius < 0
-    spread = (center - center.mean()).square()
-    found = [torch.as_tensor(center.numel(), device=center.device), radius.sum(), center.sum()]
-    for mask in (active, inactive):
-        found += [mask.sum(), (center * mask).sum(), (spread * mask).sum()]
-    return BoxSums(*found)
 
 
 def reference_interval_relu(center, radius, *, clean=None, sums=False, sound=False):
@@ -142,19 +118,6 @@ _backward = "interval_batch_norm_backward"
 torch.library.register_vmap(f"warpup::{_backward}", vmap_rule(getattr(torch.ops.warpup, _backward)))
 
 
-def _box_sums(totals: Tensor, center: Tensor) -> BoxSums:
-    """From the pass's sums around 0, in float64: radius, center, then of the active and of the inactive their count,
-    centers and squared centers."""
-    acc, size = accumulator(center), center.numel()
-    radius, middle, *parts = totals.unbind()
-    mean = middle / max(size, 1)
-    found = [torch.full((), size, dtype=torch.int64, device=center.device), radius.to(acc), middle.to(acc)]
-    for n, first, second in (parts[:3], parts[3:]):
-        n = n.detach()
-        found += [n.long(), first.to(acc), (second - mean * (2 * first - mean * n)).to(acc)]
-    return BoxSums(*found)
-
-
 def _run(op: str, center, radius, clean, mean, var, weight, bias, source, eps, relu, sums, sound, update=None):
     """Checks what both functions share, brings the operands to [outer, channels, inner], and back."""
     if sound:
@@ -201,7 +164,7 @@ def _run(op: str, center, radius, clean, mean, var, weight, bias, source, eps, r
         running, n, momentum = update
         _update(*running, own_mean, own_var, n, momentum)
     found = (back(c), back(r)) + (() if clean is None else (back(x),))
-    return (*found, _box_sums(totals, center)) if sums else found
+    return (*found, box_sums(totals, center)) if sums else found
 
 
 def _flat(weight: Tensor | None, bias: Tensor | None) -> bool:

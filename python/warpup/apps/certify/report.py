@@ -12,7 +12,7 @@ from warpup.train.log import MetricsLog
 
 from .._charts import Dot, Line, Point, front_chart, inline_svg, line_chart, write_png
 from .._report import console_table, curve, html_table, mean_sd, plus_minus, print_lines, write_page
-from .training import STAGE
+from .settings import STAGE
 
 ERRORS = {"clean": "#2f81f7", "pgd": "#c27c0e", "verified": "#2da44e"}
 COLORS = ("#2f81f7", "#c27c0e", "#2da44e", "#cf222e", "#8250df", "#1b9e9e", "#bf3989", "#6e7781")

@@ -14,7 +14,8 @@ from warpup.interval.interval_attention import interval_attention, interval_matm
 from warpup.interval.interval_layer_norm import interval_layer_norm, interval_rms_norm
 from warpup.interval.interval_softmax import interval_softmax
 
-from .layers import Box, Refusal, add, batch_norm, divide, from_ends, like_function, negative, refuse_sound, rule
+from .layers import add, batch_norm, divide, from_ends, negative
+from .rules import Box, Refusal, like_function, refuse_sound, rule
 from .shapes import relu6
 
 MISH = -1.1924312, -0.30884341301726  # where it is least, and no more than it is there

@@ -11,7 +11,8 @@ import torch
 
 from warpup.interval.interval_arithmetic import Ends, absolute, logarithm, power, require, root
 
-from .layers import Box, Refusal, point, rule, through_ends
+from .layers import point, through_ends
+from .rules import Box, Refusal, rule
 
 
 def _of_one(plain: Callable, of_ends: Callable, *targets) -> None:

@@ -16,7 +16,7 @@ from warpup._op import accumulator
 from warpup.interval.margin_bounds import margin_bounds, margin_cross_entropy, others
 from warpup.interval.sound import check_arithmetic
 
-from .layers import Box
+from .rules import Box
 from .walk import Statistics, Walk, check_box
 
 Specification = tuple[Tensor, Tensor | None]  # (C, d)

@@ -18,10 +18,7 @@ from warpup.interval.margin_bounds import margin_bounds, others
 from .bound import Specification, checked_specification, pair, specified
 from .graph import Plan, named_modules
 from .layers import (
-    RULES,
-    Box,
     batch_norm,
-    boxes_in,
     conv_layer,
     divide,
     linear,
@@ -33,6 +30,7 @@ from .layers import (
 )
 from .nodes import UnsupportedLayer, call, unsupported
 from .plans import held, plan_of, probe, undisturbed
+from .rules import RULES, Box, boxes_in
 from .shapes import MAX_POOLS
 from .walk import Statistics, Walk, check_box
 

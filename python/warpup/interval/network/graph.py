@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from .aliases import read_what_is_there
-from .layers import Rules, batch_norm, linear, meaning, relu
+from .layers import batch_norm, linear, relu
 from .nodes import UnsupportedLayer, unsupported
+from .rules import Rules, meaning
 
 
 class Plan:

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from warpup.interval.interval_batch_norm import BoxSums
+from warpup.interval.box_sums import BoxSums
 
 from .graph import Plan, named_modules
-from .layers import RULES, add, relu
+from .layers import add, relu
+from .rules import RULES
 
 WEIGHTED = nn.Linear | nn.Conv1d | nn.Conv2d
 

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from .graph import Plan, named_modules
-from .layers import Box, Rules
 from .nodes import UnsupportedLayer, call, name_of
+from .rules import Box, Rules
 
 _plans: WeakKeyDictionary[nn.Module, tuple[Any, dict[tuple, Plan]]] = WeakKeyDictionary()
 KEPT = 8  # plans a module, of as many shapes of the input

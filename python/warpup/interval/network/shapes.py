@@ -14,7 +14,8 @@ from warpup.interval.interval_activation import interval_clamp
 from warpup.interval.interval_pool2d import rising
 
 from .aliases import overwritten
-from .layers import Box, Refusal, both, like_function, point, refuse_sound, rule
+from .layers import both, point
+from .rules import Box, Refusal, like_function, refuse_sound, rule
 
 MOVES = {
     torch.flatten: ("flatten",), torch.reshape: ("reshape", "view"), torch.squeeze: ("squeeze",),

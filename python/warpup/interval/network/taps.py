@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from warpup.interval.margin_bounds import margin_cross_entropy, others
 
-from .layers import Box
+from .rules import Box
 from .sabr import evaluating, pgd
 from .walk import Walk, check_box
 

@@ -8,15 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from warpup.interval.box_sums import BoxSums
 from warpup.interval.interval_arithmetic import OutsideDomain
-from warpup.interval.interval_batch_norm import BoxSums, interval_relu
+from warpup.interval.interval_batch_norm import interval_relu
 from warpup.interval.sound import check_arithmetic
 
 from . import activations, arithmetic, shapes  # noqa: F401  their rules
 from .graph import Plan, named_modules
-from .layers import RULES, Box, Refusal, boxes_in
 from .nodes import UnsupportedLayer, call, unsupported
 from .plans import plan_of
+from .rules import RULES, Box, Refusal, boxes_in
 
 Statistics = Literal["clean", "midpoint", "frozen"]
 REMEDY = "build it of supported layers, or add a rule for its type with warpup.interval.rule"
