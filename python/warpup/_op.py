@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVarTuple
+from typing import Any, TypeVarTuple, cast
 
 import torch
 from torch import Tensor
@@ -282,8 +282,8 @@ def differentiable(
 
         if not backward_schema.returns:
             return None
-        found = tuple(like(of[r], needed) for r, needed in zip(results, needs, strict=True))
-        return found if len(found) > 1 else found[0]
+        found = [like(of[r], needed) for r, needed in zip(results, needs, strict=True)]
+        return tuple(found) if len(found) > 1 else found[0]
 
     if backward_fake is not None or all(r in {a.name for a in backward_schema.arguments} for r in results):
         fake(backward)(backward_fake or default_fake)
@@ -323,7 +323,7 @@ def differentiable(
 
     # `Function.apply` binds the arguments to the signature of `forward`, which costs more than all the rest of a call.
     # Only torch.compile and torch.func have use for it; what lies beneath takes positional arguments as they are.
-    apply_positional = super(torch.autograd.Function, Function).apply
+    apply_positional = cast(Any, super(torch.autograd.Function, Function)).apply
     apply_transformed = torch.compiler.disable(Transformed.apply, reason="warpup's operators under torch.func")
 
     def call(*arguments, **named):

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]  torch's stubs lack it
 
 
 def transformed() -> bool:
@@ -20,15 +23,15 @@ def beyond_reverse_mode() -> bool:
     """Whether vmap or forward mode is active: a gradient that is made beforehand serves reverse mode alone."""
     if torch.compiler.is_compiling():  # which cannot trace the question
         return False
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    return forward_ad._current_level >= 0 or any(x.key() != torch._C._functorch.TransformType.Grad for x in levels)
+    levels = functorch.get_interpreter_stack() or ()
+    return forward_ad._current_level >= 0 or any(x.key() != functorch.TransformType.Grad for x in levels)
 
 
 def unwrapped(t: Tensor) -> Tensor:
     """The values that `t` has beneath all transforms, for checks that look at them."""
     t = t.detach()
-    while torch._C._functorch.is_functorch_wrapped_tensor(t):
-        t = torch._C._functorch.get_unwrapped(t)
+    while functorch.is_functorch_wrapped_tensor(t):
+        t = functorch.get_unwrapped(t)
     return t
 
 

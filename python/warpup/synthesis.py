@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,7 +151,8 @@ def representatives(features: Tensor, labels: Tensor, per_class: int, seed: int 
         own = (labels == c).nonzero().flatten()
         if len(own) < per_class:
             raise ValueError(f"representatives: per_class is {per_class}, class {int(c)} has {len(own)} examples")
-        found = KMeans(per_class, random_state=seed, n_init=1).fit(features[own].numpy())
+        kmeans: Any = KMeans  # whose n_init a type checker takes for a text, as its default is one
+        found = kmeans(per_class, random_state=seed, n_init=1).fit(features[own].numpy())
         distance = torch.cdist(torch.from_numpy(found.cluster_centers_).to(features), features[own])
         chosen.append(own[distance.argmin(-1)])
     return torch.cat(chosen)

@@ -8,7 +8,7 @@ import torch
 
 from tests.policy.test_policy_loss import problem
 from tests.support.released import imported, released
-from warpup.policy.masks import per_token
+from warpup.policy.rows import per_token
 
 OURS, CORE = "warpup.integrations.verl", "verl.trainer.ppo.core_algos"
 HEAD = "verl.utils.experimental.torch_functional"

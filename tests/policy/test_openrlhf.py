@@ -9,7 +9,7 @@ import warpup
 from tests.policy.test_policy_loss import problem
 from tests.policy.test_verl import ours, same
 from tests.support.released import imported, released
-from warpup.policy.masks import per_token
+from warpup.policy.rows import per_token
 
 B, T = 6, 40
 LOSS = "openrlhf.models.loss"

@@ -11,7 +11,7 @@ import warpup
 from tests.policy.test_policy_loss import problem
 from tests.support.released import imported, released
 from warpup import advantage
-from warpup.policy.masks import per_token
+from warpup.policy.rows import per_token
 
 B, T = 6, 40
 CORE = "verl.trainer.ppo.core_algos"

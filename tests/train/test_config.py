@@ -3,7 +3,8 @@
 import pytest
 
 from warpup.train import TrainError
-from warpup.train.config import HeldOutConfig, TrainConfig, check_config_of_run, convert, fill, load_config
+from warpup.train.config import HeldOutConfig, TrainConfig, check_config_of_run
+from warpup.train.config_file import convert, fill, load_config
 from warpup.train.model.lora import LoRA
 from warpup.train.stages.rlvr import RLVR
 from warpup.train.stages.warmup import Warmup

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import FLAGS
-from warpup.train.config import TrainConfig, fill
+from warpup.train.config import TrainConfig
+from warpup.train.config_file import fill
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 PAGES = ("train", "rlvr", "stages", "doctor", "demo", "transfer", "certify", "continual")

@@ -7,7 +7,8 @@ import pytest
 
 from warpup._command_line import parse
 from warpup.train import RLVR, TrainError, Warmup
-from warpup.train.config import HeldOutConfig, TrainConfig, load_config
+from warpup.train.config import HeldOutConfig, TrainConfig
+from warpup.train.config_file import load_config
 from warpup.train.examples import examples_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

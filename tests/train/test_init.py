@@ -13,7 +13,8 @@ import pytest
 from tests.support.command import call, error
 from warpup.rewards import check
 from warpup.train import RLVR, Warmup
-from warpup.train.config import TrainConfig, fill
+from warpup.train.config import TrainConfig
+from warpup.train.config_file import fill
 from warpup.train.init import CHOSEN, config_text, field_docs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -37,8 +37,9 @@ class GroupStats(NamedTuple):
 
 
 def reference_group_advantage(
-    rewards, groups=None, *, offsets=None, baseline="mean", scale="std", eps=None, correction=None, singleton="zero",
-    lengths=None, stats=False,
+    rewards: Tensor, groups: int | Tensor | GroupPlan | None = None, *, offsets: Tensor | None = None, baseline="mean",
+    scale="std", eps: float | None = None, correction: int | None = None, singleton="zero",
+    lengths: Tensor | None = None, stats=False,
 ):  # fmt: skip
     """`group_advantage` as a loop over groups in plain torch: the oracle of the tests (in float64)."""
     eps, correction = 1e-4 if eps is None else eps, 1 if correction is None else correction
@@ -46,12 +47,12 @@ def reference_group_advantage(
     n_rows, out, kept = len(r), torch.zeros_like(r), []
     if isinstance(groups, int):
         members = list(torch.arange(n_rows).view(-1, groups))
-    elif groups is None:
-        members = [torch.arange(a, b) for a, b in pairwise(offsets.tolist())]
+    elif groups is not None:
+        plan = reference_group_plan(groups) if isinstance(groups, Tensor) else groups
+        members = [plan.order[a:b] for a, b in pairwise(plan.offsets.tolist())]
     else:
-        plan = groups if isinstance(groups, GroupPlan) else reference_group_plan(groups)
-        bounds = plan.offsets.tolist()
-        members = [plan.order[a:b] for a, b in pairwise(bounds)]
+        assert offsets is not None
+        members = [torch.arange(a, b) for a, b in pairwise(offsets.tolist())]
     valid = r[~r.isnan()]
     for rows in (m.to(r.device) for m in members):
         rows = rows[~r[rows].isnan()]
@@ -62,8 +63,8 @@ def reference_group_advantage(
             out[rows] = x if singleton == "raw" else 0 * x
         elif n > 1:
             others = x.expand(n, n)[~torch.eye(n, dtype=torch.bool, device=x.device)].view(n, n - 1)
-            c = {"mean": x - x.mean(), "leave_one_out": x - others.mean(1), "none": x}.get(baseline)
-            if baseline == "length_weighted":
+            c = {"mean": x - x.mean(), "leave_one_out": x - others.mean(1)}.get(baseline, x)
+            if baseline == "length_weighted" and lengths is not None:
                 w = lengths.to(r.dtype)[rows]
                 c = x - ((w * x).sum() / w.sum() if w.sum() > 0 else x.mean())
             if baseline == "runner_up":

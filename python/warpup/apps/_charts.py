@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ Point = tuple[float, float, float]  # x, mean, spread
 SIZE = (5.0, 2.9)  # inches, of 72 units in the SVG
 # Stand-ins that `inline_svg` turns into variables of the page's style, so that one picture serves light and dark.
 INK, SOFT, GRID, ACCENT = "#010203", "#020304", "#030405", "#040506"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # words stay words: selectable, in the page's font
     "svg.hashsalt": "warpup",  # the same picture from the same numbers
     "font.size": 9,
@@ -76,7 +76,9 @@ def line_chart(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for line in lines:
             x, mean, spread = zip(*line.points, strict=True)
-            look = {"alpha": 0.3, "linewidth": 0.8} if line.faint else {"marker": "o" if len(x) <= 30 else ""}
+            look: dict[str, Any] = {"marker": "o" if len(x) <= 30 else ""}
+            if line.faint:
+                look = {"alpha": 0.3, "linewidth": 0.8}
             axes.plot(x, mean, color=line.color, label=line.label or "_", markersize=3.5, **look)
             if any(spread):
                 low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))

@@ -1,5 +1,7 @@
 """Handwritten digits: 1797 images of 8 x 8 that scikit-learn ships, so nothing is downloaded."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ def load_digits_images() -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise TrainError("the digits need scikit-learn: pip install 'scikit-learn>=1.3'") from error
-    digits = load_digits()
+    digits: Any = load_digits()  # a Bunch, whose fields have no types
     return torch.from_numpy(digits.images).float().unsqueeze(1) / 16, torch.from_numpy(digits.target).long()
 
 

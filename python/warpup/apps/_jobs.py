@@ -71,7 +71,8 @@ def show(messages, report: Report) -> None:
             return
 
 
-_messages = _stop = None  # in a child: where its progress goes, and whether it should stop
+_messages: Any = None  # in a child: where its progress goes
+_stop: Any = None  # and whether it should stop
 
 
 def begin_child(messages, stop) -> None:
@@ -86,7 +87,9 @@ def begin_child(messages, stop) -> None:
 
 def follow_parent(patience: float = 60.0) -> None:
     """Wait for the parent's end; then have the loop save and stop, and end this process after `patience` seconds."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this runs in a child
+    parent.join()
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(patience)
     os._exit(1)
@@ -94,8 +97,8 @@ def follow_parent(patience: float = 60.0) -> None:
 
 def run_in_child(function: Callable, task: tuple) -> Any:
     """Run one task in a child process."""
-    reported, interrupted = 0.0, False
-    if _stop.is_set() or not multiprocessing.parent_process().is_alive():
+    reported, interrupted, parent = 0.0, False, multiprocessing.parent_process()
+    if _stop.is_set() or parent is None or not parent.is_alive():
         raise Interrupted("stopped before it began; the same command resumes it")
 
     def report(stage: str, step: int, steps: int, numbers: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ The statement grammar is that of mem-kk-logic (Xie et al. 2024, arXiv 2410.23123
 
 import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 # ("knight", i) | ("knave", i) | ("not", s) | ("and" | "or", s, s, ...) | ("implies" | "iff", s, s)
@@ -23,7 +24,7 @@ RESERVED = {
 }
 
 
-def evaluate(statement: Statement, roles: tuple[bool, ...]) -> bool:
+def evaluate(statement: Statement, roles: Sequence[bool]) -> bool:
     """Truth value of a statement when person i is a knight exactly where `roles[i]` is True."""
     head = statement[0]
     if head == "knight":

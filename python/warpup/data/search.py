@@ -5,6 +5,9 @@ from typing import Literal, NamedTuple
 
 from .puzzles import Puzzle, evaluate, mentioned
 
+Kind = Literal["try", "check", "wait", "back"]
+TRIED: tuple[tuple[bool, Kind], ...] = ((True, "try"), (False, "wait"))  # of a person, one after the other
+
 
 class Event(NamedTuple):
     """What the teller says next, while person i is taken for a knight where `roles[i]` is True.
@@ -13,7 +16,7 @@ class Event(NamedTuple):
     wait: the person has the other role. back: the person has been both, and the one before has to change.
     """
 
-    kind: Literal["try", "check", "wait", "back"]
+    kind: Kind
     person: int
     roles: tuple[bool, ...]
     good: bool = True
@@ -38,10 +41,10 @@ def search(puzzle: Puzzle, slip: Callable[[], bool] = lambda: False) -> tuple[li
         if step == len(order):
             return True
         person = order[step]
-        for role, kind in ((True, "try"), (False, "wait")):
+        for role, kind in TRIED:
             roles[person] = role
             events.append(Event(kind, person, tuple(roles)))
-            if all(check(speaker) for speaker in sorted(due[step], key=position.get)) and solve(step + 1):
+            if all(check(speaker) for speaker in sorted(due[step], key=position.__getitem__)) and solve(step + 1):
                 return True
         events.append(Event("back", person, tuple(roles)))
         return False

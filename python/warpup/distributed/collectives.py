@@ -13,6 +13,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,7 @@ def same_on_all_ranks(facts: dict, group: dist.ProcessGroup | None) -> None:
     """ValueError on every rank, naming the first fact in which two ranks differ."""
     if not dist.is_initialized():
         return
-    found = [None] * dist.get_world_size(group)
+    found: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(found, facts, group)
     for rank, other in enumerate(found):
         for name in facts:

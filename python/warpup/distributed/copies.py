@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -58,7 +59,8 @@ class Copies:
         """The buffers, in the layout of the placement, with the parameters behind them."""
         self.check_unchanged()
         # Where saved tensors go through hooks (activation checkpointing) it is those that drop them and fetch again.
-        self.keep |= torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+        autograd: Any = torch._C._autograd  # pyright: ignore[reportAttributeAccessIssue]  torch's stubs lack it
+        self.keep |= autograd._top_saved_tensors_default_hooks(False) is not None
         return _Materialize.apply(self, *self.parameters)
 
     def release(self, y: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from warpup.distributed.collectives import exchange, same_on_all_ranks
 from warpup.distributed.experts import ShardedExperts
 from warpup.distributed.placement import heterogeneous_shards, owned
+
+Told = TypeVar("Told")
 
 PARAMETERS = ("w_gate_up", "w_down")
 FOREIGN = "optimizer must be the one that has the parameters of the experts: give that, or None if there is none"
@@ -166,9 +169,9 @@ def save_experts(folder: Path | str, model: nn.Module, optimizer: torch.optim.Op
         dist.barrier(first.group)
 
 
-def of_all_ranks(value: str | None, module: ShardedExperts) -> list[str | None]:
+def of_all_ranks(value: Told, module: ShardedExperts) -> list[Told]:
     """What each rank of a module's group gives, in their order."""
-    found: list[str | None] = [value] * module.ranks
+    found = [value] * module.ranks
     if dist.is_initialized():
         dist.all_gather_object(found, value, module.group)
     return found

@@ -43,7 +43,7 @@ def reference_divergence(
     if kind != "binary":
         counted = counted & (x_s != -torch.inf).any(-1) & (x_t != -torch.inf).any(-1)
     x_s, x_t = (x.masked_fill(~counted.unsqueeze(-1), 0.0) for x in (x_s, x_t))
-    if kind == "logit_swap" and x_t.shape[-1] > 0:
+    if kind == "logit_swap" and targets is not None and x_t.shape[-1] > 0:
         y, top = targets.where(counted, 0).unsqueeze(-1), x_t.argmax(-1, keepdim=True)
         x_t = x_t.scatter(-1, top, x_t.gather(-1, y)).scatter(-1, y, x_t.amax(-1, keepdim=True))
     no_s, no_t = x_s == -torch.inf, x_t == -torch.inf

@@ -6,6 +6,9 @@ The GEMMs are nearly all of the time: 2 forward, and backward these 2 again, the
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -33,9 +36,8 @@ def reference_linear_divergence(
 class _Chunks:
     """Both sides' logits, chunk by chunk in the same two buffers."""
 
-    def __init__(
-        self, student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias, rows, chunk
-    ):
+    def __init__(self, operands: Sequence[Any], rows: Sequence[Tensor | None], chunk: int):
+        student_hidden, student_weight, student_bias, teacher_hidden, teacher_weight, teacher_bias = operands
         n, vocab = student_hidden.shape[0], student_weight.shape[0]
         per_chunk = CHUNK_BYTES.get(student_hidden.device.type, 256 << 20) // student_hidden.element_size()
         self.step = min(chunk or max(1, per_chunk // max(vocab, 1)), max(n, 1))
@@ -45,7 +47,8 @@ class _Chunks:
         self.buffers = [hidden.new_empty(self.step, vocab) for hidden, *_ in self.sides]
         self.rows = rows  # temperature, mask, targets
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[slice, tuple[Any, ...]]]:
+        """(a chunk's rows, its inputs of `divergence`: both logits, temperature, mask, targets)."""
         n = self.sides[0][0].shape[0]
         for begin in range(0, n, self.step):
             at = slice(begin, min(begin + self.step, n))
@@ -69,7 +72,7 @@ def _forward(*arguments):
     sides, rows, (*options, chunk) = arguments[:6], arguments[6:9], arguments[9:]
     student_hidden = sides[0]
     value, stats = _outputs(student_hidden)
-    for at, inputs in _Chunks(*sides, rows, chunk):
+    for at, inputs in _Chunks(sides, rows, chunk):
         value[at], stats[at] = _op.ops.divergence(*inputs, *options)
     return value, stats
 
@@ -92,7 +95,7 @@ def _backward(*arguments):
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = torch.zeros(weight.shape if need_weight else 0, dtype=dtype, device=weight.device)
     grad_bias = torch.zeros(weight.shape[:1] if need_bias else 0, dtype=dtype, device=weight.device)
-    for at, inputs in _Chunks(*sides, rows, chunk):
+    for at, inputs in _Chunks(sides, rows, chunk):
         gradient = inputs[0]  # written over the logits
         _op.ops.divergence_backward_(*inputs, *options, stats[at], grad_value[at])
         if need_hidden:

@@ -34,7 +34,9 @@ class Requests:
     remedy: what to do where a list has a placeholder in the place of a token.
     """
 
-    def __init__(self, capacity: int, schedule: ReflectionSchedule | None = None, device="cpu", remedy: str = ""):
+    def __init__(
+        self, capacity: int, schedule: ReflectionSchedule | None = None, device: torch.device | str = "cpu", remedy=""
+    ):  # fmt: skip
         self.batch: ReflectionBatch | None = None  # made with the first request, which brings the markers
         self.capacity, self.default, self.device, self.remedy = capacity, schedule, device, remedy
         self.known: dict[Hashable, Followed] = {}
@@ -85,11 +87,12 @@ class Requests:
             length, seen = len(request.output), request.seen
             if length == seen:
                 continue
-            anew = seen is None or length < seen - self.batch.ring + 1
-            tokens = list(request.output if anew else request.output[seen:])
+            if seen is not None and length < seen - self.batch.ring + 1:
+                seen = None  # too far back
+            tokens = list(request.output[seen:])
             if any(token < 0 for token in tokens):
                 raise ValueError(f"request {key}: the engine has a placeholder where a token should be: {self.remedy}")
-            if anew:
+            if seen is None:
                 self.batch.begin([request.slot], [list(request.prompt)], [tokens], request.schedule)
                 self.state.set([request.slot], request.budget)
                 if request.budget is not None and tokens:
@@ -128,7 +131,7 @@ class Requests:
         return self.state.forced(self.slots(keys))
 
 
-def room(slots: int) -> dict[str, int]:
+def room(slots: int) -> dict[str, Any]:
     """Of a batch's tables, where each request may have tokens and knots of its own: 64 of each."""
     return {"ids": max(4096, 64 * slots), "knots": max(256, 64 * slots)}
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from warpup.train.model.routers import INDICES, takes_indices
 
 
-def routed_blocks(model: nn.Module) -> list[tuple[str, nn.Module, nn.Module]]:
+def routed_blocks(model: nn.Module) -> list[tuple[str, nn.Module, Any]]:
     """(name, block, its experts) of each layer of routed experts, in the model's order. ValueError if there is none."""
     found = [
         (name, block, experts)
@@ -102,7 +103,7 @@ def replay_experts(model: nn.Module, experts: Tensor) -> Iterator[None]:
         yield
 
 
-def _layers(model: nn.Module, names: list[str], count: int) -> list[int]:
+def _layers(model: Any, names: list[str], count: int) -> list[int]:
     """Which of the `count` recorded layers belongs to each block."""
     if count == len(names):
         return list(range(count))

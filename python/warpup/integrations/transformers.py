@@ -210,7 +210,7 @@ class _ContinuousProcessor(ContinuousBatchingLogitsProcessor):  # pyright: ignor
     def _make_room(self, keys) -> None:
         if not self.requests.free:
             for key in [k for k in self.requests.known if k not in keys]:  # finished, or preempted and rebuilt later
-                self.requests.stop(key), self.states.pop(key)
+                self.requests.stop(key), self.states.pop(str(key))
 
 
 class ReflectionContinuousProcessor(_ContinuousProcessor):

@@ -15,6 +15,7 @@ import re
 import sys
 import warnings
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ KINDS = {
 }
 
 
-def experts_forward(self: torch.nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """What transformers' classes of experts call in place of their own loop. Ids from num_experts on, which belong to
     other ranks, are dropped."""
     indices = torch.where(top_k_index < self.num_experts, top_k_index, -1).long()
@@ -64,7 +65,8 @@ def experts_forward(self: torch.nn.Module, hidden_states: Tensor, top_k_index: T
         if adapters and name in adapters:
             down, up, scaling = adapters[name]
             y = y + scaling * grouped_mm(grouped_mm(x, down, plan.offsets), up, plan.offsets)
-        return y + bias(name)[expert_of(plan.offsets, len(y))] if self.has_bias else y
+        b = bias(name)
+        return y if b is None else y + b[expert_of(plan.offsets, len(y))]
 
     a = project(moe_gather(hidden_states, plan), "gate_up_proj" if self.has_gate else "up_proj")
     gated = glu(a, activation=activation) if activation else self._apply_gate(a) if self.has_gate else self.act_fn(a)
@@ -101,7 +103,7 @@ def low_rank_experts(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-def computes_experts(module: torch.nn.Module) -> bool:
+def computes_experts(module: Any) -> bool:
     """Whether this is a module of experts that calls `experts_forward`."""
     return hasattr(module, "is_transposed") and module.config._experts_implementation == "warpup"
 
@@ -113,7 +115,7 @@ def _low_rank_wrapper() -> type:
 
     class LowRankExperts(ParamWrapper):
         @contextmanager
-        def _activate_lora(self, active_adapters: list[str]):
+        def _activate_lora(self: Any, active_adapters: list[str]):
             names, experts = [name for name in active_adapters if name in self.lora_A], self.get_base_layer()
             if len(names) != 1 or not computes_experts(experts):  # the implementation may have been changed since
                 with super()._activate_lora(active_adapters):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,8 +126,8 @@ class LinearLogprob:
             return _Logprob.apply(hidden, weight, bias, tokens, outputs)
 
 
-def _operands(hidden: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-    """All in the dtype of the product: autocast's, else that of the hidden states."""
+def _operands(hidden: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
+    """All, tensors or None, in the dtype of the product: autocast's, else that of the hidden states."""
     kind = hidden.device.type
     to = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return tuple(t if t is None else t.to(to) for t in (hidden, *others))

@@ -74,7 +74,7 @@ def loss_of(kind: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         advantages: Tensor,
         response_mask: Tensor,
         loss_agg_mode: str = "token-mean",
-        config=None,
+        config: Any = None,
         rollout_is_weights: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Any]]:
         """All tensors (B, T). Returns (loss, metrics under verl's names)."""
@@ -84,7 +84,13 @@ def loss_of(kind: str) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
         if kind == "clip_cov":
             bounds = (given.clip_cov_lb, given.clip_cov_ub)
             selected = clip_cov_tokens(
-                log_prob, old_log_prob, advantages, mask, clip=options.clip, share=given.clip_cov_ratio, bounds=bounds
+                log_prob,
+                old_log_prob,
+                advantages,
+                mask,
+                clip=options.clip_range(),
+                share=given.clip_cov_ratio,
+                bounds=bounds,
             )
         elif kind == "kl_cov":
             selected = kl_cov_tokens(log_prob, advantages, mask, share=given.kl_cov_ratio)
@@ -186,7 +192,10 @@ class FusedLinearForPPO(torch_functional.FusedLinearForPPO):
         """hidden_states (..., H), vocab_weights (V, H), input_ids (...): log-probs and entropies (...), float32."""
         if self.impl_backend != "torch":
             return super().forward(hidden_states, vocab_weights, input_ids, temperature)
-        return linear_logprob(hidden_states, vocab_weights, input_ids.long(), temperature=temperature, entropy=True)
+        logp, entropy = linear_logprob(
+            hidden_states, vocab_weights, input_ids.long(), temperature=temperature, entropy=True
+        )
+        return logp, entropy
 
 
 torch_functional.FusedLinearForPPO = FusedLinearForPPO  # verl looks it up at every forward pass

@@ -30,12 +30,13 @@ def reference_interval_relu(center, radius, *, clean=None, sums=False, sound=Fal
 
 
 def reference_interval_batch_norm(
-    center, radius, running_mean, running_var, weight=None, bias=None, *, clean=None, training=False, momentum=0.1,
-    eps=1e-5, statistics="clean", relu=False, sums=False, sound=False,
+    center: Tensor, radius: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor | None = None,
+    bias: Tensor | None = None, *, clean: Tensor | None = None, training=False, momentum=0.1, eps=1e-5,
+    statistics="clean", relu=False, sums=False, sound=False,
 ):  # fmt: skip
     """`interval_batch_norm` in plain torch, without what `sound` adds."""
     if training and statistics != "frozen":
-        source = center if statistics == "midpoint" else clean
+        source = center if clean is None or statistics == "midpoint" else clean
         dims = [d for d in range(source.dim()) if d != 1]
         var, mean = torch.var_mean(source, dims, correction=0)
         _update(running_mean, running_var, mean, var, source.numel() // source.shape[1], momentum)
@@ -118,8 +119,12 @@ _backward = "interval_batch_norm_backward"
 torch.library.register_vmap(f"warpup::{_backward}", vmap_rule(getattr(torch.ops.warpup, _backward)))
 
 
-def _run(op: str, center, radius, clean, mean, var, weight, bias, source, eps, relu, sums, sound, update=None):
-    """Checks what both functions share, brings the operands to [outer, channels, inner], and back."""
+def _run(
+    op: str, center, radius, clean, mean, var, weight, bias, source, eps, relu, sums, sound, running_mean=None,
+    running_var=None, momentum=0.0,
+):  # fmt: skip
+    """Checks what both functions share, brings the operands to [outer, channels, inner], and back; a batch's own
+    statistics go into the running ones."""
     if sound:
         check_subnormals()
     for name, t in (("radius", radius), ("clean", clean)):
@@ -156,13 +161,12 @@ def _run(op: str, center, radius, clean, mean, var, weight, bias, source, eps, r
     options = (source, eps, relu, sums, sound)
     asked = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*operands, weight, bias))
     if asked or transformed():
-        keep = relu and not sums and source != 0 and operands[0].dtype == accumulator(center) and _flat(weight, bias)
+        keep = relu and not sums and source != 0 and center.dtype == accumulator(center) and _flat(weight, bias)
         c, r, x, own_mean, own_var, totals = IntervalBatchNorm.apply(*operands, *parameters, keep, *options)
     else:
         c, r, x, own_mean, own_var, totals = _op.ops.interval_batch_norm(*operands, *parameters, *options)
-    if update is not None:
-        running, n, momentum = update
-        _update(*running, own_mean, own_var, n, momentum)
+    if source >= 0:
+        _update(running_mean, running_var, own_mean, own_var, center.numel() // shape[1], momentum)
     found = (back(c), back(r)) + (() if clean is None else (back(x),))
     return (*found, box_sums(totals, center)) if sums else found
 
@@ -206,8 +210,7 @@ def interval_relu(
 
     Source: Gowal et al. 2018 (arXiv 1810.12715); the sums, Shi et al. 2021 (arXiv 2103.17268).
     """
-    none = (None,) * 4
-    return _run("interval_relu", center, radius, clean, *none, -1, 0.0, True, sums, sound)
+    return _run("interval_relu", center, radius, clean, None, None, None, None, -1, 0.0, True, sums, sound)
 
 
 @explained
@@ -286,9 +289,7 @@ def interval_batch_norm(
     if source >= 0 and center.numel() == 0:
         raise ValueError(f"{op}: an empty batch has no statistics, got shape {tuple(center.shape)}")
     weight, bias = (None if t is None else t.to(acc).contiguous() for t in (weight, bias))
-    mean, var = (None, None) if source >= 0 else (running_mean.to(acc), running_var.to(acc))
-    update = (running_mean, running_var) if source >= 0 and running_mean is not None else None
-    options = (source, eps, relu, sums, sound)
-    if update is not None:
-        update = (update, center.numel() // center.shape[1], momentum)
-    return _run(op, center, radius, clean, mean, var, weight, bias, *options, update)
+    mean = None if source >= 0 or running_mean is None else running_mean.to(acc)
+    var = None if source >= 0 or running_var is None else running_var.to(acc)
+    options = (source, eps, relu, sums, sound, running_mean, running_var, momentum)
+    return _run(op, center, radius, clean, mean, var, weight, bias, *options)

@@ -6,7 +6,7 @@ element by element: a negative radius gives what is no box, a NaN spreads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -48,9 +48,7 @@ def interval_box(
         ValueError: eps is below 0 or std not above 0 where they are numbers or sequences, or a shape does not fit.
     """
 
-    def per_channel(name, value, allowed):
-        if value is None:
-            return None
+    def per_channel(name: str, value: float | Sequence[float] | Tensor, allowed: Callable[[float], bool]) -> Tensor:
         if not isinstance(value, Tensor):
             numbers = value if isinstance(value, Sequence) else [value]
             if not all(allowed(n) for n in numbers):
@@ -68,14 +66,16 @@ def interval_box(
             raise ValueError(f"interval_box: {name} must be one number or {channels}, got shape {tuple(value.shape)}")
         return value.view(-1, *[1] * (x.dim() - 2))
 
-    eps, std = per_channel("eps", eps, lambda n: n >= 0), per_channel("std", std, lambda n: n > 0)
-    low, high = (per_channel(name, value, lambda n: True) for name, value in (("low", low), ("high", high)))
-    reach = eps if std is None else eps / std
+    reach = per_channel("eps", eps, lambda n: n >= 0)
+    if std is not None:
+        reach = reach / per_channel("std", std, lambda n: n > 0)
     up = down = reach.expand(x.shape)  # distances, not x +- reach, which loses a small reach
     if low is not None:
-        up, down = torch.maximum(up, low - x), torch.minimum(down, x - low)
+        lowest = per_channel("low", low, lambda n: True)
+        up, down = torch.maximum(up, lowest - x), torch.minimum(down, x - lowest)
     if high is not None:
-        up, down = torch.minimum(up, high - x), torch.maximum(down, x - high)
+        highest = per_channel("high", high, lambda n: True)
+        up, down = torch.minimum(up, highest - x), torch.maximum(down, x - highest)
     return x + (up - down) / 2, (up + down) / 2
 
 

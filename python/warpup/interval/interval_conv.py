@@ -155,7 +155,7 @@ def interval_conv2d(
 
 def _conv(op, dims, operands, places, mode, sound, out_dtype) -> tuple:
     operands = checked(op, operands, dims + 2, mode, sound, out_dtype)
-    center, weight, clean = operands[0], operands[2], operands[5]
+    center, radius, weight, bias, weight_radius, clean = operands
     stride, padding, dilation, groups = places
     if (
         center.dim() != dims + 2
@@ -180,11 +180,11 @@ def _conv(op, dims, operands, places, mode, sound, out_dtype) -> tuple:
     def linear(c, r, w, b, wr):
         return interval_linear(c, r, w, b, weight_radius=wr, mode=mode, sound=sound, out_dtype=out_dtype)
 
-    found = _as_linear(linear, *operands[:5], stride, padding, dilation, groups)
+    found = _as_linear(linear, center, radius, weight, bias, weight_radius, stride, padding, dilation, groups)
     if clean is None:
         return found
     through = widest(CONVOLUTIONS[dims])
-    return (*found, through(clean, weight, operands[3], stride, padding, dilation, groups))
+    return (*found, through(clean, weight, bias, stride, padding, dilation, groups))
 
 
 def _each(dims: int, value: int | Sequence[int]) -> list[int]:
@@ -208,7 +208,8 @@ def _as_linear(linear: Callable, center, radius, weight, bias, weight_radius, st
     ]
 
     def windows(t):  # (B, places, groups, C / groups * kernel)
-        return F.unfold(t, kernel, dilation, padding, stride).unflatten(1, (groups, -1)).permute(0, 3, 1, 2)
+        places = (tuple(each) for each in (dilation, padding, stride))
+        return F.unfold(t, kernel, *places).unflatten(1, (groups, -1)).permute(0, 3, 1, 2)
 
     def rows(t):
         return [None] * groups if t is None else [w.flatten(1) if w.dim() > 1 else w for w in t.chunk(groups)]

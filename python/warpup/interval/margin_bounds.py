@@ -5,6 +5,8 @@ Contract, numerics and bytes moved: csrc/interval/margin_bounds.h.
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -94,6 +96,18 @@ def margin_bounds(center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor |
     Source: elision of the last layer, Gowal et al. 2018 (arXiv 1810.12715).
     """
     return _margins("margin_bounds", center, radius, weight, bias, labels, False)[0]
+
+
+@overload
+def margin_cross_entropy(
+    center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, reduction: str = ...,
+    bounds: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def margin_cross_entropy(
+    center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, *, reduction: str = ...,
+    bounds: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 @explained

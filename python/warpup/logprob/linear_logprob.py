@@ -9,6 +9,7 @@ accumulated where the GEMM accumulates, and only the hidden states' gradient is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -149,6 +150,24 @@ def reference_linear_logprob(hidden, weight, targets, *, bias=None, chunk=None, 
     if cu_seqlens is not None:
         targets = next_tokens(targets, cu_seqlens, options.get("ignore_index", IGNORE_INDEX))
     return reference_token_logprob(torch.nn.functional.linear(hidden, weight, bias), targets, **options)
+
+
+@overload
+def linear_logprob(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = ..., temperature: float | Tensor = ...,
+    scale: float = ..., softcap: float | None = ..., entropy: Literal[False] = ..., lse: Literal[False] = ...,
+    sum_p2: Literal[False] = ..., delta: float | Tensor = ..., token_set: Sequence[int] | Tensor | None = ...,
+    kept_mask: Tensor | None = ..., kept: tuple[Tensor, Tensor] | None = ..., ignore_index: int = ...,
+    cu_seqlens: Tensor | None = ..., chunk: int | None = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def linear_logprob(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, bias: Tensor | None = ..., temperature: float | Tensor = ...,
+    scale: float = ..., softcap: float | None = ..., entropy: bool = ..., lse: bool = ..., sum_p2: bool = ...,
+    delta: float | Tensor = ..., token_set: Sequence[int] | Tensor | None = ..., kept_mask: Tensor | None = ...,
+    kept: tuple[Tensor, Tensor] | None = ..., ignore_index: int = ..., cu_seqlens: Tensor | None = ...,
+    chunk: int | None = ...,
+) -> Tensor | tuple[Tensor, ...]: ...  # fmt: skip
 
 
 @explained

@@ -6,7 +6,7 @@ Contract, numerics and bytes moved: csrc/logprob/token_logprob.h.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -220,6 +220,20 @@ def _scored(logits: Tensor, tokens: SampledTokens, inplace_backward: bool, *flag
 # ---- public functions -----------------------------------------------------------------------------------------------
 
 
+@overload
+def token_logprob(
+    logits: Tensor, targets: Tensor, *, temperature: float | Tensor = ..., scale: float = ...,
+    softcap: float | None = ..., entropy: Literal[False] = ..., lse: Literal[False] = ..., sum_p2: Literal[False] = ...,
+    ignore_index: int = ..., inplace_backward: bool = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def token_logprob(
+    logits: Tensor, targets: Tensor, *, temperature: float | Tensor = ..., scale: float = ...,
+    softcap: float | None = ..., entropy: bool = ..., lse: bool = ..., sum_p2: bool = ..., ignore_index: int = ...,
+    inplace_backward: bool = ...,
+) -> Tensor | tuple[Tensor, ...]: ...  # fmt: skip
+
+
 @explained
 def token_logprob(
     logits: Tensor,
@@ -274,6 +288,23 @@ def token_logprob(
         "token_logprob", 0, targets, temperature, ignore_index, scale=scale, softcap=softcap, rows=rows
     )
     return _scored(logits, tokens, inplace_backward, entropy, lse, sum_p2)
+
+
+@overload
+def replay_logprob(
+    logits: Tensor, targets: Tensor, *, temperature: float | Tensor = ..., delta: float | Tensor = ...,
+    token_set: Sequence[int] | Tensor | None = ..., kept_mask: Tensor | None = ...,
+    kept: tuple[Tensor, Tensor] | None = ..., scale: float = ..., softcap: float | None = ...,
+    entropy: Literal[False] = ..., lse: Literal[False] = ..., sum_p2: Literal[False] = ..., ignore_index: int = ...,
+    inplace_backward: bool = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def replay_logprob(
+    logits: Tensor, targets: Tensor, *, temperature: float | Tensor = ..., delta: float | Tensor = ...,
+    token_set: Sequence[int] | Tensor | None = ..., kept_mask: Tensor | None = ...,
+    kept: tuple[Tensor, Tensor] | None = ..., scale: float = ..., softcap: float | None = ..., entropy: bool = ...,
+    lse: bool = ..., sum_p2: bool = ..., ignore_index: int = ..., inplace_backward: bool = ...,
+) -> Tensor | tuple[Tensor, ...]: ...  # fmt: skip
 
 
 @explained

@@ -8,6 +8,8 @@ that those rows stay in the L2 cache.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -49,7 +51,7 @@ def _nt_kernel(
 
     # Its rows and columns.
     mine = ids == expert
-    before = tl.sum(tl.where(ids == expert - 1, last_tiles, 0), 0)
+    before = tl.sum(tl.where(ids + 1 == expert, last_tiles, 0), 0)
     first, stop = tl.sum(tl.where(mine, begin, 0), 0), tl.sum(tl.where(mine, end, 0), 0)
     rows = first + (tile - before) * ROWS + tl.arange(0, ROWS)
     columns = program % across * COLUMNS + tl.arange(0, COLUMNS)
@@ -93,7 +95,7 @@ def _tn_kernel(
     tl.store(to, sums.to(out.dtype.element_ty), mask=(i < m)[:, None] & (j < n)[None, :])
 
 
-def _options(x: Tensor) -> dict:
+def _options(x: Tensor) -> dict[str, Any]:
     double = x.dtype == torch.float64
     scale = 4 if double else 1
     return {
@@ -108,14 +110,19 @@ def _options(x: Tensor) -> dict:
 
 def grouped_mm_nt(a: Tensor, b: Tensor, offsets: Tensor, a_rows: Tensor | None = None) -> Tensor:
     """As in grouped_mm.py."""
-    a, options = a if a.stride(-1) == 1 else a.contiguous(), _options(a)
+    a = a if a.stride(-1) == 1 else a.contiguous()
     count, (experts, n, k) = (a if a_rows is None else a_rows).shape[0], b.shape
     out = a.new_empty(count, n)
+    options: dict[str, Any] = {
+        "gathered": a_rows is not None,
+        "EXPERTS": triton.next_power_of_2(experts),
+        **_options(a),
+    }
     tiles = min(count, triton.cdiv(count, options["ROWS"]) + experts)
     if out.numel():
         _nt_kernel[(tiles * triton.cdiv(n, options["COLUMNS"]),)](
-            a, b, out, offsets, offsets if a_rows is None else a_rows, experts, n, k, a.stride(0), *b.stride(),
-            gathered=a_rows is not None, EXPERTS=triton.next_power_of_2(experts), **options,
+            a, b, out, offsets, offsets if a_rows is None else a_rows, experts, n, k, a.stride(0), b.stride(0),
+            b.stride(1), b.stride(2), **options,
         )  # fmt: skip
     return out
 
@@ -125,12 +132,13 @@ def grouped_mm_tn(
 ) -> Tensor:
     """As in grouped_mm.py."""
     a, b = (t if t.stride(-1) == 1 else t.contiguous() for t in (a, b))
-    options, m, n, experts = _options(a), a.shape[1], b.shape[1], offsets.shape[0] - 1
+    m, n, experts = a.shape[1], b.shape[1], offsets.shape[0] - 1
+    options: dict[str, Any] = {"a_gathered": a_rows is not None, "b_gathered": b_rows is not None, **_options(a)}
     out = a.new_empty(experts, m, n)
     if out.numel():
         grid = (triton.cdiv(n, options["COLUMNS"]), triton.cdiv(m, options["ROWS"]), experts)
         _tn_kernel[grid](
             a, b, out, offsets, offsets if a_rows is None else a_rows, offsets if b_rows is None else b_rows,
-            m, n, a.stride(0), b.stride(0), a_gathered=a_rows is not None, b_gathered=b_rows is not None, **options,
+            m, n, a.stride(0), b.stride(0), **options,
         )  # fmt: skip
     return out

@@ -108,12 +108,12 @@ class RoutingMetrics:
             self._tokens.setdefault(sample, torch.zeros(self.layers, dtype=torch.float64))[layer] += tokens[i]
             at[layer] += sums[i]
         if self.router is not None:
-            self._add_cosines(layer, row)
+            self._add_cosines(layer, row, self.router[layer])
 
-    def _add_cosines(self, layer: int, row: Tensor) -> None:
+    def _add_cosines(self, layer: int, row: Tensor, router: Tensor) -> None:
         """e_l = sum over k of weight * router row, of each token; its cosine with e of the layer before, which is kept
         until the next one has come."""
-        mixed = row @ self.router[layer].detach().cpu().double()
+        mixed = row @ router.detach().cpu().double()
         before = self._mixed.pop(layer - 1, None)
         if before is not None and before.shape == mixed.shape:
             both = row.any(1) & before.any(1)

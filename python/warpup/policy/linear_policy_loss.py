@@ -17,7 +17,7 @@ from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 from warpup._products import add_mm, mm
-from warpup._transforms import beyond_reverse_mode, once_differentiable, transformed
+from warpup._transforms import beyond_reverse_mode, functorch, once_differentiable, transformed
 from warpup.logprob.linear_logprob import (
     CHUNK_BYTES,
     SAMPLED_TOKENS,
@@ -29,9 +29,9 @@ from warpup.logprob.linear_logprob import (
 )
 from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, check_alone, sampled_tokens
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
-from warpup.policy.masks import per_token, row_sums
 from warpup.policy.policy_loss import OPTIONS, policy_loss_of, schema_of, tensors_of
 from warpup.policy.reference import reference_policy_loss
+from warpup.policy.rows import per_token, row_sums
 
 TENSORS = ("old_logp", "advantages", "mask", "ref_logp", "weights", "penalty")  # what the loss reads at each token
 OF_LOSS = schema_of((*TENSORS, *OPTIONS))
@@ -138,7 +138,7 @@ class GivenGradients(torch.autograd.Function):
             )
         gradients, ctx.gradients = ctx.gradients, None
         # vmap, also that of `torch.autograd.grad(..., is_grads_batched=True)`, may have several grad_loss for these.
-        legacy = torch._C._functorch.is_legacy_batchedtensor
+        legacy = functorch.is_legacy_batchedtensor
         several = transformed() or (not torch.compiler.is_compiling() and legacy(grad_loss))
         times = Tensor.mul if several else Tensor.mul_
         needed = zip(gradients, ctx.needs_input_grad, strict=False)
@@ -292,7 +292,7 @@ def linear_policy_loss_of(
             hidden, weight, targets, bias=bias, temperature=temperature, scale=scale, softcap=softcap,
             delta=logit_delta, token_set=token_set, kept=kept, entropy=bool(entropy_coef), chunk=columns,
         )  # fmt: skip
-        logp, options["entropy"] = found if entropy_coef else (found, None)
+        logp, options["entropy"] = found if isinstance(found, tuple) else (found, None)
         return policy_loss_of(policy, logp, old_logp, advantages, mask, cu_seqlens=cu_seqlens, **options)
 
     options["cu_seqlens"] = cu_seqlens

@@ -14,7 +14,8 @@ from torch import Tensor
 from warpup import _op
 from warpup._arguments import explained
 from warpup.policy.kinds import METRICS, PolicyOptions
-from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token
+from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens
+from warpup.policy.rows import per_token
 
 STATE = 4  # columns of row_state
 _TYPES = {a.name: str(a.type) for a in torch.ops.warpup.policy_loss.default._schema.arguments}

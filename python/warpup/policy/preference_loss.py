@@ -201,7 +201,7 @@ def preference_loss(
     if normalizer is not None and (normalizer.numel() != 1 if isinstance(normalizer, Tensor) else not normalizer > 0):
         raise ValueError(f"preference_loss: normalizer must be one number above 0, got {normalizer}")
     won, lost = chosen, rejected
-    if ref_chosen is not None:
+    if ref_chosen is not None and ref_rejected is not None:
         won, lost = won - ref_chosen.detach(), lost - ref_rejected.detach()
     loss = published.formula(won, lost, beta, margin, label_smoothing)
     if weights is not None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from warpup._op import accumulator
 from warpup.policy.kinds import METRICS, UNHELD, PolicyOptions
-from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, row_sums
+from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens
+from warpup.policy.rows import per_token, row_sums
 
 
 def reference_policy_loss(
@@ -133,7 +134,7 @@ def reference_policy_loss(
     loss = loss * w
     if o.kl_coef:  # else it is a metric only
         loss = loss + o.kl_coef * added
-    if o.entropy_coef:
+    if o.entropy_coef and entropy is not None:
         loss = loss - o.entropy_coef * masked(entropy)
 
     normalizer, denominator = o.division()

@@ -61,7 +61,7 @@ class BudgetState:
         self.limit[at] = budget.tokens
         if budget.warn_at is not None:
             self.warn_at[at] = budget.warn_at
-        if budget.probe_every is not None:
+        if budget.probe_every is not None and budget.probe_below is not None:
             self.probe_every[at], self.probe_below[at] = budget.probe_every, budget.probe_below
             self.least[at] = budget.probe_least
         for name, ids in texts.items():

@@ -77,7 +77,7 @@ def reference_sample_step(
         if slot < 0:
             rows.append((-1, *[0.0] * 8))
             continue
-        s = dict(zip(SAMPLING, tables.sampling[slot].tolist(), strict=True))
+        s: dict[str, float] = dict(zip(SAMPLING, tables.sampling[slot].tolist(), strict=True))
         lag = 0 if back is None else int(back[r])
         phase, generated, _ = progress_of(tables, slot, lag)
         t = s["answer"] if phase == 2 else s["code"] if phase == 3 else s["think"]

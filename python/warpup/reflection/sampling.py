@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from warpup._numbers import DIVISORS, LARGEST
 
-SAMPLING = (
+SAMPLING: tuple[str, ...] = (
     "think", "answer", "code", "top_k", "top_p", "min_p", "repetition", "presence", "seed", "beta", "frequency",
     "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "spare",
 )  # fmt: skip
-FILTERS = {
+FILTERS: dict[str, float] = {
     "top_k": 0,
     "top_p": 1.0,
     "min_p": 0.0,
@@ -46,7 +46,7 @@ def sampling_row(
     2^53 - 1. beta: of emulated fine-tuning. Raises ValueError on a value out of range, and on a filter where every
     temperature is 0.
     """
-    phases = temperature if isinstance(temperature, Mapping) else dict.fromkeys(SAMPLING[:3], temperature)
+    phases = dict(temperature) if isinstance(temperature, Mapping) else dict.fromkeys(SAMPLING[:3], temperature)
     least, most = DIVISORS
     if set(phases) != set(SAMPLING[:3]) or not all(t == 0 or least <= t <= most for t in phases.values()):
         raise ValueError(

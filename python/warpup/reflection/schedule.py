@@ -89,9 +89,10 @@ class ReflectionSchedule:
                     f"{getattr(self, name)!r}"
                 )
         window = None if self.window is None else tuple(self.window)
-        end = math.inf if window is None or len(window) != 2 or window[1] is None else window[1]
-        if window is not None and not (len(window) == 2 and window[0] < end):
-            raise ValueError(f"window: expected (begin, end) with begin < end, got {self.window!r}")
+        if window is not None:
+            begin, end = window if len(window) == 2 else (None, None)
+            if begin is None or not begin < (math.inf if end is None else end):
+                raise ValueError(f"window: expected (begin, end) with begin < end, got {self.window!r}")
         tokens = ReflectionTokens.of(self.tokens)
         if not tokens.ids and self.wave != "off":
             raise ValueError("tokens: expected at least one id")

@@ -58,7 +58,8 @@ def check(
     wrong = []
     for case in cases:
         text = form.replace("{}", case.completion)
-        completion = Completion(text, text, text.split() or [""], finished=True)  # words in place of tokens
+        ids = list(range(len(text.split()) or 1))  # a token is a word
+        completion = Completion(text, text, ids, finished=True)
         example = {"prompt": "", **(columns or {}), "answer": case.answer}
         calls = list(signature.calls([completion], [example], 1))
         if signature.asynchronous:

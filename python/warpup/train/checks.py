@@ -73,6 +73,12 @@ def check_rate(settings, *, place: str) -> None:
         )
 
 
+def filled(number: int | None) -> int:
+    """A setting that may be left open, when `Recipe` has put what fits into memory in its place."""
+    assert number is not None
+    return number
+
+
 def check_unused(settings, *names: str, place: str, why: str) -> None:
     """Raise TrainError if a named setting was given, that is, differs from its default; `why` nothing reads it."""
     defaults = {field.name: field.default for field in fields(settings)}

@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # imported where it is used
 
 def train(arguments: list[str]) -> None:
     """warpup train [CONFIG] [--key value ...]: flags override the file."""
-    from .config import TrainConfig, check_paths, check_settings, check_stages, load_config
+    from .config import TrainConfig, check_paths, check_settings, check_stages
+    from .config_file import load_config
 
     file = TrainConfig()
     if arguments and not arguments[0].startswith("-"):
@@ -144,7 +145,7 @@ class EvalArguments:
 
 def check_trusted(file: Path, reward: RewardName, given: EvalArguments) -> None:
     """UsageError where a reward that a run's folder names would be imported, and so run, without the user's word."""
-    names = [reward] if isinstance(reward, str) else list(reward)
+    names = [reward] if isinstance(reward, str) or callable(reward) else list(reward)
     foreign = [str(name) for name in names if not str(name).startswith(("warpup.rewards:", "warpup.data:"))]
     if foreign and not (given.reward or given.trust):
         raise UsageError(
@@ -156,9 +157,11 @@ def check_trusted(file: Path, reward: RewardName, given: EvalArguments) -> None:
 def measured_as(given: EvalArguments) -> tuple["HeldOutConfig", str]:
     """What is measured and the precision: what is given, else as the run in this folder measured itself, which is
     said."""
-    from .config import HeldOutConfig, fill
+    from .config import HeldOutConfig
+    from .config_file import fill
 
-    own, held, dtype, told = Path(given.run) / "train.json", HeldOutConfig(), given.dtype or "auto", {}
+    own, dtype, told = Path(given.run) / "train.json", given.dtype or "auto", {}
+    held: HeldOutConfig = HeldOutConfig()
     changes: dict[str, Any] = {"samples": given.samples, "max_new_tokens": given.max_new_tokens, "limit": given.limit}
     changes |= {"data": given.data or None, "reward": given.reward or None}
     changes = {name: value for name, value in changes.items() if value is not None}

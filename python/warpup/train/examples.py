@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence, Sized
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -72,7 +72,7 @@ def examples_of(stage) -> Sequence[dict[str, Any]]:
         raise TrainError(f"{place}.data: no examples")
     if stage.limit is not None and len(examples) > stage.limit:
         print(f"{place}.limit: the first {stage.limit} examples are used, there are more", file=sys.stderr)
-        examples = examples[: stage.limit]
+        examples = cast(Sequence[dict[str, Any]], examples[: stage.limit])
     given = getattr(stage, "chat_template_kwargs", None) or {}
     if given and all(isinstance(example["prompt"], str) for example in examples):
         raise TrainError(f"{place}.chat_template_kwargs: no prompt is chat messages, so nothing reads it; leave it out")

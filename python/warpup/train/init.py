@@ -166,7 +166,7 @@ def field_docs(kind: type) -> dict[str, str]:
     """The docstring under each field of a dataclass and of those it extends, as one line. KeyError on a field that has
     none."""
     docs = {}
-    for base in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
+    for base in [base for base in reversed(kind.__mro__) if dataclasses.is_dataclass(base)]:
         [tree] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(tree, ast.ClassDef)
         for field, text in zip(tree.body, tree.body[1:], strict=False):

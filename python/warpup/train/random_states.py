@@ -1,7 +1,7 @@
 """The states of the random generators that a run draws from, as they are kept in a checkpoint."""
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ def random_states(generator: torch.Generator) -> tuple[dict[str, torch.Tensor], 
     tensors = {"random.generator": generator.get_state(), "random.torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = cast(tuple[Any, ...], np.random.get_state())
     version, internal, gauss = random.getstate()
     return tensors, {"numpy": [kind, keys.tolist(), *rest], "python": [version, list(internal), gauss]}
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 import torch.distributed as dist
@@ -97,6 +97,12 @@ def size() -> int:
     return dist.get_world_size() if _active else 1
 
 
+@overload
+def share(items: range) -> range: ...
+@overload
+def share(items: Sequence[T]) -> Sequence[T]: ...
+
+
 def share(items: Sequence) -> Sequence:
     """This rank's part of what all have: each item is in the part of one rank, in the same order."""
     count, parts = len(items), size()
@@ -122,7 +128,8 @@ def from_first(make: Callable[[], T]) -> T:
 
 def total(*numbers: T) -> list[T]:
     """The sum of each number over the ranks."""
-    return [type(own)(sum(each)) for own, each in zip(numbers, zip(*gathered(numbers), strict=True), strict=True)]
+    kinds: list[Any] = [type(own) for own in numbers]
+    return [kind(sum(each)) for kind, each in zip(kinds, zip(*gathered(numbers), strict=True), strict=True)]
 
 
 def totals(numbers: Mapping[str, float], largest: Sequence[str] = ()) -> dict[str, float]:

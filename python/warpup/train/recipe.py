@@ -54,7 +54,7 @@ class Stage(Protocol):
         """What `train` needs of the examples, such as their tokens. Raise TrainError on what does not fit model and
         data; called like `check`, so before any training."""
 
-    def train(self, run: StageRun, prepared: Any) -> None:
+    def train(self, run: StageRun, prepared: Any, /) -> None:
         """Train `run.model` on what `prepare` returned: a loop over `run.steps(...)`."""
 
 
@@ -115,8 +115,9 @@ class Recipe:
                 check_stage(folders[i], stage, settings[i], done[i], any(d is not None for d in done[i + 1 :]))
             trained, patience = False, held_out.stop_after if held_out else None
             for i, stage in enumerate(self.stages):
-                if done[i] == stage.steps or (newest[i] and patience and checkpoint.stale(newest[i]) >= patience):
-                    checkpoint.load_weights(model, newest[i])
+                found = newest[i]
+                if found and (done[i] == stage.steps or (patience and checkpoint.stale(found) >= patience)):
+                    checkpoint.load_weights(model, found)
                     continue
                 folders[i].mkdir(parents=True, exist_ok=True)
                 stage = self.fitted(stage, folders[i], model, dtype, prepared[i])
@@ -160,7 +161,7 @@ class Recipe:
         return data, [s.prepare(model, tokenizer, d) for s, d in zip(self.stages, data, strict=True)]
 
     @staticmethod
-    def fitted(stage: Stage, folder: Path, model, dtype: torch.dtype | None, prepared: Any) -> Stage:
+    def fitted(stage: Any, folder: Path, model, dtype: torch.dtype | None, prepared: Any) -> Stage:
         """The stage with numbers of tokens and of rows at once, if it leaves them open: those it began with, so that it
         resumes bit for bit on a machine with less to spare; else what fits."""
         path = folder / "stage.json"

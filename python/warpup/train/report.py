@@ -151,9 +151,8 @@ def charts(lines: Sequence[dict[str, Any]], stage: str) -> list[str]:
 
     def drawn(names: Sequence[str]) -> str:
         titles = {name: CURVES[name][0] if name in CURVES else name.replace("_", " ") for name in names}
-        return (
-            f'<div class="plots">{"".join(inline_svg(chart(lines, stage, name), titles[name]) for name in names)}</div>'
-        )
+        figures = [(figure, titles[name]) for name in names if (figure := chart(lines, stage, name))]
+        return f'<div class="plots">{"".join(inline_svg(figure, title) for figure, title in figures)}</div>'
 
     found = [drawn(watched)]
     if others or constant:

@@ -150,7 +150,7 @@ class StageRun:
         if self.saved == -1 and self.held_out:
             with self.computing():
                 measured = self.held_out.measure(self.model, self.tokenizer)
-            self._compare(measured)
+            self._compare(self.held_out, measured)
             self.log.write({"stage": self.name, "step": 0, **measured})
         signals = self.open.enter_context(Signals())
         self.open.callback(optimizer.register_step_post_hook(self._has_stepped).remove)
@@ -165,8 +165,8 @@ class StageRun:
             self.learned += self.stepped
             numbers = self.numbers | {"seconds": time.perf_counter() - began, **self.counts}
             if self.held_out and self.held_out.due(self.at, steps):
-                numbers |= self._measure()
-                self._compare(numbers)
+                numbers |= self._measure(self.held_out)
+                self._compare(self.held_out, numbers)
             self.log.write({"stage": self.name, "step": self.at, **numbers})
             self.report(self.name, self.at, steps, numbers)
             stop = ranks.any_rank(bool(signals.received))  # together, or the others would wait for this rank
@@ -215,14 +215,14 @@ class StageRun:
             )
         return norm
 
-    def _compare(self, numbers: dict[str, Any]) -> None:
-        names = ("held_out_avg" if self.held_out.samples else "held_out_greedy", "held_out_reward")
+    def _compare(self, held_out: HeldOut, numbers: dict[str, Any]) -> None:
+        names = ("held_out_avg" if held_out.samples else "held_out_greedy", "held_out_reward")
         known = [numbers[name] for name in names if not math.isnan(numbers.get(name, math.nan))]
         if not known:  # nothing could be measured
             return
         if (score := known[0]) > self.best:
             self.best, self.stale = score, 0
-            if self.held_out.keep_best:
+            if held_out.keep_best:
                 checkpoint.save_model(self.model, self.tokenizer, self.folder / "best")
         else:
             self.stale += 1
@@ -234,11 +234,11 @@ class StageRun:
     def _is_stale(self) -> bool:
         return bool(self.held_out and self.held_out.stop_after and self.stale >= self.held_out.stop_after)
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, held_out: HeldOut) -> dict[str, float]:
         """Held-out numbers; a failure to measure is counted and does not end a training that goes well."""
         try:
             with self.computing():
-                return self.held_out.measure(self.model, self.tokenizer)
+                return held_out.measure(self.model, self.tokenizer)
         except TrainError as error:
             self.count("held_out_failures", message=str(error))
             return {}

@@ -47,7 +47,7 @@ def check_stage(folder: Path, stage, config: dict[str, Any], finished: int | Non
     path = folder / "stage.json"
     if finished is None:
         return
-    held, free = read_table(path, "kind"), set(getattr(stage, "FREE", ()))
+    held, free = read_table(path, "kind"), {*getattr(stage, "FREE", ())}
     if getattr(stage, "lr_schedule", None) == "constant" and not begun and finished <= stage.steps:
         free.add("steps")
     defaults = {field.name: field.default for field in fields(stage) if field.name not in held}

@@ -102,9 +102,11 @@ def sample(arguments: list[str]) -> None:
 def sampled_as(given: SampleArguments) -> "HeldOutConfig":
     """How completions are sampled: as is given, else as the run in this folder samples its own, which is said: in its
     last stage that does, else where it measures itself."""
-    from .config import HeldOutConfig, fill
+    from .config import HeldOutConfig
+    from .config_file import fill
 
-    own, held, told = Path(given.run) / "train.json", HeldOutConfig(), {}
+    own, told = Path(given.run) / "train.json", {}
+    held: HeldOutConfig = HeldOutConfig()
     changes: dict[str, Any] = {"max_new_tokens": given.max_new_tokens, "stop": given.stop}
     changes = {name: value for name, value in changes.items() if value}
     if given.thinking_budget != "":
@@ -133,7 +135,8 @@ def complete(model, tokenizer, given: SampleArguments, held: "HeldOutConfig") ->
     from .sampling.rollouts import rollout
     from .sampling.stopping import stop_strings
 
-    examples, copies = [{"prompt": given.prompt}], given.n or (1 if given.temperature == 0 else 4)
+    examples: list[dict[str, Any]] = [{"prompt": given.prompt}]
+    copies = given.n or (1 if given.temperature == 0 else 4)
     if given.data:
         examples, copies = read_prompts(given.data, given.n or 4), 1
     elif given.raw or not tokenizer.chat_template:

@@ -11,6 +11,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -39,7 +40,7 @@ def tensors_in_shards(folder: Path) -> dict[str, Tensor]:
         return {}
     for file in sorted((folder / FOLDER).iterdir()):
         check_header(file)
-    held = dcp.HuggingFaceStorageReader(str(folder / FOLDER)).read_metadata().state_dict_metadata
+    held: Any = dcp.HuggingFaceStorageReader(str(folder / FOLDER)).read_metadata().state_dict_metadata  # of tensors all
     return {name: torch.empty(m.size, dtype=m.properties.dtype, device="meta") for name, m in held.items()}
 
 

@@ -34,7 +34,8 @@ class Tracker:
         found = find_spec(kind)
         if found is None or found.origin is None:  # without an origin it is but a folder of that name
             raise TrainError(f"track: the tracker {kind} is not installed: pip install {kind}")
-        self.kind, self.out, self.settings = kind, Path(out), settings
+        self.kind: Kind = kind
+        self.out, self.settings = Path(out), settings
         self.sink: tuple[Write, Callable[[], None]] | None = None
         self.calls = self.failures = self.in_a_row = 0
         self.first_failure = ""

@@ -18,7 +18,8 @@ from warpup import advantage
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens
 from warpup.train import RLVR, Recipe, TrainError
-from warpup.train.config import TrainConfig, fill
+from warpup.train.config import TrainConfig
+from warpup.train.config_file import fill
 from warpup.train.rewards.reward_set import VERIFIER
 from warpup.train.sampling import rollouts
 from warpup.train.settings import Advantage

@@ -11,7 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, log_of, rlvr, same, steps_of, weights
 from warpup.rewards import reward_model
 from warpup.train import LoRA, Recipe, StepReward, TrainError, checkpoint, load_model
-from warpup.train.config import TrainConfig, fill
+from warpup.train.config import TrainConfig
+from warpup.train.config_file import fill
 from warpup.train.model.lora import add_adapters
 from warpup.train.model.reward_model import load_reward_model, split_steps, step_ends
 from warpup.train.rewards.reward_set import RewardSet

@@ -89,7 +89,7 @@ def run_certify(source: str, given: Runs) -> Path:
     at_least(given, seeds=1, jobs=0)
     if given.ablation and source != DIGITS:
         raise UsageError(f"--ablation: its settings are those of the digits, got the data {source}; leave one out")
-    arms = ablation() if given.ablation else arms_of(given)
+    arms = arms_of(given) if isinstance(given, CertifyArguments) and not given.ablation else ablation()
     with as_usage():
         for arm in arms:
             at_least(arm.net, width=1, hidden=1)

@@ -64,7 +64,7 @@ class Images:
 
     def normal(self, x: Tensor) -> Tensor:
         """Pixels as the model reads them."""
-        return x if self.std is None else (x - self.mean) / self.std
+        return x if self.mean is None or self.std is None else (x - self.mean) / self.std
 
     def box(self, x: Tensor, eps: float, sound: bool = False) -> tuple[Tensor, Tensor]:
         """All images within eps of x whose pixels are in [0, 1], as the model reads them: (center, radius). sound:
@@ -112,8 +112,9 @@ def load_images(source: str | Path) -> Images:
     if path.suffix == ".npz":
         return _numpy(path, dict(_npz(path)))
     for folder in (path, path / "raw", path / "MNIST" / "raw"):
-        if all(_idx_file(folder, name) for name in IDX):
-            return _checked("mnist", folder, *(_read_idx(_idx_file(folder, name)) for name in IDX))
+        parts = [part for name in IDX if (part := _idx_file(folder, name))]
+        if len(parts) == len(IDX):
+            return _checked("mnist", folder, *map(_read_idx, parts))
     for folder in (path, path / CIFAR):
         if (folder / "test_batch").is_file():
             return _cifar(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from warpup.interval import margins, pgd
@@ -36,7 +36,7 @@ def errors(model: nn.Module, data: Images, eps: float, attack: bool = False, bat
     """Shares of the test set: `clean` misclassified, `verified` not verified within eps by interval bounds that hold in
     floating point (sound); with attack, `pgd` misclassified at a point that was found within eps (the image itself
     among them), and `broken`, the number of verified images among these. The model must be in eval mode."""
-    wrong = dict.fromkeys(("clean", "verified", "pgd", "broken"), 0)
+    wrong: dict[str, int | Tensor] = dict.fromkeys(("clean", "verified", "pgd", "broken"), 0)
     for begin in range(0, len(data.x_test), batch):
         x, labels = pixels(data.x_test[begin : begin + batch]), data.y_test[begin : begin + batch]
         center, radius = data.box(x, eps)

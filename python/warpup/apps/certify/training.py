@@ -117,14 +117,17 @@ class CertifiedTraining(CertifiedSettings):
     def parts(self, model: nn.Module) -> tuple[nn.Sequential, nn.Sequential]:
         """TAPS's two parts of the model: what boxes go through, and the last `attacked_layers` with what is between."""
         at = [i for i, m in enumerate(model) if isinstance(m, WEIGHTED)] if isinstance(model, nn.Sequential) else []
-        if len(at) < self.attacked_layers:
+        if not isinstance(model, nn.Sequential) or len(at) < self.attacked_layers:
             raise TrainError(
                 f"{STAGE}.attacked_layers: bounds {self.bounds} divide an nn.Sequential in front of the last "
                 f"{self.attacked_layers} of its linear layers and convolutions, got {type(model).__name__} with "
                 f"{len(at)}"
             )
         split = at[-self.attacked_layers]
-        return model[:split], model[split:]
+        first, rest = model[:split], model[split:]
+        assert isinstance(first, nn.Sequential)
+        assert isinstance(rest, nn.Sequential)
+        return first, rest
 
     def train(self, run: StageRun, data: Images) -> None:
         """The loop: one step of the run is a pass over the images. Nothing waits for the device within a pass."""
@@ -169,7 +172,10 @@ class CertifiedTraining(CertifiedSettings):
             due = i == 0 or (i + 1) * self.points // self.epochs > i * self.points // self.epochs
             run.record({"loss": loss, "eps": eps, "lr": rate, **(self.measure(model, data) if due else {})})
 
-    def loss(self, model, data: Images, x: Tensor, labels: Tensor, eps: float, generator, parts=None) -> Tensor:
+    def loss(
+        self, model, data: Images, x: Tensor, labels: Tensor, eps: float, generator,
+        parts: tuple[nn.Sequential, nn.Sequential] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Loss of a batch of pixels in [0, 1] at the eps of this step. parts: what `parts` gave, for TAPS."""
         clean = data.normal(x)
         if eps == 0:
@@ -187,9 +193,10 @@ class CertifiedTraining(CertifiedSettings):
         if self.bounds in ("sabr", "staps"):
             center, radius = sabr_box(model, center, radius, labels, ratio=self.sabr_ratio, generator=generator)
             options["shrinkage"] = self.shrinkage
-        if self.bounds in TAPS and eps == self.eps:  # boxes alone while eps grows, as the authors do
+        if parts is not None and eps == self.eps:  # boxes alone while eps grows, as the authors do
+            first, rest = parts
             options = {"clean": clean, "shrinkage": self.shrinkage, "weight": self.taps_weight, "generator": generator}
-            return taps_loss(*parts, center, radius, labels, **options)
+            return taps_loss(first, rest, center, radius, labels, **options)
         fading = self.regulariser * (1 - eps / self.eps)
         if fading <= 0:
             return margin_loss(model, center, radius, labels, **options)

@@ -77,11 +77,15 @@ class InterContiNet(Finetune):
     checked on all training images of the task, where theirs looks at a moving average over batches.
     """
 
+    module: IntervalSequential
+
     def __init__(self, settings: Settings, outputs: int):
         self.settings = settings
-        sizes, radius = (PIXELS, settings.hidden, outputs), {"max_radius": settings.max_radius}
+        radius = settings.max_radius
         self.module = IntervalSequential(
-            IntervalLinear(sizes[0], sizes[1], **radius), nn.ReLU(), IntervalLinear(sizes[1], sizes[2], **radius)
+            IntervalLinear(PIXELS, settings.hidden, max_radius=radius),
+            nn.ReLU(),
+            IntervalLinear(settings.hidden, outputs, max_radius=radius),
         )
 
     def learn(self, number: int, task: Task, draw: Draw, say: Say) -> None:
@@ -109,6 +113,8 @@ class InterContiNet(Finetune):
 
 class Hyper(Finetune):
     """HyperInterval (arXiv 2405.15444), nested; one network, that of the universal embedding, is used for all tasks."""
+
+    module: HyperInterval
 
     def __init__(self, settings: Settings, outputs: int):
         self.settings = settings

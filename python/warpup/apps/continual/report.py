@@ -4,12 +4,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from warpup.train.files import write_text
 
 from .._charts import Line, line_chart
 from .._report import console_table, mean_sd, plus_minus, print_lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORS = {"intercontinet": ("#0b6bcb", "#7fb4ea"), "hyperinterval": ("#9a6b00", "#dcb35c"), "finetune": ("#777777", "")}
 
@@ -63,7 +66,7 @@ def cell(values: Sequence[float]) -> str:
     return plus_minus(mean, sd if len(values) > 1 else None)
 
 
-def picture(runs: Sequence[dict[str, Any]]):
+def picture(runs: Sequence[dict[str, Any]]) -> "Figure":
     """Accuracy and certificate, mean over the tasks learned so far and over the seeds, against the number of tasks."""
     lines = []
     for method, same in by_method(runs).items():
@@ -74,6 +77,7 @@ def picture(runs: Sequence[dict[str, Any]]):
             points = [(n, fmean(values), 0.0) for n, values in enumerate(zip(*means, strict=True), 1)]
             lines.append(Line(f"{method}, {kind}", color, points))
     figure = line_chart("tasks learned", lines)
+    assert figure is not None  # as if nothing had been measured
     figure.set_size_inches(7.5, 3.0)
     [axes] = figure.axes
     axes.set_title("% right, mean over the tasks learned so far")

@@ -94,7 +94,9 @@ def run_chain(chain: str, seed: int, size: Size, out: Path, report: Report) -> d
     # An arm is the model after one of the stages, so its weights are read back from there.
     results: dict[str, Any] = {"chain": chain, "seed": seed}
     for arm, stage in zip(ARMS[chain], recipe.names(), strict=True):
-        checkpoint.load_weights(model, checkpoint.latest(out / stage))
+        newest = checkpoint.latest(out / stage)
+        assert newest is not None  # the recipe has run
+        checkpoint.load_weights(model, newest)
         say(f"measure {arm}", 0, 1, {})
         found = evaluate(
             model,

@@ -28,7 +28,7 @@ SMOOTH = 5  # steps of the running mean of training curves
 DIGITS = {"avg": 1, "greedy": 1, "reward": 2, "length": 1, "reflections": 2, "format_ok": 1}
 
 
-def summary(results: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
+def summary(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
     """arm -> number -> (mean, standard deviation over seeds; 0 for one seed)."""
     table = {}
     for chain, arms in ARMS.items():
@@ -125,7 +125,8 @@ def figures(out: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return line_chart("RLVR step" if stage == "2-rlvr" else "warm-up step", curves, (0, None))
 
     def bars(arm):
-        return [(*(100 * x for x in table[arm][name]), opacity) for name, opacity in (("avg", 1), ("greedy", 0.5))]
+        shown = [(*table[arm][name], opacity) for name, opacity in (("avg", 1.0), ("greedy", 0.5))]
+        return [(100 * mean, 100 * spread, opacity) for mean, spread, opacity in shown]
 
     return {
         "Accuracy: sampled, and greedy (pale), %": bar_chart(

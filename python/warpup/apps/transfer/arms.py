@@ -182,7 +182,8 @@ def unmeasured(folder: Path, held_out: dict[str, list[Row]]) -> list[str]:
 def evaluate_rows(loaded, rows: list[Row], reward, tokens: int, samples: int, greedy: bool = False, **options) -> dict:
     """What `evaluate` finds at the paper's T = .7, top-p .95."""
     options |= {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": tokens, "stop": [STOP], "reflection_words": WORDS}
-    return asdict(evaluate(*loaded, rows, reward, samples=samples, greedy=greedy, **options))
+    model, tokenizer = loaded
+    return asdict(evaluate(model, tokenizer, rows, reward, samples=samples, greedy=greedy, **options))
 
 
 def choose(run: Run, count: int) -> None:

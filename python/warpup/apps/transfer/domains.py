@@ -132,4 +132,6 @@ def usable(completion: str, row: Mapping[str, Any], finished: bool) -> float:
 
 def own_row(row: Row, completion: str) -> Row:
     """The model's own answer in the asked form: all of it is the thought, its last number the answer."""
-    return {"prompt": row["prompt"], "completion": in_form(f"{float(last_number(completion)):g}", completion.strip())}
+    number = last_number(completion)
+    assert number is not None  # `usable` has paid for it
+    return {"prompt": row["prompt"], "completion": in_form(f"{float(number):g}", completion.strip())}

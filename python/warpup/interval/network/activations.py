@@ -132,7 +132,8 @@ def _(walk, x, normalized_shape, weight=None, eps=None):
 
 def normalised(walk, x: Box, op: Callable, function: Callable, *options) -> Box:
     refuse_sound(walk)
-    return Box(*op(x.center, x.radius, *options), None if x.clean is None else function(x.clean, *options))
+    center, radius = op(x.center, x.radius, *options)
+    return Box(center, radius, None if x.clean is None else function(x.clean, *options))
 
 
 @rule(F.group_norm)

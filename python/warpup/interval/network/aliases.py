@@ -106,5 +106,5 @@ def _size(t: Tensor) -> int:
     return t.untyped_storage().nbytes() // t.element_size()
 
 
-def _geometry(t: Tensor) -> tuple[torch.Size, tuple[int, ...], int]:
+def _geometry(t: Tensor) -> tuple[torch.Size, tuple[int, ...], int | torch.SymInt]:
     return t.shape, t.stride(), t.storage_offset()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import operator
 from collections.abc import Callable
-from numbers import Number
 
 import torch
 
@@ -40,7 +39,7 @@ _of_one(torch.rsqrt, lambda x: power(x, -0.5), "rsqrt", "rsqrt_")
 def _(walk, x, exponent):
     if isinstance(exponent, Box):
         return _exponential(walk, x, exponent)
-    if not isinstance(exponent, Number):
+    if not isinstance(exponent, int | float):
         raise Refusal("its exponent must be a number or, of a number above 0, what comes from the input")
     clean = None if x.clean is None else x.clean**exponent
 
@@ -55,7 +54,7 @@ def _(walk, x, exponent):
 
 def _exponential(walk, base, exponent: Box) -> Box:
     """base ** exponent rises with the exponent, or falls where base < 1."""
-    if not isinstance(base, Number) or base <= 0:
+    if not isinstance(base, int | float) or base <= 0:
         raise Refusal("its base must be a number above 0 where the exponent comes from the input")
 
     def ends(base: Ends, exponent: Ends) -> Ends:

@@ -6,13 +6,14 @@ through each layer by itself, and what comes out contains every output of every 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from warpup._op import accumulator
+from warpup.interval.box_sums import BoxSums
 from warpup.interval.margin_bounds import margin_bounds, margin_cross_entropy, others
 from warpup.interval.sound import check_arithmetic
 
@@ -67,7 +68,8 @@ def bound(
     if specification is None:
         box = walk.run(module, check_box(center, radius, clean))
     else:
-        box = specified(*walk.run(module, check_box(center, radius, clean), head=None), specification, sound)
+        last, weight, bias = walk.run(module, check_box(center, radius, clean), head=None)
+        box = specified(last, weight, bias, specification, sound)
     return (*box[: 2 if clean is None else 3], *([walk.sums] if sums else ()))
 
 
@@ -106,7 +108,8 @@ def _rows_times(rows: Tensor, x: Tensor) -> Tensor:
 def pair(given: Specification) -> Specification:
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise ValueError(f"specification must be a pair (C, d), where d may be None; got {type(given).__name__}")
-    return tuple(given)
+    c, d = given
+    return c, d
 
 
 def checked_specification(given: Specification, batch: int, outputs: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +150,18 @@ def margins(
     return found - ((weight.shape[1] + 8) * info.eps * both + info.tiny)
 
 
+@overload
+def margin_loss(
+    module: nn.Module, center: Tensor, radius: Tensor, labels: Tensor, *, clean: Tensor | None = ...,
+    kappa: float = ..., sums: Literal[False] = ..., statistics: Statistics = ..., shrinkage: float = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def margin_loss(
+    module: nn.Module, center: Tensor, radius: Tensor, labels: Tensor, *, clean: Tensor | None = ...,
+    kappa: float = ..., sums: Literal[True], statistics: Statistics = ..., shrinkage: float = ...,
+) -> tuple[Tensor, list[BoxSums]]: ...  # fmt: skip
+
+
 def margin_loss(
     module: nn.Module,
     center: Tensor,
@@ -158,7 +173,7 @@ def margin_loss(
     sums: bool = False,
     statistics: Statistics = "clean",
     shrinkage: float = 1.0,
-) -> Any:
+) -> Tensor | tuple[Tensor, list[BoxSums]]:
     """kappa * CE(logits of clean) + (1 - kappa) * CE(-[0, margins], 0), mean over the batch: loss[, sums].
 
     Robust cross-entropy of the margins' lower bounds with the last linear layer elided (`margin_cross_entropy`); the
@@ -174,4 +189,4 @@ def margin_loss(
     loss = margin_cross_entropy(box.center, box.radius, weight, bias, labels)
     if kappa:
         loss = kappa * F.cross_entropy(F.linear(box.clean, weight, bias), labels) + (1 - kappa) * loss
-    return (loss, walk.sums) if sums else loss
+    return loss if walk.sums is None else (loss, walk.sums)

@@ -7,6 +7,7 @@ max-pooling as in Singh et al., "An Abstract Domain for Certifying Neural Networ
 from __future__ import annotations
 
 import inspect
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from .layers import (
     scale_and_shift,
     uses_batch,
 )
-from .nodes import UnsupportedLayer, call, unsupported
+from .nodes import UnsupportedLayer, call, layer_of, unsupported
 from .plans import held, plan_of, probe, undisturbed
 from .rules import RULES, Box, boxes_in
 from .shapes import MAX_POOLS
@@ -63,10 +64,13 @@ def crown_margins(
     apart; else UnsupportedLayer. Memory and work are K - 1 times those of a backward pass. The other arguments are
     `bound`'s.
     """
-    if (labels is None) == (specification is None):
+    if labels is not None and specification is None:
+        wanted = labels
+    elif labels is None and specification is not None:
+        wanted = pair(specification)
+    else:
         raise ValueError("crown_margins needs labels or a specification, and not both")
     box = check_box(center, radius, clean)
-    wanted = labels if specification is None else pair(specification)
     plan = plan_of(module, RULES, center, Walk)
     if "crown" not in plan.held:
         with undisturbed(module):
@@ -109,6 +113,7 @@ def _margins(
         a = c @ weight
         d = (d if bias is None else d + c @ bias).expand(a.shape[:2])
     # Of each node, the margins' coefficients (B, M, ...) of its value; of a tuple of pieces, those of each piece.
+    assert plan.head is not None  # or `follow` had raised
     coefficients: dict[fx.Node, Any] = {plan.head.all_input_nodes[0]: a}
     for node in reversed(plan.nodes):
         if node not in coefficients or node is plan.input:
@@ -149,7 +154,7 @@ def _dot(a: Tensor, x: Tensor) -> Tensor:
 
 def _back(net: Net, node: fx.Node, a: Any, d: Tensor) -> tuple[Tensor, list[tuple[fx.Node, Any]]]:
     """(constants, [(operand, its coefficients)]) where node's output has coefficients a and the constants were d."""
-    kind, layer = net.plan.kinds[node], net.modules[node.target] if node.op == "call_module" else None
+    kind, layer = net.plan.kinds[node], layer_of(node, net.modules) if node.op == "call_module" else None
     sources = [used for used in node.all_input_nodes if boxes_in(net.boxes[used])]
     x = net.boxes[sources[0]]
     if kind is relu:
@@ -167,7 +172,7 @@ def _back(net: Net, node: fx.Node, a: Any, d: Tensor) -> tuple[Tensor, list[tupl
         raise unsupported(node, net.modules, f"CROWN-IBP has no rule for a product of two boxes; {INSTEAD}")
     elif kind is divide and (*node.args, *node.kwargs.values())[1] in sources:
         raise unsupported(node, net.modules, f"CROWN-IBP has no rule for a division by a box; {INSTEAD}")
-    elif getattr(kind, "affine", False):
+    elif kind in RULES.affine:
         return _affine(net, node, sources, a, d)
     else:
         raise unsupported(node, net.modules, f"CROWN-IBP has no rule for it; {INSTEAD}")
@@ -186,10 +191,10 @@ def _affine(net: Net, node: fx.Node, sources: list[fx.Node], a: Any, d: Tensor):
 
     values = [net.boxes[used] for used in sources]
     at = [value.center if isinstance(value, Box) else [box.center for box in value] for value in values]
-    constant = of_centers(*_each(torch.zeros_like, at))
+    constant: Any = of_centers(*_each(torch.zeros_like, at))
     pairs = zip(a, constant, strict=True) if isinstance(a, list) else [(a, constant)]
-    d = d + sum(_dot(part, value.to(part.dtype)) for part, value in pairs).to(d.dtype)
-    _, pull = torch.func.vjp(of_centers, *at)
+    d = d + reduce(torch.add, (_dot(part, value.to(part.dtype)) for part, value in pairs)).to(d.dtype)
+    pull = torch.func.vjp(of_centers, *at)[1]
     back = _each(lambda t: t.movedim(0, 1), torch.vmap(pull, 1)(a))
     return d, list(zip(sources, back, strict=True))
 
@@ -217,7 +222,8 @@ def _relu(a: Tensor, d: Tensor, x: Box) -> tuple[Tensor, Tensor]:
 def _max_pool(net: Net, node: fx.Node, layer, a: Tensor, d: Tensor, x: Box) -> tuple[Tensor, Tensor]:
     """Where one element's lower bound is above all others' upper ones, the largest is that one; elsewhere the largest
     is at least the element with the largest lower bound, and at most the largest upper bound."""
-    given = inspect.signature(net.plan.kinds[node]).bind(None, *node.args, **node.kwargs) if layer is None else None
+    kind = net.plan.kinds[node] if layer is None else None
+    given = None if kind is None else inspect.signature(kind).bind(None, *node.args, **node.kwargs)
     names = ("kernel_size", "stride", "padding", "dilation")
     found = [getattr(layer, n) if given is None else given.arguments.get(n) for n in names]
     low, high = x.center - x.radius, x.center + x.radius
@@ -272,7 +278,7 @@ def _conv(a: Tensor, d: Tensor, layer: nn.Conv1d | nn.Conv2d, x: Box) -> tuple[T
 
 def _batch_norm(a: Tensor, d: Tensor, layer, x: Box, statistics) -> tuple[Tensor, Tensor]:
     if uses_batch(layer, statistics):
-        source = x.center if statistics == "midpoint" else x.clean
+        source = x.center if statistics == "midpoint" or x.clean is None else x.clean
         var, mean = torch.var_mean(source, [i for i in range(source.dim()) if i != 1], correction=0)
     else:
         mean, var = layer.running_mean, layer.running_var

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from .aliases import read_what_is_there
 from .layers import batch_norm, linear, relu
-from .nodes import UnsupportedLayer, unsupported
+from .nodes import UnsupportedLayer, layer_of, unsupported
 from .rules import Rules, meaning
 
 
@@ -31,7 +31,7 @@ class Plan:
         graph, self.constants = trace(root_of(module), rules)
         read: dict[str, fx.Node] = {}
         for node in list(graph.nodes):
-            if node.op == "get_attr" and read.setdefault(node.target, node) is not node:  # one tensor is one node
+            if node.op == "get_attr" and read.setdefault(str(node.target), node) is not node:  # one tensor is one node
                 node.replace_all_uses_with(read[node.target])
                 graph.erase_node(node)
             if "input" in node.kwargs:  # torch's name of the first argument, which rules do not have
@@ -59,16 +59,17 @@ class Plan:
         """The value of a node that calls nothing: the input x, a default, a parameter, or a constant."""
         if node.op == "placeholder":
             return x if node is self.input else node.args[0]
-        if node.target in self.constants:
-            return self.constants[node.target].clone()
-        owner, _, name = node.target.rpartition(".")
+        target = str(node.target)
+        if target in self.constants:
+            return self.constants[target].clone()
+        owner, _, name = target.rpartition(".")
         return getattr(modules[owner], name)
 
 
 def _rule(node: fx.Node, modules: dict[str, nn.Module], rules: Rules) -> Callable | None:
     if node.op != "call_module":
         return rules.functions.get(node.target)
-    layer = modules[node.target]
+    layer = layer_of(node, modules)
     if layer._forward_hooks or layer._forward_pre_hooks:
         raise unsupported(node, modules, "it has forward hooks, which bounds would leave out")
     if "forward" in vars(layer):
@@ -97,7 +98,8 @@ class Proxy(fx.Proxy):
     """A proxy that records what changes it as such: torch's own makes `y = y + 1` of `y += 1`, and y's aliases stay."""
 
     def __setitem__(self, index, value):
-        self[index].copy_(value)  # of an index that gives no view, the check against the module tells
+        part = self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        part.copy_(value)  # of an index that gives no view, the check against the module tells
 
 
 def _in_place(function: Callable):

@@ -17,6 +17,7 @@ from warpup.interval.box_sums import BoxSums
 
 from .graph import Plan, named_modules
 from .layers import add, relu
+from .nodes import layer_of
 from .rules import RULES
 
 WEIGHTED = nn.Linear | nn.Conv1d | nn.Conv2d
@@ -30,10 +31,10 @@ def ibp_init_(module: nn.Module, generator: torch.Generator | None = None) -> nn
     they are; weights that read a ReLU of a sum are halved, since the sum's radius is that of both its operands.
     """
     plan, modules = Plan(module, RULES), named_modules(module)
-    called = [node for node in plan.nodes if node.op == "call_module"]
-    for node in [node for node in called if isinstance(modules[node.target], WEIGHTED)][:-1]:
-        weight, source = modules[node.target].weight, node.args[0]
-        halved = plan.kinds.get(source) is relu and plan.kinds.get(source.args[0]) is add
+    called = [(node, layer_of(node, modules)) for node in plan.nodes if node.op == "call_module"]
+    for node, layer in [(node, layer) for node, layer in called if isinstance(layer, WEIGHTED)][:-1]:
+        weight, source = layer.weight, node.all_input_nodes[0]
+        halved = plan.kinds.get(source) is relu and plan.kinds.get(source.all_input_nodes[0]) is add
         std = math.sqrt(2 * math.pi) / weight[0].numel()
         weight.normal_(0, std / 2 if halved else std, generator=generator)
     return module
@@ -62,13 +63,13 @@ def relu_balance_loss(sums: Sequence[BoxSums], tau: float = 0.5) -> Tensor:
         (_stack(sums, "active_center"), -_stack(sums, "inactive_center")),
         (_stack(sums, "active_center2"), _stack(sums, "inactive_center2")),
     ]
-    total = 0.0
+    losses = []
     for active, inactive in pairs:
         high = torch.maximum(active, inactive)
         some = high > 0
         ratio = torch.minimum(active, inactive) / torch.where(some, high, 1)
-        total = total + torch.where(some, (tau - ratio).relu(), 0).mean()
-    return total / tau
+        losses.append(torch.where(some, (tau - ratio).relu(), 0).mean())
+    return torch.stack(losses).sum() / tau
 
 
 def _stack(sums: Sequence[BoxSums], field: str) -> Tensor:

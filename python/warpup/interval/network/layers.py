@@ -164,7 +164,8 @@ def _sum(walk, op, function, x, y, alpha) -> Box:
     """x + alpha y or x - alpha y, by op on boxes and function on clean points."""
     x, y = both(walk, x, y)
     y = y if alpha == 1 else scale(walk, y, alpha)
-    return walk.rounded(Box(*op(x[:2], y[:2]), None if x.clean is None else function(x.clean, y.clean)))
+    center, radius = op(x[:2], y[:2])
+    return walk.rounded(Box(center, radius, None if x.clean is None else function(x.clean, y.clean)))
 
 
 @rule(operator.add, operator.iadd, torch.add, "add", "add_", affine=True)
@@ -185,7 +186,7 @@ def negative(walk, x):
 @rule(operator.mul, operator.imul, torch.mul, "mul", "mul_", affine=True)
 def scale(walk, x, other):
     if isinstance(x, Box) and isinstance(other, Box):
-        clean = None if x.clean is None else x.clean * other.clean
+        clean = None if x.clean is None or other.clean is None else x.clean * other.clean
         return through_ends(walk, times, x, other, clean=clean)
     x, k = (x, other) if isinstance(x, Box) else (other, x)
     clean = None if x.clean is None else x.clean * k
@@ -196,7 +197,7 @@ def scale(walk, x, other):
 def divide(walk, x, other):
     if isinstance(other, Box):
         x, other = both(walk, x, other)
-        clean = None if x.clean is None else x.clean / other.clean
+        clean = None if x.clean is None or other.clean is None else x.clean / other.clean
         return through_ends(walk, quotient, x, other, clean=clean)
     return walk.rounded(Box(x.center / other, x.radius / abs(other), None if x.clean is None else x.clean / other))
 
@@ -207,7 +208,8 @@ def from_ends(low: Tensor, high: Tensor, clean: Tensor | None) -> Box:
 
 def through_ends(walk, function: Callable, *boxes: Box, clean: Tensor | None) -> Box:
     """The box of a function of ends, each of which it rounds to within two units in the last place."""
-    out = from_ends(*function(*map(walk.ends, boxes)), clean)
+    low, high = function(*map(walk.ends, boxes))
+    out = from_ends(low, high, clean)
     return walk.wider(out, 8) if walk.sound else out
 
 

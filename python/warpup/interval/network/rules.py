@@ -7,9 +7,11 @@ not look into it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
+
+F = TypeVar("F", bound=Callable)
 
 
 class Box(NamedTuple):
@@ -21,7 +23,8 @@ class Box(NamedTuple):
 
     def each(self, function: Callable, *rest, **options) -> Box:
         """A linear function without negative weights, so that it does the same to center and radius."""
-        return Box(*(None if t is None else function(t, *rest, **options) for t in self))
+        clean = None if self.clean is None else function(self.clean, *rest, **options)
+        return Box(function(self.center, *rest, **options), function(self.radius, *rest, **options), clean)
 
     def ends(self) -> tuple[Tensor, Tensor]:
         return self.center - self.radius, self.center + self.radius
@@ -32,27 +35,32 @@ class Refusal(Exception):
 
 
 class Rules:
-    """Layer type or function -> rule. version: how often one was added."""
+    """Layer type or function -> rule. affine: the rules of linear maps and a constant. stands_for: a layer's rule ->
+    that of its function. version: how often a rule was added."""
 
     def __init__(self):
         self.layers: dict[type, Callable] = {}
         self.functions: dict[Callable | str, Callable] = {}
+        self.affine: set[Callable] = set()
+        self.stands_for: dict[Callable, Callable] = {}
         self.version = 0
 
-    def __call__(self, *targets, affine: bool = False):
+    def __call__(self, *targets, affine: bool = False) -> Callable[[F], F]:
         """Decorator: the function is the rule of these layer types, functions and names of tensor methods.
 
         affine: what they compute is a linear map and a constant, whatever the weights, so that CROWN-IBP can go back
         through them too.
         """
 
-        def add(function):
+        def add(function: F) -> F:
             self.version += 1
             for target in targets:
-                table = self.layers if isinstance(target, type) and issubclass(target, nn.Module) else self.functions
-                table[target] = function
+                if isinstance(target, type) and issubclass(target, nn.Module):
+                    self.layers[target] = function
+                else:
+                    self.functions[target] = function
             if affine:
-                function.affine = True
+                self.affine.add(function)
             return function
 
         return add
@@ -74,12 +82,12 @@ def like_function(layer: type[nn.Module], function: Callable, *attributes: str) 
     def of_layer(walk, layer, x):
         return own(walk, x, **{name: getattr(layer, name) for name in attributes})
 
-    of_layer.stands_for = own
+    RULES.stands_for[of_layer] = own
 
 
 def meaning(found: Callable | None) -> Callable | None:
     """The function's rule that a layer's rule stands for; any other rule itself."""
-    return getattr(found, "stands_for", found)
+    return found if found is None else RULES.stands_for.get(found, found)
 
 
 def boxes_in(value) -> list[Box]:

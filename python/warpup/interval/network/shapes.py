@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 import operator
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,8 +44,9 @@ def _pieces(function, *names) -> None:
 
     @rule(function, *names, affine=True)
     def _(walk, x, *rest, **options):
-        parts = [None if t is None else function(t, *rest, **options) for t in x]
-        return tuple(Box(*(None if part is None else part[i] for part in parts)) for i in range(len(parts[0])))
+        center, radius = (function(t, *rest, **options) for t in x[:2])
+        clean = [None] * len(center) if x.clean is None else function(x.clean, *rest, **options)
+        return tuple(Box(*part) for part in zip(center, radius, clean, strict=True))
 
 
 _pieces(torch.split, "split")
@@ -55,7 +57,8 @@ _pieces(torch.unbind, "unbind")
 @rule(overwritten, affine=True)
 def _(walk, old, new, source):
     old, new = both(walk, old, new)
-    return Box(*(None if n is None else overwritten(o, n, source) for o, n in zip(old, new, strict=True)))
+    clean = None if old.clean is None or new.clean is None else overwritten(old.clean, new.clean, source)
+    return Box(overwritten(old.center, new.center, source), overwritten(old.radius, new.radius, source), clean)
 
 
 @rule("copy_", affine=True)
@@ -94,7 +97,8 @@ def _joined(function, *names) -> None:
     def _(walk, tensors, dim=0):
         if not all(isinstance(box, Box) for box in tensors):
             raise Refusal("every operand must come from the input")
-        return Box(*(None if parts[0] is None else function(parts, dim) for parts in zip(*tensors, strict=True)))
+        center, radius, clean = zip(*tensors, strict=True)
+        return Box(function(center, dim), function(radius, dim), None if clean[0] is None else function(clean, dim))
 
 
 _joined(torch.cat, torch.cat, torch.concat)
@@ -138,7 +142,7 @@ for _name in ("float", "double", "half", "bfloat16"):
 
 @rule("to", "type", "type_as", affine=True)
 def _(walk, x, *rest, **options):
-    like = [v.center if isinstance(v, Box) else v for v in rest]
+    like: list[Any] = [v.center if isinstance(v, Box) else v for v in rest]
     moved = torch.empty(0, dtype=x.center.dtype, device=x.center.device)
     moved = moved.to(*like, **options)
     return cast(walk, x.each(torch.Tensor.to, moved.device), moved.dtype)

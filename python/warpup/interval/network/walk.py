@@ -15,7 +15,7 @@ from warpup.interval.sound import check_arithmetic
 
 from . import activations, arithmetic, shapes  # noqa: F401  their rules
 from .graph import Plan, named_modules
-from .nodes import UnsupportedLayer, call, unsupported
+from .nodes import UnsupportedLayer, call, layer_of, unsupported
 from .plans import plan_of
 from .rules import RULES, Box, Refusal, boxes_in
 
@@ -69,7 +69,8 @@ class Walk:
             if head is not False and node is plan.head:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 if node.op == "call_module":
-                    kwargs = {"weight": modules[node.target].weight, "bias": modules[node.target].bias}
+                    layer = layer_of(node, modules)
+                    kwargs = {"weight": layer.weight, "bias": layer.bias}
                 return _linear_arguments(*args, **kwargs)
             if node not in values:  # a ReLU that was fused is there already
                 values[node] = self._step(plan, node, modules, values, box)
@@ -88,7 +89,7 @@ class Walk:
             raise unsupported(node, modules, f"boxes cannot go through it; {REMEDY}")
         if node in plan.fused and self.kept is None:
             kwargs = {"relu": True}
-        layer = (modules[node.target],) if node.op == "call_module" else ()
+        layer = (layer_of(node, modules),) if node.op == "call_module" else ()
         try:
             out = found(self, *layer, *args, **kwargs)
             if odd := [b.center.dtype for b in boxes_in(out) if not b.center.is_floating_point()]:
@@ -110,10 +111,11 @@ class Walk:
 
     def after_relu(self, out: tuple) -> Box:
         """What `interval_relu`, or a fused operator, returned: keep the sums, give the box."""
+        passed = out
         if self.sums is not None:
-            *out, sums = out
+            *passed, sums = out
             self.sums.append(sums)
-        box = Box(*out)
+        box = Box(*passed)
         if self.shrinkage != 1:  # a lower bound of 0 and an upper one above it: the ReLU's input crossed 0
             factor = torch.where(box.center == box.radius, self.shrinkage, 1.0).to(box.center.dtype)
             box = Box(box.center * factor, box.radius * factor, box.clean)

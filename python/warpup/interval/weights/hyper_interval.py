@@ -63,7 +63,13 @@ class HyperInterval(nn.Module):
         self.spreads = nn.ParameterList(nn.Parameter(torch.zeros(embedding)) for _ in range(tasks))
         self.hyper = mlp([embedding, *hidden, len(start)])
         with torch.no_grad():
-            self.hyper[-1].bias.copy_(start)  # the target begins at its own initialisation
+            self.generated().bias.copy_(start)  # the target begins at its own initialisation
+
+    def generated(self) -> nn.Linear:
+        """The hypernetwork's last layer, which gives the target's parameters."""
+        last = self.hyper[-1]
+        assert isinstance(last, nn.Linear)
+        return last
 
     def embedding_box(self, task: int, gamma: float | None = None) -> CenterRadius:
         """(center, radius), (n,) each, of a task's embedding box; gamma: in place of the module's own."""
@@ -88,16 +94,18 @@ class HyperInterval(nn.Module):
         """The same as two vectors: all parameters one after the other."""
         center, radius = center[None], radius[None]
         for layer in self.hyper:
-            if isinstance(layer, nn.ReLU):
-                center, radius = interval_relu(center, radius)
-            else:
+            if isinstance(layer, nn.Linear):
                 center, radius = interval_linear(center, radius, layer.weight, layer.bias)
+            else:
+                center, radius = interval_relu(center, radius)
         return center[0], radius[0]
 
     def forward(self, x: Tensor, task: int, gamma: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """(center, radius, clean): box of the target's outputs for points x over the task's weight box, and its outputs
         with the box's center weights."""
-        return forward_boxes(self._target[0], self.weights(*self.embedding_box(task, gamma)), x, clean=x)
+        boxes = self.weights(*self.embedding_box(task, gamma))
+        center, radius, clean = forward_boxes(self._target[0], boxes, x, clean=x)
+        return center, radius, clean
 
     def universal(self, tasks: int | None = None) -> nn.Sequential:
         """The target network, an ordinary one, at the universal embedding of the first `tasks` tasks (default: all)."""
@@ -114,7 +122,8 @@ class HyperInterval(nn.Module):
         """
         boxes = [self.flat_weights(*(end.detach() for end in self.embedding_box(task))) for task in range(tasks)]
         found = [torch.stack((center - radius, center, center + radius)) for center, radius in boxes]
-        return torch.stack(found) if found else self.hyper[-1].bias.new_empty(0, 3, len(self.hyper[-1].bias))
+        bias = self.generated().bias
+        return torch.stack(found) if found else bias.new_empty(0, 3, len(bias))
 
 
 def drift_loss(hyper: HyperInterval, before: Tensor) -> Tensor:

@@ -90,8 +90,9 @@ class IntervalLayer(nn.Module):
         clean: inputs that go through the center weights alone, the network that is used; returns (center, radius), or
         (center, radius, clean). outer: over the frozen box instead of the trained one.
         """
-        boxes = (box and (box.outer() if outer else box()) for box in (self.weight, self.bias))
-        return _affine(center, radius, clean, *boxes, self.options, self.mode)
+        weight = self.weight.outer() if outer else self.weight()
+        bias = None if self.bias is None else self.bias.outer() if outer else self.bias()
+        return _affine(center, radius, clean, weight, bias, self.options, self.mode)
 
     def contract(self) -> None:
         """End a task; see `NestedBox.contract`."""
@@ -146,7 +147,8 @@ class IntervalSequential(nn.Sequential):
                 found = layer(center, radius, clean=clean, outer=outer)
             else:
                 found = _monotone(layer, center, radius, clean)
-            center, radius, clean = found if len(found) == 3 else (*found, None)
+            center, radius, *rest = found
+            clean = rest[0] if rest else None
         return found
 
     def contract(self) -> None:
@@ -159,7 +161,7 @@ class IntervalSequential(nn.Sequential):
 def forward_boxes(
     layers: Iterable[nn.Module], boxes: Iterable[CenterRadius], center: Tensor, radius: Tensor | None = None, *,
     clean: Tensor | None = None, mode: str = "midpoint",
-):  # fmt: skip
+) -> tuple:  # fmt: skip
     """Box of the outputs of ordinary layers whose parameters lie in `boxes`; arguments and result else as in
     `IntervalLayer.forward`.
 
@@ -177,7 +179,8 @@ def forward_boxes(
             found = _affine(center, radius, clean, weight, bias, conv_options(layer), mode)
         else:
             found = _monotone(layer, center, radius, clean)
-        center, radius, clean = found if len(found) == 3 else (*found, None)
+        center, radius, *rest = found
+        clean = rest[0] if rest else None
     return found
 
 

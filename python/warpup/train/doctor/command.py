@@ -64,7 +64,8 @@ def doctor(arguments: list[str]) -> int:
 def _patient(given: DoctorArguments):
     from transformers.utils import logging
 
-    from ..config import TrainConfig, load_config
+    from ..config import TrainConfig
+    from ..config_file import load_config
     from ..examples import examples_of
     from ..log import quiet_transformers
     from ..model.load_model import device_of, load_model, newest_model

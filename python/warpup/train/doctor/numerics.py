@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def _is_probed(module: nn.Module) -> bool:
     return len(wanted) == 1
 
 
-def _error(module: nn.Module, exact: bool) -> float:
+def _error(module: Any, exact: bool) -> float:
     """The largest share by which a gradient of a module like this one is off, in 16 bits; exact: summed as the trainer
     sums it."""
     device, embedding = module.weight.device, isinstance(module, nn.Embedding)

@@ -109,8 +109,8 @@ def as_function(rewards: RewardSet) -> Callable[[str, Any], Grade]:
     """A set of rewards as one that says whether a completion is paid: told to be correct, else worth more than 0."""
 
     def pays(completion, example):
-        words = completion.split() or [""]  # in place of tokens
-        scores = rewards.score([Completion(completion, completion, words, finished=True)], [example])
+        ids = list(range(len(completion.split()) or 1))  # a token is a word
+        scores = rewards.score([Completion(completion, completion, ids, finished=True)], [example])
         [value], [correct] = scores.rewards, scores.correct
         return Grade(value, bool(correct > 0 if correct == correct else value > 0))  # NaN: it does not say
 

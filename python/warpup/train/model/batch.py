@@ -178,7 +178,7 @@ class LengthBuckets:
         self.lengths = array("l", (max(lengths[i : i + together]) for i in range(0, len(lengths), together)))
         self.size, self.seed, self.window = min(size, len(self.lengths)), seed, window
         self.per_epoch = len(self.lengths) // self.size
-        self.epoch = self.batches = None
+        self.epoch, self.batches = -1, list[list[int]]()
 
     def __getitem__(self, step: int) -> list[int]:
         epoch, place = divmod(step, self.per_epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class CachedModel:
         # Of the model's own kind: recurrent and sliding-window layers keep theirs.
         cache = DynamicCache(config=model.config)
         cache.layers = [InPlaceLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-        self.cache = cache
+        self.cache: Any = cache  # of layers whose methods transformers does not tell of all kinds
         self.fixed = {name: cache, "use_cache": True}
         if "logits_to_keep" in arguments:  # of a prompt only the last position's logits are wanted
             self.fixed["logits_to_keep"] = 1
@@ -47,7 +48,7 @@ class CachedModel:
 
     def __call__(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
         """Logits (B, V) after the last of ids (B, n); mask (B, all tokens so far); position (B, n)."""
-        inputs = {"position_ids": position} if self.positions else {}
+        inputs: dict[str, Tensor | None] = {"position_ids": position} if self.positions else {}
         inputs["attention_mask"] = mask if self.attends or ids.shape[1] == mask.shape[1] else None
         return self.model(input_ids=ids, **inputs, **self.fixed).logits[:, -1]
 

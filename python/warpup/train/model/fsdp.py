@@ -96,7 +96,7 @@ def whole(model: nn.Module) -> Iterator[None]:
             unit.set_reshard_after_forward(unit is not model, recurse=False)
 
 
-def callable_body(model: nn.Module, body: nn.Module) -> Callable:
+def callable_body(model, body) -> Callable:
     """The body, to be called by itself: of a sharded model with the weights of the root, which is around it, whole."""
     if not is_sharded(model):
         return body

@@ -11,7 +11,7 @@ import copy
 import inspect
 import warnings
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,10 @@ class Head:
     `shares` says whether a batch's completions of one prompt may share its run through the body (`shared_prompts.py`).
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model):
         self.model = model
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.body = getattr(causal, causal.base_model_prefix, None)
+        self.body: Any = getattr(causal, causal.base_model_prefix, None)
         self.call_body = callable_body(model, self.body)
         self.layer = causal.get_output_embeddings()
         config = model.config.get_text_config()
@@ -138,6 +138,17 @@ class Head:
             return hidden
         return formed(linear(hidden, self.layer.weight, self.layer.bias), self.scale, self.cap)
 
+    @overload
+    def logprob(
+        self, hidden: Tensor, targets: Tensor, temperature: float = ..., *, entropy: Literal[False] = ...,
+        sum_p2: Literal[False] = ..., **replay: Any,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def logprob(
+        self, hidden: Tensor, targets: Tensor, temperature: float = ..., *, entropy: bool = ..., sum_p2: bool = ...,
+        **replay: Any,
+    ) -> Tensor | tuple[Tensor, ...]: ...  # fmt: skip
+
     def logprob(
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0, *, entropy: bool = False, sum_p2: bool = False,
         **replay: Any,
@@ -162,7 +173,15 @@ class Head:
         return len(kept.token_ids) > FEW * len(targets) * self.layer.weight.shape[0]
 
     def drawn(
-        self, hidden: Tensor, begin: int, *, delta=None, token_set=None, kept=None, penalties=None, seen=None
+        self,
+        hidden: Tensor,
+        begin: int,
+        *,
+        delta: Tensor | None = None,
+        token_set: Any = None,
+        kept: KeptTokens | None = None,
+        penalties: Any = None,
+        seen: Any = None,
     ) -> tuple[Tensor, KeptTokens | None]:
         """Whole logits (R, V) as tokens were drawn from them, under a schedule and penalties, and what of them filters
         had left; hidden (R, H), of the tokens from `begin` on."""
@@ -201,14 +220,15 @@ class Head:
         """`warpup.policy_loss` of packed completions (N,), from the hidden states (N, H) before them."""
         replay, mask = replay or {}, torch.ones_like(targets, dtype=torch.bool)
         if self.form == "linear" and not self._takes_rows(targets, replay):
+            others: dict[str, Any] = {**self.finish, **tensors}
             return linear_policy_loss_of(
                 options, hidden, self.layer.weight, targets, old_logp, advantages, mask, temperature=temperature,
                 cu_seqlens=cu_seqlens, logit_delta=replay.get("delta", 0.0), token_set=replay.get("token_set"),
-                kept=replay.get("kept"), **self.finish, **tensors,
+                kept=replay.get("kept"), **others,
             )  # fmt: skip
         wants = options.entropy_coef != 0
         found = self.logprob(hidden, targets, temperature, entropy=wants, **replay)
-        logp, entropy = found if wants else (found, None)
+        logp, entropy = found if isinstance(found, tuple) else (found, None)
         return policy_loss_of(
             options, logp, old_logp, advantages, mask, entropy=entropy, cu_seqlens=cu_seqlens, **tensors
         )

@@ -6,7 +6,7 @@ import copy
 import functools
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def add_adapters(model, settings: LoRA):
             raise TrainError(f"lora.targets: no linear layer is called {target!r}; this model has {', '.join(known)}")
     config = library.LoraConfig(
         r=settings.r,
-        lora_alpha=settings.alpha,
+        lora_alpha=cast(int, settings.alpha),  # peft's own are whole, but any number will do
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets) or "all-linear",
         task_type="CAUSAL_LM",
@@ -108,7 +108,7 @@ def added_before_rounding() -> type:
     """peft's linear layer with an adapter, with one rounding. Made when there is one: peft is optional."""
 
     class Linear(peft().tuners.lora.layer.Linear):
-        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             names = [name for name in self.active_adapters if name in self.lora_A]
             weight, bias = self.get_base_layer().weight, self.get_base_layer().bias
             rounds = weight.dtype == torch.bfloat16 or torch.is_autocast_enabled(x.device.type)

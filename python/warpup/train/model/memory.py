@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import ranks
 from .batch import collate
@@ -24,7 +24,7 @@ MOST_ROWS = 256  # the same of sampling
 LOGITS = 3 * 4  # bytes of a logit that is sampled from: as it came, in float32, and what filters make of it
 
 
-def tokens_that_fit(model: nn.Module, dtype: torch.dtype | None = None, most: int = MOST) -> int:
+def tokens_that_fit(model, dtype: torch.dtype | None = None, most: int = MOST) -> int:
     """Padded tokens whose forward and backward pass take half of the memory that is free, at least 1, at most `most`.
 
     dtype: what products are made in, as for `computing`. The other half is for what a step needs beside them, and for
@@ -40,7 +40,7 @@ def tokens_that_fit(model: nn.Module, dtype: torch.dtype | None = None, most: in
     return max(1, min(most, int(free / 2 / max(1.0, bytes_of_a_token(model, dtype)))))
 
 
-def bytes_of_a_token(model: nn.Module, dtype: torch.dtype | None = None) -> float:
+def bytes_of_a_token(model, dtype: torch.dtype | None = None) -> float:
     """What a forward pass keeps for the backward pass, measured on a few tokens; weights do not count."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 64
     length, vocab = min(64, limit), model.get_input_embeddings().num_embeddings
@@ -66,7 +66,7 @@ def bytes_of_a_token(model: nn.Module, dtype: torch.dtype | None = None) -> floa
     return found
 
 
-def rows_that_fit(model: nn.Module, length: int, dtype: torch.dtype | None = None, most: int = MOST_ROWS) -> int:
+def rows_that_fit(model, length: int, dtype: torch.dtype | None = None, most: int = MOST_ROWS) -> int:
     """Completions of `length` tokens, prompts included, whose cache and logits take half of the memory that is free, at
     least 1, at most `most`. The other half is for the copy of the cache when rows leave it. length 0: none is sampled.
     dtype: as for `computing`.
@@ -80,7 +80,7 @@ def rows_that_fit(model: nn.Module, length: int, dtype: torch.dtype | None = Non
 
 
 @torch.no_grad()
-def bytes_of_a_cached_row(model: nn.Module, dtype: torch.dtype | None = None) -> tuple[float, float]:
+def bytes_of_a_cached_row(model, dtype: torch.dtype | None = None) -> tuple[float, float]:
     """What the cache keeps of a row, whatever its length (recurrent layers), and of each token, measured on a few;
     sliding windows count as if they were open."""
     device, vocab = next(model.parameters()).device, model.get_input_embeddings().num_embeddings

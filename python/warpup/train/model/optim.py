@@ -35,13 +35,14 @@ def adamw(model, lr: float, betas: tuple[float, float], weight_decay: float) -> 
     kinds = {p.dtype for p in parameters}
     if torch.float16 in kinds:
         raise TrainError("the weights are float16, in which small steps and gradients are lost; load them in float32")
+    pair = (betas[0], betas[1])  # of a list too
     if torch.bfloat16 not in kinds:
-        return torch.optim.AdamW(parameters, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=lr, betas=pair, weight_decay=weight_decay, fused=True)
     for parameter in parameters:
         if not hasattr(parameter, "grad_dtype"):
             raise TrainError("weights in bfloat16 need a newer torch, which can sum their gradients in float32")
         parameter.grad_dtype = torch.float32
-    return StochasticAdamW(parameters, lr=lr, betas=tuple(betas), weight_decay=weight_decay)
+    return StochasticAdamW(parameters, lr=lr, betas=pair, weight_decay=weight_decay)
 
 
 def clip_gradients(model, parameters: list[torch.nn.Parameter], clip: float) -> float:
@@ -102,8 +103,9 @@ class StochasticAdamW(torch.optim.Optimizer):
                     noise[weight.device] = torch.randint(1 << 16, (size,), dtype=torch.int32, device=weight.device)
                 changed = (weight.view(-1), state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1))
                 options = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
-                for part in zip(weight.grad.reshape(-1).split(SLICE), *(t.split(SLICE) for t in changed), strict=True):
-                    step_slice(*part, int(state["step"]), noise[weight.device], **options)
+                slices = (t.split(SLICE) for t in (weight.grad.reshape(-1), *changed))
+                for grad, part, first, second in zip(*slices, strict=True):
+                    step_slice(grad, part, first, second, int(state["step"]), noise[weight.device], **options)
 
 
 def step_slice(

@@ -30,7 +30,7 @@ def products_in_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def autocast_dtype(precision: Precision, model: nn.Module) -> torch.dtype | None:
+def autocast_dtype(precision: str, model) -> torch.dtype | None:
     """What the products of a run are made in: torch.bfloat16, or None for the weights' own. "auto" is bfloat16 where
     the device is made for it and the model large enough to gain from it."""
     if precision not in ("auto", "float32", "bfloat16"):
@@ -44,7 +44,7 @@ def autocast_dtype(precision: Precision, model: nn.Module) -> torch.dtype | None
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
-def slow_products(precision: Precision, model: nn.Module) -> str | None:
+def slow_products(precision: Precision, model) -> str | None:
     """What to tell whoever trains on a CPU without fast products in bfloat16: why "auto" is float32, or that what was
     asked for is slow. None where there is nothing to tell."""
     device, parameters = next(model.parameters()).device, list(model.parameters())
@@ -57,7 +57,7 @@ def slow_products(precision: Precision, model: nn.Module) -> str | None:
 
 
 @contextlib.contextmanager
-def computing(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+def computing(model, dtype: torch.dtype | None) -> Iterator[None]:
     """Computes in `dtype` while open."""
     if dtype is None:
         yield
@@ -67,7 +67,7 @@ def computing(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
         yield
 
 
-def in_bfloat16(model: nn.Module) -> nn.Module:
+def in_bfloat16(model) -> nn.Module:
     """The model with its weights in bfloat16. Not its buffers: rotary frequencies must keep their digits."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
@@ -78,7 +78,7 @@ def in_bfloat16(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def exact_sums(model: nn.Module) -> Iterator[None]:
+def exact_sums(model) -> Iterator[None]:
     """While open, gradients that torch would sum in 16 bits on a CPU, where a sum of ones stops at 256, are summed in
     float32: those of LayerNorm (GPT-2, OPT, Phi; RMSNorm, as in Llama or Qwen, is right) under bfloat16 products, and
     of an embedding whose weights are bfloat16.
@@ -128,7 +128,7 @@ class _Embedding(nn.Embedding):
         return out
 
 
-def checkpoint_layers(model: nn.Module) -> None:
+def checkpoint_layers(model) -> None:
     """Keep of each layer its input alone, and make the rest again backward: one forward pass more, for the memory of
     one layer. TrainError where the model has no such layers."""
     layers = any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
@@ -142,7 +142,7 @@ def checkpoint_layers(model: nn.Module) -> None:
         model.enable_input_require_grads()
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
+def without_dropout(model) -> nn.Module:
     """The model in `eval()`, but for the layers that are checkpointed: transformers asks a layer's `training` whether
     to, and what is inside a layer asks its own whether to drop out. What a layer itself drops is set to nothing."""
     model.eval()

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import nn
 
 from .fsdp import is_sharded, reshard
 
@@ -15,7 +14,7 @@ class Snapshot:
     """A copy of a model's trainable weights. The others do not change, so of a model with adapters it is small, and
     the frozen base serves as its own reference. Of a sharded model each rank copies its shards."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model):
         reshard(model)
         self.model = model
         self.parameters = [p for p in model.parameters() if p.requires_grad]

@@ -39,7 +39,7 @@ class Routers:
     Experts that cannot be watched, and routers whose logits cannot, are named in one warning for a model.
     """
 
-    def __init__(self, model: nn.Module, coefficient: float | None = None):
+    def __init__(self, model, coefficient: float | None = None):
         self.model, self.coefficient = model, coefficient
         self.layers = layers_of(model)
         self.counts: list[Tensor] = []  # of each layer, over the step
@@ -150,20 +150,20 @@ class Routers:
         }
 
 
-def check_balance(model: nn.Module, coefficient: float | None, place: str) -> None:
+def check_balance(model, coefficient: float | None, place: str) -> None:
     """Raise TrainError where a balance loss is asked for of a model that has no routed experts."""
     if coefficient and not layers_of(model) and not config_has_experts(model):
         kind = type(model).__name__
         raise TrainError(f"{place}.balance: got {coefficient!r}, but {kind} has no routed experts; leave it out")
 
 
-def config_has_experts(model: nn.Module) -> bool:
+def config_has_experts(model) -> bool:
     """Whether the model's config counts several experts, seen or not."""
     config = getattr(model, "config", None)
     return any(isinstance(n := getattr(config, name, 0), int) and n > 1 for name in COUNTS)
 
 
-def layers_of(model: nn.Module) -> list[tuple[list[nn.Module], nn.Module]]:
+def layers_of(model) -> list[tuple[list[nn.Module], Any]]:
     """(the modules beside them that may be their router, experts) of each layer, in the model's order."""
     found = []
     for block in model.modules():

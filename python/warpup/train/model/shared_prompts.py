@@ -8,9 +8,10 @@ what these send back is summed there. Same hidden states and gradients to roundi
 from __future__ import annotations
 
 import inspect
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -21,7 +22,7 @@ from .routers import layers_of
 USED = ("position_ids", "attention_mask", "use_cache")  # arguments of a body, beside its cache
 
 
-def hidden_of_shared(body: nn.Module, config, batch: Batch) -> Tensor:
+def hidden_of_shared(body, config, batch: Batch) -> Tensor:
     """(B, L, H): the hidden states that predict each row's targets, of a batch that shares its prompts."""
     prompts = batch.prompts
     assert prompts is not None
@@ -34,7 +35,7 @@ def hidden_of_shared(body: nn.Module, config, batch: Batch) -> Tensor:
     steps = batch.inputs.shape[1]
     if steps == 0:
         return last
-    cache.reorder_cache(owner)
+    cache.reorder_cache(cast(torch.LongTensor, owner))
     written = body(
         input_ids=batch.inputs,
         attention_mask=torch.cat([prompts.attention[owner], batch.attention], 1),
@@ -45,7 +46,7 @@ def hidden_of_shared(body: nn.Module, config, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def can_share(model: nn.Module, body: nn.Module) -> bool:
+def can_share(model, body) -> bool:
     """Whether sharing gives the hidden states of the plain way, tried on a few tokens of the model itself.
 
     Not with recurrent or sliding-window layers, whose caches hold less than all keys; nor with checkpointed layers,

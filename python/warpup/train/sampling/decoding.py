@@ -187,9 +187,8 @@ class DecodingState:
             token = self.forcing(token, rows)
             replaced = token != drawn.token
             if replaced.any():
-                logp = torch.where(
-                    replaced, token_logprob(logits, token, temperature=self.filters.temperature or 1), logp
-                )
+                own = token_logprob(logits, token, temperature=self.filters.temperature or 1)
+                logp = torch.where(replaced, own, logp)
         forced = None
         if self.budget:
             written = self.budget.forced(rows)
@@ -217,7 +216,7 @@ class DecodingState:
         """(R, V) bool: the tokens that the filters left, by the comparison that `sample_step` made."""
         least, most, penalties = drawn.least.unsqueeze(1), drawn.most.unsqueeze(1), self.penalties
         if self.scheduled:
-            ids = torch.tensor(self.batch.default.tokens.ids, device=logits.device)
+            ids = torch.tensor(ReflectionTokens.of(self.batch.default.tokens).ids, device=logits.device)
             logits = logits.to(least.dtype, copy=True)
             logits[:, ids] += drawn.delta.unsqueeze(1)
         if penalties is None or self.seen is None:
@@ -232,5 +231,5 @@ class DecodingState:
 
     def token_set(self, vocab: int) -> Tensor:
         """(V,) bool: the tokens of the schedule, as `replay_logprob` takes them."""
-        ids = torch.tensor(self.batch.default.tokens.ids, device=self.batch.device)
+        ids = torch.tensor(ReflectionTokens.of(self.batch.default.tokens).ids, device=self.batch.device)
         return torch.zeros(vocab, dtype=torch.bool, device=self.batch.device).index_fill(0, ids, True)

@@ -25,6 +25,7 @@ from torch import Tensor
 from warpup import KeptTokens
 
 from ..errors import TrainError
+from ..examples import RewardName
 from ..model.tokens import TokenPair, Tokens, encode_prompt, turn_end
 from ..rewards.loading import load_named
 from .rollouts import Rollouts, rollout
@@ -48,9 +49,11 @@ class Environment(Protocol):
 
     def reset(self, example: Mapping[str, Any]) -> str | Sequence[Mapping[str, Any]]:
         """The prompt of an example, for the first turn."""
+        ...
 
     def step(self, completion: str) -> Turn:
         """What follows a completion (its text without special tokens)."""
+        ...
 
 
 class Episodes(NamedTuple):
@@ -67,9 +70,9 @@ class Episodes(NamedTuple):
     shares: list[dict[int, float]]
 
 
-def load_environment(name: str | Callable[[], Environment]) -> Callable[[], Environment]:
+def load_environment(name: RewardName) -> Callable[[], Environment]:
     """What makes an environment: itself, or the class or function that `module:name` or `file.py:name` names."""
-    return name if callable(name) else load_named(name, "environment")
+    return name if callable(name) else load_named(str(name), "environment")
 
 
 def play(
@@ -122,8 +125,8 @@ def _play(
         for row, n in enumerate(going):
             ids = rolls.completion(row)
             filtered.add(n, len(said[n]), rolls, row)
-            of_row = (x[row, : len(ids)].tolist() for x in (rolls.logp, rolls.learned()))
-            extend(n, ids, *of_row, turn, said, logp, sampled, turn_of)
+            own_logp, own = (x[row, : len(ids)].tolist() for x in (rolls.logp, rolls.learned()))
+            extend(n, ids, own_logp, own, turn, said, logp, sampled, turn_of)
             text = tokenizer.decode(ids, skip_special_tokens=True)
             texts[n].append(text)
             speakers[n].append(int(getattr(environments[n], "role", 0)))
@@ -206,8 +209,8 @@ def first_prompts(make: Callable[[], Environment], examples: Sequence[Mapping[st
 def close(environments: Sequence[Environment]) -> None:
     """Those that have something to be closed, such as a connection, close it."""
     for environment in environments:
-        if hasattr(environment, "close"):
-            environment.close()
+        if callable(end := getattr(environment, "close", None)):
+            end()
 
 
 def make_some(make: Callable[[], Environment], count: int) -> list[Environment]:

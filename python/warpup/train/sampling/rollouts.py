@@ -83,7 +83,7 @@ def rollout(
     generator: torch.Generator | None = None,
     stop: StopStrings | None = None,
     record: bool = False,
-    **filters: float,
+    **filters: Any,
 ) -> Rollouts:
     """Sample `copies` completions of each prompt (token ids); temperature 0 takes the likeliest token.
 
@@ -111,7 +111,7 @@ def rollout(
             first, last = begin // copies, (end - 1) // copies  # the prompts of these rows
             owner = torch.arange(begin, end, device=model.device) // copies - first
             some = prompts[first : last + 1]
-            asked = [some[k] for k in owner]
+            asked = [some[k] for k in owner.tolist()]
             state = DecodingState(decoding or DecodingStrategy(), asked, seeds[begin:end], drawn_by, record, logit_bias)
             parts.append(_rollout(model, some, owner, state, ends, stop, pad, max_new_tokens))
     if ranks.size() > 1:

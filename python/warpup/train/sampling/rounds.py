@@ -49,7 +49,7 @@ def complete(
     scores = rewards.score(completions, asked, group=settings.samples)
     learned = rolls.learned().cpu()
     pairs: list[TokenPair] = [
-        (prompts.ids[picked[n // settings.samples]], c.token_ids) for n, c in enumerate(completions)
+        (prompts.ids[picked[n // settings.samples]], list(c.token_ids)) for n, c in enumerate(completions)
     ]
     if rolls.sampled is not None:  # a budget wrote some of the tokens
         pairs = [(*pair[:2], own[: len(pair[1])]) for pair, own in zip(pairs, learned.tolist(), strict=True)]
@@ -64,7 +64,7 @@ def complete(
 
 
 def play_some(
-    settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], rewards: None, engine: Engine
+    settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], engine: Engine
 ) -> Sampled:
     """A group of episodes for each of the prompts `picked`; the environment gives their rewards."""
     began = time.perf_counter()
@@ -76,21 +76,23 @@ def play_some(
             generator=run.generator, decoding=prompts.decoding, **how_to_draw(settings, prompts),
         )  # fmt: skip
     seconds, failed = time.perf_counter() - began, played.rewards.isnan().all(1)
+    turns = played.rolls.turn
+    assert turns is not None  # of episodes they are kept
     total = played.rewards.nansum(1).masked_fill(failed, math.nan)
     scores = Scores(rewards=total.tolist(), correct=played.correct, format_ok=[math.nan] * len(total))
     scores.errors += ["the environment could not tell a reward (NaN)"] * int(failed.sum())
     roles = None
     if settings.advantage in ("gae", "optimal_token_baseline"):
-        drawn = played.rolls.turn.masked_fill(~played.rolls.learned(), -1)
+        drawn = turns.masked_fill(~played.rolls.learned(), -1)
         scores.token_rewards = at_turn_ends(played.rewards, drawn)
     if settings.credit == "turn":
         advantages = turn_advantages(
             played.rewards,
-            played.rolls.turn.cpu(),
+            turns.cpu(),
             lambda r: group_advantage(r, settings.samples, baseline=settings.baseline, scale=settings.scale),
         )
     elif settings.credit == "role":
-        roles = Roles.of(played.speakers, played.shares, played.rolls.turn, settings.roles)
+        roles = Roles.of(played.speakers, played.shares, turns, settings.roles)
         scores.columns = {f"role {k}": column.tolist() for k, column in enumerate(roles.earned.T)}
         # Without an estimator they come of running means: `RoleBaselines.credit`.
         advantages = roles.against_group(settings.samples) if settings.advantage else torch.zeros(len(total))

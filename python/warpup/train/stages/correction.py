@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from warpup.policy.masks import per_token, rollout_mask, rollout_weights
+from warpup.policy.masks import rollout_mask, rollout_weights
+from warpup.policy.rows import per_token
 
 from ..model.heads import Head
 from ..run import StageRun
@@ -66,7 +67,7 @@ class Correction:
         """Of the ratios before any bound their mean, `correction_ratio`, and the share outside, `correction_outside`;
         `correction_ess`, the effective sample size (sum w)^2 / sum w^2 of the weights, over their number."""
         assert self.mode is not None
-        ratios = Correction(self.mode.replace("mask", "truncate"), cap=math.exp(20))
+        ratios = Correction(cast(CorrectionMode, self.mode.replace("mask", "truncate")), cap=math.exp(20))
         counted = mask if weights.dim() == 2 else mask.any(1)
         ratio, w = ratios.weights(own, sampled, mask)[counted].double(), weights[counted].double()
         outside = (ratio > self.cap) | (ratio < (self.floor or 0.0))

@@ -18,6 +18,7 @@ from warpup.advantage.gae import gae
 from warpup.advantage.masked_whiten import masked_whiten
 
 from .. import ranks
+from ..checks import filled
 from ..model.heads import Head
 from ..model.reference import Snapshot
 from ..model.value_head import ValueHead
@@ -47,7 +48,7 @@ class Critic:
         if self.reference:
             # The KL to the reference as a cost of each token (k1, whose gradient is right as a reward's).
             with self.reference.restored():
-                (tensors["ref_logp"],) = score_tokens(run, self.head, experience, rows, settings.max_tokens)
+                (tensors["ref_logp"],) = score_tokens(run, self.head, experience, rows, filled(settings.max_tokens))
             rewards = rewards - settings.kl_coef * (rolls.logp - tensors["ref_logp"])
         values = self.values(run, experience, rows)
         known = ~torch.tensor(sampled.scores.rewards, device=learned.device).isnan()
@@ -60,7 +61,7 @@ class Critic:
     def values(self, run: StageRun, experience: Experience, rows) -> Tensor:
         """(N, L): the value before each token that carries loss."""
         values = torch.zeros_like(experience.rolls.logp)
-        for batch in token_batches(run, self.head, experience, rows, self.settings.max_tokens):
+        for batch in token_batches(run, self.head, experience, rows, filled(self.settings.max_tokens)):
             with run.computing():
                 spread(self.value(self.head.hidden(batch)), experience, batch, values)
         ranks.sum_(values)

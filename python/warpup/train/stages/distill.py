@@ -15,6 +15,7 @@ from warpup import divergence
 from warpup.data.spool import Spool
 
 from .. import ranks
+from ..checks import filled
 from ..errors import TrainError
 from ..model.batch import LengthBuckets, micro_batches
 from ..model.compare import divergence_between
@@ -69,7 +70,7 @@ class Distill(DistillSettings):
 
     def longest_row(self, prepared: tuple[Sequence[TokenPair], list[int], Any]) -> int:
         """Tokens of the longest prompt and a completion of the student's; 0 where it writes none."""
-        return self.online and max(len(prompt) for prompt, _ in prepared[0]) + self.max_new_tokens
+        return max(len(pair[0]) for pair in prepared[0]) + self.max_new_tokens if self.online else 0
 
     def train(self, run: StageRun, prepared: tuple[Sequence[TokenPair], list[int], Any]) -> None:
         """Train `run.model` towards the teacher."""
@@ -89,13 +90,14 @@ class Distill(DistillSettings):
             if own:
                 with run.computing():
                     rolls = rollout(
-                        model, [prompt for prompt, _ in batch_pairs], eos=ends, pad=pad,
+                        model, [pair[0] for pair in batch_pairs], eos=ends, pad=pad,
                         max_new_tokens=self.max_new_tokens, temperature=self.temperature, rows=self.rows,
                         generator=run.generator,
                     )  # fmt: skip
-                batch_pairs = [(prompt, rolls.completion(n)) for n, (prompt, _) in enumerate(batch_pairs)]
-            tokens, total = sum(len(completion) for _, completion in batch_pairs), 0.0
-            pieces = cut(batch_pairs, ranks.share(range(len(batch_pairs))), pad, self.max_tokens, model.device)
+                batch_pairs = [(pair[0], rolls.completion(n)) for n, pair in enumerate(batch_pairs)]
+            tokens, total = sum(len(pair[1]) for pair in batch_pairs), 0.0
+            mine = ranks.share(range(len(batch_pairs)))
+            pieces = cut(batch_pairs, mine, pad, filled(self.max_tokens), model.device)
             for batch in even_batches(model, pieces, pad):
                 with run.computing():
                     with torch.no_grad():

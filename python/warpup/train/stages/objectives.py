@@ -17,7 +17,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from warpup import coverage_weights
-from warpup.policy.masks import per_token, row_sums
+from warpup.policy.rows import per_token, row_sums
 
 from ..model.batch import Batch
 from ..model.heads import Head

@@ -14,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from warpup.integrations.router_replay import replay_experts
 from warpup.policy.kinds import PolicyOptions
-from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, per_token, sequence_mask, top_entropy_mask
+from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens, sequence_mask, top_entropy_mask
+from warpup.policy.rows import per_token
 
 from .. import ranks
 from ..model.batch import Batch, micro_batches
@@ -246,6 +247,8 @@ def policy_step(
                 )
                 value_loss = 0.0
                 if update.critic:
+                    assert experience.values is not None
+                    assert experience.returns is not None
                     old, returns = (experience.packed(v, batch) for v in (experience.values, experience.returns))
                     value_loss, more = update.critic.loss(hidden, old, returns, tokens)
                     total["value_loss"] = total.get("value_loss", 0.0) + value_loss.detach().double()

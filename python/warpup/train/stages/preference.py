@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from warpup.data.spool import Spool
-from warpup.policy.masks import row_sums
 from warpup.policy.preference_loss import PREFERENCE_KINDS, preference_loss
+from warpup.policy.rows import row_sums
 
 from .. import ranks
+from ..checks import filled
 from ..errors import TrainError
 from ..model.batch import Batch, LengthBuckets, micro_batches
 from ..model.fsdp import even_batches
@@ -84,7 +85,9 @@ class Preference(PreferenceSettings):
             both = [row for k in ranks.share(rows) for row in (2 * k, 2 * k + 1)]
             chosen = sum(len(pairs[2 * k][1]) for k in rows)
             total: dict[str, float] = {"loss": 0.0}
-            pieces = micro_batches(pairs, both, pad, self.max_tokens, model.device, together=2, share=head.shares)
+            pieces = micro_batches(
+                pairs, both, pad, filled(self.max_tokens), model.device, together=2, share=head.shares
+            )
             for batch in even_batches(model, pieces, pad):
                 # Log-probs of both sides, under the reference and under the model now.
                 held = None

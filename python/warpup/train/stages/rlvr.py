@@ -15,7 +15,7 @@ import torch
 from warpup.data import Sampler
 
 from .. import ranks
-from ..checks import named
+from ..checks import filled, named
 from ..engines.ahead import Ahead
 from ..engines.opened import check_opens, opened
 from ..engines.protocol import Engine
@@ -144,14 +144,14 @@ class RLVR(RLVRSettings):
             # The reference's log-probs of the same tokens, once a step.
             if reference and self.kl != "full" and not self.kl_in_reward and rows:
                 with reference.restored():
-                    (ref_logp,) = score_tokens(run, head, experience, rows, self.max_tokens)
+                    (ref_logp,) = score_tokens(run, head, experience, rows, filled(self.max_tokens))
                 experience = replace(experience, ref_logp=ref_logp)
 
             # The sampler rounds otherwise than the trainer: where that is corrected for, the loss compares with the
             # trainer's own log-probs, and what was sampled has weights.
             numbers: dict[str, Any] = {"staleness": engine.staleness} if isinstance(engine, Ahead) else {}
             if (importance := self.importance()) and rows:
-                experience, measured = importance.apply(run, head, experience, rows, self.max_tokens)
+                experience, measured = importance.apply(run, head, experience, rows, filled(self.max_tokens))
                 numbers |= measured
 
             # Loss and step: raise the log-prob of a completion by its advantage. Several times on the same completions
@@ -179,7 +179,10 @@ class RLVR(RLVRSettings):
         for _ in range(1 + self.refill):
             missing = self.prompts - int(groups.used.sum())
             picked = draw(sampler, missing, len(prompts.ids), place="rlvr")
-            sampled = (play_some if self.environment else complete)(self, run, prompts, picked, rewards, engine)
+            if rewards is None:  # the environment gives them
+                sampled = play_some(self, run, prompts, picked, engine)
+            else:
+                sampled = complete(self, run, prompts, picked, rewards, engine)
             for error in sampled.scores.errors:
                 run.count("reward_errors", message=error)
             if sampled.scores.abstained:
@@ -203,7 +206,7 @@ class RLVR(RLVRSettings):
         """How the policy learns from so many completions."""
         cov = {"cov_share": self.cov_share, "cov_bounds": self.cov_bounds}
         return Update(
-            self.policy_options(), clip=self.clip, max_tokens=self.max_tokens,
+            self.policy_options(), clip=self.clip, max_tokens=filled(self.max_tokens),
             constant=completions * self.max_new_tokens / self.minibatches, entropy_quantile=self.entropy_quantile,
             off_policy=self.off_policy_mask_threshold, full_kl=reference if self.kl == "full" else None,
             critic=critic, balance=self.balance,

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from warpup.policy.masks import row_sums
 from warpup.policy.preference_loss import preference_loss
+from warpup.policy.rows import row_sums
 
 from .. import ranks
+from ..checks import filled
 from ..errors import TrainError
 from ..model.batch import Batch, LengthBuckets, micro_batches
 from ..model.fsdp import even_batches
@@ -82,7 +83,7 @@ class StepReward(StepRewardSettings):
 
     def labels_of(self, given: Any, where: str) -> list[float]:
         """An example's labels as they stand in the data: one for each step, or of progress one for the whole."""
-        several = given if isinstance(given, list | tuple) and self.loss == "bce" else [given]
+        several: Sequence[Any] = given if isinstance(given, list | tuple) and self.loss == "bce" else [given]
         if not all(isinstance(label, int | float) and math.isfinite(label) for label in several):
             wanted = "a list of numbers, one for each step" if self.loss == "bce" else "the number that the whole got"
             raise TrainError(f"{where}: expected as labels {wanted}, got {given!r}")
@@ -110,7 +111,7 @@ class StepReward(StepRewardSettings):
             count = sum(len(labels[row]) for row in rows) if self.loss == "bce" else len(picked)
             mine = [together * row + n for row in ranks.share(picked) for n in range(together)]
             total: dict[str, float] = {}
-            pieces = micro_batches(pairs, mine, pad, self.max_tokens, model.device, together=together)
+            pieces = micro_batches(pairs, mine, pad, filled(self.max_tokens), model.device, together=together)
             for batch in even_batches(model, pieces, pad):
                 with run.computing():
                     scores = judge.read(batch)

@@ -11,6 +11,7 @@ import torch
 
 from warpup.advantage import optimal_token_baseline
 
+from ..checks import filled
 from ..model.heads import Head
 from ..run import StageRun
 from ..sampling.groups import Sampled
@@ -25,7 +26,7 @@ def credit_tokens(settings: RLVRSettings, run: StageRun, head: Head, sampled: Sa
     """The same completions with advantages (N, L); 0 in those without a reward."""
     rolls, rows = sampled.rolls, range(len(sampled.pairs))
     experience = Experience(sampled.pairs, rolls, sampled.advantages, settings.temperature)
-    logp, sum_p2 = score_tokens(run, head, experience, rows, settings.max_tokens, sum_p2=True)
+    logp, sum_p2 = score_tokens(run, head, experience, rows, filled(settings.max_tokens), sum_p2=True)
     known = ~torch.tensor(sampled.scores.rewards, device=logp.device).isnan()
     mask, rewards = experience.learned & known[:, None], token_rewards(sampled).to(logp)
     advantages = optimal_token_baseline(rewards, settings.samples, mask=mask, logp=logp, sum_p2=sum_p2)

@@ -13,6 +13,7 @@ import torch
 from warpup.data import Sampler
 
 from .. import ranks
+from ..checks import filled
 from ..model.batch import LengthBuckets, micro_batches
 from ..model.fsdp import even_batches
 from ..model.heads import Head
@@ -69,7 +70,8 @@ class Warmup(WarmupSettings):
             # completions) of the whole, so that their gradients add up to that of the batch, however it is cut.
             rows = draw(sampler, self.batch_size, len(pairs), place="warmup") if sampler else batches[i]
             losses: dict[int, float] = {}  # of each row, for a curriculum that reads them
-            pieces = even_batches(model, cut(pairs, ranks.share(rows), pad, self.max_tokens, model.device), pad)
+            cut_rows = cut(pairs, ranks.share(rows), pad, filled(self.max_tokens), model.device)
+            pieces = even_batches(model, cut_rows, pad)
             tokens, attended, padded = ranks.total(
                 sum(len(batch.completion) for batch in pieces),
                 sum(int(batch.attended.sum()) for batch in pieces),
