@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import become, run_checks
-from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, mixture, rlvr, same, warmup, weights
+from tests.support.tiny import EXAMPLES, TOKENIZER, Killed, killer, llama, log_of, mixture, rlvr, same, warmup, weights
 from warpup.train import Distill, Preference, Recipe, TrainError, checkpoint
 from warpup.train.ranks import data_parallel, rank, share, size, totals
 from warpup.train.run import HeldOut
@@ -80,6 +80,23 @@ def check_different_models(folder):
 def check_what_takes_one_process(folder):
     with pytest.raises(TrainError, match="advantage: tree is for one process; start it without torchrun"):
         Recipe([rlvr(advantage="tree", samples=4)]).run(llama(), TOKENIZER, folder / "alone")
+
+
+def check_a_measurement_that_fails_on_one_is_left_out_on_all(folder):
+    """The first rank alone calls the reward function; the second one must not wait for its scores."""
+    calls, run = [], folder / "unmeasured"
+
+    def breaking(completion, example):
+        calls.append(completion)
+        if len(calls) > 3:  # from the second measurement on
+            raise ValueError("no reward")
+        return 0.0
+
+    held = HeldOut(EXAMPLES[:3], breaking, points=1, max_new_tokens=4)
+    Recipe([warmup(steps=4)]).run(llama(), TOKENIZER, run, held_out=held)
+    assert bool(calls) == (rank() == 0)
+    (last,) = (line for line in log_of(run) if line.get("step") == 4 and "loss" in line)
+    assert last["held_out_failures"] == 1
 
 
 def check_shares(folder):

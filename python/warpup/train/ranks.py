@@ -118,11 +118,19 @@ def gathered(value: T) -> list[T]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first rank makes, on all of them; the others do not call it."""
+    """What the first rank makes, on all of them; the others do not call it. Its TrainError is raised on all: a caller
+    may go on after one, and the others would wait for what it no longer sends."""
     if not _active:
         return make()
-    found: list[Any] = [make() if rank() == 0 else None]
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = make()
+        except TrainError as error:
+            found[1] = error
     dist.broadcast_object_list(found)
+    if found[1]:
+        raise found[1]
     return found[0]
 
 
