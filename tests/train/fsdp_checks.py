@@ -120,6 +120,9 @@ def check_shards(folder):
 def check_refused(folder):
     with pytest.raises(TrainError, match="merge: adapters in shards are not merged"):
         Recipe([warmup()], fsdp=True, merge=True).run(adapted(), TOKENIZER, folder / "merge")
+    served = rlvr(engine="vllm", engine_url="http://localhost:1")
+    with pytest.raises(TrainError, match="engine: vllm takes adapters merged into the weights, and those in shards"):
+        Recipe([served], fsdp=True).run(adapted(), TOKENIZER, folder / "served")
     model = llama()
     shard_model(model)
     with pytest.raises(TrainError, match="fsdp: this model is in shards"):

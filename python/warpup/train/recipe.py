@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from . import checkpoint, ranks
+from .engines.settings import SERVERS
 from .errors import Interrupted, TrainError
 from .examples import examples_of
 from .files import locked, read_table, write_text
@@ -154,6 +155,12 @@ class Recipe:
             raise TrainError(
                 "merge: adapters in shards are not merged; leave it out, and once the run is done delete its folder "
                 "model and run the same with merge in one process"
+            )
+        served = [stage for stage in self.stages if getattr(stage, "engine", "own") in SERVERS]
+        if self.fsdp and served and is_adapted(model) and ranks.size() > 1:
+            raise TrainError(
+                f"rlvr.engine: {served[0].engine} takes adapters merged into the weights, and those in shards are not "
+                "merged; leave fsdp out, or set engine to own"
             )
         for stage in self.stages:
             stage.check()
