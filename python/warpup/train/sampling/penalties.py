@@ -58,6 +58,8 @@ class SeenTokens:
 
     def __init__(self, pairs: Sequence[TokenPair], learned: Tensor, turn: Tensor | None = None):
         def padded(rows: list) -> Tensor:
+            if not rows:  # of an idle batch
+                return torch.zeros(0, 0, dtype=torch.int64, device=learned.device)
             return pad_sequence(
                 [torch.tensor(row, device=learned.device) for row in rows], batch_first=True, padding_value=-1
             )
