@@ -1,5 +1,6 @@
 """A recipe resumes bit for bit, in its own folder only, and its stages follow one another."""
 
+import inspect
 import json
 
 import pytest
@@ -20,10 +21,25 @@ from tests.support.tiny import (
     weights,
 )
 from warpup.data import word_tokenizer
-from warpup.train import Recipe, TrainError, load_model, newest_model
+from warpup.train import (
+    RLVR,
+    Distill,
+    Preference,
+    Recipe,
+    StepReward,
+    TrainError,
+    Warmup,
+    load_model,
+    newest_model,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TWO_KINDS = [{**example, "answer": str(i % 2)} for i, example in enumerate(EXAMPLES)]
+
+
+@pytest.mark.parametrize("stage", [Warmup, RLVR, Preference, Distill, StepReward])
+def test_data_are_a_stages_first_argument(stage):
+    assert next(iter(inspect.signature(stage).parameters)) == "data"
 
 
 def test_warmup_then_rlvr_learns_from_both(tmp_path):

@@ -24,7 +24,7 @@ OWN = (
 )  # fmt: skip
 
 
-@dataclass
+@dataclass(kw_only=True)  # data stay the first argument of the stage
 class EngineSettings:
     """Who samples."""
 
