@@ -156,10 +156,10 @@ class Recipe:
                 "merge: adapters in shards are not merged; leave it out, and once the run is done delete its folder "
                 "model and run the same with merge in one process"
             )
-        served = [stage for stage in self.stages if getattr(stage, "engine", "own") in SERVERS]
+        served = [name for stage in self.stages if (name := getattr(stage, "engine", "own")) in SERVERS]
         if self.fsdp and served and is_adapted(model) and ranks.size() > 1:
             raise TrainError(
-                f"rlvr.engine: {served[0].engine} takes adapters merged into the weights, and those in shards are not "
+                f"rlvr.engine: {served[0]} takes adapters merged into the weights, and those in shards are not "
                 "merged; leave fsdp out, or set engine to own"
             )
         for stage in self.stages:

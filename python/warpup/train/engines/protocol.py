@@ -94,19 +94,18 @@ def rollouts_of(found: Sequence[Completion], params: SamplingParams, engine: str
     if params.filtered and any(one.kept is None for one in found):
         raise TrainError(f"{engine}: it does not tell which tokens the filters have left, which the loss needs")
     lengths = torch.tensor([len(one.tokens) for one in found])
-    kept, experts = None, None
+    kept = None
     if params.filtered:
         # A set for each place of the padded rows, empty in the padding.
         counts = pad_sequence([torch.tensor([len(ids) for ids in one.kept or ()]) for one in found], batch_first=True)
         ids = [torch.tensor(ids).sort().values for one in found for ids in one.kept or ()]
         kept = KeptTokens.from_counts(torch.cat(ids).int(), counts)
-    if all(one.experts is not None for one in found):
-        experts = [one.experts for one in found]
+    experts = [one.experts for one in found if one.experts is not None]
     return Rollouts(
         pad_sequence([torch.tensor(one.tokens) for one in found], batch_first=True, padding_value=params.pad),
         lengths,
         pad_sequence([torch.tensor(one.logp, dtype=torch.float32) for one in found], batch_first=True),
         torch.tensor([one.finished for one in found]),
         kept=kept,
-        experts=experts,
+        experts=experts if len(experts) == len(found) else None,
     )
