@@ -45,8 +45,8 @@ def status(key: str) -> int:
 @contextmanager
 def kept_memory(touched: int = 0) -> Iterator[None]:
     """Within, freed memory stays with the process, as with a caching allocator; each candidate alike finds pages that
-    are there: `touched` bytes of them from the start, or the first rounds would time the system that gives them (2 of
-    3.8 s, where results take 2 GB and rounds are few).
+    are there: `touched` bytes of them from the start, or the first rounds would time the system that gives them, which
+    takes seconds where results have gigabytes.
 
     By default glibc gives large blocks back at once, and the next has new pages: half of a large result's time, and on
     a virtual machine whose host takes free pages back up to ten times as much, by chance.
