@@ -133,11 +133,20 @@ def test_wrong_calls(tmp_path, capsys, tiny_model):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_missing_package_is_told_before_anything_is_measured(tmp_path, capsys, monkeypatch, tiny_model):
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "peft" else name)
+    assert cli.main(["transfer", "--model", str(tiny_model), "--out", str(tmp_path / "out")]) == 1
+    assert "this needs peft: pip install 'warpup[transfer]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_demo_of_a_pretrained_model_is_this(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr("warpup.apps.demo.command.run_transfer", asked.append)
     assert cli.main(["demo", "--model", "smollm2", "--quick", "--seeds", "2"]) == 0
-    assert asked == [settings.TransferArguments("smollm2", "runs/transfer", quick=True, seeds=2)]
+    assert asked.pop() == settings.TransferArguments("smollm2", "runs/transfer", quick=True, seeds=2)
+    assert cli.main(["demo", "--model", "smollm2", "--out", "runs/demo"]) == 0
+    assert asked.pop() == settings.TransferArguments("smollm2", "runs/demo")
     assert cli.main(["demo", "--model", "smollm2", "--jobs", "2"]) == 2
     assert "one after the other" in capsys.readouterr().err
 

@@ -23,7 +23,7 @@ def demo(arguments: list[str]) -> None:
     if given.model in SOURCES:
         if given.jobs:
             raise UsageError(f"--jobs: the arms of a pretrained model ({given.model}) are trained one after the other")
-        out = given.out if given.out != DemoArguments.out else TransferArguments.out
+        out = given.out or TransferArguments.out
         run_transfer(TransferArguments(given.model, out, given.quick, seeds=given.seeds))
         return
 
@@ -37,7 +37,7 @@ def demo(arguments: list[str]) -> None:
     from .puzzles import puzzle_sets
     from .report import print_table, write_report
 
-    out, size = Path(given.out), QUICK if given.quick else FULL
+    out, size = Path(given.out or "runs/demo"), QUICK if given.quick else FULL
     size = replace(size, experts=12) if given.model == "moe" else size
     began = time.perf_counter()
     with locked(out):

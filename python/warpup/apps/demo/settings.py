@@ -10,8 +10,9 @@ ARMS = {"base": ("base", "base + RLVR"), "warm": ("warm-up", "warm-up + RLVR")} 
 class DemoArguments:
     """Train four arms on Knights & Knaves puzzles, print their table, write report.html."""
 
-    out: str = "runs/demo"
-    """Folder of the results; what is done there already is reused."""
+    out: str = ""
+    """Folder of the results; what is done there already is reused. Not given: runs/demo, of a pretrained model
+    runs/transfer."""
     model: Literal["dense", "moe", "smollm2", "gemma3-270m"] = "dense"
     """dense: a Llama; moe: fine-grained routed experts and a shared one, as many active parameters. smollm2 and
     gemma3-270m are pretrained: then this is `warpup transfer`, which takes much longer."""

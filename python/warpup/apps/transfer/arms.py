@@ -152,10 +152,11 @@ def train(config: dict) -> None:
         warpup_train([str(file)])
     except Interrupted:
         raise
-    except TrainError:
+    except TrainError as error:
         # Also where no step taught anything: then the model is what it was, and is measured all the same.
         if not (out / "model").is_dir():
             raise
+        print(f"{out.name}: {error}", flush=True)
 
 
 def measure(run: Run, folder: Path, model: str, held_out: dict[str, list[Row]], seed: int) -> None:

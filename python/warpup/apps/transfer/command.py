@@ -4,10 +4,12 @@ import json
 import math
 import time
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from warpup._command_line import at_least, parse
 from warpup.train.errors import TrainError, UsageError
+from warpup.train.files import locked, read_table, write_text
 
 from ..fetch import SOURCES, fetched
 from .settings import MAY_BE_0, SIZES, TASKS, Size, TransferArguments
@@ -31,12 +33,12 @@ def run_transfer(given: TransferArguments) -> None:
         )
     if given.target not in TASKS:
         raise UsageError(f"--target: expected one of {', '.join(TASKS)}, got {given.target}")
+    if missing := [name for name in ("reasoning_gym", "peft") if find_spec(name) is None]:
+        raise TrainError(f"this needs {' and '.join(missing)}: pip install 'warpup[transfer]'")
 
     # Imported here, so that help and wrong calls do not wait for torch.
     import torch
     from transformers import AutoTokenizer
-
-    from warpup.train.files import locked
 
     from .arms import Run, choose, make_arms
     from .report import show
@@ -81,7 +83,7 @@ def sized(given: TransferArguments) -> Size:
 def remember(out: Path, run: dict) -> None:
     """Write what the run is, or raise TrainError where the folder holds another one."""
     path, run = out / "transfer.json", json.loads(json.dumps(run))
-    there = json.loads(path.read_text()) if path.exists() else run
+    there = read_table(path) if path.exists() else run
     if other := [f"{key}: {there.get(key)} there, {run[key]} now" for key in run if there.get(key) != run[key]]:
         raise TrainError(f"{out} holds another run ({'; '.join(other)}): choose another --out")
-    path.write_text(json.dumps(run, indent=2) + "\n")
+    write_text(path, json.dumps(run, indent=2) + "\n")
