@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def needs(name: str, package: str, install: str) -> Iterator[None]:
-    """Around the import of an optional package: where it is missing, a ModuleNotFoundError says that `name` needs it,
-    and to `pip install` what is given."""
+    """Around the import of an optional package: where it fails, a ModuleNotFoundError says that `name` needs it, to
+    `pip install` what is given, and why: a package that is there may be too old, or broken."""
     try:
         yield
     except ImportError as error:
-        raise ModuleNotFoundError(f"{name} needs {package}: pip install {install}", name=error.name) from error
+        told = f"{name} needs {package}: pip install {install} ({error})"
+        raise ModuleNotFoundError(told, name=error.name) from error
