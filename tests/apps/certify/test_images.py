@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from warpup.apps.certify import load_images
-from warpup.apps.certify.images import shifted
+from warpup.apps.certify.images import Images, shifted
 from warpup.train import TrainError
 
 
@@ -124,3 +124,9 @@ def test_augmentation_shifts_and_flips():
         seen.add(place)
     assert len(seen) > 25
     assert {flip for flip, *_ in seen} == {0, 1}
+
+
+def test_mean_and_std_go_together():
+    x, y = torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="mean and std go together"):
+        Images("own", x, y, x, y, std=torch.ones(1, 1, 1))

@@ -45,6 +45,10 @@ class Images:
     std: Tensor | None = None
     augment: bool = False
 
+    def __post_init__(self):
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("images: mean and std go together; give both, or neither")
+
     @property
     def classes(self) -> int:
         return int(max(self.y_train.max(), self.y_test.max())) + 1
