@@ -116,6 +116,7 @@ def test_what_is_kept_is_not_run_again(tmp_path, monkeypatch):
     source.write_text("another")
     runner.run("toy", 1)
     assert runs[3:] == [(0, 3)]
+    assert [seed["numbers"]["ACC"] for seed in runner.results("toy")["plain"]] == [0.5]  # of the other code none
     runner.run("toy", 1, quick=True)
     assert runs[4:] == [(0, 1)]
 

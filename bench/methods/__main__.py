@@ -44,9 +44,8 @@ def main() -> int:
         left_out = runner.run(given.bench, given.seeds, quick=given.quick, pattern=given.pattern)
     found = {arm: seeds for arm, seeds in runner.results(given.bench, given.quick).items() if arm in arms}
     if not found:
-        parser.error(
-            f"--show: nothing in {runner.file_of(given.bench, given.quick)} yet" if given.show else left_out[0]
-        )
+        kept = runner.file_of(given.bench, given.quick)
+        parser.error(f"--show: nothing of this code in {kept} yet; leave it out" if given.show else left_out[0])
     show(runner.summary(given.bench, found, given.quick))
     picture = runner.file_of(given.bench, given.quick).with_suffix(".png")
     draw(runner.load(given.bench), found, picture)

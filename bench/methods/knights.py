@@ -54,18 +54,9 @@ class Size:
 
 SIZE = Size()
 QUICK = Size(
-    imitates="base",
-    warm_steps=60,
-    rl_steps=2,
-    log_steps=4,
-    prompts=4,
-    samples=4,
-    puzzles=8,
-    held_out=16,
-    tokens=16,
-    hidden=32,
-    layers=1,
-)
+    imitates="base", warm_steps=60, rl_steps=2, log_steps=4, prompts=4, samples=4, puzzles=8, held_out=16, tokens=16,
+    hidden=32, layers=1,
+)  # fmt: skip
 
 
 # ---- What all arms share --------------------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ An arm is a function of (seed, size) that returns {column: number}. What has no 
 are curves for `panel`: they stay in the run's own file and are in no table. torch's generator has been set to the
 seed before; the same seed must give the same numbers.
 
-What each (arm, seed) gave is kept at once in runs/methods/<name>.json, and is not run again while the bench's file is
-the same. `publish` takes means and spreads from there into bench/results/methods/<name>.json and docs/results.md.
+What each (arm, seed) gave is kept at once in runs/methods/<name>.json, and is not run again while the code of the bench
+(`digest`) is the same. `publish` takes means and spreads from there into bench/results/methods/<name>.json and
+docs/results.md.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from warpup.apps._report import mean_sd
 ROOT = Path(__file__).resolve().parents[2]
 RUNS, RESULTS, PAGE = ROOT / "runs/methods", ROOT / "bench/results/methods", ROOT / "docs/results.md"
 BENCHES = ("knights", "language", "continual", "shifted", "classifier", "control")
-SHARED = "nets.py"  # what several benches use: where it changes, they are run again
+SHARED = ("nets.py", "stages.py")  # what several benches use: where one changes, all are run again
 LEVEL = 0.95  # of the interval of a difference
 
 Numbers = Mapping[str, Any]
@@ -126,7 +127,7 @@ def measure(bench: ModuleType, arm: str, seed: int, quick: bool) -> dict:
 def digest(bench: ModuleType) -> str:
     """Of the code that the numbers come from: the bench's file, `<name>_*.py` beside it, and what benches share."""
     file = Path(str(bench.__file__))
-    files = [file, *sorted(file.parent.glob(f"{file.stem}_*.py")), Path(__file__).with_name(SHARED)]
+    files = [file, *sorted(file.parent.glob(f"{file.stem}_*.py")), *map(Path(__file__).with_name, SHARED)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
@@ -139,10 +140,11 @@ def write(path: Path, record: Any) -> None:
 
 
 def results(name: str, quick: bool = False) -> Results:
-    """What is kept of a bench's arms, in their order."""
-    path = file_of(name, quick)
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    return {arm: [kept[arm][seed] for seed in sorted(kept[arm], key=int)] for arm in load(name).ARMS if arm in kept}
+    """What is kept of a bench's arms, in their order; what its code gave before it changed is no part of it."""
+    bench, path = load(name), file_of(name, quick)
+    kept, code = json.loads(path.read_text()) if path.exists() else {}, digest(bench)
+    found = {arm: [seeds[i] for i in sorted(seeds, key=int) if seeds[i]["code"] == code] for arm, seeds in kept.items()}
+    return {arm: found[arm] for arm in bench.ARMS if found.get(arm)}
 
 
 # ---- sum up ---------------------------------------------------------------------------------------------------------
@@ -233,8 +235,6 @@ def publish(name: str) -> None:
         raise ValueError(f"{name}: no results of {', '.join(lacking)}; run them first")
     if len(counts := {len(seeds) for seeds in found.values()}) > 1 or min(counts) < 3:
         raise ValueError(f"{name}: arms have {sorted(counts)} seeds; run all with the same, 3 or more")
-    if any(s["code"] != digest(bench) for seeds in found.values() for s in seeds):
-        raise ValueError(f"{name}: its file has changed since; run it first")
     write(RESULTS / f"{name}.json", rounded(summary(name, found)))
     draw(bench, found, ROOT / f"docs/images/methods-{name}.png")
     PAGE.write_text(page(PAGE.read_text()))
