@@ -32,7 +32,7 @@ def run(code, folder):
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
         [sys.executable, "-I", "-c", textwrap.dedent(LOAD + code), str(folder)],
-        env=kept | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
+        env=kept | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
 
 

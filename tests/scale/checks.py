@@ -1,7 +1,6 @@
 """What each process of a group does in test_scale.py: exchanges whose bytes are counted."""
 
 import json
-import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from tests.distributed.checks import wire
+from tests.support.processes import become
 from tests.support.tiny import TOKENIZER, llama, rlvr
 from warpup.distributed import ShardedExperts
 from warpup.train import Recipe
@@ -80,10 +80,12 @@ def experts(folder):
     return sent
 
 
-def main(number, world, port, folder):
+CHECKS = {"trainer": trainer, "sharded": sharded, "experts": experts}
+
+
+def main(number, world, port, folder, names):
     """Entry of a process; `folder/{name}.{rank}` is what it counted."""
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+    become(number, world, port)
     with data_parallel():
-        for check in (trainer, sharded, experts):
-            Path(folder, f"{check.__name__}.{number}").write_text(json.dumps(check(Path(folder))))
+        for name in names:
+            Path(folder, f"{name}.{number}").write_text(json.dumps(CHECKS[name](Path(folder))))

@@ -1,8 +1,6 @@
 """tools/scale: its counts against models that run, its exchanges against two and four processes, its page."""
 
 import json
-import multiprocessing
-import socket
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3MoeConfig
 
 from tests.scale import checks
+from tests.support.processes import spawned
 from tests.support.tiny import llama, log_of
 from tools.scale import __main__ as scale
 from tools.scale import phases
@@ -98,19 +97,9 @@ def test_another_kind_of_model_is_refused(change):
 def group(request, tmp_path_factory):
     """How many processes, and what each of them counted, by check."""
     folder, world = tmp_path_factory.mktemp("group"), request.param
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=checks.main, args=(r, world, port, str(folder))) for r in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0] * world
+    assert spawned(checks.main, folder, [*checks.CHECKS], 300, world) == [0] * world
     found = {
-        check: [json.loads((folder / f"{check}.{r}").read_text()) for r in range(world)]
-        for check in ("trainer", "sharded", "experts")
+        check: [json.loads((folder / f"{check}.{r}").read_text()) for r in range(world)] for check in checks.CHECKS
     }
     return world, found, log_of(folder / "run")
 
