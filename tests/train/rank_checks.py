@@ -1,5 +1,6 @@
 """What each of two processes does in test_ranks.py."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,32 @@ def check_a_measurement_that_fails_on_one_is_left_out_on_all(folder):
     held = HeldOut(EXAMPLES[:3], breaking, points=1, max_new_tokens=4)
     Recipe([warmup(steps=4)]).run(llama(), TOKENIZER, run, held_out=held)
     assert bool(calls) == (rank() == 0)
-    assert [line["event"] for line in log_of(run) if "event" in line] == ["held_out_failures"]
+    assert_unmeasured(run, "failed on all 3 completions")
+
+
+def check_nan_logits_on_one_rank_leave_a_measurement_out_on_all(folder):
+    """The first rank must not wait for the second one's completions."""
+    run, model, done = folder / "nan", llama(), []
+
+    def breaking(module, arguments, output):
+        if done and rank() == 1 and not module.training:  # from the second measurement on
+            output.logits.fill_(math.nan)
+
+    model.register_forward_hook(breaking)
+    held = HeldOut(EXAMPLES[:3], words, points=1, max_new_tokens=4)
+    report = lambda stage, step, *rest: done.append(step)  # noqa: E731
+    Recipe([warmup(steps=4)]).run(model, TOKENIZER, run, report=report, held_out=held)
+    assert_unmeasured(run, "the model's logits are NaN")
+
+
+def assert_unmeasured(run, why):
+    """The measurement after the fourth step, which was the last, has failed, and is counted in that step's numbers."""
+    (event,) = [line for line in log_of(run) if "event" in line]
+    assert (event["event"], event["step"]) == ("held_out_failures", 4)
+    assert why in event["message"]
+    last = log_of(run)[-1]
+    assert (last["step"], last["held_out_failures"]) == (4, 1)
+    assert "held_out_greedy" not in last
 
 
 def check_shares(folder):

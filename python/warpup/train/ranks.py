@@ -134,6 +134,23 @@ def from_first(make: Callable[[], T]) -> T:
     return found[0]
 
 
+def from_each(make: Callable[[], T]) -> list[T]:
+    """What each rank makes, in their order. The TrainError of one is raised on all, as by `from_first`. Tensors must be
+    on the CPU."""
+    if not _active:
+        return [make()]
+    made, failed = None, None
+    try:
+        made = make()
+    except TrainError as error:
+        failed = error
+    found: list[Any] = gathered((made, failed))
+    for _, error in found:
+        if error:
+            raise error
+    return [made for made, _ in found]
+
+
 def total(*numbers: T) -> list[T]:
     """The sum of each number over the ranks."""
     kinds: list[Any] = [type(own) for own in numbers]

@@ -160,13 +160,14 @@ class StageRun:
             self.numbers, self.stepped, began = {}, False, time.perf_counter()
             self.before = self._state(), random_states(self.generator)
             yield self.at
-            self.before = None
-            self.at += 1
+            self.before, seconds = None, time.perf_counter() - began
             self.learned += self.stepped
-            numbers = self.numbers | {"seconds": time.perf_counter() - began, **self.counts}
-            if self.held_out and self.held_out.due(self.at, steps):
-                numbers |= self._measure(self.held_out)
-                self._compare(self.held_out, numbers)
+            measured = {}
+            if self.held_out and self.held_out.due(self.at + 1, steps):  # before the counts: a failure is one
+                measured = self._measure(self.held_out)
+                self._compare(self.held_out, measured)
+            self.at += 1
+            numbers = self.numbers | {"seconds": seconds, **self.counts, **measured}
             self.log.write({"stage": self.name, "step": self.at, **numbers})
             self.report(self.name, self.at, steps, numbers)
             stop = ranks.any_rank(bool(signals.received))  # together, or the others would wait for this rank

@@ -97,15 +97,19 @@ def rollout(
     filters: top_p, top_k, min_p, top_h, typical_p, epsilon_cutoff, eta_cutoff, repetition, presence, frequency, as in
         `warpup.reflection.sampling.sampling_row`; those that are left out change nothing.
 
-    The caller sets the model's mode (eval, no dropout). Raises TrainError if the model's logits are NaN.
+    The caller sets the model's mode (eval, no dropout). Raises TrainError if the model's logits are NaN, on all
+    ranks if they are on one.
     """
     drawn_by = Filters(temperature, **filters)
     count = len(prompts) * copies
     seeds = torch.randint(2**53 - 1, (count,), generator=generator, device=model.device)
     ends = torch.tensor([eos] if isinstance(eos, int) else list(eos), device=model.device)
     rows = count if rows is None else rows
-    parts, mine = [], ranks.share(range(count))
-    with whole(model):
+    mine = ranks.share(range(count))
+
+    def sampled() -> list[Rollouts]:
+        """This rank's."""
+        parts = []
         for begin in range(mine.start, mine.stop, rows):
             end = min(mine.stop, begin + rows)
             first, last = begin // copies, (end - 1) // copies  # the prompts of these rows
@@ -114,8 +118,14 @@ def rollout(
             asked = [some[k] for k in owner.tolist()]
             state = DecodingState(decoding or DecodingStrategy(), asked, seeds[begin:end], drawn_by, record, logit_bias)
             parts.append(_rollout(model, some, owner, state, ends, stop, pad, max_new_tokens))
-    if ranks.size() > 1:
-        parts = [part.to(model.device) for own in ranks.gathered([p.to("cpu") for p in parts]) for part in own]
+        return parts
+
+    with whole(model):
+        if ranks.size() == 1:
+            parts = sampled()
+        else:
+            found = ranks.from_each(lambda: [part.to("cpu") for part in sampled()])
+            parts = [part.to(model.device) for own in found for part in own]
     return parts[0] if len(parts) == 1 else joined(parts, pad)
 
 
