@@ -9,12 +9,15 @@ import urllib.request
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from tests.support.released import imported, released
 from tests.support.servers import FLAGS, FakeSGLang, FakeVLLM
 from tests.support.tiny import TOKENIZER, llama, rlvr, steps_of
 from warpup.train import Recipe
 from warpup.train.engines.vllm import VLLM
+from warpup.train.model.fsdp import load_state, own_tensors, shard_model
 
 
 def fields_of(path, *names):
@@ -76,9 +79,19 @@ def test_sglang():
         assert f"{flag[2:].replace('-', '_')}: A[" in everything, flag
 
 
-def test_weights_by_vllms_own_sending_side():
+@pytest.fixture
+def one_process():
+    """A group of torch.distributed."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.usefixtures("one_process")
+def test_weights_by_vllms_own_sending_side(sharded):
     """A backend that goes from GPU to GPU is driven by vLLM's own classes: here its source and its client are real,
-    and what stands between them sends by what they give."""
+    and what stands between them sends by what they give. Of a model in shards the source gives whole weights."""
     base = "vllm.distributed.weight_transfer"
     real, sent = [base, f"{base}.base", f"{base}.clients"], []
 
@@ -103,14 +116,22 @@ def test_weights_by_vllms_own_sending_side():
     with FakeVLLM(llama()) as server, imported(released("vllm", "0.33.0"), real, ["vllm"], given=given):
         server.transfer = lambda path, body: None
         engine, model = VLLM(server.url), llama(seed=3)
+        if sharded:
+            model = llama(seed=5)
+            shard_model(model)
+            shards = own_tensors(model)
+            with torch.no_grad():
+                model(torch.tensor([[1, 2]]))  # leaves a copy of the root's weights, which is not to be sent
+            load_state(shards, dict(llama(seed=3).named_parameters()))
         engine.backend = "ipc"
         engine.update_weights(model)
         engine.update_weights(model)
         own = ["/pause", "/start_weight_update", "/finish_weight_update", "/resume"]
         assert server.log == [own[0], "/init_weight_transfer_engine", *own[1:], *own]
+    plain = dict(llama(seed=3).named_parameters())
     for weights in sent:
-        assert weights.keys() == dict(model.named_parameters()).keys()
-        assert all(torch.equal(weights[name], weight) for name, weight in model.named_parameters())
+        assert weights.keys() == plain.keys()
+        assert all(type(weights[name]) is not DTensor and torch.equal(weights[name], plain[name]) for name in plain)
 
 
 COMMANDS = {

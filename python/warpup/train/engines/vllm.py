@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .. import ranks
 from ..errors import TrainError
+from ..model.fsdp import reshard
 from ..model.lora import is_adapted
 from ..model.tokens import Tokens
 from .protocol import Completion, SamplingParams, rollouts_of
@@ -101,6 +102,7 @@ class VLLM(ServerEngine):
             self.ask("/pause?mode=keep&clear_cache=true")
         try:
             if self.backend in ON_GPU:
+                reshard(model)
                 self.trainer = self.trainer or self._joined(model)
                 self.trainer.send_weights()
                 return
@@ -117,7 +119,8 @@ class VLLM(ServerEngine):
                 self.ask("/resume")
 
     def _joined(self, model) -> Any:
-        """vLLM's sending side, one on each rank; the first one's and the server's have met."""
+        """vLLM's sending side, one on each rank, since of a model in shards they put each weight together; the first
+        one's and the server's have met."""
         from vllm.distributed.weight_transfer import (  # pyright: ignore[reportMissingImports]
             HTTPVLLMWeightSyncClient,
             ModuleSource,
