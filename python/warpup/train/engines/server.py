@@ -6,6 +6,7 @@ import json
 import shutil
 import urllib.error
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ CONNECTIONS = 128  # requests at once, each for all completions of a prompt
 TIMEOUT = 3600.0  # seconds that the server may take for one answer
 
 
-class ServerEngine:
+class ServerEngine(ABC):
     """A server that samples. Its kinds say how it is asked (`complete`), how it takes weights (`transfer`), and what
     would be in the way (`check`).
 
@@ -35,18 +36,18 @@ class ServerEngine:
     def __init__(self, url: str, folder: Path | None = None):
         self.url, self.folder = url.rstrip("/"), folder
 
+    @abstractmethod
     def check(self, model, params: SamplingParams, longest: int) -> None:
         """Raise TrainError where the server is not there, or cannot do what is asked: prompts with completions of up to
         `longest` tokens. One token is sampled to see it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def complete(self, prompt: Tokens, params: SamplingParams, seed: int) -> list[Completion]:
         """`params.copies` completions of a prompt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def transfer(self, model) -> None:
         """Give the server these weights; called on all ranks."""
-        raise NotImplementedError
 
     def generate(self, prompts: Sequence[Tokens], params: SamplingParams) -> Rollouts:
         seeds = params.seeds(len(prompts))
