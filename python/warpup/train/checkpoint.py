@@ -30,7 +30,7 @@ from .errors import TrainError
 from .files import check_header, read_json, read_tensors, remove_folder, write_folder, writes
 from .model.fsdp import as_shards, class_of, full_state, is_sharded, load_state, own_tensors
 from .model.lora import is_adapted, peft
-from .model.optim import StochasticAdamW
+from .model.optim import expected_moments
 from .random_states import random_states, set_random_states
 from .shard_files import FOLDER, read_shards, tensors_in_shards, write_shards
 
@@ -187,22 +187,6 @@ def restore(
     optimizer.load_state_dict(packed)
     set_random_states(generator, found, state.pop("random"))
     return state
-
-
-def expected_moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What an Adam's state must be like, by `index.name`: of each parameter that has one (one that never had a gradient
-    has none) all moments, in its shape and dtype; the step is a number. Of other kinds, what was found."""
-    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | StochasticAdamW):
-        return dict(found)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    have, names = ({key.partition(".")[place] for key in found} for place in (0, 2))
-    step = torch.zeros(())
-    return {
-        f"{index}.{name}": step if name == "step" else parameter.detach()
-        for index, parameter in enumerate(parameters)
-        if str(index) in have
-        for name in names
-    }
 
 
 def save_weights(model, tokenizer, folder: Path, state: dict[str, Tensor] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The optimizer and its learning rates."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -106,6 +106,22 @@ class StochasticAdamW(torch.optim.Optimizer):
                 slices = (t.split(SLICE) for t in (weight.grad.reshape(-1), *changed))
                 for grad, part, first, second in zip(*slices, strict=True):
                     step_slice(grad, part, first, second, int(state["step"]), noise[weight.device], **options)
+
+
+def expected_moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What an Adam's state must be like, by `index.name`: of each parameter that has one (one that never had a gradient
+    has none) all moments, in its shape and dtype; the step is a number. Of other kinds, what was found."""
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | StochasticAdamW):
+        return dict(found)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    have, names = ({key.partition(".")[place] for key in found} for place in (0, 2))
+    step = torch.zeros(())
+    return {
+        f"{index}.{name}": step if name == "step" else parameter.detach()
+        for index, parameter in enumerate(parameters)
+        if str(index) in have
+        for name in names
+    }
 
 
 def step_slice(
