@@ -63,9 +63,7 @@ def complete(
     )
 
 
-def play_some(
-    settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int], engine: Engine
-) -> Sampled:
+def play_some(settings: RLVRSettings, run: StageRun, prompts: Prompts, picked: Sequence[int]) -> Sampled:
     """A group of episodes for each of the prompts `picked`; the environment gives their rewards."""
     began = time.perf_counter()
     with run.computing():

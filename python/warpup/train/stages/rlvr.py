@@ -180,7 +180,7 @@ class RLVR(RLVRSettings):
             missing = self.prompts - int(groups.used.sum())
             picked = draw(sampler, missing, len(prompts.ids), place="rlvr")
             if rewards is None:  # the environment gives them
-                sampled = play_some(self, run, prompts, picked, engine)
+                sampled = play_some(self, run, prompts, picked)
             else:
                 sampled = complete(self, run, prompts, picked, rewards, engine)
             for error in sampled.scores.errors:
