@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -194,6 +195,7 @@ def cohere():
 
 ROWS = {
     "GRPO": lambda row: {"prompt": row["prompt"]},
+    "RLOO": lambda row: {"prompt": row["prompt"]},
     "Distillation": lambda row: {"prompt": row["prompt"]},
     "SFT": lambda row: {"prompt": row["prompt"], "completion": row["completion"]},
     "DPO": lambda row: {"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["completion"][::-1]},
@@ -205,6 +207,7 @@ ROWS = {
 }
 SETTINGS = {
     "GRPO": {"num_generations": 4, "num_iterations": 2, "max_completion_length": 12, "beta": 0.1},
+    "RLOO": {"num_generations": 4, "num_iterations": 2, "max_completion_length": 12, "beta": 0.1, "max_steps": 3},
     "Distillation": {"max_completion_length": 12},
     "SFT": {},
     "DPO": {},
@@ -221,7 +224,8 @@ def made(method, library, model=talker, **options):
         "max_steps": 2, "seed": 3, "logging_steps": 1, "learning_rate": 1e-3, "save_strategy": "no",
     }  # fmt: skip
     peft = {"peft_config": options.pop("peft_config")} if "peft_config" in options else {}
-    extra = {"GRPO": {"reward_funcs": different_words}, "Distillation": {"teacher_model": saved(llama, 7)}}
+    rewarded = {"reward_funcs": different_words}
+    extra = {"GRPO": rewarded, "RLOO": rewarded, "Distillation": {"teacher_model": saved(llama, 7)}}
     rows = [ROWS[method](row | {"completion": str(row.get("completion", row["prompt"]))}) for row in EXAMPLES]
     return getattr(library, f"{method}Trainer")(
         folder,
@@ -235,17 +239,20 @@ def made(method, library, model=talker, **options):
 
 def agree(method, **options):
     """Runs both, asserts that they log the same and end with the same weights; our log."""
-    trainers = [made(method, library, **options) for library in (trl, ours)]
+    return run_alike([made(method, library, **options) for library in (trl, ours)])
+
+
+def run_alike(trainers):
     before = {n: p.detach().clone() for n, p in trainers[0].model.named_parameters()}
     for trainer in trainers:
         torch.manual_seed(0)
         trainer.train()
     want, got = (trainer.state.log_history for trainer in trainers)
-    assert len(got) == len(want) == 3
+    assert len(got) == len(want) == trainers[0].args.max_steps + 1
     for theirs, mine in zip(want, got, strict=True):
         assert mine.keys() == theirs.keys()
         for name in mine:
-            if not ("runtime" in name or "per_second" in name or name == "step_time"):
+            if not re.search(r"runtime|per_second|step_time|perf/|time_in_queue", name):
                 assert mine[name] == pytest.approx(theirs[name], rel=2e-3, abs=2e-5, nan_ok=True), name
     moved = 0
     for (name, p), (_, q) in zip(*(t.model.named_parameters() for t in trainers), strict=True):
@@ -275,6 +282,15 @@ def test_grpo(loss_type):
 )
 def test_grpo_options(options):
     agree("GRPO", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"model": gemma, "temperature": 0.7}], ids=["plain", "capped"])
+def test_rloo(options):
+    log = agree("RLOO", **options)
+    # The KL is part of the reward, so TRL measures it where it samples: in every second step here, and 0 at first.
+    assert ["kl" in step for step in log] == [True, False, True, False]
+    assert log[0]["kl"] == 0 != log[2]["kl"]
+    assert log[0]["entropy"] > 0
 
 
 @pytest.mark.parametrize(
@@ -312,10 +328,15 @@ def test_lora(method):
     agree(method, peft_config=config)
 
 
-def test_trls_own_trainers_stay_as_they_are():
-    heads = [made("SFT", library).model.forward.__func__.__globals__ for library in (ours, trl)]
-    assert heads[0]["_ChunkedLogProbFunction"] is ours.LinearLogprob
-    assert heads[1]["_ChunkedLogProbFunction"] is ChunkedLogProbFunction
+def head_of(trainer):
+    """What the trainer's model takes its log-probs from."""
+    return trainer.model.forward.__func__.__globals__["_ChunkedLogProbFunction"]
+
+
+@pytest.mark.parametrize("method", ["GRPO", "RLOO", "SFT", "DPO", "KTO"])
+def test_trls_own_trainers_stay_as_they_are(method):
+    assert head_of(made(method, ours)) is ours.LinearLogprob
+    assert head_of(made(method, trl)) is ChunkedLogProbFunction
 
 
 TWO = """

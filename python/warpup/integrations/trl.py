@@ -1,7 +1,8 @@
 """TRL's trainers on warpup's operators: `from warpup.integrations.trl import GRPOTrainer` in place of TRL's own.
 
-GRPOTrainer, SFTTrainer, DPOTrainer, KTOTrainer and DistillationTrainer; arguments, configs, data, sampling, losses,
-metrics and distribution are TRL's, so every loss type and every option is there, with TRL's own meaning.
+GRPOTrainer, RLOOTrainer, SFTTrainer, DPOTrainer, KTOTrainer and DistillationTrainer (GKD and asynchronous GRPO, which
+TRL calls experimental, in `trl_experimental.py`); arguments, configs, data, sampling, losses, metrics and distribution
+are TRL's, so every loss type and every option is there, with TRL's own meaning.
 
 What is ours is the output layer, the largest part of a step when the vocabulary is large. TRL takes the log-probs,
 entropies and divergences of all these trainers from two functions, which make the logits in tiles, so that neither
@@ -144,11 +145,11 @@ _add_head = with_names(utils.add_fused_lm_head, _ChunkedLogProbFunction=LinearLo
 def add_head(model, *arguments, **options) -> None:
     """TRL's `add_fused_lm_head`, on `linear_logprob`: `model(..., labels=labels, fused_lm_head=True)` gives log-probs.
     Raises ValueError under DeepSpeed's ZeRO stage 3."""
-    _refuse_zero3()
+    refuse_zero3()
     _add_head(model, *arguments, **options)
 
 
-def _refuse_zero3() -> None:
+def refuse_zero3() -> None:
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "warpup's output layer needs its weight in the backward pass, and DeepSpeed's ZeRO stage 3 has taken it "
@@ -160,6 +161,12 @@ class GRPOTrainer(trl.GRPOTrainer):
     """TRL's GRPOTrainer with log-probs and entropies from `linear_logprob`."""
 
     __init__ = with_names(trl.GRPOTrainer.__init__, add_fused_lm_head=add_head)
+
+
+class RLOOTrainer(trl.RLOOTrainer):
+    """TRL's RLOOTrainer with log-probs and entropies from `linear_logprob`."""
+
+    __init__ = with_names(trl.RLOOTrainer.__init__, add_fused_lm_head=add_head)
 
 
 class SFTTrainer(trl.SFTTrainer):
@@ -220,4 +227,4 @@ class DistillationTrainer(trl.DistillationTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        _refuse_zero3()
+        refuse_zero3()
