@@ -64,7 +64,7 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
         y = grouped_mm(x, weight(name), plan.offsets)
         if adapters and name in adapters:
             down, up, scaling = adapters[name]
-            y = y + scaling * grouped_mm(grouped_mm(x, down, plan.offsets), up, plan.offsets)
+            y += grouped_mm(scaling * grouped_mm(x, down, plan.offsets), up, plan.offsets)
         b = bias(name)
         return y if b is None else y + b[expert_of(plan.offsets, len(y))]
 
