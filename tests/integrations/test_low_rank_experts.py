@@ -82,3 +82,10 @@ def test_a_model_without_is_refused():
     message = r"has no adapter on experts with experts_implementation=.warpup.: give LoraConfig target_parameters"
     with pytest.raises(ValueError, match=message):
         low_rank_experts(mixture_of("qwen3_moe"))
+
+
+def test_an_older_peft_is_refused(monkeypatch):
+    monkeypatch.setattr(peft, "__version__", "0.19.1")
+    message = r"low_rank_experts needs peft: pip install 'warpup\[lora\]' \(version 0\.19\.1 is here"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        low_rank_experts(mixture_of("qwen3_moe"))

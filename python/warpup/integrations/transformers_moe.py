@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, activations
 from transformers.integrations import moe
 
-from warpup._optional import needs
+from warpup._optional import needs, peft
 from warpup.moe.glu import glu
 from warpup.moe.grouped_mm import expert_of, grouped_mm
 from warpup.moe.moe_experts import moe_experts
@@ -90,16 +90,16 @@ def low_rank_experts(model: torch.nn.Module) -> torch.nn.Module:
     adapter on such experts.
     """
     with needs("low_rank_experts", "peft", "'warpup[lora]'"):
-        from peft.tuners.lora.layer import ParamWrapper
+        wrapper = peft().tuners.lora.layer.ParamWrapper
 
-    found = [m for m in model.modules() if type(m) is ParamWrapper and computes_experts(m.get_base_layer())]
+    found = [m for m in model.modules() if type(m) is wrapper and computes_experts(m.get_base_layer())]
     if not found:
         raise ValueError(
             f'{type(model).__name__} has no adapter on experts with experts_implementation="warpup": give LoraConfig '
             'target_parameters=["experts.gate_up_proj", "experts.down_proj"]'
         )
-    for wrapper in found:
-        wrapper.__class__ = _low_rank_wrapper()
+    for module in found:
+        module.__class__ = _low_rank_wrapper()
     return model
 
 

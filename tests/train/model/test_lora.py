@@ -126,6 +126,12 @@ def test_a_tied_output_layer_is_refused():
         add_adapters(llama(tie_word_embeddings=True), LoRA(r=2, targets=("lm_head",)))
 
 
+def test_an_older_peft_is_refused(monkeypatch):
+    monkeypatch.setattr(peft, "__version__", "0.18.1")
+    with pytest.raises(TrainError, match=r"adapters need the package peft: pip install .*version 0\.18\.1 is here"):
+        add_adapters(llama(), LoRA(r=2))
+
+
 def test_settings_without_a_rank_are_refused():
     with pytest.raises(TrainError, match=r"lora.r is 0 and there are no adapters; set lora.r"):
         LoRA(alpha=8.0).check()

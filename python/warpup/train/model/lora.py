@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from warpup import _optional
+
 from ..errors import TrainError
 from ..settings import LoRA
 
@@ -19,10 +21,9 @@ from ..settings import LoRA
 def peft():
     """The peft package, or TrainError that says how to get it."""
     try:
-        import peft
+        return _optional.peft()
     except ImportError as error:
-        raise TrainError("adapters need the package peft: pip install peft") from error
-    return peft
+        raise TrainError(f"adapters need the package peft: pip install 'peft>=0.20' ({error})") from error
 
 
 def add_adapters(model, settings: LoRA):
