@@ -158,6 +158,13 @@ def test_train_from_flags_and_yaml(project, capsys):
     ("change", "message"),
     [
         (("steps = 3", "stepz = 3"), "run.toml: warmup: unknown key 'stepz': did you mean 'steps'?"),
+        (("steps = 3", "learning_rate = 3"), "warmup: unknown key 'learning_rate': it is called 'lr' here"),
+        (('model = "start"', 'model = "start"\nprompts = 3'), "run.toml: unknown key 'prompts': it stands in [rlvr]"),
+        (("lr = 1e-2", 'lr = "1e-2"'), "warmup.lr: expected a number, got '1e-2'; a number stands without quotes"),
+        (
+            ('model = "start"', "model = start"),
+            "run.toml: Invalid value (at line 2, column 9); a text stands in quotes",
+        ),
         (("steps = 3", "steps = 'three'"), "run.toml: warmup.steps: expected a whole number, got 'three'"),
         (("steps = 3", "steps = 0"), "warmup.steps: expected more than 0, got 0"),
         (("samples = 4", "samples = 1"), "rlvr.samples: a group needs at least 2 completions, got 1"),
@@ -165,7 +172,7 @@ def test_train_from_flags_and_yaml(project, capsys):
         (("threads = 1", "threads = "), "run.toml: "),
         (('model = "start"', ""), "model: nothing given; set it in the config file or with --model"),
         (('model = "start"', 'model = "nowhere"'), "nowhere is not a saved model: it has no config.json"),
-        (('data = "train.jsonl"', 'data = "nowhere.jsonl"'), "warmup.data: no file or directory nowhere.jsonl"),
+        (('data = "train.jsonl"', 'data = "nowhere.jsonl"'), "warmup.data: no file or directory nowhere.jsonl in /"),
         (('data = "train.jsonl"', 'data = ""'), "no stage has data"),
         (('[rlvr]\ndata = "train.jsonl"', "[rlvr]"), "but rlvr has no data and is left out; set rlvr.data"),
         (
@@ -188,7 +195,11 @@ def test_train_from_flags_and_yaml(project, capsys):
         (("mine.py:score", "gone.py:score"), "held_out.reward: no file gone.py"),
         (('out = "run"', 'out = "start"'), "out: start holds a model; give a folder"),
         (("threads = 1", 'device = "meat"'), "device: torch has no 'meat' here: "),
-        (("[warmup]", '[warmup]\nprompt = "question"'), "no column 'question'"),
+        (("[warmup]", '[warmup]\nprompt = "question"'), "; set warmup.prompt to the name of yours"),
+        (
+            ("[rlvr]", '[rlvr]\nanswer = "a"'),
+            'set rlvr.answer to the name of yours, or to "none" if the reward reads no',
+        ),
     ],
 )
 def test_wrong_configs_end_in_one_line(project, capsys, change, message):
@@ -198,7 +209,10 @@ def test_wrong_configs_end_in_one_line(project, capsys, change, message):
 
 
 def test_what_is_not_there_is_named(project, capsys):
-    assert "no config file nowhere.toml" in error(capsys, "train", "nowhere.toml")
+    assert "no config file nowhere.toml (`warpup init FOLDER`" in error(capsys, "train", "nowhere.toml")
+    assert "give a config, as in `warpup train train.toml`" in error(capsys, "train", status=2)
+    assert "--config: the config stands alone" in error(capsys, "train", "--config", "run.toml", status=2)
+    assert "no folder gone/x (a model of the hub is" in error(capsys, "sample", "gone/x", "--prompt", "A")
     assert "no folder nowhere" in error(capsys, "sample", "nowhere", "--prompt", "A")
     assert "no folder nowhere" in error(capsys, "eval", "nowhere")
     assert "nothing to measure on: give --data" in error(capsys, "eval", "start", status=2)

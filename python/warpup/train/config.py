@@ -10,7 +10,7 @@ import tyro
 from .checks import check_budget, check_held_out, check_stop, check_unused, named
 from .errors import TrainError
 from .examples import Budget, RewardName, TemplateArguments, check_columns
-from .files import is_model
+from .files import FETCH, is_model
 from .rewards.reward_set import VERIFIER, RewardSet
 from .settings import LoRA, Precision, Weights
 from .stages.rlvr_settings import RLVRSettings
@@ -193,10 +193,7 @@ def check_paths(config: TrainConfig) -> None:
     from warpup.data.sources import check_path
 
     if not is_model(Path(config.model)):
-        raise TrainError(
-            f"model: {Path(config.model).resolve()} is not a saved model: it has no config.json (one of the hub is "
-            "fetched first: hf download NAME --local-dir FOLDER)"
-        )
+        raise TrainError(f"model: {Path(config.model).resolve()} is not a saved model: it has no config.json ({FETCH})")
     if any(Path(config.out).glob("*.safetensors")):
         raise TrainError(f"out: {config.out} holds a model; give a folder that is not there yet, or holds the run")
     for name, part in {**config.parts(), "held_out": config.held_out}.items():

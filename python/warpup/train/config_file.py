@@ -28,6 +28,16 @@ STAGES = {  # by their `kind`: the settings, since a stage itself needs torch, w
     "step_reward": StepRewardSettings,
 }
 
+OTHER_NAMES = {  # what other trainers call a setting -> what it is here
+    "learning_rate": "lr", "warmup_steps": "lr_warmup", "lr_scheduler_type": "lr_schedule", "max_grad_norm": "clip",
+    "max_steps": "steps", "train_batch_size": "batch_size", "per_device_train_batch_size": "batch_size",
+    "save_steps": "save_every", "num_generations": "samples", "group_size": "samples", "beta": "kl_coef",
+    "epsilon": "clip_ratio", "loss_type": "loss", "scale_rewards": "scale", "num_iterations": "inner_epochs",
+    "max_completion_length": "max_new_tokens", "reward_funcs": "reward", "reward_function": "reward", "dataset": "data",
+    "model_name_or_path": "model", "output_dir": "out", "report_to": "track", "attn_implementation": "attention",
+    "peft": "lora", "sft": "warmup", "grpo": "rlvr", "ppo": "rlvr", "eval": "held_out", "test": "held_out",
+}  # fmt: skip
+
 
 def load_config(path: str | Path) -> TrainConfig:
     """Config of a `.toml`, `.yaml` or `.yml` file; relative paths in it stay relative to the working folder.
@@ -36,7 +46,7 @@ def load_config(path: str | Path) -> TrainConfig:
     """
     path = Path(path)
     if not path.is_file():
-        raise TrainError(f"no config file {path}")
+        raise TrainError(f"no config file {path} (`warpup init FOLDER` writes one to begin with)")
     try:
         if path.suffix == ".toml":
             table = tomllib.loads(path.read_text())
@@ -49,7 +59,8 @@ def load_config(path: str | Path) -> TrainConfig:
     except TrainError:
         raise
     except Exception as error:  # two parsers, two families of errors
-        raise TrainError(f"{path}: {' '.join(str(error).split())}") from error
+        quotes = "; a text stands in quotes" if str(error).startswith("Invalid value") else ""
+        raise TrainError(f"{path}: {' '.join(str(error).split())}{quotes}") from error
     return fill(TrainConfig, table, f"{path}: ")
 
 
@@ -61,10 +72,8 @@ def fill(kind: type[Filled], table: Mapping[str, Any], place: str) -> Filled:
     known, values = [f.name for f in dataclasses.fields(make)], {}
     for key, value in table.items():
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             where = f"{place[:-1]}: " if place.endswith(".") else place
-            raise TrainError(f"{where}unknown key {key!r}: {hint}")
+            raise TrainError(f"{where}unknown key {key!r}: {_meant(str(key), kind, known)}")
         if kind is TrainConfig and key == "stages":
             values[key] = fill_stages(value, f"{place}stages")
         elif dataclasses.is_dataclass(hints[key]):
@@ -72,6 +81,18 @@ def fill(kind: type[Filled], table: Mapping[str, Any], place: str) -> Filled:
         else:
             values[key] = convert(hints[key], value, f"{place}{key}")
     return make(**values)
+
+
+def _meant(key: str, kind: type, known: list[str]) -> str:
+    """What an unknown key of a table was meant to be."""
+    parts = {f.name: f.default_factory for f in dataclasses.fields(kind) if dataclasses.is_dataclass(f.default_factory)}
+    tables = [name for name, part in parts.items() if key in {f.name for f in dataclasses.fields(part)}]
+    if tables:
+        return f"it stands in {' or '.join(f'[{name}]' for name in tables)}"
+    if OTHER_NAMES.get(key) in known:
+        return f"it is called {OTHER_NAMES[key]!r} here"
+    near = difflib.get_close_matches(key, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def fill_stages(tables, place: str) -> tuple[Any, ...]:
@@ -114,7 +135,18 @@ def convert(hint, value, place: str):
     wanted = " or ".join(
         _spell(option) for option in options if option not in (Callable, Sampler)
     )  # which no file holds
-    raise TrainError(f"{place}: expected {wanted}, got {value!r}")
+    raise TrainError(f"{place}: expected {wanted}, got {value!r}{_quoted(options, value)}")
+
+
+def _quoted(options: Sequence[Any], value: Any) -> str:
+    """What to do about a number that was read as a text."""
+    if not isinstance(value, str) or not (int in options or float in options):
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    return "; a number stands without quotes, in YAML with a point: 1.0e-5, not 1e-5"
 
 
 def _spell(option) -> str:

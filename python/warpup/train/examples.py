@@ -54,7 +54,7 @@ NamedNumbers = Annotated[dict[str, float] | None, _json('{" wait": 1.5}')]
 def examples_of(stage) -> Sequence[dict[str, Any]]:
     """A stage's examples, from its `data` and column names, at most `limit` of them; TrainError if there are none. What
     the limit leaves out is said. Those of files are a `Spool`, which may be larger than memory."""
-    from warpup.data.load import as_example, spool_examples
+    from warpup.data.load import MissingColumn, as_example, spool_examples
     from warpup.data.spool import Spool
 
     place = PLACES.get(type(stage).__name__, type(stage).__name__.lower())
@@ -66,6 +66,11 @@ def examples_of(stage) -> Sequence[dict[str, Any]]:
         else:  # as they are, but for conversations
             keys = {"prompt": "prompt", "completion": columns["completion"] and "completion"}
             examples = [e if "prompt" in e else as_example(f"example {i}", e, keys) for i, e in enumerate(stage.data)]
+    except MissingColumn as error:
+        none = ', or to "none" if the reward reads no answer' if error.key == "answer" else ""
+        raise TrainError(
+            f"{place}.data: {error.lacking}; set {place}.{error.key} to the name of yours{none}"
+        ) from error
     except (OSError, ValueError, ImportError) as error:
         raise TrainError(f"{place}.data: {str(error).removeprefix('source: ')}") from error
     if not examples:

@@ -7,6 +7,7 @@ ends in one line that says which file it is. Nothing here imports torch before i
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import zlib
@@ -16,11 +17,14 @@ from typing import Any
 
 from .errors import TrainError
 
+FETCH = "a model of the hub is fetched first: hf download NAME --local-dir FOLDER"
+
 
 def check_folder(folder: str | Path) -> None:
     """TrainError if there is no such folder."""
     if not Path(folder).is_dir():
-        raise TrainError(f"no folder {folder}")
+        of_hub = re.fullmatch(r"[\w-]+/[\w.-]+", str(folder)) and not Path(folder).parent.exists()  # owner/name
+        raise TrainError(f"no folder {folder}" + (f" ({FETCH})" if of_hub else ""))
 
 
 def is_model(folder: Path) -> bool:

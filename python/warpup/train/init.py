@@ -12,14 +12,14 @@ import random
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from warpup._command_line import parse
 
 from .errors import UsageError
-from .files import read_json, write_text
+from .files import FETCH, read_json, write_text
 
 # Settings of the example that are not the defaults; every other one stands in the config as a comment.
 CHOSEN: dict[str, Any] = {
@@ -68,7 +68,7 @@ if __name__ == "__main__":
 class InitArguments:
     """Write train.toml, reward.py, train.jsonl and test.jsonl to a folder, for `warpup train` to run at once."""
 
-    folder: tyro.conf.Positional[str] = "."
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = "."
     """Where to; made if it is not there."""
     model: str = ""
     """Folder of the model to train, as `transformers` saves it; default: `model` in that folder."""
@@ -76,11 +76,11 @@ class InitArguments:
 
 def init(arguments: list[str]) -> None:
     """warpup init [FOLDER]."""
-    given = parse(InitArguments, arguments, "warpup init [FOLDER]")
+    given = parse(InitArguments, arguments, "warpup init")
     folder = Path(given.folder)
     # A path in a config is relative to where the command is started, which is the folder itself.
     if given.model and not (Path(given.model) / "config.json").is_file():
-        raise UsageError(f"--model: {given.model} is not a saved model: it has no config.json")
+        raise UsageError(f"--model: {given.model} is not a saved model: it has no config.json ({FETCH})")
     model = os.path.relpath(given.model, folder) if given.model else "model"
     chat = has_chat_template(Path(given.model)) if given.model else True
     files = {
@@ -140,11 +140,11 @@ def config_text(chosen: dict[str, Any]) -> str:
 
 
 def table(settings: Any, chosen: dict[str, Any]) -> list[str]:
-    """Lines `key = value  # meaning` of a dataclass; keys that are not chosen are comments."""
+    """Lines `key = value  # meaning` of a dataclass: the chosen keys, then the others as comments."""
     docs, lines = field_docs(type(settings)), []
     unknown = chosen.keys() - docs.keys()
     assert not unknown, f"{type(settings).__name__} has no {unknown}"
-    for field in dataclasses.fields(settings):
+    for field in sorted(dataclasses.fields(settings), key=lambda field: field.name not in chosen):
         default = getattr(settings, field.name)
         if dataclasses.is_dataclass(default):
             continue

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -42,7 +42,7 @@ SAMPLES = 8  # of a stage, spread over its steps
 class ReportArguments:
     """Write report.html of a run, finished or not, to its folder."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
 
 

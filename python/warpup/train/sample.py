@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # imported where it is used
 class SampleArguments:
     """Print completions of a trained model, or chat with it."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of a run or of a model."""
     prompt: str = ""
     """The prompt: what a user says, where the tokenizer has a chat template, else the text to go on from."""

@@ -331,6 +331,7 @@ def test_command(project, capsys):
     [
         ([], "give the folder of a model, or --config"),
         (["gone"], "no folder gone"),
+        (["train.toml"], "a config is given as --config train.toml"),
         (["start", "--data", "gone.jsonl"], "--data: "),
         (["start", "--reward", "mine.py:score"], "--reward: it is tried on --data"),
         (["--config", "gone.toml"], "no config file gone.toml"),

@@ -41,6 +41,9 @@ def test_missing_models_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(TrainError, match="cannot load the model"):
         load_model(tmp_path)
+    llama().save_pretrained(tmp_path)
+    with pytest.raises(TrainError, match=r"cannot load the tokenizer .*tokenizer\.save_pretrained\(FOLDER\)"):
+        load_model(tmp_path)
 
 
 def test_weights_in_bfloat16_and_buffers_as_they_are(tmp_path):

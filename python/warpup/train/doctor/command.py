@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -23,7 +24,7 @@ class DoctorArguments:
     """Try a model, its tokenizer, data, reward and settings before a run is paid for. Exit status: 0; 1 where something
     would spoil the run; 2 where something could not be tried."""
 
-    model: tyro.conf.Positional[str] = ""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
     """Folder of a model or of a run; default: the model of --config."""
     data: str = ""
     """Examples to look at, beside those of the config."""
@@ -37,9 +38,11 @@ class DoctorArguments:
 
 def doctor(arguments: list[str]) -> int:
     """warpup doctor [MODEL]; returns the exit status."""
-    given = parse(DoctorArguments, arguments, "warpup doctor [MODEL]")
+    given = parse(DoctorArguments, arguments, "warpup doctor")
     if not given.model and not given.config:
-        raise UsageError("nothing to look at: give the folder of a model, or --config")
+        raise UsageError("nothing to look at: give the folder of a model, or --config train.toml")
+    if given.model.endswith((".toml", ".yaml", ".yml")):
+        raise UsageError(f"{given.model}: expected the folder of a model; a config is given as --config {given.model}")
     if given.reward and not given.data:
         raise UsageError("--reward: it is tried on --data, which is not given; a config names its own")
     from .findings import Finding, examine, status

@@ -67,8 +67,10 @@ def load_model(
         checkpoint.check_saved_model(part)
     options = {} if attention is None else {"attn_implementation": attention}
     model = checkpoint.load_whole(AutoModelForCausalLM, folder, dtype=dtype, **options)
-    with checkpoint.loading(adapters or folder):
+    hint = " (a model's tokenizer is saved beside it: tokenizer.save_pretrained(FOLDER))"
+    with checkpoint.loading(adapters or folder, "tokenizer", hint):
         tokenizer = AutoTokenizer.from_pretrained(adapters or folder)
+    with checkpoint.loading(adapters or folder):
         model = use_experts(model.to(device))
         if adapters:
             model = add_before_rounding(peft().PeftModel.from_pretrained(model, adapters, is_trainable=True))

@@ -87,7 +87,10 @@ def render(tokenizer, messages: Sequence[Mapping[str, Any]], example: Mapping[st
     """Token ids of chat messages, as the tokenizer's template writes them; TrainError where there is none, or where it
     refuses them."""
     if not getattr(tokenizer, "chat_template", None):
-        raise TrainError("a prompt is chat messages, but the tokenizer has no chat template: set one, or give text")
+        raise TrainError(
+            "a prompt is chat messages, but the tokenizer has no chat template: set one, or give text (a template "
+            "is the file chat_template.jinja in the model's folder)"
+        )
     example = example or {}
     options |= dict(example.get("chat_template_kwargs") or {})
     if example.get("tools"):

@@ -67,7 +67,9 @@ def _named(reward: str) -> Callable:
         if place.endswith(".py"):
             path = Path(place).resolve()
             if not path.is_file():
-                raise TrainError(f"reward: no file {place}")
+                raise TrainError(
+                    f"reward: no file {place}" + ("" if Path(place).is_absolute() else f" in {Path.cwd()}")
+                )
             module = _run_file(path, path.stat().st_mtime_ns, path.stat().st_size)
         else:
             with _importable(Path.cwd()):
