@@ -215,6 +215,9 @@ def test_what_is_not_there_is_named(project, capsys):
     assert "no folder gone/x (a model of the hub is" in error(capsys, "sample", "gone/x", "--prompt", "A")
     assert "no folder nowhere" in error(capsys, "sample", "nowhere", "--prompt", "A")
     assert "no folder nowhere" in error(capsys, "eval", "nowhere")
+    assert "--data: no file or directory gone.jsonl in /" in error(capsys, "eval", "start", "--data", "gone.jsonl")
+    (project / "q.jsonl").write_text('{"question": "A"}')
+    assert "['question']; give that column this name" in error(capsys, "eval", "start", "--data", "q.jsonl")
     assert "nothing to measure on: give --data" in error(capsys, "eval", "start", status=2)
     assert "no folder nowhere" in error(capsys, "report", "nowhere")
 

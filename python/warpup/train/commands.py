@@ -15,7 +15,7 @@ import tyro
 from warpup._command_line import at_least, parse
 
 from .checks import check_budget
-from .errors import UsageError
+from .errors import TrainError, UsageError
 from .examples import RewardName, RunBudget
 from .files import check_folder, read_table
 
@@ -192,6 +192,22 @@ def measured_as(given: EvalArguments) -> tuple["HeldOutConfig", str]:
     return held, dtype
 
 
+def examples_to_measure(held: "HeldOutConfig", given: EvalArguments):
+    """The examples; TrainError where there are none, by the option that names them."""
+    from warpup.data.load import MissingColumn
+
+    from .examples import examples_of
+
+    try:
+        return examples_of(held)
+    except TrainError as error:
+        if not given.data:
+            raise
+        cause, said = error.__cause__, str(error).removeprefix("held_out.data: ")
+        said = f"{cause.lacking}; give that column this name" if isinstance(cause, MissingColumn) else said
+        raise TrainError(f"--data: {said}") from error
+
+
 def eval(arguments: list[str]) -> None:
     """warpup eval RUN."""
     given = parse(EvalArguments, arguments, "warpup eval")
@@ -226,17 +242,16 @@ def eval(arguments: list[str]) -> None:
     from warpup.reflection.tokens import WORDS
 
     from .evaluation import evaluate
-    from .examples import examples_of
     from .log import ProgressBar, quiet_transformers
     from .model.load_model import device_of, load_model, newest_model
     from .model.precision import autocast_dtype, computing
     from .sampling.decoding import split_words
 
+    examples, rewards = examples_to_measure(held, given), held.reward_set()
     quiet_transformers()
     folder = newest_model(given.run)
     model, tokenizer = load_model(folder, device=device_of(given.device))
     products = autocast_dtype(dtype, model)
-    examples, rewards = examples_of(held), held.reward_set()
     words = split_words(given.words or ",".join(REFLECTION_WORDS if held.reward == VERIFIER else WORDS))
     options = {
         "samples": held.samples,
