@@ -192,7 +192,8 @@ def test_train_from_flags_and_yaml(project, capsys):
             "rlvr.category: got 'level', but the uniform sampler reads no category",
         ),
         (('"mine.py:score"\nsteps', '"mine.py:nothing"\nsteps'), "rlvr.reward: mine.py has no function nothing"),
-        (("mine.py:score", "gone.py:score"), "held_out.reward: no file gone.py"),
+        (("mine.py:score", "gone.py:score"), "held_out.reward: no file gone.py in /"),
+        (('"mine.py:score"\nsteps', '"alone.py:score"\nsteps'), "rlvr.reward alone.py:score: expected the parameters ("),
         (('out = "run"', 'out = "start"'), "out: start holds a model; give a folder"),
         (("threads = 1", 'device = "meat"'), "device: torch has no 'meat' here: "),
         (("[warmup]", '[warmup]\nprompt = "question"'), "; set warmup.prompt to the name of yours"),
@@ -203,6 +204,7 @@ def test_train_from_flags_and_yaml(project, capsys):
     ],
 )
 def test_wrong_configs_end_in_one_line(project, capsys, change, message):
+    (project / "alone.py").write_text("def score(completion):\n    return 1.0\n")
     (project / "run.toml").write_text(CONFIG.replace(*change))
     assert message in error(capsys, "train", "run.toml")
     assert not (project / "run" / "model").exists()

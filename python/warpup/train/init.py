@@ -68,7 +68,7 @@ if __name__ == "__main__":
 class InitArguments:
     """Write train.toml, reward.py, train.jsonl and test.jsonl to a folder, for `warpup train` to run at once."""
 
-    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = "."
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[FOLDER]")] = "."
     """Where to; made if it is not there."""
     model: str = ""
     """Folder of the model to train, as `transformers` saves it; default: `model` in that folder."""

@@ -24,7 +24,7 @@ class DoctorArguments:
     """Try a model, its tokenizer, data, reward and settings before a run is paid for. Exit status: 0; 1 where something
     would spoil the run; 2 where something could not be tried."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = ""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = ""
     """Folder of a model or of a run; default: the model of --config."""
     data: str = ""
     """Examples to look at, beside those of the config."""

@@ -85,8 +85,9 @@ class Signature:
     asynchronous: bool = False
 
     @classmethod
-    def of(cls, function: Callable) -> "Signature":
-        """TrainError if no reward can be called like this."""
+    def of(cls, function: Callable, name: str = "") -> "Signature":
+        """TrainError if no reward can be called like this; `name` is what it calls the function, if not its own."""
+        name = name or name_of(function)
         try:
             parameters = list(inspect.signature(function).parameters.values())
         except ValueError:  # written in C: it is called with completion and example
@@ -96,14 +97,14 @@ class Signature:
         known: Mapping[str, Callable] = GROUP if grouped else ONE
         if asked := [p.name for p in parameters if p.name in OF_TRL]:
             raise TrainError(
-                f"reward {name_of(function)}: TRL fills {', '.join(asked)}. Here a function for the completions of a "
+                f"reward {name}: TRL fills {', '.join(asked)}. Here a function for the completions of a "
                 "prompt takes (completions, examples), and asks for token_ids by name; prompts and columns are in the "
                 "examples: [example['answer'] for example in examples]"
             )
         rest = parameters if grouped else [p for p in parameters if p not in positional[:2]]
         if not grouped and len(positional) < 2 and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
             raise TrainError(
-                f"reward {name_of(function)}: expected the parameters (completion, example), or (completions, "
+                f"reward {name}: expected the parameters (completion, example), or (completions, "
                 f"examples) for the completions of a prompt together, got {inspect.signature(function)}"
             )
         for parameter in rest:
@@ -113,7 +114,7 @@ class Signature:
             )
             if unfilled and (parameter.name not in known or parameter.kind is parameter.POSITIONAL_ONLY):
                 raise TrainError(
-                    f"reward {name_of(function)}: nothing fills its parameter {parameter.name!r}; a "
+                    f"reward {name}: nothing fills its parameter {parameter.name!r}; a "
                     f"{'group ' if grouped else ''}reward may ask for {', '.join(known)} by name, and finds the data's "
                     f"columns in {'examples' if grouped else 'example'}"
                 )

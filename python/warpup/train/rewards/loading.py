@@ -33,7 +33,7 @@ def load_reward(reward: str | Callable) -> Callable:
         raise TrainError(
             f"reward: {reward_name(reward)} is a class; name a function, or an instance that can be called"
         )
-    Signature.of(function)
+    Signature.of(function, reward_name(reward))
     return function
 
 
