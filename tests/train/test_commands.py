@@ -193,7 +193,7 @@ def test_train_from_flags_and_yaml(project, capsys):
         ),
         (('"mine.py:score"\nsteps', '"mine.py:nothing"\nsteps'), "rlvr.reward: mine.py has no function nothing"),
         (("mine.py:score", "gone.py:score"), "held_out.reward: no file gone.py in /"),
-        (('"mine.py:score"\nsteps', '"alone.py:score"\nsteps'), "rlvr.reward alone.py:score: expected the parameters ("),
+        (('"mine.py:score"\nsteps', '"alone.py:score"\nsteps'), "reward alone.py:score: expected the parameters (com"),
         (('out = "run"', 'out = "start"'), "out: start holds a model; give a folder"),
         (("threads = 1", 'device = "meat"'), "device: torch has no 'meat' here: "),
         (("[warmup]", '[warmup]\nprompt = "question"'), "; set warmup.prompt to the name of yours"),
