@@ -224,8 +224,8 @@ WARPUP_AVX512_BF16 void skinny_sums(const bfloat16* const* b, const bfloat16* co
   }
 }
 
-WARPUP_AVX512_BF16 void skinny(const bfloat16* const* b, const bfloat16* const* next, const void* packed, int64_t n,
-                               int64_t depth, bfloat16* out, int64_t stride) {
+WARPUP_AVX512_BF16 void skinny_tile(const bfloat16* const* b, const bfloat16* const* next, const void* packed,
+                                    int64_t n, int64_t depth, bfloat16* out, int64_t stride) {
   const uint32_t* a = static_cast<const uint32_t*>(packed);
   alignas(64) bfloat16 tile[kSkinnyRows][kColumns];
   const auto sums = n > 32 ? skinny_sums<3> : n > 16 ? skinny_sums<2> : skinny_sums<1>;
@@ -254,7 +254,8 @@ bool grouped_mm_avx512_cpu(GroupedTiles<bfloat16>* tiles) {
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vl")) return false;
   const char* path = std::getenv("WARPUP_PRODUCTS");
   if (path && !std::strcmp(path, "float32")) return false;
-  // Tuned on a Zen 5 (32 KB of L1, 1 MB of L2) at 16 to 100 rows a group.
+  // Tuned on a Zen 5 (32 KB of L1, 1 MB of L2) at 16 to 100 rows a group. A skinny tile has a as columns, as b is packed.
+  const SkinnyTile<bfloat16> skinny{kLanes, 2, kColumns, 3 << 16, pack_transposed, skinny_tile};
   *tiles = {kColumns, 2, 128, int64_t(1) << 17, true, pack, pack_transposed, pack_a, tile, skinny};
   return true;
 }

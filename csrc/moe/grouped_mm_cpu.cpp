@@ -13,8 +13,6 @@
 namespace warpup {
 namespace {
 
-constexpr int64_t kSkinnyPacked = 3 << 16;  // words of packed a that stay in an L2 while b is read; tuned on a Zen 5
-
 template <class T>
 GroupedTiles<T> tiles_of_this_cpu() {
   GroupedTiles<T> tiles = grouped_mm_float_tiles<T>();
@@ -141,30 +139,28 @@ void tiles_of(const GroupedMMArgs<T>& args, const Group<T>& g, int64_t first, in
   }
 }
 
-// In how many parts the packed a of a skinny group is; 0 where it is not skinny: the group has too many rows for b to
-// be read in place.
+// In how many parts the packed a of a skinny group is; 0 where it is not skinny.
 template <class T>
-int64_t skinny_parts(const GroupedMMArgs<T>& args, const Group<T>& g, const GroupedTiles<T>& tiles) {
-  if (!tiles.skinny || args.layout != GroupedLayout::nt) return 0;
-  const int64_t parts = (g.m + kLanes - 1) / kLanes;
-  return parts <= 2 && parts * g.words * tiles.columns <= kSkinnyPacked ? parts : 0;
+int64_t skinny_parts(const GroupedMMArgs<T>& args, const Group<T>& g, const SkinnyTile<T>& skinny) {
+  if (args.layout != GroupedLayout::nt) return 0;
+  const int64_t parts = (g.m + skinny.lanes - 1) / skinny.lanes;
+  return parts <= skinny.parts && parts * g.words * skinny.each <= skinny.most ? parts : 0;
 }
 
-// Column tiles [first, last) of a skinny group: the rows of b are read in place, a is packed as columns.
+// Columns [first, end) of a skinny group.
 template <class T>
-void skinny_tiles_of(const GroupedMMArgs<T>& args, const Group<T>& g, int64_t parts, int64_t first, int64_t last,
-                     const GroupedTiles<T>& tiles, Words& packed) {
+void skinny_columns_of(const GroupedMMArgs<T>& args, const Group<T>& g, int64_t parts, int64_t first, int64_t end,
+                       const SkinnyTile<T>& skinny, Words& packed) {
   // Pack a, its rows shared out evenly among the parts in whole vectors of 16.
-  const int64_t each = (g.m + 16 * parts - 1) / (16 * parts) * 16, size = g.words * tiles.columns;
+  const int64_t each = (g.m + 16 * parts - 1) / (16 * parts) * 16, size = g.words * skinny.each;
   packed.at_least(parts * size);
   const auto rows = [&](int64_t part) { return std::min(each, g.m - part * each); };
   for (int64_t part = 0; part < parts; ++part) {
-    tiles.pack_transposed(g.a.data() + part * each, rows(part), 0, g.depth, packed.at(part * size));
+    skinny.pack(g.a.data() + part * each, rows(part), 0, g.depth, packed.at(part * size));
   }
 
   // 8 rows of b at a time with all of it: 8 columns of the result.
-  const int64_t end = std::min(args.columns, last * tiles.columns);
-  for (int64_t n = first * tiles.columns; n < end; n += kSkinnyRows) {
+  for (int64_t n = first; n < end; n += kSkinnyRows) {
     const T *b[kSkinnyRows], *next[kSkinnyRows];
     for (int64_t i = 0; i < kSkinnyRows; ++i) {  // past the last column: the last again
       b[i] = g.b[std::min(n + i, args.columns - 1)], next[i] = g.b[std::min(n + kSkinnyRows + i, args.columns - 1)];
@@ -173,11 +169,11 @@ void skinny_tiles_of(const GroupedMMArgs<T>& args, const Group<T>& g, int64_t pa
       const std::byte* a = packed.at(part * size);
       T* out = g.out + part * each * args.columns + n;
       if (n + kSkinnyRows <= args.columns) {
-        tiles.skinny(b, next, a, rows(part), g.depth, out, args.columns);
+        skinny.tile(b, next, a, rows(part), g.depth, out, args.columns);
         continue;
       }
       T edge[kLanes * kSkinnyRows];
-      tiles.skinny(b, next, a, rows(part), g.depth, edge, kSkinnyRows);
+      skinny.tile(b, next, a, rows(part), g.depth, edge, kSkinnyRows);
       for (int64_t r = 0; r < rows(part); ++r) {
         std::memcpy(out + r * args.columns, edge + r * kSkinnyRows, (args.columns - n) * sizeof(*out));
       }
@@ -227,8 +223,9 @@ void grouped_mm_cpu(const GroupedMMArgs<T>& args) {
       const int64_t begin = first <= start[e] ? 0 : cut(first), end = last <= start[e] ? 0 : cut(last);
       if (begin >= end) continue;
       const Group<T> g = group_of(args, e, tiles.word);
-      if (const int64_t parts = skinny_parts(args, g, tiles)) {
-        skinny_tiles_of(args, g, parts, begin, end, tiles, buffers.b);
+      if (const int64_t parts = skinny_parts(args, g, tiles.skinny)) {
+        const int64_t columns = std::min(args.columns, end * tiles.columns);
+        skinny_columns_of(args, g, parts, begin * tiles.columns, columns, tiles.skinny, buffers.b);
         continue;
       }
       tiles.pack_a(tn, g.a.data(), g.m, g.depth,

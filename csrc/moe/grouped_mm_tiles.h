@@ -7,11 +7,12 @@
 
 namespace warpup {
 
-constexpr int kRows = 6;                     // of a tile
-constexpr int kMostColumns = 64;             // of a tile of any kind
-constexpr int kPiece = 64;                   // elements that are fetched ahead at once
-constexpr int kPackedBeyond = 8;             // words that may be written after packed a
-constexpr int kSkinnyRows = 8, kLanes = 48;  // of a skinny tile: rows of b, which is read in place, and of packed a
+constexpr int kRows = 6;          // of a tile
+constexpr int kMostColumns = 64;  // of a tile of any kind
+constexpr int kPiece = 64;        // elements that are fetched ahead at once
+constexpr int kPackedBeyond = 8;  // words that may be written after packed a
+constexpr int kSkinnyRows = 8;    // of b in a skinny tile, which reads b in place
+constexpr int kLanes = 48;        // the most rows of a in a skinny tile of any kind
 
 // Pieces of b that are fetched while a tile is computed, for the tiles after it.
 template <class T>
@@ -27,6 +28,20 @@ struct Ahead {
 struct Parts {
   const float* from = nullptr;
   float* to = nullptr;
+};
+
+// A tile of a group with few rows: of an expert's matrix each element is wanted only a few times, so that packing it
+// would cost more than the sums do.
+template <class T>
+struct SkinnyTile {
+  int lanes, parts;  // a group of up to lanes * parts rows is skinny; one tile takes `lanes` of them
+  int64_t each;      // words of packed a for each word of the sum
+  int64_t most;      // words of packed a that stay in a cache while b is read
+  // n <= lanes rows of a, `depth` elements from `first` on.
+  void (*pack)(const T* const* rows, int64_t n, int64_t first, int64_t depth, void* to);
+  // out[n][8]: sums over `depth` of 8 rows of b, read in place, and packed a; the rows `next` are fetched meanwhile.
+  void (*tile)(const T* const* b, const T* const* next, const void* a, int64_t n, int64_t depth, T* out,
+               int64_t stride);
 };
 
 template <class T>
@@ -45,10 +60,7 @@ struct GroupedTiles {
   // A tile out[6][columns] of sums: a [words][6], b [words][columns]. `stream`: past the cache.
   void (*tile)(const void* a, const void* b, int64_t words, const Parts& parts, T* out, int64_t stride, bool stream,
                const Ahead<T>& ahead);
-  // out[n][8], n <= 48: sums over `depth` of 8 rows of b, read in place, and a packed as columns; the rows `next` are
-  // fetched meanwhile. Null where a CPU has no good way to do it.
-  void (*skinny)(const T* const* b, const T* const* next, const void* a, int64_t n, int64_t depth, T* out,
-                 int64_t stride);
+  SkinnyTile<T> skinny;
 };
 
 template <class T>
