@@ -103,7 +103,8 @@ def test_chat_messages(tmp_path):
     assert load(tmp_path, {"messages": turns}) == {"prompt": turns[:3], "completion": "hello"}
     # Reinforcement needs no completion: a conversation may end with the question.
     assert load(tmp_path, {"messages": [SYSTEM, USER]}, completion=None) == {"prompt": [SYSTEM, USER]}
-    assert load(tmp_path, {"messages": [USER, REPLY]}, completion=None)["prompt"] == [USER]
+    for last in (REPLY, REPLY | {"thinking": "hm"}):
+        assert load(tmp_path, {"messages": [USER, last]}, completion=None)["prompt"] == [USER]
     assert load(tmp_path, {"chat": [USER], "completion": "x"}, prompt="chat") == {"prompt": [USER], "completion": "x"}
     call = {"role": "assistant", "content": None, "tool_calls": [{}]}
     for row, message in [
@@ -112,6 +113,8 @@ def test_chat_messages(tmp_path):
         ({"messages": []}, "column 'messages': expected text or a list of messages, got list"),
         ({"messages": [{"from": "human", "value": "hi"}]}, "expected messages with role and content, got {'from'"),
         ({"messages": [USER, call]}, "an assistant message whose content is text, got None"),
+        ({"messages": [USER, call | {"content": "4"}]}, "this one has tool_calls beside it"),
+        ({"prompt": "p", "completion": [REPLY | {"reasoning": "hm"}]}, "this one has reasoning beside it"),
         ({"prompt": [USER, REPLY], "completion": "x"}, "column 'prompt': the last message is the assistant's"),
         ({"prompt": "p", "completion": [USER]}, "column 'completion': expected text or one message of the assistant"),
         ({"prompt": "p", "completion": [REPLY, REPLY]}, "got 2 messages"),

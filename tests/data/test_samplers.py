@@ -173,6 +173,12 @@ def test_recency_brings_tasks_in_turn():
     assert sampler.probabilities() == pytest.approx({"a": 2 / 11, "b": 3 / 11, "c": 6 / 11})
 
 
+def test_aioli_goes_on_behind_a_loss_that_is_not_finite():
+    sampler = AioliSampler("ab", every=40, rounds=2, steps=2)
+    sampler.observe([0, 0, 1], [math.nan, 3.0, math.inf])
+    assert sampler.level == [3.0, None]
+
+
 def test_aioli_gives_more_to_what_lowers_all_losses():
     """A step lowers both losses by the share of a: the law is (1, 0) a step, (2, 0) a trial of two."""
     sampler = AioliSampler("ab", every=40, rounds=2, steps=2, eta=1.0, focus=0.75)

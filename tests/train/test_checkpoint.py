@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.mixtures import mixture_of
 from tests.support.tiny import TOKENIZER, Killed, killer, llama, log_of, same, warmup, weights
 from warpup.train import Recipe, TrainError, checkpoint, newest_model
+from warpup.train.model.precision import in_bfloat16
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,3 +139,18 @@ def test_transposed_weights_and_moments_come_back_as_they_were(tmp_path):
     assert checkpoint.restore(saved, other, again, generator)["step"] == 1
     assert torch.equal(other.weight, layer.weight)
     assert torch.equal(again.state[other.weight]["exp_avg"], moment)
+
+
+def test_weights_of_several_dtypes_come_back_exactly(tmp_path):
+    """transformers reads all in one dtype, but keeps this model's routers in float32, whatever they were saved in."""
+    saved, read = (in_bfloat16(mixture_of("deepseek_v3")) for _ in range(2))
+    torch.manual_seed(1)
+    for model in (saved, read):
+        model.lm_head.weight.data = torch.randn(model.lm_head.weight.shape)
+        model.model.norm.weight.data.normal_()
+    assert saved.model.layers[1].mlp.gate.weight.dtype == torch.bfloat16
+    checkpoint.save_model(saved, None, tmp_path / "model")
+    assert not same(weights(read), weights(saved))
+    checkpoint.load_weights(read, tmp_path / "model")
+    assert same(weights(read), weights(saved))
+    assert [t.dtype for t in read.state_dict().values()] == [t.dtype for t in saved.state_dict().values()]

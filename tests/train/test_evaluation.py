@@ -37,3 +37,11 @@ def test_evaluate_counts_right_answers():
     words = evaluate(model, TOKENIZER, held, lambda *_: 0, samples=0, max_new_tokens=5, reflection_words=every_word)
     assert words.reflections == pytest.approx(words.length, abs=1)
     assert math.isnan(words.avg)
+
+
+def test_measuring_leaves_every_module_s_mode():
+    """In RLVR a model is in eval(), but for its checkpointed layers: else the first measurement would end that."""
+    model = llama().eval()
+    model.model.layers[1].training = True
+    evaluate(model, TOKENIZER, EXAMPLES[:1], lambda *_: 0, samples=0, max_new_tokens=2)
+    assert [m for m in model.modules() if m.training] == [model.model.layers[1]]

@@ -1,6 +1,7 @@
 """The metrics file, and the numbers on a line of progress."""
 
 import json
+import math
 
 import pytest
 
@@ -9,13 +10,14 @@ from warpup.train.log import MetricsLog, short
 
 
 def test_a_log_keeps_whole_lines_and_forgets_what_comes_after_a_step(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log, nan = MetricsLog(tmp_path / "metrics.jsonl"), math.nan
     assert log.read() == []
     for stage, step in (("one", 1), ("one", 2), ("one", 3), ("two", 1)):
-        log.write({"stage": stage, "step": step, "loss": float("nan"), "reward": 0.5})
+        log.write({"stage": stage, "step": step, "loss": nan, "sample": {"reward": nan}, "each": [-math.inf, 1]})
     with log.path.open("a") as file:
         file.write('{"stage": "two", "st')  # a kill
-    assert json.loads(log.path.read_text().splitlines()[0])["loss"] is None
+    line = json.loads(log.path.read_text().splitlines()[0])
+    assert (line["loss"], line["sample"], line["each"]) == (None, {"reward": None}, [None, 1])
     log.rewind("one", 2)
     assert [(line["stage"], line["step"]) for line in log.read()] == [("one", 1), ("one", 2), ("two", 1)]
     log.rewind("two", -1)

@@ -29,6 +29,7 @@ from warpup.train import (
     StepReward,
     TrainError,
     Warmup,
+    checkpoint,
     load_model,
     newest_model,
 )
@@ -73,6 +74,13 @@ def test_folder_of_another_run_is_refused(tmp_path):
         Recipe([warmup(steps=1, data=EXAMPLES[:-1])]).run(llama(), TOKENIZER, tmp_path)
 
 
+def test_the_model_that_a_run_starts_from_is_not_written_over(tmp_path):
+    llama().save_pretrained(tmp_path / "model")
+    with pytest.raises(TrainError, match=r"model is there already and of no run, .*: choose another folder"):
+        Recipe([warmup(steps=1)]).run(llama(), TOKENIZER, tmp_path)
+    assert same(weights(LlamaForCausalLM.from_pretrained(tmp_path / "model")), weights(llama()))
+
+
 def test_a_stage_is_compared_with_its_own_checkpoint_only(tmp_path):
     """What a later stage is set to may change until it has computed something; what is not computed with, always."""
     Recipe([warmup(steps=2)]).run(llama(), TOKENIZER, tmp_path)
@@ -106,6 +114,22 @@ def test_more_steps_under_a_constant_rate(tmp_path):
         Recipe([rlvr(steps=3)]).run(llama(), TOKENIZER, tmp_path / "short")
 
 
+def test_a_model_of_fewer_steps_is_not_taken_for_the_result(tmp_path, monkeypatch):
+    """Killed behind the last checkpoint of a run that was made longer, before its model is written."""
+    Recipe([rlvr(steps=1)]).run(llama(), TOKENIZER, tmp_path)
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_model", killed)
+        with pytest.raises(Killed):
+            Recipe([rlvr(steps=2)]).run(llama(), TOKENIZER, tmp_path)
+    assert newest_model(tmp_path).name == "step-00000002"
+    model = Recipe([rlvr(steps=2)]).run(llama(), TOKENIZER, tmp_path)
+    assert same(weights(LlamaForCausalLM.from_pretrained(tmp_path / "model")), weights(model))
+
+
 def test_every_stage_is_checked_before_the_first_begins(tmp_path):
     trained = []
     with pytest.raises(TrainError, match="longest prompt with max_new_tokens"):
@@ -134,6 +158,7 @@ def test_out_of_memory_names_the_settings(tmp_path, monkeypatch):
         (rlvr(data=[{"prompt": ""}]), "a prompt has no tokens"),
         (rlvr(max_new_tokens=5000), r"longest prompt with max_new_tokens has 50\d\d tokens, the model takes at most"),
         (warmup(data=[EXAMPLES[0] | {"completion": "A " * 3000}]), "longest example has 30.. tokens"),
+        (rlvr(scale="batch_std", refill=2), "rlvr.refill: got 2, but batch_std is the deviation of all that a step"),
         (rlvr(loss="gpro"), "rlvr.loss: expected one of .*grpo.*, got 'gpro'"),
         (
             rlvr(words="wait"),

@@ -110,6 +110,16 @@ def test_broken_reward_stops_saves_and_resumes_exactly(tmp_path):
     assert same(weights(whole), weights(model))
 
 
+def test_a_stage_that_failed_in_its_first_step_may_have_other_settings(tmp_path):
+    def broken(completion, example):
+        raise RuntimeError("no server")
+
+    with pytest.raises(TrainError, match=r"failed on all 12 completions.*no server"):
+        Recipe([rlvr(reward=broken)]).run(llama(), TOKENIZER, tmp_path)
+    Recipe([rlvr(steps=1, lr=1e-3)]).run(llama(), TOKENIZER, tmp_path)
+    assert steps_of(tmp_path, "lr") == [(1, 1e-3)]
+
+
 def test_measuring_changes_nothing(tmp_path):
     plain, measured = llama(), llama()
     Recipe([warmup(steps=4), rlvr(steps=4)]).run(plain, TOKENIZER, tmp_path / "a")

@@ -11,6 +11,7 @@ from .sources import read_rows
 from .spool import Spool
 
 CHAT, TEXT = "messages", "text"  # columns that are read where the named ones are missing
+BESIDE = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")  # keys that templates write out
 
 
 class MissingColumn(ValueError):
@@ -168,7 +169,9 @@ def as_example(place: str, row: Mapping[str, Any], columns: Mapping[str, str | N
         if _messages(place_of, example["prompt"])[-1]["role"] == "assistant":
             raise ValueError(f"{place_of}: the last message is the assistant's, nothing is left to complete")
     if "completion" in columns and not isinstance(example["completion"], str):
-        example["completion"] = _reply(f"{place}: column {columns['completion']!r}", example["completion"])
+        place_of, messages = f"{place}: column {columns['completion']!r}", example["completion"]
+        example["completion"] = _reply(place_of, messages)
+        check_beside(place_of, messages[-1])
     return example
 
 
@@ -186,7 +189,10 @@ def _conversation(place: str, row: Mapping[str, Any], columns: Mapping[str, str]
         return {"prompt": turns}
     if len(turns) == 1:
         raise ValueError(f"{place}: expected a turn before the assistant's")
-    return {"prompt": turns[:-1], "completion": _reply(place, turns[-1:])}
+    reply = _reply(place, turns[-1:])
+    if "completion" in columns:
+        check_beside(place, turns[-1])
+    return {"prompt": turns[:-1], "completion": reply}
 
 
 def _document(place: str, row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any] | None:
@@ -216,6 +222,15 @@ def _reply(place: str, value: Any) -> str:
     if not isinstance(reply, str):
         raise ValueError(f"{place}: expected an assistant message whose content is text, got {reply!r}")
     return reply
+
+
+def check_beside(place: str, message: Mapping[str, Any]) -> None:
+    """ValueError on a completion that has more than its content, of which nothing would be learned."""
+    if lost := [name for name in BESIDE if message.get(name)]:
+        raise ValueError(
+            f"{place}: the content of an assistant's message is learned, and this one has {', '.join(lost)} beside it; "
+            "write all that the model shall say into the content, as its template would"
+        )
 
 
 def _check_limit(name: str, limit: Any) -> None:

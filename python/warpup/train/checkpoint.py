@@ -232,9 +232,16 @@ def _load_weights(model, folder: Path) -> None:
         load_adapters(model, folder)
     elif hasattr(model, "from_pretrained"):
         # Its own config, not the folder's: without one there transformers would build its default model.
-        loaded = load_whole(class_of(model), folder, config=copy.deepcopy(model.config), dtype=model.dtype)
-        check_tensors(folder, loaded.state_dict(), model.state_dict())
-        load_state(model.state_dict(), loaded.state_dict())
+        # In the widest of its own dtypes, and from there to each one's, which is exact: transformers reads all in one
+        # dtype, but for what it keeps in float32 whatever it is held in here (routers of mixtures).
+        own = model.state_dict()
+        widest = max((t.dtype for t in own.values() if t.is_floating_point()), key=lambda dtype: dtype.itemsize)
+        loaded = load_whole(class_of(model), folder, config=copy.deepcopy(model.config), dtype=widest)
+        for name, tensor in (*loaded.named_parameters(), *loaded.named_buffers()):
+            if name in own:
+                tensor.data = tensor.data.to(own[name].dtype)
+        check_tensors(folder, loaded.state_dict(), own)
+        load_state(own, loaded.state_dict())
     else:
         path = folder / "model.safetensors"
         found = read_tensors(path)

@@ -9,6 +9,7 @@ import torch
 from .examples import Budget
 from .model.fsdp import whole
 from .model.memory import rows_that_fit
+from .model.precision import evaluating
 from .model.tokens import encode_prompt, end_tokens
 from .rewards.calls import completions_of
 from .rewards.reward_set import Reward, RewardSet, Scores
@@ -70,20 +71,15 @@ def evaluate(
     and on what cannot be a budget.
     """
     rewards = reward if isinstance(reward, RewardSet) else RewardSet(reward)
-    training = model.training
     generator = torch.Generator(model.device).manual_seed(seed)
-    model.eval()
     if thinking_budget is not None:
         plain = decoding or DecodingStrategy()
         decoding = plain.under(thinking_budget, tokenizer, max_new_tokens, "thinking_budget")
     options = {"max_new_tokens": max_new_tokens, "generator": generator, "rows": rows, "decoding": decoding}
     options["stop"] = stop_strings(tokenizer, stop)
-    try:
-        with whole(model):
-            sampled = _run(model, tokenizer, examples, rewards, samples, temperature, top_p, **options)
-            likeliest = _run(model, tokenizer, examples, rewards, int(greedy), 0.0, 1.0, **options)
-    finally:
-        model.train(training)
+    with evaluating(model), whole(model):
+        sampled = _run(model, tokenizer, examples, rewards, samples, temperature, top_p, **options)
+        likeliest = _run(model, tokenizer, examples, rewards, int(greedy), 0.0, 1.0, **options)
     scores, texts, lengths, finished = sampled if samples else likeliest
     first = likeliest if greedy else sampled
     shown = list(zip(first[1], first[0].rewards, first[0].correct, strict=True))[:: 1 if greedy else samples]

@@ -31,10 +31,9 @@ class MetricsLog:
     def write(self, line: dict[str, Any]) -> None:
         if not writes():
             return
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         with writing(self.path), self.path.open("ab+") as file:
             self._cut_torn_line(file)
-            file.write((json.dumps(clean) + "\n").encode())
+            file.write((json.dumps(_known(line)) + "\n").encode())
 
     def read(self) -> list[dict[str, Any]]:
         """All lines but a torn one at the end. TrainError, naming file and line, on one that is damaged."""
@@ -67,6 +66,15 @@ class MetricsLog:
         if file.read() != b"\n":
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def _known(value: Any) -> Any:
+    """What JSON has no number for as None, also where it stands in a table or a list."""
+    if isinstance(value, dict):
+        return {name: _known(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 Report = Callable[[str, int, int, dict[str, Any]], None]  # stage, finished steps, steps in all, numbers

@@ -20,7 +20,7 @@ from . import checkpoint, ranks
 from .engines.settings import SERVERS
 from .errors import Interrupted, TrainError
 from .examples import examples_of
-from .files import locked, read_table, write_text
+from .files import locked, read_table, remove_folder, write_text, writes
 from .log import MetricsLog, Report, quiet
 from .model.fsdp import is_sharded, shard_model, whole
 from .model.lora import is_adapted, merged
@@ -124,6 +124,9 @@ class Recipe:
                 stage = self.fitted(stage, folders[i], model, dtype, prepared[i])
                 settings[i] |= {name: getattr(stage, name) for name in FITTED if hasattr(stage, name)}
                 write_text(folders[i] / "stage.json", json.dumps(settings[i], indent=2) + "\n")
+                # What the run came to before it was made longer is not what it comes to: no kill may leave it there.
+                if writes() and (out / "model").exists():
+                    remove_folder(out / "model")
                 # Each stage begins with fresh random states, so it does not depend on what was drawn before it, in
                 # this process or in one that was stopped.
                 seed_everything(seed)

@@ -126,7 +126,9 @@ class StageRun:
         """Where a step raised before it changed the weights, the steps before it are saved as they were: not of a
         sharded model, which all ranks would have to save, and the others may not know of the error."""
         with self.open:
-            if error and self.before and not self.stepped and self.saved < self.at and not is_sharded(self.model):
+            sharded = is_sharded(self.model)
+            # At step 0 nothing was computed, and settings may still change.
+            if error and self.before and not self.stepped and max(self.saved, 0) < self.at and not sharded:
                 state, drawn_from = self.before
                 set_random_states(self.generator, *drawn_from)
                 self._save(state)

@@ -23,7 +23,7 @@ from .rewards.loading import reward_name
 
 def check_config(path: Path, config: dict[str, Any]) -> None:
     """Write the config of a new run; raise TrainError, naming the differences, if the folder holds another one, and on
-    checkpoints without a config."""
+    checkpoints without a config, or a model, which may be the one that the run starts from."""
     if path.exists():
         held = read_table(path)
         if held != config:
@@ -33,6 +33,11 @@ def check_config(path: Path, config: dict[str, Any]) -> None:
         return
     if any(path.parent.glob("*/step-*")):
         raise TrainError(f"{path} is missing, which says of what run the checkpoints in {path.parent} are")
+    if (result := path.parent / "model").exists():
+        raise TrainError(
+            f"{result} is there already and of no run, and the trained model would be written over it: choose another "
+            "folder for the run"
+        )
     write_text(path, json.dumps(config, indent=2) + "\n")
 
 

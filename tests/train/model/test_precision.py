@@ -1,5 +1,7 @@
 """bfloat16 products with float32 weights, LayerNorm's sums, gradient checkpointing, dropout."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -191,6 +193,7 @@ def test_dropout_is_off_in_rlvr_under_checkpointing(tmp_path):
     )  # fmt: skip
     model = OPTForCausalLM(config)
     Recipe([rlvr(steps=3)], gradient_checkpointing=True).run(model, TOKENIZER, tmp_path)
+    assert {layer.dropout for layer in model.model.decoder.layers} == {0.5}  # a later warm-up drops out
     ratios = [line["ratio_max"] for line in log_of(tmp_path) if "ratio_max" in line]
     assert ratios
     assert ratios == pytest.approx([1.0] * len(ratios), abs=1e-3)
@@ -201,4 +204,4 @@ def test_a_model_without_such_layers_says_so(tmp_path):
     model.supports_gradient_checkpointing = False
     with pytest.raises(TrainError, match="gradient_checkpointing: LlamaForCausalLM does not support it; leave it out"):
         Recipe([warmup()], gradient_checkpointing=True).run(model, TOKENIZER, tmp_path)
-    assert not without_dropout(llama().train()).training
+    assert not without_dropout(llama().train(), contextlib.ExitStack()).training

@@ -65,6 +65,28 @@ def test_a_chat_s_completion_ends_with_the_turn():
     assert encode_pair(chat, text)[1] == [*ids_of(chat, "knight"), chat.eos_token_id]
 
 
+def test_a_completion_of_messages_loses_nothing():
+    """A conversation that repeats its prompt, as preference data have it, is taken; what nothing would learn is not."""
+    asked, reply = [{"role": "user", "content": "B"}], {"role": "assistant", "content": "knight"}
+    plain = {"prompt": asked, "completion": "knight"}
+    assert encode_pair(TOKENIZER, {"prompt": "B", "completion": [*asked, reply]}) == encode_pair(
+        TOKENIZER, {"prompt": "B", "completion": "knight"}
+    )
+    chat = chat_tokenizer()
+    system = [{"role": "system", "content": "A"}]
+    for prompt in (asked, system + asked):
+        given = {"prompt": prompt, "completion": [*asked, reply]}
+        assert encode_pair(chat, given) == encode_pair(chat, plain | {"prompt": prompt})
+    for more in ([reply, {"role": "tool", "content": "4"}], [*system, *asked], [*asked, reply, *asked]):
+        with pytest.raises(TrainError, match="one assistant message with a text behind the prompt's"):
+            encode_pair(chat, plain | {"completion": [*more, reply]})
+    for odd in (4, [], ["knight"], [{"role": "assistant"}], [reply | {"content": None}]):
+        with pytest.raises(TrainError, match="a completion must be a text, or one assistant message"):
+            encode_pair(chat, plain | {"completion": odd})
+    with pytest.raises(TrainError, match="this one has reasoning_content beside it; write all"):
+        encode_pair(chat, plain | {"completion": [reply | {"reasoning_content": "hm", "tool_calls": None}]})
+
+
 def test_an_end_that_is_there_is_not_added_again():
     chat = chat_tokenizer()
     example = {"prompt": [{"role": "user", "content": "B"}], "completion": "knight </answer>"}

@@ -101,6 +101,8 @@ def test_a_chat_goes_on_behind_what_was_said():
     assert bridge(chat, prompt, "knave", closed=True)[-6:] == words
     assert bridge(chat, prompt, "knave", closed=False)[0] == ids_of(chat, "</answer>")[0]
     assert bridge(chat, "A", "knave", closed=True) == ids_of(chat, "knave")
+    thinks = {"chat_template_kwargs": {"enable_thinking": True}}  # so does the first turn's prompt
+    assert bridge(chat, prompt, "knave", thinks, closed=True)[-7:] == [*words, *ids_of(chat, "<think>")]
     chat.chat_template = "{% for m in messages[-1:] %}{{ m.content }} {% endfor %}"
     with pytest.raises(TrainError, match="changes earlier turns"):
         bridge(chat, prompt, "knave", closed=True)
@@ -164,6 +166,30 @@ def test_what_is_no_turn_is_named(tmp_path, answer):
             return answer
 
     with pytest.raises(TrainError, match=r"environment: Odd.step returned .*, expected a Turn, whose observation"):
+        Recipe([rlvr(environment=Odd, reward=VERIFIER)]).run(llama(), TOKENIZER, tmp_path)
+
+
+@pytest.mark.parametrize("reward", [None, math.inf, math.nan, {0: 1.0, 1: None}])
+def test_an_episode_without_a_finite_reward_is_left_out(tmp_path, reward):
+    class Unsure(Asks):
+        def step(self, completion):
+            return Turn("wait", float(len(completion)) if len(completion) % 3 else reward, True, None)
+
+    stage = rlvr(environment=Unsure, reward=VERIFIER, roles=2, credit="role", steps=1)
+    Recipe([stage]).run(llama(), TOKENIZER, tmp_path)
+    [line] = [line for line in log_of(tmp_path) if "loss" in line]
+    assert line["reward_errors"] > 0
+    assert math.isfinite(line["loss"])
+    assert math.isfinite(line["reward"])
+
+
+@pytest.mark.parametrize("turn", [Turn("wait", "good"), Turn("wait", {0: []}), Turn("wait", 1.0, True, "yes")])
+def test_what_is_no_reward_is_named(tmp_path, turn):
+    class Odd(Asks):
+        def step(self, completion):
+            return turn
+
+    with pytest.raises(TrainError, match=r"environment: Odd.step returned .*, expected numbers as reward and correct"):
         Recipe([rlvr(environment=Odd, reward=VERIFIER)]).run(llama(), TOKENIZER, tmp_path)
 
 

@@ -174,3 +174,14 @@ def test_nan_logits_name_the_place():
         model.lm_head.weight[3] = math.nan
     with pytest.raises(TrainError, match="logits are NaN at generated token 0"):
         rollout(model, [[5]], eos=2, pad=0, max_new_tokens=3)
+
+
+def test_layers_sample_in_eval_mode_and_go_back():
+    """Checkpointed ones are in training mode, in which older transformers leave their cache out."""
+    model, seen = llama().eval(), set()
+    layer = model.model.layers[0]
+    layer.training = True
+    layer.register_forward_pre_hook(lambda module, _: seen.add(module.training))
+    rollout(model, [[5, 6]], eos=2, pad=0, max_new_tokens=3)
+    assert seen == {False}
+    assert [module for module in model.modules() if module.training] == [layer]

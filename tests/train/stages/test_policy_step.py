@@ -1,5 +1,7 @@
 """What a step computes does not depend on how it is cut, for any kind of loss."""
 
+import math
+
 import pytest
 import torch
 
@@ -113,6 +115,23 @@ def test_an_advantage_by_name_is_that_estimator(name):
         "gdpo": lambda f: f(torch.tensor([*zip(*columns.values(), strict=True)]), 3, weights=torch.tensor([1.0, 0.5])),
     }.get(name, lambda f: f(r, 3))(ESTIMATORS[name])
     assert torch.equal(got, want)
+
+
+def test_gdpo_leaves_out_a_completion_of_which_one_reward_failed():
+    """What another reward says of it neither credits it nor moves the two others, which are 1 / sqrt(2) from 0."""
+    scores = Scores(rewards=[1.0, math.nan, 3.0], columns={"a": [1.0, 9.0, 3.0], "b": [0.0, math.nan, 0.0]})
+    got = advantages_of(rlvr(samples=3, advantage="gdpo"), scores, torch.ones(3, 2).bool())
+    assert got[1] == 0
+    assert got[2] == -got[0]
+    assert got[2] == pytest.approx(0.5**0.5, abs=1e-3)
+
+
+def test_reinforce_pp_leaves_out_a_completion_without_rewards_of_its_tokens():
+    given = [[1.0, 0.0, 0.0], None, [0.0, 2.0, 0.5]]
+    scores = Scores(rewards=[1.0, math.nan, 2.5], token_rewards=given, columns={"a": [1.0, math.nan, 2.5]})
+    got = advantages_of(rlvr(samples=3, advantage="reinforce_pp"), scores, torch.ones(3, 3).bool())
+    wanted = ESTIMATORS["reinforce_pp"](torch.tensor([given[0], given[2]]), mask=torch.ones(2, 3))
+    assert torch.equal(got, torch.stack([wanted[0], torch.zeros(3), wanted[1]]))
 
 
 def test_parts_are_whole_groups():

@@ -49,37 +49,47 @@ def test_rlvr_raises_a_bandit_reward(tmp_path):
         ({"normalizer": "sequence"}, "sequence"),
         ({"loss": "dr_grpo", "normalizer": "token"}, "token"),
         ({"top_k": 6, "temperature": 0.8}, "token"),
+        ({"fails": 5}, "token"),
+        ({"fails": 5, "normalizer": "sequence"}, "sequence"),
     ],
 )
 def test_policy_gradient_equals_a_hand_computation(tmp_path, monkeypatch, options, divisor):
     """One step on policy over several micro-batches: gradient of -sum of (r - mean of its group) * log p over the
-    divisor, dropped groups left out."""
-    seen = {}
+    divisor, dropped groups and completions whose reward failed left out."""
+    seen, calls = {}, itertools.count()
+    fails = (options := dict(options)).pop("fails", 10**6)
     monkeypatch.setattr("warpup.train.engines.own.rollout", lambda *a, **k: seen.setdefault("rolls", rollout(*a, **k)))
     score = RewardSet.score
     monkeypatch.setattr(RewardSet, "score", lambda *a, **k: seen.setdefault("scores", score(*a, **k)))
     data = [EXAMPLES[0], EXAMPLES[1], EXAMPLES[2]]
     flat = EXAMPLES[1]["prompt"]
     stage = rlvr(data=data, steps=1, clip=0, max_tokens=64, **options)
-    stage.reward = lambda text, row: 0.25 if row["prompt"] == flat else length_reward(text, row) + ("(" in text)
+
+    def reward(text, row):
+        if next(calls) % fails == fails - 1:
+            raise ValueError("unsure")
+        return 0.25 if row["prompt"] == flat else length_reward(text, row) + ("(" in text)
+
+    stage.reward = reward
     Recipe([stage]).run(llama(), TOKENIZER, tmp_path)
     rolls, rewards = seen["rolls"], torch.tensor(seen["scores"].rewards).view(3, 4)
     order = UniformSampler(3, seed=0).next(3)
 
     model, objective, tokens = llama(), 0.0, 0
+    count = sum(int((~rewards[group].isnan()).sum()) for group, k in enumerate(order) if data[k]["prompt"] != flat)
     for group, k in enumerate(order):
         if data[k]["prompt"] == flat:
             continue
         prompt = TOKENIZER(data[k]["prompt"])["input_ids"]
-        for j in range(4):
+        for j in (~rewards[group].isnan()).nonzero().flatten().tolist():
             completion = rolls.completion(4 * group + j)
             logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
             if "top_k" in options:
                 logits = logits.masked_fill(logits < logits.topk(6).values[:, -1:], -math.inf) / 0.8
             logp = torch.log_softmax(logits, -1).gather(1, torch.tensor(completion)[:, None]).sum()
             tokens += len(completion)
-            part = logp / {"token": 1, "sequence": 8 * len(completion), "constant": 12 * 8}[divisor]
-            objective = objective - (rewards[group, j] - rewards[group].mean()) * part
+            part = logp / {"token": 1, "sequence": count * len(completion), "constant": 12 * 8}[divisor]
+            objective = objective - (rewards[group, j] - rewards[group].nanmean()) * part
     (objective / (tokens if divisor == "token" else 1)).backward()
     assert steps_of(tmp_path, "grad_norm")[0][1] == pytest.approx(grad_norm(model), rel=1e-3)
     assert steps_of(tmp_path, "groups") == [(1, 2)]

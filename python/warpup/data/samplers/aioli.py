@@ -87,8 +87,9 @@ class AioliSampler(ArmSampler):
 
     def observe(self, indices: Sequence[int], losses: Sequence, **signals: Sequence) -> None:
         """A batch's losses, of before its step: those of a trial's first batch are what the trial began with, and what
-        the one before it ended with. Where that was the last one, the shares change."""
-        found = self._by_arm(numbers_of("losses", indices, losses, len(self._arm)))
+        the one before it ended with. Where that was the last one, the shares change. A loss that is not finite tells
+        nothing: the trainer leaves such a step out and goes on."""
+        found = self._by_arm(numbers_of("losses", indices, losses, len(self._arm), finite=False))
         batch, place = self.batches, self.batches % self.every
         self.batches += 1
         if place % self.steps:

@@ -12,6 +12,7 @@ import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from ..errors import TrainError
+from ..model.precision import evaluating
 from ..model.tokens import Tokens
 from ..sampling.rollouts import Rollouts
 from .protocol import Completion, SamplingParams, rollouts_of
@@ -33,12 +34,8 @@ class ContinuousBatching:
         )  # fmt: skip
         requests = [list(prompt) for prompt in prompts for _ in range(params.copies)]
         batching = self._batching(requests, params)
-        training = [module for module in self.model.modules() if module.training]
-        try:
+        with evaluating(self.model):  # which generate_batch sets and leaves
             found = self.model.generate_batch(requests, generation_config=config, continuous_batching_config=batching)
-        finally:
-            for module in training:  # it leaves the model in eval()
-                module.training = True
         # Errors are no exceptions there: requests that failed say so, or are not among the results.
         failed = [one.error for one in found.values() if one.error is not None]
         if failed or len(found) != len(requests):

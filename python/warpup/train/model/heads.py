@@ -28,6 +28,7 @@ from warpup.policy.policy_loss import policy_loss_of
 
 from .batch import Batch
 from .fsdp import callable_body, is_sharded, whole
+from .precision import evaluating
 from .shared_prompts import can_share, hidden_of_shared
 
 ROWS = 256  # rows of logits alive at once, where whole rows are made
@@ -80,20 +81,17 @@ class Head:
             seen.append(inputs[0])
             return ramp
 
-        was_training = [m for m in self.model.modules() if m.training]
-        self.model.eval()
         hook = self.layer.register_forward_hook(ramped)
         try:
-            ids = torch.arange(8, device=device).view(2, 4) % vocab
-            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-            logits = self.model(**inputs).logits.float()
-            hidden = self.call_body(**inputs).last_hidden_state
-            # Shared or not would be one pass or two: ranks with other batches would not keep step.
-            shares = not is_sharded(self.model) and can_share(self.model, self.body)
+            with evaluating(self.model):
+                ids = torch.arange(8, device=device).view(2, 4) % vocab
+                inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+                logits = self.model(**inputs).logits.float()
+                hidden = self.call_body(**inputs).last_hidden_state
+                # Shared or not would be one pass or two: ranks with other batches would not keep step.
+                shares = not is_sharded(self.model) and can_share(self.model, self.body)
         finally:
             hook.remove()
-            for module in was_training:
-                module.training = True
         if len(seen) != 1 or seen[0].shape != hidden.shape or not torch.allclose(seen[0], hidden, 1e-2, 1e-3):
             return
         uncapped = self.cap * torch.atanh((logits / self.cap).clamp(-0.999, 0.999)) if self.cap else logits

@@ -17,7 +17,7 @@ from .batch import collate
 from .cache import CachedModel
 from .fsdp import is_sharded
 from .heads import Head
-from .precision import computing
+from .precision import computing, evaluating
 
 MOST = 16384  # more at once gains nothing: products are large enough
 MOST_ROWS = 256  # the same of sampling
@@ -84,10 +84,8 @@ def bytes_of_a_cached_row(model, dtype: torch.dtype | None = None) -> tuple[floa
     """What the cache keeps of a row, whatever its length (recurrent layers), and of each token, measured on a few;
     sliding windows count as if they were open."""
     device, vocab = next(model.parameters()).device, model.get_input_embeddings().num_embeddings
-    was_training = [m for m in model.modules() if m.training]
-    model.eval()  # checkpointed layers keep no cache in training
     sizes = []
-    try:
+    with evaluating(model):
         for length in (4, 8):
             cached, ids = CachedModel(model, length), torch.arange(2 * length, device=device).view(2, length) % vocab
             with computing(model, dtype):
@@ -95,9 +93,6 @@ def bytes_of_a_cached_row(model, dtype: torch.dtype | None = None) -> tuple[floa
             held = [x for layer in cached.cache.layers for value in vars(layer).values() for x in tensors_in(value)]
             storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
             sizes.append(sum(storages.values()) / 2)
-    finally:
-        for module in was_training:
-            module.training = True
     each = (sizes[1] - sizes[0]) / 4
     return max(0.0, sizes[0] - 4 * each), each
 

@@ -14,6 +14,7 @@ import torch
 
 from ..errors import TrainError
 from .batch import IGNORE, Batch
+from .precision import evaluating
 from .tokens import TokenPair
 
 PROBE = 24  # tokens of each sequence that a model is tried with
@@ -81,15 +82,10 @@ def check_packing(model, place: str) -> None:
     vocab = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocab, (4, PROBE + 1), generator=torch.Generator().manual_seed(0)).tolist()
     pairs = [(row[:1], row[1:]) for row in ids]
-    was_training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
+    with evaluating(model):
         # Two rows of two: some attention kernels tell sequences apart in batches of one row alone.
         packed = model(**collate_packed(pairs, [[0, 1], [2, 3]], 0, model.device).arguments).logits[:, PROBE:]
         alone = model(**collate_packed(pairs, [[1], [3]], 0, model.device).arguments).logits
-    finally:
-        for module in was_training:
-            module.training = True
     off = float((packed - alone).abs().max() / alone.abs().max())
     if not off <= ROUNDING.get(packed.dtype, SIXTEEN):
         raise TrainError(

@@ -142,14 +142,29 @@ def checkpoint_layers(model) -> None:
         model.enable_input_require_grads()
 
 
-def without_dropout(model) -> nn.Module:
+@contextlib.contextmanager
+def evaluating(model) -> Iterator[None]:
+    """While open all modules are in `eval()`, checkpointed layers too, which with older transformers (4.57) leave out
+    their cache else; then each is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def without_dropout(model, until: contextlib.ExitStack) -> nn.Module:
     """The model in `eval()`, but for the layers that are checkpointed: transformers asks a layer's `training` whether
-    to, and what is inside a layer asks its own whether to drop out. What a layer itself drops is set to nothing."""
+    to, and what is inside a layer asks its own whether to drop out. What a layer itself drops is set to nothing until
+    that stack closes: another stage may drop it again."""
     model.eval()
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
             module.training = True
             for name, value in vars(module).items():
                 if "dropout" in name and isinstance(value, float):
+                    until.callback(setattr, module, name, value)
                     setattr(module, name, 0.0)
     return model

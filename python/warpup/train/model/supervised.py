@@ -19,7 +19,7 @@ from warpup.data.spool import Spool
 from ..errors import TrainError
 from .batch import Batch
 from .spans import encode_spans, encode_turns, marked_spans
-from .tokens import TokenPair, check_length, encode_pair, end_tokens
+from .tokens import TokenPair, check_length, completion_text, encode_pair, end_tokens
 
 SoftLabels = tuple[Tensor, Tensor]  # (T, K) int64 ids and (T, K) float32 probabilities of a completion's tokens
 
@@ -126,6 +126,7 @@ def column(example: Mapping[str, Any], name: str) -> Any:
 
 def encode(settings, tokenizer, example: Mapping[str, Any], ends: Sequence[int]) -> TokenPair:
     """Prompt and completion, and where only parts of the completion are learned, which."""
+    example = {**example, "completion": completion_text(example)}
     if settings.turns == "all" and not isinstance(example["prompt"], str):
         return encode_turns(tokenizer, example, ends)
     if settings.spans:

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from warpup.data.load import check_beside
+
 from ..errors import TrainError
 
 Tokens = list[int]
@@ -119,11 +121,7 @@ def encode_pair(tokenizer, example: Mapping[str, Any], ends: Sequence[int] | Non
     """Token ids of an example's prompt and of its completion (a text, or one assistant message), which ends as the
     model shall learn to end: in a chat with the template's end of a turn, else with the end token. One of `ends`
     that the completion has already is not added again."""
-    prompt, completion = example["prompt"], example["completion"]
-    if not isinstance(completion, str):
-        completion = completion[-1].get("content")
-        if not isinstance(completion, str):
-            raise TrainError(f"a completion must be a text, or messages of which the last has one; got {example!r}")
+    prompt, completion = example["prompt"], completion_text(example)
     end = tokenizer.eos_token_id if isinstance(prompt, str) else turn_end(tokenizer)
     ids = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
     if not ids or ids[-1] not in (ends or [end]):
@@ -131,6 +129,29 @@ def encode_pair(tokenizer, example: Mapping[str, Any], ends: Sequence[int] | Non
     if prompt == "":  # a document: what stands before its first token is what stands between documents
         return [tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id], ids
     return encode_prompt(tokenizer, prompt, example), ids
+
+
+def completion_text(example: Mapping[str, Any]) -> str:
+    """The text of an example's completion, which may be one assistant message, behind messages of the prompt at most.
+    TrainError where something else would be lost."""
+    prompt, completion = example["prompt"], example["completion"]
+    if isinstance(completion, str):
+        return completion
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    known = [(message.get("role"), message.get("content")) for message in asked]
+    try:
+        *said, (_, text) = [(message["role"], message["content"]) for message in completion]
+    except (TypeError, ValueError, LookupError):
+        said, text = [], None
+    if not isinstance(text, str) or said != known[len(known) - len(said) :]:
+        raise TrainError(
+            f"a completion must be a text, or one assistant message with a text behind the prompt's; got {example!r}"
+        )
+    try:
+        check_beside("a completion", completion[-1])
+    except ValueError as error:
+        raise TrainError(str(error)) from error
+    return text
 
 
 def decode(tokenizer, rolls) -> list[str]:

@@ -26,16 +26,16 @@ from warpup import KeptTokens
 
 from ..errors import TrainError
 from ..examples import RewardName
-from ..model.tokens import TokenPair, Tokens, encode_prompt, turn_end
+from ..model.tokens import TokenPair, Tokens, encode_prompt, render, turn_end
 from ..rewards.loading import load_named
 from .rollouts import Rollouts, rollout
 
 
 class Turn(NamedTuple):
     """What an environment answers: a text that goes on behind the completion (in a chat, the user's next message), the
-    reward of this turn (NaN: it could not be told, the episode is left out), whether the episode is over, and if it can
-    tell, whether it was solved (1.0 or 0.0). Where the model plays several roles a reward may be one for each of them,
-    {0: 1.0, 1: -1.0}."""
+    reward of this turn (NaN or None: it could not be told, the episode is left out), whether the episode is over, and
+    if it can tell, whether it was solved (1.0 or 0.0). Where the model plays several roles a reward may be one for each
+    of them, {0: 1.0, 1: -1.0}."""
 
     observation: str = ""
     reward: float | Mapping[int, float] = 0.0
@@ -133,16 +133,16 @@ def _play(
             answer = step(environments[n], text)
             given = answer.reward if isinstance(answer.reward, Mapping) else {speakers[n][-1]: answer.reward}
             for role, reward in given.items():
-                shares[n][role] = shares[n].get(role, 0.0) + float(reward)
-            rewards[n, turn] = sum(map(float, given.values()))
-            correct[n] = float(answer.correct)
+                shares[n][role] = shares[n].get(role, 0.0) + reward
+            rewards[n, turn] = sum(given.values())
+            correct[n] = answer.correct
             if rewards[n, turn].isnan():
                 rewards[n] = math.nan  # whoever judges it failed, so nothing is known of the whole
                 continue
             if answer.done or turn + 1 == turns:
                 finished[n] = answer.done or bool(rolls.finished[row])
                 continue
-            between = bridge(tokenizer, opened[n], answer.observation, closed=ids[-1] in ends)
+            between = bridge(tokenizer, opened[n], answer.observation, asked[n], closed=ids[-1] in ends)
             if len(prompts[n]) + len(said[n]) + len(between) + options["max_new_tokens"] > limit:
                 finished[n] = False
                 continue
@@ -226,12 +226,28 @@ def make_some(make: Callable[[], Environment], count: int) -> list[Environment]:
 
 
 def step(environment: Environment, completion: str) -> Turn:
-    """What follows a completion; TrainError on what is no `Turn`."""
-    given = call(environment, "step", completion)
+    """What follows a completion, its numbers as floats; TrainError on what is no `Turn`."""
+    given, place = call(environment, "step", completion), f"{type(environment).__name__}.step"
     if not (isinstance(given, tuple) and 0 < len(given) <= len(Turn._fields) and isinstance(given[0], str)):
-        place = f"{type(environment).__name__}.step"
         raise TrainError(f"environment: {place} returned {given!r}, expected a Turn, whose observation is a text")
-    return Turn(*given)
+    turn = Turn(*given)
+    try:
+        if isinstance(turn.reward, Mapping):
+            reward: Any = {role: number(part) for role, part in turn.reward.items()}
+        else:
+            reward = number(turn.reward)
+        return turn._replace(reward=reward, correct=number(turn.correct))
+    except (TypeError, ValueError):
+        raise TrainError(
+            f"environment: {place} returned {turn!r}, expected numbers as reward and correct, or None or NaN where it "
+            "cannot tell"
+        ) from None
+
+
+def number(value: Any) -> float:
+    """NaN of None and of what is not finite, as of what a reward function returns."""
+    found = math.nan if value is None else float(value)
+    return found if math.isfinite(found) else math.nan
 
 
 def call(environment: Environment, method: str, argument: Any) -> Any:
@@ -254,17 +270,17 @@ def extend(
     turn_of[n] += [turn] * len(ids)
 
 
-def bridge(tokenizer, prompt, observation: str, *, closed: bool) -> Tokens:
+def bridge(tokenizer, prompt, observation: str, example: Mapping[str, Any] | None = None, *, closed: bool) -> Tokens:
     """The tokens between a completion and the next one: what the environment said and, in a chat, all that the template
-    puts around it. closed: whether the completion ended its turn itself."""
+    puts around it, with the example's arguments as in its first turn. closed: whether the completion ended its turn
+    itself."""
     if isinstance(prompt, str):
         return list(tokenizer(observation, add_special_tokens=False)["input_ids"])
     end = turn_end(tokenizer)
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    options = {"tokenize": True, "return_dict": True}
-    before = tokenizer.apply_chat_template(chat, **options)["input_ids"]
+    before = render(tokenizer, chat, example, add_generation_prompt=False)
     more = [*chat, {"role": "user", "content": observation}]
-    after = tokenizer.apply_chat_template(more, add_generation_prompt=True, **options)["input_ids"]
+    after = render(tokenizer, more, example, add_generation_prompt=True)
     at = max((i for i, token in enumerate(before) if token == end), default=len(before) - 1) + 1
     if after[:at] != before[:at]:
         raise TrainError(

@@ -15,6 +15,7 @@ from .. import ranks
 from ..errors import TrainError
 from ..model.cache import CachedModel
 from ..model.fsdp import whole
+from ..model.precision import evaluating
 from .decoding import DecodingState, DecodingStrategy
 from .filters import Filters
 from .penalties import Penalties
@@ -97,7 +98,7 @@ def rollout(
     filters: top_p, top_k, min_p, top_h, typical_p, epsilon_cutoff, eta_cutoff, repetition, presence, frequency, as in
         `warpup.reflection.sampling.sampling_row`; those that are left out change nothing.
 
-    The caller sets the model's mode (eval, no dropout). Raises TrainError if the model's logits are NaN, on all
+    The model is in `eval()` meanwhile. Raises TrainError if the model's logits are NaN, on all
     ranks if they are on one.
     """
     drawn_by = Filters(temperature, **filters)
@@ -120,7 +121,7 @@ def rollout(
             parts.append(_rollout(model, some, owner, state, ends, stop, pad, max_new_tokens))
         return parts
 
-    with whole(model):
+    with evaluating(model), whole(model):
         if ranks.size() == 1:
             parts = sampled()
         else:

@@ -131,9 +131,10 @@ def advantages_of(settings: RLVRSettings, scores: Scores, learned: Tensor) -> Te
         return group_advantage(rewards, groups, baseline=settings.baseline, scale=settings.scale)
     if settings.advantage == "gdpo":  # normalizes each reward apart, and weights them itself
         weights = None if settings.reward_weights is None else torch.tensor(settings.reward_weights)
-        return gdpo(torch.tensor(list(scores.columns.values())).T, groups, weights=weights)
+        return gdpo(torch.tensor(scores.table()), groups, weights=weights)
     if settings.advantage == "reinforce_pp":  # the whole batch is the baseline; takes rewards of tokens
         if scores.token_rewards is not None:
+            learned = learned & ~rewards.isnan()[:, None]  # one without a reward is not in the batch's mean
             rewards = torch.zeros(learned.shape)
             for row, given in zip(rewards, scores.token_rewards, strict=True):
                 row[: len(given or ())] = torch.tensor(given or [])

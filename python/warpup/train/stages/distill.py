@@ -75,7 +75,7 @@ class Distill(DistillSettings):
     def train(self, run: StageRun, prepared: tuple[Sequence[TokenPair], list[int], Any]) -> None:
         """Train `run.model` towards the teacher."""
         pairs, ends, teacher = prepared
-        model, pad = without_dropout(run.model), run.tokenizer.pad_token_id
+        model, pad = without_dropout(run.model, run.open), run.tokenizer.pad_token_id
         student_head, teacher_head = Head(model), Head(teacher)
         batches = LengthBuckets(pairs, self.batch_size, run.seed, window=1 if self.packing else 32)
         cut = packed_batches if self.packing else micro_batches

@@ -74,7 +74,7 @@ class Preference(PreferenceSettings):
     def train(self, run: StageRun, pairs: Sequence[TokenPair]) -> None:
         """Train `run.model` to prefer the chosen completions."""
         # Dropout stays off: the two sides and the reference are compared, so all have to be of one function.
-        model, pad = without_dropout(run.model), run.tokenizer.pad_token_id
+        model, pad = without_dropout(run.model, run.open), run.tokenizer.pad_token_id
         head = Head(model)
         batches = LengthBuckets(pairs, self.batch_size, run.seed, together=2)
         optimizer = adamw(model, self.lr, self.betas, self.weight_decay)

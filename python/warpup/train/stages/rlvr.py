@@ -98,7 +98,7 @@ class RLVR(RLVRSettings):
         """Reinforce `run.model` on these prompts."""
         # Dropout stays off throughout: the loss compares log-probs with those of sampling, so both have to be of the
         # same function.
-        model = without_dropout(run.model)
+        model = without_dropout(run.model, run.open)
         head, rewards = Head(model), None if self.environment else self.reward_set()
         sampler = sampler_of(self, prompts.examples, place="rlvr", seed=run.seed)
         engine, sampler = run.open.enter_context(opened(self, run, prompts, sampler))
@@ -137,8 +137,9 @@ class RLVR(RLVRSettings):
                     f"{run.name}: no usable group in {empty} steps in a row, every group's rewards are all alike (mean "
                     f"{mean(groups.scores.rewards):.3g}): the prompts are too hard, too easy, or the reward is constant"
                 )
-            # What has no reward has no return that a critic could learn.
-            rows = groups.rows(finished=self.mask_truncated, rewarded=critic is not None)
+            # What has no reward teaches nothing, and is not in the denominator; but a tree's row may be the one that
+            # learns what others begin with.
+            rows = groups.rows(finished=self.mask_truncated, rewarded=self.advantage != "tree")
             experience = Experience(groups.pairs, groups.rolls, groups.advantages, self.temperature, **groups.tensors)
 
             # The reference's log-probs of the same tokens, once a step.

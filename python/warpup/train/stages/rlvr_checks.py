@@ -102,6 +102,9 @@ def check_advantages(settings: RLVRSettings) -> None:
     if settings.advantage in ("gae", "optimal_token_baseline"):
         why = f"{settings.advantage} learns from groups whose rewards are all alike too"
         check_unused(settings, "refill", place=PLACE, why=why)
+    if settings.scale == "batch_std":
+        why = "batch_std is the deviation of all that a step samples, and what it adds comes later; leave one out"
+        check_unused(settings, "refill", place=PLACE, why=why)
     if settings.advantage != "gae":
         names = ("lam", "value_lr", "value_coef", "value_clip", "kl_in_reward")
         check_unused(settings, *names, place=PLACE, why="there is no value head; set advantage to gae")

@@ -91,7 +91,7 @@ class StepReward(StepRewardSettings):
 
     def train(self, run: StageRun, prepared: tuple[list[TokenPair], list[list[float]]]) -> None:
         """Train `run.model` and its value head, and write them to the folder `reward`."""
-        (pairs, labels), model, pad = prepared, without_dropout(run.model), run.tokenizer.pad_token_id
+        (pairs, labels), model, pad = prepared, without_dropout(run.model, run.open), run.tokenizer.pad_token_id
         judge, together = self.judge(model, run.tokenizer), 2 if self.loss == "bradley_terry" else 1
         longest = [
             max(pairs[i : i + together], key=lambda pair: len(pair[0]) + len(pair[1]))

@@ -54,7 +54,7 @@ class Warmup(WarmupSettings):
         pairs, by_sequence = examples.pairs, self.objective in BY_SEQUENCE
         # An objective that compares with the model before the stage needs the same function at both times: no dropout.
         reference = Snapshot(run.model) if self.objective == "a_lol" else None
-        model, head = without_dropout(run.model) if reference else run.model.train(), Head(run.model)
+        model, head = without_dropout(run.model, run.open) if reference else run.model.train(), Head(run.model)
         pad = run.tokenizer.pad_token_id
         sampler = self.curriculum(examples, run.seed)
         reads_losses = "losses" in getattr(sampler, "reads", ())
