@@ -68,13 +68,14 @@ def hostcuda_ops():
 
 
 class HostOps:
-    """The ops of the host executor; those that exist as compositions or on the CPU alone are the package's own."""
+    """The ops of the host executor; those that exist as compositions or on the CPU alone are the package's own, of what
+    C++ composes on a CPU that of the GPU."""
 
     def __init__(self, ops):
         self.ops = ops
 
     def __getattr__(self, name):
-        found = getattr(self.ops if hasattr(self.ops, name) else torch.ops.warpup, name)
+        found = _op.composed.get(name) or getattr(self.ops if hasattr(self.ops, name) else torch.ops.warpup, name)
         setattr(self, name, found)
         return found
 

@@ -9,15 +9,21 @@ from tests.support.inputs import within
 from warpup import _products, info
 from warpup._products import add_mm, library_has, mm, path_of
 from warpup.divergence.linear_divergence import reference_linear_divergence
-from warpup.moe.grouped_mm import cpu_kernel
+from warpup.moe.grouped_mm import cpu_kernel, cpu_kernels
 
 CPU = torch.device("cpu")
 HALVES = [torch.bfloat16, torch.float16]
 
 
+def force(monkeypatch, path):
+    monkeypatch.setattr(_products, "FORCED", path)
+    for dtype in cpu_kernels:
+        monkeypatch.setitem(cpu_kernels, dtype, cpu_kernel(dtype))
+
+
 @pytest.fixture(params=["library", "float32"])
 def path(request, monkeypatch):
-    monkeypatch.setattr(_products, "FORCED", request.param)
+    force(monkeypatch, request.param)
     return request.param
 
 
@@ -72,6 +78,21 @@ def test_both_paths_keep_to_the_contract(path, name, dtype):
         got, want, naive = op.run(x), op.run(upcast(x), op.reference), op.run(x, op.reference)
         for g, w, n in zip(got, want, naive, strict=True):
             within(g, w, n)
+
+
+@pytest.mark.parametrize("shape", [(3, 2050, 2060), (2050, 5, 7)])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_pieces_of_a_log_prob(monkeypatch, shape, dtype):
+    """More rows, columns or depth than there are in a piece: `linear_logprob` cuts them itself."""
+    force(monkeypatch, "float32")
+    rows, width, vocab = shape
+    hidden, weight = operands(rows, width, vocab, dtype)
+    weight = (weight.t() / width**0.5).to(dtype)
+    bias, targets = torch.linspace(-1, 1, vocab).to(dtype), torch.arange(rows) % vocab
+    got = warpup.linear_logprob(hidden, weight, targets, bias=bias)
+    logits = hidden.double() @ weight.double().t() + bias.double()
+    want = torch.log_softmax(logits, -1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(got, want.float(), rtol=0, atol=0.03)  # logits around 1, rounded
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -136,7 +157,7 @@ def test_info_tells_the_path(monkeypatch):
         ("library", "the library's", "the library's, one an expert"),
         ("float32", "the library's in float32, by pieces", "own kernel (float32 panels)"),
     ):
-        monkeypatch.setattr(_products, "FORCED", path)
+        force(monkeypatch, path)
         assert info.cpu_products()["CPU bfloat16"] == f"products {plain}; grouped_mm {grouped}"
 
 

@@ -5,8 +5,8 @@
 
 Everything is read off the sources, nothing is listed by hand and nothing is imported: public names from
 `__init__.pyi`; from each function the raw ops that it can reach, through the functions it calls, the results of
-`_op.differentiable("name")` and the bodies of `_op.composite` ops; for each raw op the file csrc/<family>/<stem>.h that
-declares its kernel `<name>_cpu`. `warpup info NAME` prints a row of the result.
+`_op.differentiable("name")` and `_op.short("name")`, and the bodies of `_op.composite` ops; for each raw op the file
+csrc/<family>/<stem>.h that declares its kernel `<name>_cpu`. `warpup info NAME` prints a row of the result.
 """
 
 from __future__ import annotations
@@ -145,6 +145,8 @@ class Reach:
                 others = [_text(k.value) for k in inner.keywords if k.arg == "backward"]
                 for op in (name, *(others or [f"{name}_backward"])):
                     self.op(op)
+            elif isinstance(inner, ast.Call) and _last(inner.func) == "short" and inner.args:
+                self.op(_text(inner.args[0]))
             elif isinstance(inner, ast.Name):
                 self.name(path, inner.id)
 

@@ -34,6 +34,16 @@ def core(op: Case, inputs: dict, convert=lambda tensor: tensor) -> Candidate:
     return Candidate(forward, result=lambda out: tuple(torch.as_tensor(o) for o in out))
 
 
+def given(schema: list, arguments: tuple) -> tuple:
+    """The arguments without the last ones that are their defaults, as the public functions call a raw op."""
+    while arguments:
+        last, value = schema[len(arguments) - 1], arguments[-1]
+        if isinstance(value, torch.Tensor) or not last.has_default_value() or value != last.default_value:
+            break
+        arguments = arguments[:-1]
+    return arguments
+
+
 def both_ways(op: Case, function, inputs: dict, outputs: int) -> Candidate:
     once = differentiable(function, inputs, op.differentiable, "forward+backward")
     return Candidate(partial(once.run, *once.arguments()), result=lambda results: results[:outputs])
@@ -46,6 +56,7 @@ def overhead(op: Case, device: str) -> Work:
     a = torch.ones(op.sizes["overhead"], device=device)
     name, arguments = op.raw(torch.ops.warpup, inputs)[0]
     raw = getattr(torch.ops.warpup, name)
+    arguments = given(raw.default._schema.arguments, arguments)
     candidates = {
         "torch.add": Candidate(partial(torch.add, a, a), result=None),
         "raw op": Candidate(partial(raw, *arguments), result=None),  # its outputs are the public function's

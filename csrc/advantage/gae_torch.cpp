@@ -12,10 +12,10 @@ std::tuple<Tensor, Tensor> gae_op(const Tensor& rewards, const OptionalTensor& v
   Tensor returns = values ? empty(sizes_of(rewards), r.dtype, rewards) : empty({0}, r.dtype, rewards);
   gae(r, view(values), view(mask), view(bootstrap), gamma, decay, cut, view(advantages),
       values ? OptionalView(view(returns)) : std::nullopt);
-  return {advantages, returns};
+  return results(advantages, returns);
 }
 
-void implement(torch::stable::detail::StableLibrary& m) { m.impl("gae", TORCH_BOX(&gae_op)); }
+void implement(torch::stable::detail::StableLibrary& m) { m.impl("gae", boxed<gae_op>); }
 
 }  // namespace
 }  // namespace warpup

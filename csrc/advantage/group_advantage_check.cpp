@@ -14,11 +14,12 @@ namespace {
 template <class Enum>
 Enum choice(const char* op, const char* argument, std::string_view got, std::initializer_list<const char*> known) {
   int32_t i = 0;
-  std::string list;
   for (const char* name : known) {
     if (got == name) return static_cast<Enum>(i);
-    list += (i++ ? ", " : "") + std::string(name);
+    ++i;
   }
+  std::string list;
+  for (const char* name : known) list += (list.empty() ? "" : ", ") + std::string(name);
   fail(op, ": ", argument, " must be one of ", list, "; got '", got, "'");
 }
 

@@ -24,8 +24,8 @@ Tensor masked_whiten_op(const Tensor& x, const OptionalTensor& mask, bool shift_
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("masked_moments", TORCH_BOX(&masked_moments_op));
-  m.impl("masked_whiten", TORCH_BOX(&masked_whiten_op));
+  m.impl("masked_moments", boxed<masked_moments_op>);
+  m.impl("masked_whiten", boxed<masked_whiten_op>);
 }
 
 }  // namespace

@@ -10,10 +10,10 @@ std::tuple<Tensor, Tensor> role_advantage_op(const Tensor& rewards, const Tensor
   const View r = view(rewards);
   Tensor advantages = empty(sizes_of(rewards), r.dtype, rewards), new_state = empty(sizes_of(state), r.dtype, rewards);
   role_advantage(r, view(roles), view(state), decay, view(advantages), view(new_state));
-  return {advantages, new_state};
+  return results(advantages, new_state);
 }
 
-void implement(torch::stable::detail::StableLibrary& m) { m.impl("role_advantage", TORCH_BOX(&role_advantage_op)); }
+void implement(torch::stable::detail::StableLibrary& m) { m.impl("role_advantage", boxed<role_advantage_op>); }
 
 }  // namespace
 }  // namespace warpup

@@ -13,7 +13,7 @@ Tensor tree_advantage_op(const Tensor& rewards, const Tensor& children, const Te
   return values;
 }
 
-void implement(torch::stable::detail::StableLibrary& m) { m.impl("tree_advantage", TORCH_BOX(&tree_advantage_op)); }
+void implement(torch::stable::detail::StableLibrary& m) { m.impl("tree_advantage", boxed<tree_advantage_op>); }
 
 }  // namespace
 }  // namespace warpup

@@ -26,15 +26,19 @@ PerRow<T> per_row(const char* op, const char* name, const OptionalView& v, const
 template <class T>
 PerRowList<T> per_row_list(const char* op, const char* name, const OptionalView& v, const View& like) {
   if (!v) return {};
-  if (v->dims != like.dims) {
-    const PerRow<T> one = per_row<T>(op, name, v, like);
-    return {one.data, one.rows};
-  }
   const int lead = like.dims - 1;
+  bool fits = v->dims == lead || v->dims == lead + 1;
+  for (int d = 0; fits && d < lead; ++d) fits = v->sizes[d] == like.sizes[d];
+  if (!fits) {
+    std::string several = shape_of(like, lead);
+    several.replace(several.size() - 1, 1, lead ? ", K)" : "K)");
+    fail(op, ": ", name, " must have shape ", shape_of(like, lead), ", or ", several, " for K values a row, got ",
+         shape_of(*v));
+  }
   View rows = *v;  // its leading dimensions
   rows.dims = lead;
-  const std::string leading = std::string(name) + " without its last dimension";
-  const PerRow<T> first = per_row<T>(op, leading.c_str(), rows, like);
+  const PerRow<T> first = per_row<T>(op, name, rows, like);
+  if (v->dims == lead) return {first.data, first.rows};
   return {first.data, first.rows, v->sizes[lead], v->strides[lead]};
 }
 

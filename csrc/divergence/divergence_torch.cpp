@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor> divergence_op(const Tensor& student, const Tensor& te
              options_of(temperature, mask, targets, kind, temperature_scalar, beta, scale, softcap, teacher_scale,
                         teacher_softcap),
              view(value), view(stats));
-  return {value, stats};
+  return results(value, stats);
 }
 
 Tensor divergence_backward_op(const Tensor& student, const Tensor& teacher, const OptionalTensor& temperature,
@@ -60,9 +60,9 @@ void divergence_backward_inplace_op(Tensor student, const Tensor& teacher, const
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("divergence", TORCH_BOX(&divergence_op));
-  m.impl("divergence_backward", TORCH_BOX(&divergence_backward_op));
-  m.impl("divergence_backward_", TORCH_BOX(&divergence_backward_inplace_op));
+  m.impl("divergence", boxed<divergence_op>);
+  m.impl("divergence_backward", boxed<divergence_backward_op>);
+  m.impl("divergence_backward_", boxed<divergence_backward_inplace_op>);
 }
 
 #define OPTIONS                                                                                                       \

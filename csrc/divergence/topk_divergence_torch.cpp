@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor> topk_divergence_op(const Tensor& student, const Tenso
   topk_divergence(view(student), {view(ids), view(logp)},
                   options_of(temperature, mask, kind, temperature_scalar, beta, tail, scale, softcap), view(value),
                   view(stats));
-  return {value, stats};
+  return results(value, stats);
 }
 
 Tensor topk_divergence_backward_op(const Tensor& student, const Tensor& ids, const Tensor& logp,
@@ -42,8 +42,8 @@ Tensor topk_divergence_backward_op(const Tensor& student, const Tensor& ids, con
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("topk_divergence", TORCH_BOX(&topk_divergence_op));
-  m.impl("topk_divergence_backward", TORCH_BOX(&topk_divergence_backward_op));
+  m.impl("topk_divergence", boxed<topk_divergence_op>);
+  m.impl("topk_divergence_backward", boxed<topk_divergence_backward_op>);
 }
 
 #define TOPK_ARGUMENTS                                                                                               \

@@ -14,7 +14,7 @@ Triple interval_activation_op(const Tensor& center, const Tensor& radius, const 
   Tensor c = like(center), r = like(center), x = clean ? like(center) : empty({0}, view(center).dtype, center);
   interval_activation(view(center), view(radius), view(clean), kind, a, b, view(c), view(r),
                       clean ? OptionalView(view(x)) : std::nullopt);
-  return {c, r, x};
+  return results(c, r, x);
 }
 
 Triple interval_activation_backward_op(const Tensor& center, const Tensor& radius, const OptionalTensor& clean,
@@ -24,12 +24,12 @@ Triple interval_activation_backward_op(const Tensor& center, const Tensor& radiu
   interval_activation_backward(view(center), view(radius), view(clean), kind, a, b, view(grad_out_center),
                                view(grad_out_radius), view(grad_out_clean), view(c), view(r),
                                clean ? OptionalView(view(x)) : std::nullopt);
-  return {c, r, x};
+  return results(c, r, x);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("interval_activation", TORCH_BOX(&interval_activation_op));
-  m.impl("interval_activation_backward", TORCH_BOX(&interval_activation_backward_op));
+  m.impl("interval_activation", boxed<interval_activation_op>);
+  m.impl("interval_activation_backward", boxed<interval_activation_backward_op>);
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> interval_batch_norm_o
   interval_batch_norm(c, view(radius), view(clean), parameters, source, relu, sound, where(source >= 0, partials),
                       where(normalized, scale), where(normalized, shift), view(out_center), view(out_radius),
                       where(clean.has_value(), out_clean), where(sums, sum_partials), where(sums, totals));
-  return {out_center, out_radius, out_clean, own_mean, own_var, totals};
+  return results(out_center, out_radius, out_clean, own_mean, own_var, totals);
 }
 
 // The scale and shift are made again from mean and var: two numbers a channel.
@@ -56,12 +56,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> interval_batch_norm_backward_
                                relu, view(added), where(normalized, partials), where(normalized, totals),
                                view(out_center), view(out_radius), where(clean.has_value(), out_clean),
                                where(normalized, out_weight), where(normalized, out_bias));
-  return {out_center, out_radius, out_clean, out_weight, out_bias};
+  return results(out_center, out_radius, out_clean, out_weight, out_bias);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("interval_batch_norm", TORCH_BOX(&interval_batch_norm_op));
-  m.impl("interval_batch_norm_backward", TORCH_BOX(&interval_batch_norm_backward_op));
+  m.impl("interval_batch_norm", boxed<interval_batch_norm_op>);
+  m.impl("interval_batch_norm_backward", boxed<interval_batch_norm_backward_op>);
 }
 
 #define PARAMETERS "Tensor? mean, Tensor? var, Tensor? weight, Tensor? bias, int source, float eps, bool relu, "

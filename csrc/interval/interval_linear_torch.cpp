@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor> interval_linear_exact_op(const Tensor& a_center, cons
   const View a = view(a_center), b = view(b_center);
   Tensor shift = empty({a.sizes[0], b.sizes[0]}, a.dtype, a_center), excess = empty(sizes_of(shift), a.dtype, a_center);
   interval_linear_exact(a, view(a_radius), b, view(b_radius), view(shift), view(excess));
-  return {shift, excess};
+  return results(shift, excess);
 }
 
 std::tuple<Tensor, Tensor> interval_linear_exact_backward_op(const Tensor& a_center, const Tensor& a_radius,
@@ -26,13 +26,13 @@ std::tuple<Tensor, Tensor> interval_linear_exact_backward_op(const Tensor& a_cen
   Tensor center = empty(sizes_of(a_center), a.dtype, a_center), radius = empty(sizes_of(a_center), a.dtype, a_center);
   interval_linear_exact_backward(a, view(a_radius), view(b_center), view(b_radius), view(grad_shift), view(grad_excess),
                                  transposed, view(center), view(radius));
-  return {center, radius};
+  return results(center, radius);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("interval_linear_sign_", TORCH_BOX(&interval_linear_sign_op));
-  m.impl("interval_linear_exact", TORCH_BOX(&interval_linear_exact_op));
-  m.impl("interval_linear_exact_backward", TORCH_BOX(&interval_linear_exact_backward_op));
+  m.impl("interval_linear_sign_", boxed<interval_linear_sign_op>);
+  m.impl("interval_linear_exact", boxed<interval_linear_exact_op>);
+  m.impl("interval_linear_exact_backward", boxed<interval_linear_exact_backward_op>);
 }
 
 }  // namespace

@@ -10,19 +10,19 @@ Tensor like(const Tensor& tensor) { return empty(sizes_of(tensor), view(tensor).
 std::tuple<Tensor, Tensor> interval_softmax_op(const Tensor& center, const Tensor& radius) {
   Tensor c = like(center), r = like(center);
   interval_softmax(view(center), view(radius), view(c), view(r));
-  return {c, r};
+  return results(c, r);
 }
 
 std::tuple<Tensor, Tensor> interval_softmax_backward_op(const Tensor& center, const Tensor& radius,
                                                         const Tensor& grad_out_center, const Tensor& grad_out_radius) {
   Tensor c = like(center), r = like(center);
   interval_softmax_backward(view(center), view(radius), view(grad_out_center), view(grad_out_radius), view(c), view(r));
-  return {c, r};
+  return results(c, r);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("interval_softmax", TORCH_BOX(&interval_softmax_op));
-  m.impl("interval_softmax_backward", TORCH_BOX(&interval_softmax_backward_op));
+  m.impl("interval_softmax", boxed<interval_softmax_op>);
+  m.impl("interval_softmax_backward", boxed<interval_softmax_backward_op>);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor, Tensor> margin_bounds_op(const Tensor& center, const 
          share = empty({with_loss ? batch : 0, others}, acc, center);
   margin_bounds(view(center), view(radius), w, view(bias), view(labels), view(bounds), optional(losses),
                 optional(share));
-  return {bounds, losses, share};
+  return results(bounds, losses, share);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> margin_bounds_backward_op(const Tensor& center, const Tensor& radius,
@@ -30,12 +30,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> margin_bounds_backward_op(const Tenso
          grad_bias = empty(sizes_of(weight, 1), c.dtype, center);
   margin_bounds_backward(c, view(radius), view(weight), view(labels), view(share), view(grad_bounds), view(grad_loss),
                          view(grad_center), view(grad_radius), view(grad_weight), view(grad_bias));
-  return {grad_center, grad_radius, grad_weight, grad_bias};
+  return results(grad_center, grad_radius, grad_weight, grad_bias);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("margin_bounds", TORCH_BOX(&margin_bounds_op));
-  m.impl("margin_bounds_backward", TORCH_BOX(&margin_bounds_backward_op));
+  m.impl("margin_bounds", boxed<margin_bounds_op>);
+  m.impl("margin_bounds_backward", boxed<margin_bounds_backward_op>);
 }
 
 }  // namespace

@@ -97,13 +97,12 @@ int64_t grain_of(int64_t vocab) { return std::max<int64_t>(1, (1 << 14) / std::m
 
 // Adds the row's columns to what the slices before gave, unless all its targets are ignored.
 template <class T, class Sums>
-Softmax<acc_t<T>, double> sum_row(const TokenLogprobArgs<T>& args, int64_t r, int targets, Sums sums,
-                                  acc_t<T>* buffer) {
+Softmax<acc_t<T>, double> sum_row(const TokenLogprobArgs<T>& args, int64_t r, int kinds, Sums sums, acc_t<T>* buffer) {
   using Acc = acc_t<T>;
   const Acc inv_t = inverse_temperature(args, r);
   const Softmax<Acc> seen = read_state(args, r);
   Softmax<Acc, double> row{seen.max, seen.sum, seen.shifted, seen.squares};
-  if (!(targets & kCounted)) return row;
+  if (!(kinds & kCounted)) return row;
   for (int64_t begin = 0; begin < args.vocab; begin += kBlock) {
     const int64_t n = std::min(kBlock, args.vocab - begin);
     const Acc* z = block_of(args, r, begin, n, buffer);
@@ -122,8 +121,8 @@ void forward(const TokenLogprobArgs<T>& args, Sums sums) {
   parallel_for(0, args.logits_rows.count, grain_of(args.vocab), [&](int64_t first, int64_t last) {
     alignas(64) acc_t<T> buffer[kBlock];
     for (int64_t r = first; r < last; ++r) {
-      const int targets = kinds_of_targets(args, r, args.targets.count);
-      finish_row(args, r, sum_row(args, r, targets, sums, buffer), targets, args.targets.count);
+      const int kinds = kinds_of_targets(args, r, args.targets.count);
+      finish_row(args, r, sum_row(args, r, kinds, sums, buffer), kinds, args.targets.count);
     }
   });
 }

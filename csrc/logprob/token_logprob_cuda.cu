@@ -91,8 +91,8 @@ __global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenL
   if (threadIdx.x == 0) row = read_state(args, r);
   const int64_t count = kReplay ? args.targets.count : 1;
   const auto of = [&](int64_t rank, int64_t step) { return kinds_of_targets(args, r, count, rank, step); };
-  const int targets = over_targets<kMaxThreads>(count, of, Or{});
-  if (targets & kCounted) {  // the same for the whole block
+  const int kinds = over_targets<kMaxThreads>(count, of, Or{});
+  if (kinds & kCounted) {  // the same for the whole block
     // Each thread's own online softmax over its share of the row.
     walk_row<T, kReplay>(args, r, 0, args.vocab, [&]<int N>(const Acc(&z)[N], const Acc(&)[N], int64_t) {
       Acc max = row.max;
@@ -110,7 +110,7 @@ __global__ __launch_bounds__(kMaxThreads) void token_logprob_kernel(const TokenL
     row = block_reduce_up_to<kMaxThreads>(row, Combine<Acc>{inv_t});
   }
   if (threadIdx.x == 0 || (kReplay && threadIdx.x < count)) {
-    finish_row(args, r, row, targets, count, kReplay ? threadIdx.x : 0, blockDim.x);
+    finish_row(args, r, row, kinds, count, kReplay ? threadIdx.x : 0, blockDim.x);
   }
 }
 

@@ -99,14 +99,14 @@ WARPUP_HD int kinds_of_targets(const TokenLogprobArgs<T>& args, int64_t r, int64
 
 // Given the sums over all columns so far: after the last slice it writes the row's outputs, before that the state.
 template <class T, class Sum>
-WARPUP_HD void finish_row(const TokenLogprobArgs<T>& args, int64_t r, const Softmax<acc_t<T>, Sum>& row, int targets,
+WARPUP_HD void finish_row(const TokenLogprobArgs<T>& args, int64_t r, const Softmax<acc_t<T>, Sum>& row, int kinds,
                           int64_t count, int64_t rank = 0, int64_t step = 1) {
   using Acc = acc_t<T>;
   const bool last = args.vocab_begin + args.vocab >= args.vocab_total;
   Acc* s = args.state ? state_of(args, r) : nullptr;
   const Acc inv_t = inverse_temperature(args, r), nan = kInf<Acc> - kInf<Acc>;
-  const bool empty = !(targets & kCounted) || row.sum == 0;                             // NaN is not empty
-  const bool invalid = (targets & kOutside) || ((targets & kCounted) && !(inv_t > 0));  // T = 0 gives NaN by itself
+  const bool empty = !(kinds & kCounted) || row.sum == 0;                           // NaN is not empty
+  const bool invalid = (kinds & kOutside) || ((kinds & kCounted) && !(inv_t > 0));  // T = 0 gives NaN by itself
   const Sum log_sum = log(row.sum);
   const auto valid = [&](Sum value) { return invalid ? nan : empty ? Acc(0) : static_cast<Acc>(value); };
   for (int64_t k = rank; k < count; k += step) {

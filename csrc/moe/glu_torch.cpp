@@ -21,17 +21,17 @@ std::tuple<Tensor, Tensor, Tensor> glu_backward_op(const Tensor& h, const Option
   const DType acc = accumulator_of(h);
   Tensor grad_h = empty(sizes_of(h), v.dtype, h);
   Tensor grad_weights = weights ? empty(sizes_of(*weights), acc, h) : empty({0}, acc, h);
-  torch::stable::zero_(grad_weights);  // copies that no row holds
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(grad_weights.get()));  // copies that no row holds
   Tensor a = with_a ? empty(sizes_of(grad_a), v.dtype, h) : empty({0}, v.dtype, h);
   glu_backward(v, view(weights), view(permutation), activation, view(grad_a), view(grad_h),
                weights ? OptionalView(view(grad_weights)) : std::nullopt,
                with_a ? OptionalView(view(a)) : std::nullopt);
-  return {grad_h, grad_weights, a};
+  return results(grad_h, grad_weights, a);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("glu", TORCH_BOX(&glu_op));
-  m.impl("glu_backward", TORCH_BOX(&glu_backward_op));
+  m.impl("glu", boxed<glu_op>);
+  m.impl("glu_backward", boxed<glu_backward_op>);
 }
 
 }  // namespace

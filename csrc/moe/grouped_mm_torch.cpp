@@ -28,6 +28,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
   m.def("grouped_mm_cpu(Tensor a, Tensor b, Tensor offsets, Tensor? a_rows, Tensor? b_rows, str layout) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CPU, m) { m.impl("grouped_mm_cpu", TORCH_BOX(&warpup::grouped_mm_op)); }
+STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CPU, m) { m.impl("grouped_mm_cpu", warpup::boxed<warpup::grouped_mm_op>); }
 
 #endif

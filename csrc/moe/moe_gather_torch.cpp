@@ -46,14 +46,14 @@ std::tuple<Tensor, Tensor> moe_combine_backward_op(const Tensor& y, const Option
   Tensor grad_weights = empty(sizes_of(inverse), accumulator_of(y), y);
   moe_gather(view(grad_out), view(permutation), view(inverse), view(weights), view(y), view(grad_y),
              view(grad_weights));
-  return {grad_y, grad_weights};
+  return results(grad_y, grad_weights);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("moe_gather", TORCH_BOX(&moe_gather_op));
-  m.impl("moe_gather_backward", TORCH_BOX(&moe_gather_backward_op));
-  m.impl("moe_combine", TORCH_BOX(&moe_combine_op));
-  m.impl("moe_combine_backward", TORCH_BOX(&moe_combine_backward_op));
+  m.impl("moe_gather", boxed<moe_gather_op>);
+  m.impl("moe_gather_backward", boxed<moe_gather_backward_op>);
+  m.impl("moe_combine", boxed<moe_combine_op>);
+  m.impl("moe_combine_backward", boxed<moe_combine_backward_op>);
 }
 
 }  // namespace

@@ -11,15 +11,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> moe_plan_op(const Tensor& indices, in
   Argument("moe_plan", "indices", v).dims(2);
   if (experts < 1) fail("moe_plan: num_experts must be at least 1, got ", experts);
   if (block < 1) fail("moe_plan: block must be at least 1, got ", block);
-  const auto output = [&](const std::vector<int64_t>& sizes) { return empty(sizes, DType::i64, indices); };
+  const auto output = [&](const Sizes& sizes) { return empty(sizes, DType::i64, indices); };
   Tensor counts = output({experts}), offsets = output({experts + 1});
   Tensor permutation = output({moe_plan_rows(v.numel(), experts, block)}), inverse = output(sizes_of(indices));
   const Tensor chunks = output({MoePlanChunks::count(v.numel()), experts});
   moe_plan(v, block, view(counts), view(offsets), view(permutation), view(inverse), view(chunks));
-  return {counts, offsets, permutation, inverse};
+  return results(counts, offsets, permutation, inverse);
 }
 
-void implement(torch::stable::detail::StableLibrary& m) { m.impl("moe_plan", TORCH_BOX(&moe_plan_op)); }
+void implement(torch::stable::detail::StableLibrary& m) { m.impl("moe_plan", boxed<moe_plan_op>); }
 
 }  // namespace
 }  // namespace warpup

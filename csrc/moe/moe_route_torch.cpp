@@ -18,7 +18,7 @@ RouteResult moe_route_op(const Tensor& logits, const OptionalTensor& bias, const
   if (k < 1 || k > z.sizes[1]) fail("moe_route: k must be in [1, ", z.sizes[1], "], got ", k);
   const DType acc = accumulator_of(logits);
   const int64_t tokens = z.sizes[0], experts = z.sizes[1], sequences = bounds ? bounds->numel() - 1 : 1;
-  const auto output = [&](const std::vector<int64_t>& sizes, DType dtype) { return empty(sizes, dtype, logits); };
+  const auto output = [&](const Sizes& sizes, DType dtype) { return empty(sizes, dtype, logits); };
   Tensor weights = output({tokens, k}, acc), indices = output({tokens, k}, DType::i64);
   Tensor counts = output({sequences, experts}, DType::i64), mean_score = output({sequences, experts}, acc);
   Tensor z_loss = output({}, acc), stats = output({tokens, 2}, acc), lengths = output({sequences + 1}, DType::i64);
@@ -41,7 +41,7 @@ RouteResult moe_route_op(const Tensor& logits, const OptionalTensor& bias, const
              .stats = view(stats),
              .lengths = view(lengths)},
             view(scores), view(chosen));
-  return {weights, indices, counts, mean_score, z_loss, stats, lengths};
+  return results(weights, indices, counts, mean_score, z_loss, stats, lengths);
 }
 
 Tensor moe_route_backward_op(const Tensor& logits, const OptionalTensor& bounds, std::string score, bool over_chosen,
@@ -57,8 +57,8 @@ Tensor moe_route_backward_op(const Tensor& logits, const OptionalTensor& bounds,
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("moe_route", TORCH_BOX(&moe_route_op));
-  m.impl("moe_route_backward", TORCH_BOX(&moe_route_backward_op));
+  m.impl("moe_route", boxed<moe_route_op>);
+  m.impl("moe_route_backward", boxed<moe_route_backward_op>);
 }
 
 }  // namespace

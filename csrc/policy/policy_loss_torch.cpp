@@ -44,28 +44,26 @@ Four policy_loss_op(WARPUP_POLICY_PARAMETERS const OptionalTensor& denominator, 
   Tensor loss = empty({}, lp.dtype, logp), metrics = empty({kPolicyMetrics}, lp.dtype, logp);
   Tensor row_state = empty({rows, kPolicyState}, lp.dtype, logp);
   const Tensor partials = empty({policy_slots(lp, offsets), kPolicyScratch}, lp.dtype, logp);
-  Tensor losses = empty(with_losses ? sizes_of(logp) : std::vector<int64_t>{0}, lp.dtype, logp);
+  Tensor losses = empty(with_losses ? sizes_of(logp) : Sizes{0}, lp.dtype, logp);
   policy_loss(inputs, WARPUP_GIVEN_OPTIONS, view(denominator), view(loss), view(metrics), view(row_state),
               view(partials), with_losses ? OptionalView(view(losses)) : std::nullopt);
-  return {loss, metrics, row_state, losses};
+  return results(loss, metrics, row_state, losses);
 }
 
 // The gradients of an input that is not there have no elements.
 Three policy_loss_backward_op(WARPUP_POLICY_PARAMETERS const Tensor& row_state, const Tensor& grad_loss) {
   const PolicyInputs inputs = WARPUP_GIVEN_INPUTS;
-  const auto like_logp = [&](bool given) {
-    return empty(given ? sizes_of(logp) : std::vector<int64_t>{0}, inputs.logp.dtype, logp);
-  };
+  const auto like_logp = [&](bool given) { return empty(given ? sizes_of(logp) : Sizes{0}, inputs.logp.dtype, logp); };
   Tensor grad_logp = like_logp(true), grad_ref_kl = like_logp(bool(ref_kl)), grad_entropy = like_logp(bool(entropy));
   policy_loss_backward(inputs, WARPUP_GIVEN_OPTIONS, view(row_state), view(grad_loss), view(grad_logp),
                        ref_kl ? OptionalView(view(grad_ref_kl)) : std::nullopt,
                        entropy ? OptionalView(view(grad_entropy)) : std::nullopt);
-  return {grad_logp, grad_ref_kl, grad_entropy};
+  return results(grad_logp, grad_ref_kl, grad_entropy);
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("policy_loss", TORCH_BOX(&policy_loss_op));
-  m.impl("policy_loss_backward", TORCH_BOX(&policy_loss_backward_op));
+  m.impl("policy_loss", boxed<policy_loss_op>);
+  m.impl("policy_loss_backward", boxed<policy_loss_backward_op>);
 }
 
 }  // namespace

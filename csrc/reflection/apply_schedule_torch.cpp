@@ -25,8 +25,8 @@ Tensor apply_schedule_op(Tensor logits, const Tensor& state, const Tensor& sched
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("reflection_state_update_", TORCH_BOX(&reflection_state_update_op));
-  m.impl("apply_schedule_", TORCH_BOX(&apply_schedule_op));
+  m.impl("reflection_state_update_", boxed<reflection_state_update_op>);
+  m.impl("apply_schedule_", boxed<apply_schedule_op>);
 }
 
 }  // namespace

@@ -8,9 +8,9 @@ namespace {
 
 using SampleResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-SampleResult sample_step_op(const Tensor& logits, const OptionalTensor& tuned, const OptionalTensor& base,
-                            const Tensor& state, const Tensor& schedules, const Tensor& sets, const Tensor& knots,
-                            const Tensor& sampling, const Tensor& slots, const OptionalTensor& back,
+SampleResult sample_step_op(const Tensor& logits, const Tensor& state, const Tensor& schedules, const Tensor& sets,
+                            const Tensor& knots, const Tensor& sampling, const Tensor& slots,
+                            const OptionalTensor& tuned, const OptionalTensor& base, const OptionalTensor& back,
                             const OptionalTensor& seen, const OptionalTensor& counts, const OptionalTensor& bias,
                             int64_t stream, double scale, double softcap) {
   const View z = view(logits);
@@ -25,22 +25,20 @@ SampleResult sample_step_op(const Tensor& logits, const OptionalTensor& tuned, c
               view(slots), view(back), view(seen), view(counts), view(bias), stream, {scale, softcap}, view(scratch),
               {view(token), view(logp_raw), view(logp), view(kept), view(p_r), view(delta), view(temperature),
                view(least), view(most)});
-  return {token, logp_raw, logp, kept, p_r, delta, temperature, least, most};
+  return results(token, logp_raw, logp, kept, p_r, delta, temperature, least, most);
 }
 
-void implement(torch::stable::detail::StableLibrary& m) { m.impl("sample_step", TORCH_BOX(&sample_step_op)); }
+void implement(torch::stable::detail::StableLibrary& m) { m.impl("sample_step", boxed<sample_step_op>); }
 
 }  // namespace
 }  // namespace warpup
 
 STABLE_TORCH_LIBRARY_FRAGMENT(WARPUP_NAMESPACE, m) {
   m.def(
-      "sample_step(Tensor logits, Tensor? tuned, Tensor? base, Tensor state, Tensor schedules, Tensor sets, "
-      "Tensor knots, Tensor sampling, Tensor slots, Tensor? back, Tensor? seen, Tensor? counts, Tensor? bias, int "
-      "stream, float scale, float "
-      "softcap) -> (Tensor token, "
-      "Tensor logp_raw, Tensor logp, Tensor kept, Tensor p_r, Tensor delta, Tensor temperature, Tensor least, Tensor "
-      "most)");
+      "sample_step(Tensor logits, Tensor state, Tensor schedules, Tensor sets, Tensor knots, Tensor sampling, "
+      "Tensor slots, Tensor? tuned=None, Tensor? base=None, Tensor? back=None, Tensor? seen=None, Tensor? counts=None, "
+      "Tensor? bias=None, int stream=0, float scale=1.0, float softcap=0.0) -> (Tensor token, Tensor logp_raw, "
+      "Tensor logp, Tensor kept, Tensor p_r, Tensor delta, Tensor temperature, Tensor least, Tensor most)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(WARPUP_NAMESPACE, CPU, m) { warpup::implement(m); }

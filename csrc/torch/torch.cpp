@@ -1,9 +1,9 @@
 #include "torch/torch.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <array>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -23,40 +23,17 @@ namespace warpup {
 
 namespace {
 
-namespace headeronly = torch::headeronly;
-using headeronly::ScalarType;
-
-DType dtype_from(ScalarType t) {
-  switch (t) {
-    case ScalarType::Double:
-      return DType::f64;
-    case ScalarType::Float:
-      return DType::f32;
-    case ScalarType::BFloat16:
-      return DType::bf16;
-    case ScalarType::Half:
-      return DType::f16;
-    case ScalarType::Long:
-      return DType::i64;
-    case ScalarType::Int:
-      return DType::i32;
-    case ScalarType::Byte:
-    case ScalarType::Bool:
-      return DType::u8;
-    default:
-      fail("warpup ops take float64, float32, bfloat16, float16, int64, int32, uint8 or bool tensors");
-  }
+// The DType of the C interface's number; -1 for those that no kernel reads.
+int dtype_from(int32_t type) {
+  static const auto known = [] {
+    std::array<int8_t, 64> table;
+    table.fill(-1);
+    for (int t = 0; t <= int(DType::u8); ++t) table[torch_dtype(DType(t))] = int8_t(t);
+    table[aoti_torch_dtype_bool()] = int8_t(DType::u8);
+    return table;
+  }();
+  return type >= 0 && type < int32_t(known.size()) ? known[type] : -1;
 }
-
-// The C interface's number for a dtype.
-int32_t dtype_to(DType t) {
-  static const int32_t types[] = {aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
-                                  aoti_torch_dtype_float16(), aoti_torch_dtype_int64(),   aoti_torch_dtype_int32(),
-                                  aoti_torch_dtype_uint8()};
-  return types[static_cast<int>(t)];
-}
-
-constexpr int64_t kBytes[] = {8, 4, 2, 2, 8, 4, 1};  // of a number of each DType
 
 void ask_for_huge_pages(void* data, int64_t bytes) {
 #ifdef __linux__
@@ -77,52 +54,75 @@ constexpr ThreadPool kTorch{
 
 }  // namespace
 
+int32_t torch_dtype(DType t) {
+  static const int32_t types[] = {aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
+                                  aoti_torch_dtype_float16(), aoti_torch_dtype_int64(),   aoti_torch_dtype_int32(),
+                                  aoti_torch_dtype_uint8()};
+  return types[static_cast<int>(t)];
+}
+
+int64_t bytes_of(DType t) {
+  constexpr int64_t bytes[] = {8, 4, 2, 2, 8, 4, 1};
+  return bytes[static_cast<int>(t)];
+}
+
+DType Tensor::dtype() const {
+  const int type = dtype_from(asked<int32_t>(aoti_torch_get_dtype));
+  if (type < 0) fail("warpup ops take float64, float32, bfloat16, float16, int64, int32, uint8 or bool tensors");
+  return DType(type);
+}
+
+Device Tensor::device() const {
+  Device device;
+  const auto type = asked<int32_t>(aoti_torch_get_device_type);
+  if (type == aoti_torch_device_type_cpu()) return device;
+  if (type != aoti_torch_device_type_cuda()) fail("warpup has kernels for CPU and CUDA tensors only");
+  device.cuda = true, device.index = asked<int32_t>(aoti_torch_get_device_index);
+  const auto current_stream = aoti_torch_get_current_cuda_stream;
+  if (current_stream == nullptr) fail("this torch has no CUDA, yet the tensor is on a GPU");
+  current_stream(device.index, &device.stream);
+  return device;
+}
+
 View view(const Tensor& tensor) {
   View v;
-  v.data = const_cast<void*>(tensor.const_data_ptr());
-  v.dtype = dtype_from(tensor.scalar_type());
-  v.device.cuda = tensor.is_cuda();
-  if (v.device.cuda) {
-    v.device.index = tensor.get_device_index();
-    const auto current_stream = aoti_torch_get_current_cuda_stream;
-    if (current_stream == nullptr) fail("this torch has no CUDA, yet the tensor is on a GPU");
-    current_stream(v.device.index, &v.device.stream);
-  } else if (!tensor.is_cpu()) {
-    fail("warpup has kernels for CPU and CUDA tensors only");
-  }
-  v.dims = static_cast<int>(tensor.dim());
-  if (v.dims > View::kMaxDims) fail("warpup ops take at most ", View::kMaxDims, " dimensions, got ", v.dims);
+  const void* data = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &data));
+  v.data = const_cast<void*>(data);
+  v.dtype = tensor.dtype();
+  v.device = tensor.device();
   const auto sizes = tensor.sizes(), strides = tensor.strides();
+  v.dims = static_cast<int>(sizes.size());
+  if (v.dims > View::kMaxDims) fail("warpup ops take at most ", View::kMaxDims, " dimensions, got ", v.dims);
   for (int d = 0; d < v.dims; ++d) v.sizes[d] = sizes[d], v.strides[d] = strides[d];
   return v;
 }
 
-Tensor empty(const std::vector<int64_t>& sizes, DType dtype, const Tensor& like) {
+Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
   // Not torch::stable::empty: that looks the op up by its name, which is most of what a call on a few numbers costs.
   std::array<int64_t, View::kMaxDims> strides;
-  const int dims = static_cast<int>(sizes.size());
-  if (dims > View::kMaxDims) fail("warpup ops make at most ", View::kMaxDims, " dimensions, got ", dims);
-  int64_t step = 1, bytes = kBytes[static_cast<int>(dtype)];
-  for (int d = dims - 1; d >= 0; --d) strides[d] = step, step *= std::max<int64_t>(sizes[d], 1), bytes *= sizes[d];
-  int32_t device = 0;
+  int64_t step = 1, bytes = bytes_of(dtype);
+  for (int d = sizes.dims - 1; d >= 0; --d) {
+    strides[d] = step, step *= std::max<int64_t>(sizes.at[d], 1), bytes *= sizes.at[d];
+  }
+  const Device device = like.device();
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), dtype_to(dtype), device,
-                                                         like.get_device_index(), &made));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      sizes.dims, sizes.at.data(), strides.data(), torch_dtype(dtype),
+      device.cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), device.index, &made));
   Tensor out(made);
-  if (bytes >= (4 << 20) && like.is_cpu()) ask_for_huge_pages(out.mutable_data_ptr(), bytes);
+  if (bytes >= (4 << 20) && !device.cuda) ask_for_huge_pages(view(out).data, bytes);
   return out;
 }
 
-std::vector<int64_t> sizes_of(const Tensor& like, int64_t dropped, std::initializer_list<int64_t> extra) {
+Sizes sizes_of(const Tensor& like, int64_t dropped, std::initializer_list<int64_t> extra) {
   const auto sizes = like.sizes();
-  std::vector<int64_t> out(sizes.begin(), sizes.end() - std::min<int64_t>(dropped, like.dim()));
-  out.insert(out.end(), extra);
+  Sizes out;
+  for (size_t d = 0; d + dropped < sizes.size(); ++d) out.add(sizes[d]);
+  for (int64_t n : extra) out.add(n);
   return out;
 }
 
-DType accumulator_of(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Double ? DType::f64 : DType::f32;
-}
+DType accumulator_of(const Tensor& tensor) { return tensor.dtype() == DType::f64 ? DType::f64 : DType::f32; }
 
 }  // namespace warpup

@@ -28,6 +28,7 @@ from warpup._transforms import once, once_differentiable, transformed, vmap_rule
 ops = torch.ops.warpup  # looked up at every call: the tests put other builds of the same kernels in its place
 _library = torch.library.Library("warpup", "FRAGMENT")
 _raw: set[str] = set()
+composed: dict[str, Callable] = {}  # what is composed on one device alone: the tests run it on another
 Operands = TypeVarTuple("Operands")
 
 
@@ -75,6 +76,48 @@ def wrote(x: Tensor) -> None:
         torch.autograd.graph.increment_version(x)
 
 
+# ---- Defaults -------------------------------------------------------------------------------------------------------
+
+_REQUIRED = object()
+
+
+def _defaults(name: str) -> list:
+    """What each argument of a raw op is by default."""
+    arguments = getattr(torch.ops.warpup, name).default._schema.arguments
+    return [a.default_value if a.has_default_value() else _REQUIRED for a in arguments]
+
+
+def filled(name: str, function: Callable) -> Callable:
+    """`function` on all arguments of the op: torch hands those on that are not their defaults."""
+    defaults = _defaults(name)
+    if _REQUIRED not in defaults[-1:]:
+        return lambda *arguments: function(*arguments, *defaults[len(arguments) :])
+    return function
+
+
+def short(name: str) -> Callable:
+    """The raw op `name`, called without the last arguments that are their defaults: torch takes six times as long to
+    read one from Python as to fill it in."""
+    schema = getattr(torch.ops.warpup, name).default._schema
+    tensor, defaults = ["Tensor" in str(a.type) for a in schema.arguments], _defaults(name)
+    plain = len(tensor) - tensor[::-1].index(True)  # from here on there are no tensors
+    rest = tuple(defaults[plain:])
+
+    def call(*arguments):
+        last = len(arguments)
+        if not torch.compiler.is_compiling():
+            if rest and arguments[plain:] == rest:
+                last = plain
+            while last:
+                value, default = arguments[last - 1], defaults[last - 1]
+                if value is not default and (tensor[last - 1] or value != default):
+                    break
+                last -= 1
+        return getattr(ops, name)(*arguments[:last])
+
+    return call
+
+
 # ---- Registration ---------------------------------------------------------------------------------------------------
 
 
@@ -83,21 +126,27 @@ def fake(*names: str) -> Callable[[Callable], Callable]:
 
     def register(function: Callable) -> Callable:
         for name in names:
-            torch.library.register_fake(f"warpup::{name}", function)
+            torch.library.register_fake(f"warpup::{name}", filled(name, function))
             raw(name)
         return function
 
     return register
 
 
-def composite(schema: str) -> Callable[[Callable], Callable]:
-    """Decorator: a raw op made of other ops, kernels and library products, on whatever device its tensors are.
+def composite(schema: str, *, on: str = "") -> Callable[[Callable], Callable]:
+    """Decorator: a raw op made of other ops, kernels and library products, on whatever device its tensors are. Or what
+    an op that C++ has for a CPU is `on` another device, "CUDA"; `schema` is then its name alone.
 
     It works in the dtypes that it is given, under autocast too, which `autocast` above has served before: a backward
     that runs inside of it would have products of another dtype than its operands.
     """
 
     def register(function: Callable) -> Callable:
+        name, given, _ = schema.partition("(")
+        if given:
+            _library.define(schema)
+        function = filled(name, function)
+
         @wraps(function)
         def run(*arguments):
             if torch.is_grad_enabled():  # not so within an autograd.Function
@@ -109,9 +158,9 @@ def composite(schema: str) -> Callable[[Callable], Callable]:
             with torch.autocast(kind, enabled=False):
                 return function(*arguments)
 
-        name = schema.partition("(")[0]
-        _library.define(schema)
-        _library.impl(name, run, "CompositeExplicitAutograd")
+        if on:
+            composed[name] = run
+        _library.impl(name, run, on or "CompositeExplicitAutograd")
         return function
 
     return register
@@ -152,8 +201,8 @@ def differentiable(
             that are none of this must have a default, and come last. Results that are not named grad_<input> are for
             other callers.
         when: output -> the input that decides whether that output is there: a bool, or a tensor that may be None. An
-            input `with_<output>` need not be listed. An output that is not there has no elements and no gradient, and
-            the backward is given None in its place.
+            input `with_<output>` need not be listed. An output that is not there is None or has no elements; it has no
+            gradient, and the backward is given None in its place.
         needed_by: tensor input -> the input whose gradient is all that it is kept for. Where that one needs none, the
             tensor is not kept, and the backward is given None in its place.
         backward_fake: what the backward returns; by default tensors like the inputs whose gradients they are, without
@@ -244,7 +293,7 @@ def differentiable(
                 o for o, i in condition.items() if (inputs[i] is None if is_tensor[i] else not inputs[i])
             ]
             if constant or absent:  # Dynamo cannot trace a call for nothing
-                ctx.mark_non_differentiable(*[found[i] for i in (*constant, *absent)])
+                ctx.mark_non_differentiable(*[found[i] for i in (*constant, *absent) if found[i] is not None])
             ctx.set_materialize_grads(materialize)
             ctx.options = [inputs[i] for i in options]
             kept = [None if i in absent else found[i] for i in kept_outputs]
@@ -298,7 +347,7 @@ def differentiable(
             Function.setup_context(ctx, inputs, output)
             ctx.save_for_forward(*ctx.to_save)
             found = output if isinstance(output, tuple) else (output,)
-            ctx.outputs = [(o.shape, o.dtype) for o in found]
+            ctx.outputs = [None if o is None else (o.shape, o.dtype) for o in found]
 
         @staticmethod
         def jvp(ctx, *tangents):
@@ -326,6 +375,8 @@ def differentiable(
     apply_positional = cast(Any, super(torch.autograd.Function, Function)).apply
     apply_transformed = torch.compiler.disable(Transformed.apply, reason="warpup's operators under torch.func")
 
+    without_gradient = short(name)
+
     def call(*arguments, **named):
         if named:
             if len(arguments) + len(named) != len(inputs):
@@ -337,7 +388,7 @@ def differentiable(
             for i in gets:
                 if arguments[i] is not None and arguments[i].requires_grad:
                     return (Function.apply if torch.compiler.is_compiling() else apply_positional)(*arguments)
-        return getattr(ops, name)(*arguments)
+        return without_gradient(*arguments)
 
     def shared_by(schema) -> list[int] | None:
         return [i for i, a in enumerate(schema.arguments) if a.name in shared] if leading else None

@@ -42,7 +42,7 @@ def vmap_rule(function: Callable, shared: Sequence[int] | None = None) -> Callab
     Args:
         function: gives a tensor or several.
         shared: positions of the tensors that have no leading dimensions, where all others and all results may have any
-            number of them (a result of shape (0,) is one that was not asked for). None: there is none such.
+            number of them (a result that is None or of shape (0,) was not asked for). None: there is none such.
     """
 
     def rule(info, in_dims, *arguments):
@@ -63,11 +63,12 @@ def vmap_rule(function: Callable, shared: Sequence[int] | None = None) -> Callab
             )
             if isinstance(found, Tensor):
                 return found, 0
-            return tuple(found), tuple(None if r.shape == (0,) else 0 for r in found)
+            return tuple(found), tuple(None if r is None or r.shape == (0,) else 0 for r in found)
         each = [function(*(a[b] if batched(i) else a for i, a in enumerate(front))) for b in range(size)]
         if isinstance(each[0], Tensor):
             return torch.stack(each), 0
-        return tuple(torch.stack(r) for r in zip(*each, strict=True)), (0,) * len(each[0])
+        stacked = tuple(None if r[0] is None else torch.stack(r) for r in zip(*each, strict=True))
+        return stacked, tuple(None if r is None else 0 for r in stacked)
 
     return rule
 

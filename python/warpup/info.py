@@ -113,12 +113,12 @@ def cpu_products() -> dict[str, str]:
     import torch
 
     from warpup._products import library_has
-    from warpup.moe.grouped_mm import cpu_kernel
+    from warpup.moe.grouped_mm import cpu_kernels
 
     found = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         plain = "the library's" if library_has(dtype, torch.device("cpu")) else "the library's in float32, by pieces"
-        kernel = cpu_kernel(dtype)
+        kernel = cpu_kernels[dtype]
         grouped = f"own kernel ({kernel})" if kernel else "the library's, one an expert"
         found[f"CPU {str(dtype).removeprefix('torch.')}"] = f"products {plain}; grouped_mm {grouped}"
     return found

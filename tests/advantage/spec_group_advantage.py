@@ -52,8 +52,8 @@ def group_advantage_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     moments = (rewards, None, True, correction)
     batch = ops.masked_moments(*moments) if names[1] == "batch_std" else None
     size = groups if isinstance(groups, int) else 0
-    tensors = (rewards, offsets, order, x.get("lengths"), batch)
-    arguments = (*tensors, size, *names, 1e-4, correction, x.get("singleton", "zero"))
+    arguments = (rewards, size, offsets, order, x.get("lengths"), batch, *names, 1e-4, correction)
+    arguments = (*arguments, x.get("singleton", "zero"))
     calls = [("group_advantage_stats" if x.get("stats") else "group_advantage", arguments)]
     return calls if batch is None else [*calls, ("masked_moments", moments)]
 

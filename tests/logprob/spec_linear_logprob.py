@@ -10,6 +10,7 @@ import warpup
 from tests.logprob.spec_token_logprob import flags_of, saved_and_gradients, targets_and_options, tokens_of
 from tests.support.case import Case, Inputs
 from tests.support.inputs import moved_to
+from warpup._products import library_has
 from warpup.logprob.linear_logprob import reference_linear_logprob
 
 
@@ -29,9 +30,10 @@ def linear_logprob_inputs(size, dtype, device, seed, variant) -> Inputs:
 
 def linear_logprob_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     arguments = (x["hidden"], x["weight"], x["bias"], *tokens_of(x, x["weight"].shape[0]), x.get("chunk", 64))
-    found = ops.linear_logprob(*arguments, *flags_of(x))
+    widen = not library_has(x["hidden"].dtype, x["hidden"].device)
+    found = ops.linear_logprob(*arguments, *flags_of(x), widen)
     return [
-        ("linear_logprob", (*arguments, *flags_of(x))),
+        ("linear_logprob", (*arguments, *flags_of(x), widen)),
         ("linear_logprob_backward", (*arguments, *saved_and_gradients(x, found), [True, True, True])),
     ]
 

@@ -49,7 +49,7 @@ def targets_and_options(logits, generator, variant) -> Inputs:
 
 def tokens_of(x: Inputs, vocab: int) -> logprob.SampledTokens:
     options = {k: x[k] for k in ("delta", "token_set", "kept_mask", "scale", "softcap") if k in x}
-    options["rows"] = x["logits" if "logits" in x else "hidden"].shape[:-1]
+    options["lead"] = x["logits" if "logits" in x else "hidden"].dim() - 1
     return logprob.sampled_tokens("case", vocab, x["targets"], x["temperature"], logprob.IGNORE_INDEX, **options)
 
 

@@ -9,6 +9,7 @@ import torch
 import warpup
 from tests.support.case import Case, Inputs
 from tests.support.inputs import moved_to, normal, size_of
+from warpup.moe.grouped_mm import cpu_kernels
 from warpup.moe.moe_experts import reference_moe_experts
 from warpup.moe.moe_plan import moe_plan
 
@@ -48,16 +49,18 @@ def moe_experts_inputs(size, dtype, device, seed, variant) -> Inputs:
 
 def moe_experts_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     plan = moe_plan(x["indices"], x["w_gate_up"].shape[0])
-    names = ("x", "weights", "w_gate_up", "w_down", "b_gate_up", "b_down")
     acc = torch.float64 if x["x"].dtype == torch.float64 else torch.float32
-    tensors = tuple(x[k].to(acc) if k == "weights" else x[k] for k in names)
+    tensors = (x["x"], x["weights"].to(acc), x["w_gate_up"], x["w_down"])
+    biases = (x["b_gate_up"], x["b_down"])
     rest = (
-        plan.offsets, plan.permutation, plan.inverse, x.get("activation", "silu"), x.get("weight_placement", "combine"),
+        plan.offsets, plan.permutation, plan.inverse, *biases, x.get("activation", "silu"),
+        x.get("weight_placement", "combine"),
     )  # fmt: skip
-    out, h, o = ops.moe_experts(*tensors, *rest)
-    needs = [t is not None for t in tensors]
+    library = cpu_kernels.get(x["x"].dtype) is None
+    out, h, o = ops.moe_experts(*tensors, *rest, library)
+    needs = [t is not None for t in (*tensors, *biases)]
     return [
-        ("moe_experts", (*tensors, *rest)),
+        ("moe_experts", (*tensors, *rest, library)),
         ("moe_experts_backward", (*tensors, *rest, h, o, out, needs)),
     ]
 

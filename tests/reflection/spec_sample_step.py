@@ -79,8 +79,8 @@ def sampled(function):
 def sample_raw(ops: Any, x: Inputs) -> list[tuple[str, tuple]]:
     state, schedules, sets, knots, _, sampling = tables_of(x)
     tables, form = (state, schedules, sets, knots, sampling, x["slots"]), (x["scale"], x["softcap"] or 0.0)
-    rest = (*(x[name] for name in ("back", "seen", "counts", "bias", "stream")), *form)
-    return [("sample_step", (x["logits"], x["tuned"], x["base"], *tables, *rest))]
+    rest = (*(x[name] for name in ("tuned", "base", "back", "seen", "counts", "bias", "stream")), *form)
+    return [("sample_step", (x["logits"], *tables, *rest))]
 
 
 def sample_core(x: Inputs, gradients: tuple, new: New) -> tuple[Thunk, Thunk]:

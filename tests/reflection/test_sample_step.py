@@ -89,6 +89,25 @@ def test_blocks(backend, vocab, options, ties):
     torch.testing.assert_close(got.kept.double(), want.kept, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["equal", "neighbors", "outlier", "tiny", "wide"])
+def test_a_nucleus_of_any_range(backend, kind):
+    """The CPU finds the last token that is kept by bins between the largest logit and the least that may be: all may
+    fall into one of them."""
+    logits = normal(2, 3000)
+    steps = torch.randint(600, logits.shape, generator=torch.Generator().manual_seed(3))
+    logits = {
+        "equal": torch.full_like(logits, 1.5), "neighbors": 1.5 + steps * 2.0**-23, "outlier": logits / 1000,
+        "tiny": logits * 1e-30, "wide": logits * 1e4,
+    }[kind]  # fmt: skip
+    if kind == "outlier":
+        logits[:, 7] = 9.0
+    logits = logits.to(backend.device)
+    batch = batch_of(2, backend.device, top_p=0.7123, temperature=1e4 if kind == "wide" else 1.0)
+    got, want = batch.sample(logits), reference_sample_step(logits.double(), batch.tables, torch.arange(2))
+    torch.testing.assert_close(got.least.double(), want.least, rtol=0, atol=0)
+    torch.testing.assert_close(got.kept.double(), want.kept, rtol=1e-5, atol=0)
+
+
 def test_transformers_keeps_the_same(backend):
     """Their processors in their order leave the tokens that ours does: the mass left is the same, and so is each
     log-prob. (They cut a tie at the nucleus's edge by the order of a sort; there is none here.)"""

@@ -69,8 +69,10 @@ class Case:
             agree(got, want, naive, times)
 
 
-def leaves(outputs: Tensor | Iterable | dict) -> tuple[Tensor, ...]:
-    """The tensors of an op's result, whatever they are packed in."""
+def leaves(outputs: Tensor | Iterable | dict | None) -> tuple[Tensor, ...]:
+    """The tensors of an op's result, whatever they are packed in; None is none."""
+    if outputs is None:
+        return ()
     if isinstance(outputs, Tensor):
         return (outputs,)
     values = outputs.values() if isinstance(outputs, dict) else outputs

@@ -18,8 +18,8 @@ Tensor new_op_backward_op(const Tensor& grad_out, const Tensor& x, double scale)
 }
 
 void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("new_op", TORCH_BOX(&new_op_op));
-  m.impl("new_op_backward", TORCH_BOX(&new_op_backward_op));
+  m.impl("new_op", boxed<new_op_op>);
+  m.impl("new_op_backward", boxed<new_op_backward_op>);
 }
 
 }  // namespace

@@ -95,10 +95,13 @@ def _(rewards, *_):
 
 
 @_op.fake("group_advantage_stats")
-def _(rewards, offsets, order, lengths, batch, group_size, *_):
+def _(rewards, group_size, offsets, *_):
     groups = rewards.shape[0] // group_size if offsets is None else offsets.shape[0] - 1
     dtypes = (torch.int64, rewards.dtype, rewards.dtype, rewards.dtype, torch.uint8)
     return rewards.new_empty(rewards.shape), *(rewards.new_empty(groups, dtype=t) for t in dtypes)
+
+
+_group_advantage = _op.short("group_advantage")
 
 
 @overload
@@ -199,8 +202,8 @@ def group_advantage(
         fail(op, f"correction is of a deviation, and scale='none' takes none: leave it out, got {correction}")
     correction = 1 if correction is None else correction
     batch = masked_moments(rewards, skip_nan=True, correction=correction) if scale == "batch_std" else None
-    arguments = (rewards, offsets, order, lengths, batch, size, baseline, scale, eps, correction, singleton)
+    arguments = (rewards, size, offsets, order, lengths, batch, baseline, scale, eps, correction, singleton)
     if not stats:
-        return _op.ops.group_advantage(*arguments)
+        return _group_advantage(*arguments)
     advantages, count, mean, std, mean_abs, zero_variance = _op.ops.group_advantage_stats(*arguments)
     return advantages, GroupStats(count, mean, std, mean_abs, zero_variance.view(torch.bool))

@@ -95,7 +95,7 @@ def tree_advantage(rewards: Tensor, parents: Tensor, *, scale: str = "none", eps
     ordered = parents[order]
     begin, end = torch.searchsorted(ordered, index), torch.searchsorted(ordered, index, right=True)
     values = _op.ops.tree_advantage(widened(op, "rewards", rewards).contiguous(), order, begin, end)
-    advantages = _op.ops.group_advantage(values, offsets, order, None, None, 0, "mean", scale, eps, 0, "zero")
+    advantages = _op.ops.group_advantage(values, 0, offsets, order, None, None, "mean", scale, eps, 0)
     root = (parents < 0) | (parents >= nodes)
     advantages = advantages.masked_fill(root | values.isnan(), 0.0)
     return TreeAdvantage(advantages, values, advantages == 0)

@@ -76,21 +76,20 @@ class _Logprob(torch.autograd.Function):
         logp, entropy, _, sum_p2, stats = outputs_like(
             hidden, (rows,), tokens.targets, "entropy" in outputs, False, "log_sum_sq_probs" in outputs
         )
-        asked = [e if e.numel() == rows else None for e in (entropy, sum_p2)]
         state = stats.new_empty(rows, 5)
         highest, first, total = torch.full_like(logp, -torch.inf), tokens.targets.new_zeros(rows), logp.new_zeros(rows)
         chunk = columns(hidden, vocab, 0)
         buffer = hidden.new_empty(rows * chunk)
         for begin, end, part in slices(tokens, vocab, chunk):
             z = slice_logits(hidden, weight, bias, begin, end, buffer)
-            _op.ops.token_logprob_slice_(z, *part, begin, vocab, state, logp, asked[0], None, asked[1], stats)
+            _op.ops.token_logprob_slice_(z, *part, begin, vocab, state, logp, entropy, None, sum_p2, stats)
             if "is_top1" in outputs:
                 top, at = z.max(-1)
                 higher = top > highest
                 highest, first = torch.where(higher, top, highest), torch.where(higher, at + begin, first)
             if "mean_logits" in outputs:
                 total += formed(z.to(accumulator(z)), tokens.scale, tokens.softcap).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, stats, asked[0])
+        ctx.save_for_backward(hidden, weight, bias, stats, entropy)
         ctx.tokens = tokens
         extras = (
             sum_p2.log() if "log_sum_sq_probs" in outputs else None,
@@ -98,7 +97,7 @@ class _Logprob(torch.autograd.Function):
             first == tokens.targets if "is_top1" in outputs else None,
         )
         ctx.mark_non_differentiable(*(e for e in extras if e is not None))
-        return logp, asked[0], *extras
+        return logp, entropy, *extras
 
     @staticmethod
     def backward(ctx, grad_logp, grad_entropy, *_):

@@ -17,7 +17,7 @@ from torch import Tensor
 from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
-from warpup._products import add_mm, mm
+from warpup._products import add_mm, library_has, mm
 from warpup.logprob.kept import check_kept, kept_logits
 from warpup.logprob.token_logprob import (
     IGNORE_INDEX,
@@ -61,27 +61,23 @@ def slice_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, begin: int
     return mm(hidden, weight[begin:end].t(), z, bias if bias is None else bias[begin:end])
 
 
-@_op.composite(
-    f"linear_logprob(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, int chunk, bool with_entropy, "
-    "bool with_lse, bool with_sum_p2) -> (Tensor logp, Tensor entropy, Tensor lse, Tensor sum_p2, Tensor stats)"
-)
+@_op.composite("linear_logprob", on="CUDA")  # csrc/logprob/linear_logprob_torch.cpp is the same on a CPU
 def _forward(hidden, weight, bias, *rest):
-    *tokens, chunk, with_entropy, with_lse, with_sum_p2 = rest
-    rows, vocab, asked = hidden.shape[0], weight.shape[0], (True, with_entropy, with_lse, with_sum_p2)
-    *results, stats = outputs_like(hidden, (rows,), tokens[0], *asked[1:])
-    given = [r if a else None for r, a in zip(results, asked, strict=True)]
+    *tokens, chunk, with_entropy, with_lse, with_sum_p2, _ = rest
+    rows, vocab = hidden.shape[0], weight.shape[0]
+    *results, stats = outputs_like(hidden, (rows,), tokens[0], with_entropy, with_lse, with_sum_p2)
     state = stats.new_empty(rows, 4 + results[0].shape[1:].numel())
     chunk = columns(hidden, vocab, chunk)
     buffer = hidden.new_empty(rows * chunk)
     for begin, end, part in slices(SampledTokens(*tokens), vocab, chunk):
         z = slice_logits(hidden, weight, bias, begin, end, buffer)
-        _op.ops.token_logprob_slice_(z, *part, begin, vocab, state, *given, stats)
+        _op.ops.token_logprob_slice_(z, *part, begin, vocab, state, *results, stats)
     return *results, stats
 
 
 @_op.fake("linear_logprob")
 def _(hidden, weight, bias, *rest):
-    return outputs_like(hidden, hidden.shape[:1], rest[0], *rest[-3:])
+    return outputs_like(hidden, hidden.shape[:1], rest[0], *rest[-4:-1])
 
 
 @_op.composite(
@@ -226,20 +222,24 @@ def linear_logprob(
         targets = next_tokens(targets, cu_seqlens, ignore_index)
     vocab, lead = weight.shape[0], hidden.shape[:-1]
     tokens = sampled_tokens(
-        "linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap, lead
-    ).flattened(len(lead))
+        "linear_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap,
+        lead=len(lead),
+    )  # fmt: skip
+    flat = hidden
+    if len(lead) != 1:
+        tokens, flat = tokens.flattened(len(lead)), hidden.reshape(lead.numel(), hidden.shape[-1])
     if chunk is not None and chunk < 1:
         raise ValueError(f"linear_logprob: chunk must be at least 1, got {chunk}")
-    rows = lead.numel()
-    flat = hidden.reshape(rows, hidden.shape[-1])
     if kept is not None:
         check_alone("linear_logprob", kept_mask=kept_mask is not None, chunk=chunk is not None)
-        kept = check_kept("linear_logprob", kept, rows, vocab, hidden.device)
+        kept = check_kept("linear_logprob", kept, len(flat), vocab, hidden.device)
         logits = kept_logits(flat, weight, bias, *kept)
         return kept_logprob("linear_logprob", logits, kept, tokens, lead, vocab, entropy, lse, sum_p2)
-    logp, *others = _linear_logprob(flat, weight, bias, *tokens, chunk or 0, entropy, lse, sum_p2)[:4]
-    others = [r.view(lead) if asked else r for r, asked in zip(others, (entropy, lse, sum_p2), strict=True)]
-    return asked_for((logp.view(targets.shape), *others), entropy, lse, sum_p2)
+    widen = not library_has(hidden.dtype, hidden.device)
+    logp, *others, _ = _linear_logprob(flat, weight, bias, *tokens, chunk or 0, entropy, lse, sum_p2, widen)
+    if len(lead) != 1:
+        logp, others = logp.view(targets.shape), [r if r is None else r.view(lead) for r in others]
+    return asked_for((logp, *others), entropy, lse, sum_p2)
 
 
 def check_linear(
@@ -247,23 +247,23 @@ def check_linear(
 ) -> None:
     """Raises ValueError, before any product is made, if the operands do not fit each other; `several`: a row may have
     more than one target."""
-    if hidden.dim() < 1 or weight.dim() != 2 or hidden.shape[-1] != weight.shape[-1]:
+    of_hidden, of_weight, of_targets = hidden.shape, weight.shape, targets.shape
+    if len(of_hidden) < 1 or len(of_weight) != 2 or of_hidden[-1] != of_weight[1]:
         raise ValueError(
-            f"{op}: hidden must be (..., H) and weight (V, H), got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+            f"{op}: hidden must be (..., H) and weight (V, H), got {tuple(of_hidden)} and {tuple(of_weight)}"
         )
-    fits = targets.shape == hidden.shape[:-1] or (several and targets.shape[:-1] == hidden.shape[:-1])
-    if not fits or targets.dtype != torch.int64:
+    lead = of_hidden[:-1]
+    if targets.dtype != torch.int64 or not (of_targets == lead or (several and of_targets[:-1] == lead)):
         raise ValueError(
-            f"{op}: targets must be int64 of shape {tuple(hidden.shape[:-1])}, got {targets.dtype} of shape "
-            f"{tuple(targets.shape)}"
+            f"{op}: targets must be int64 of shape {tuple(lead)}, got {targets.dtype} of shape {tuple(of_targets)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{op}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    if hidden.device.type not in CHUNK_BYTES:
-        raise ValueError(f"{op}: warpup has kernels for CPU and CUDA tensors only, hidden is on {hidden.device}")
+    if bias is not None and bias.shape != of_weight[:1]:
+        raise ValueError(f"{op}: bias must have shape ({of_weight[0]},), got {tuple(bias.shape)}")
+    dtype, device = hidden.dtype, hidden.device
+    if device.type not in CHUNK_BYTES:
+        raise ValueError(f"{op}: warpup has kernels for CPU and CUDA tensors only, hidden is on {device}")
     for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and (tensor.dtype, tensor.device) != (hidden.dtype, hidden.device):
+        if tensor is not None and (tensor.dtype != dtype or tensor.device != device):
             raise ValueError(
-                f"{op}: {name} must be {hidden.dtype} on {hidden.device} like hidden, "
-                f"got {tensor.dtype} on {tensor.device}"
+                f"{op}: {name} must be {dtype} on {device} like hidden, got {tensor.dtype} on {tensor.device}"
             )

@@ -12,9 +12,9 @@ from torch import Tensor
 def form_of(op: str, scale: float, softcap: float | None, prefix: str = "") -> tuple[float, float]:
     """(scale, softcap) as the raw ops take them, softcap 0 for none. ValueError unless what is given is above 0;
     `prefix` of the names in it."""
-    for name, value in (("scale", scale), ("softcap", 1 if softcap is None else softcap)):
-        if not value > 0:
-            raise ValueError(f"{op}: {prefix}{name} must be above 0, got {value}")
+    if not (scale > 0 and (softcap is None or softcap > 0)):
+        name, value = ("softcap", softcap) if scale > 0 else ("scale", scale)
+        raise ValueError(f"{op}: {prefix}{name} must be above 0, got {value}")
     return float(scale), 0.0 if softcap is None else float(softcap)
 
 

@@ -77,12 +77,16 @@ def sampled_tokens(
     kept_mask: Tensor | None = None,
     scale: float = 1.0,
     softcap: float | None = None,
-    rows: torch.Size | None = None,
+    lead: int | None = None,
 ) -> SampledTokens:
-    """The raw ops' arguments from those of a public function; `rows`, where there may be several targets a row."""
-    rows = targets.shape if rows is None else rows
-    each_t, one_t = _op.per_row(temperature, rows)
-    each_d, one_d = _op.per_row(delta, rows)
+    """The raw ops' arguments from those of a public function. `lead`: the leading dimensions of the logits, where
+    targets may have one more."""
+    form = form_of(op, scale, softcap)
+    numbers = not (isinstance(temperature, Tensor) or isinstance(delta, Tensor))
+    if numbers and delta == 0 and token_set is None and kept_mask is None:
+        return SampledTokens(targets, None, float(temperature), ignore_index, None, None, 0.0, None, *form)
+    rows = targets.shape[:lead]
+    (each_t, one_t), (each_d, one_d) = _op.per_row(temperature, rows), _op.per_row(delta, rows)
     for name, each in (("temperature", each_t), ("delta", each_d)):
         if each is not None and each.shape != rows:
             raise ValueError(f"{op}: {name} must have shape {tuple(rows)}, got {tuple(each.shape)}")
@@ -93,7 +97,6 @@ def sampled_tokens(
         raise ValueError(f"{op}: delta needs token_set, the tokens it is added to")
     if kept_mask is not None and kept_mask.shape != (*rows, vocab):
         raise ValueError(f"{op}: kept_mask must have shape {(*rows, vocab)}, got {tuple(kept_mask.shape)}")
-    form = form_of(op, scale, softcap)
     return SampledTokens(targets, each_t, one_t, ignore_index, chosen, each_d, one_d, kept_mask, *form)
 
 
@@ -142,7 +145,7 @@ def reference_token_logprob(
         kept_mask = KeptTokens(*kept).to_mask(logits.shape[-1]).view(logits.shape)
     rows = logits.shape[:-1]
     tokens = sampled_tokens(
-        "reference", logits.shape[-1], targets, temperature, ignore_index, delta, token_set, kept_mask, rows=rows
+        "reference", logits.shape[-1], targets, temperature, ignore_index, delta, token_set, kept_mask, lead=len(rows)
     )
 
     def each_row(each: Tensor | None, one: float) -> Tensor | float:
@@ -188,10 +191,10 @@ def _(*_):
     return None
 
 
-def outputs_like(x: Tensor, rows: Sequence[int], targets: Tensor, *with_extras: bool) -> tuple[Tensor, ...]:
-    """Empty logp, entropy, lse, sum_p2 and stats; those not asked for without elements."""
+def outputs_like(x: Tensor, rows: Sequence[int], targets: Tensor, *with_extras: bool) -> tuple[Tensor | None, ...]:
+    """Empty logp, entropy, lse, sum_p2 and stats; None for those that are not asked for."""
     options = {"dtype": accumulator(x), "device": x.device}
-    extras = [torch.empty(rows if asked else 0, **options) for asked in with_extras]
+    extras = [torch.empty(rows, **options) if asked else None for asked in with_extras]
     return torch.empty(targets.shape, **options), *extras, torch.empty((*rows, 2), **options)
 
 
@@ -209,11 +212,11 @@ def _scored(logits: Tensor, tokens: SampledTokens, inplace_backward: bool, *flag
     # Forward mode knows results of one number a row alone, so each of the K targets gets a row of its own.
     rows = logits.unsqueeze(lead).expand(*tokens.targets.shape, logits.shape[lead])
     logp, *others = _token_logprob(rows, *tokens.spread(lead), *flags)[:4]
-    if tokens.targets.shape[lead] == 0:  # a row without targets counts for nothing
-        others = [r.new_zeros(logits.shape[:lead]) if asked else r for r, asked in zip(others, flags, strict=True)]
+    if rows.shape[lead] == 0:  # a row without targets counts for nothing
+        others = [r if r is None else r.new_zeros(r.shape[:-1]) for r in others]
         return asked_for((logp, *others), *flags)
     counted = (tokens.targets != tokens.ignore_index).int().argmax(-1, keepdim=True)
-    others = [r.gather(-1, counted).squeeze(-1) if asked else r for r, asked in zip(others, flags, strict=True)]
+    others = [r if r is None else r.gather(-1, counted).squeeze(-1) for r in others]
     return asked_for((logp, *others), *flags)
 
 
@@ -283,9 +286,9 @@ def token_logprob(
     """
     if inplace_backward:
         _op.check_written("token_logprob", "logits", logits, "leave inplace_backward off")
-    rows = targets.shape[: logits.dim() - 1]
+    lead = logits.dim() - 1
     tokens = sampled_tokens(
-        "token_logprob", 0, targets, temperature, ignore_index, scale=scale, softcap=softcap, rows=rows
+        "token_logprob", 0, targets, temperature, ignore_index, scale=scale, softcap=softcap, lead=lead
     )
     return _scored(logits, tokens, inplace_backward, entropy, lse, sum_p2)
 
@@ -346,9 +349,9 @@ def replay_logprob(
     Source: the definition; additive schedules on reflection tokens as in CyclicReflex and TIP.
     """
     vocab = logits.shape[-1] if logits.dim() else 0
-    rows = targets.shape[: logits.dim() - 1]
+    lead = logits.dim() - 1
     tokens = sampled_tokens(
-        "replay_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap, rows
+        "replay_logprob", vocab, targets, temperature, ignore_index, delta, token_set, kept_mask, scale, softcap, lead
     )
     if kept is not None:
         check_alone("replay_logprob", kept_mask=kept_mask is not None, inplace_backward=inplace_backward)

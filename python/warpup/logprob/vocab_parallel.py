@@ -62,7 +62,7 @@ def vocab_parallel_logprob(
     outside = ((targets < 0) | (targets >= vocab)) & (targets != ignore_index)
     if not targets.is_cuda and outside.any():  # the kernel looks on one rank only, and the others would wait for it
         raise ValueError(f"{op}: targets must be in [0, {vocab}) or {ignore_index}, got {int(targets[outside][0])}")
-    tokens = sampled_tokens(op, width, targets, temperature, ignore_index, scale=scale, softcap=softcap, rows=rows)
+    tokens = sampled_tokens(op, width, targets, temperature, ignore_index, scale=scale, softcap=softcap, lead=lead)
     flat = logits.reshape(rows.numel(), width)
     logp, *others = _VocabParallel.apply(flat, tokens.flattened(lead), begin, vocab, group, entropy, sum_p2)
     return asked_for((logp.view(targets.shape), *(r.view(rows) for r in others)), entropy, lse, sum_p2)

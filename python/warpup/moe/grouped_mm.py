@@ -7,9 +7,9 @@ Layouts are named as BLAS names them, A before B, n stored as it is multiplied, 
 
 Both run without autograd; `grouped_mm` is the public function that has gradients. On a CPU they are a kernel of our own
 (csrc/moe/grouped_mm.h is its contract), or, where that is faster, one library product an expert, each into its slice of
-one result: `cpu_kernel` decides. On a GPU they are torch's grouped product where the hardware has one, else the Triton
-kernels of grouped_mm_triton.py. Rows may be taken from an unsorted operand: what an expert needs of it is gathered when
-it is its turn, so that the sorted copies never exist as a whole.
+one result: `cpu_kernels` says which. On a GPU they are torch's grouped product where the hardware has one, else the
+Triton kernels of grouped_mm_triton.py. Rows may be taken from an unsorted operand: what an expert needs of it is
+gathered when it is its turn, so that the sorted copies never exist as a whole.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def grouped_mm_nt(a: Tensor, b: Tensor, offsets: Tensor, a_rows: Tensor | None =
         from warpup.moe import grouped_mm_triton
 
         return grouped_mm_triton.grouped_mm_nt(a, b, offsets, a_rows)
-    if cpu_kernel(a.dtype):
+    if cpu_kernels.get(a.dtype):
         if stored_transposed(b):  # b.mT is as it is in memory
             return _op.ops.grouped_mm_cpu(unit_stride(a), b.mT, offsets, a_rows, None, "nn")
         return _op.ops.grouped_mm_cpu(unit_stride(a), unit_stride(b), offsets, a_rows, None, "nt")
@@ -72,7 +72,7 @@ def grouped_mm_tn(
         from warpup.moe import grouped_mm_triton
 
         return grouped_mm_triton.grouped_mm_tn(a, b, offsets, a_rows, b_rows)
-    if cpu_kernel(a.dtype):
+    if cpu_kernels.get(a.dtype):
         return _op.ops.grouped_mm_cpu(unit_stride(a), unit_stride(b), offsets, a_rows, b_rows, "tn")
     out = a.new_empty(offsets.shape[0] - 1, a.shape[1], b.shape[1])
     bounds = bounds_of(offsets, (a if a_rows is None else a_rows).shape[0])
@@ -105,6 +105,9 @@ def cpu_kernel(dtype: torch.dtype) -> str | None:
     return None if instructions else panels
 
 
+cpu_kernels = {dtype: cpu_kernel(dtype) for dtype in DTYPES}  # asked once: torch.compile cannot trace the question
+
+
 def rows_of(x: Tensor, at: Tensor | None, first: int, last: int) -> Tensor:
     return x[first:last] if at is None else x.index_select(0, at[first:last])
 
@@ -124,6 +127,11 @@ def stored_transposed(w: Tensor) -> bool:
 def unit_stride(x: Tensor) -> Tensor:
     """Rows may be any distance apart, their elements must be neighbors."""
     return x if x.dim() == 0 or x.stride(-1) == 1 else x.contiguous()
+
+
+def unit_stride_or_transposed(w: Tensor) -> Tensor:
+    """w (E, N, K) as a product takes it: it, or what it is a transposed view of, has neighboring elements."""
+    return w if stored_transposed(w) else unit_stride(w)
 
 
 def library_groups(*operands: Tensor) -> bool:
@@ -231,15 +239,14 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
 
 def check_like(op: str, first: str, like: Tensor, **others: Tensor | None) -> None:
     """Raises ValueError unless `like` is of a dtype and device with kernels, and the others are of the same."""
-    if like.dtype not in DTYPES:
-        raise ValueError(f"{op}: {first} must be float32, bfloat16, float16 or float64, got {like.dtype}")
-    if like.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{op}: warpup has kernels for CPU and CUDA tensors only, {first} is on {like.device}")
+    dtype, device = like.dtype, like.device
+    if dtype not in DTYPES:
+        raise ValueError(f"{op}: {first} must be float32, bfloat16, float16 or float64, got {dtype}")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{op}: warpup has kernels for CPU and CUDA tensors only, {first} is on {device}")
     for name, t in others.items():
-        if t is not None and (t.dtype, t.device) != (like.dtype, like.device):
-            raise ValueError(
-                f"{op}: {name} must be {like.dtype} on {like.device} like {first}, got {t.dtype} on {t.device}"
-            )
+        if t is not None and (t.dtype != dtype or t.device != device):
+            raise ValueError(f"{op}: {name} must be {dtype} on {device} like {first}, got {t.dtype} on {t.device}")
 
 
 def check_offsets(op: str, offsets: Tensor, experts: int, device: torch.device) -> None:

@@ -18,12 +18,14 @@ from warpup.moe.glu import ACTIVATIONS, reference_glu
 from warpup.moe.grouped_mm import (
     check_like,
     check_offsets,
+    cpu_kernels,
     expert_of,
     gradient_like,
     grouped_mm_nt,
     grouped_mm_tn,
     reference_grouped_mm,
     unit_stride,
+    unit_stride_or_transposed,
     weight_gradient,
 )
 from warpup.moe.moe_gather import reference_moe_combine, reference_moe_gather
@@ -66,15 +68,16 @@ def row_weights(weights: Tensor, permutation: Tensor) -> Tensor:
 
 
 LAYER = (
-    "Tensor x, Tensor weights, Tensor w_gate_up, Tensor w_down, Tensor? b_gate_up, Tensor? b_down, Tensor offsets, "
-    "Tensor permutation, Tensor inverse, str activation, str weight_placement"
+    "Tensor x, Tensor weights, Tensor w_gate_up, Tensor w_down, Tensor offsets, Tensor permutation, Tensor inverse, "
+    "Tensor? b_gate_up, Tensor? b_down, str activation, str weight_placement"
 )
 
 
-@_op.composite(f"moe_experts({LAYER}) -> (Tensor out, Tensor h, Tensor o)")
+@_op.composite("moe_experts", on="CUDA")  # csrc/moe/moe_experts_torch.cpp is the same on a CPU
 def _forward(
-    x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, weight_placement
-):
+    x, weights, w_gate_up, w_down, offsets, permutation, inverse, b_gate_up, b_down, activation, weight_placement,
+    library,
+):  # fmt: skip
     tokens = permutation // max(inverse.shape[1], 1)
     h = grouped_mm_nt(x, w_gate_up, offsets, tokens)
     add_bias_(h, b_gate_up, offsets)
@@ -97,7 +100,7 @@ def _forward(
     "Tensor grad_weights, Tensor grad_w_gate_up, Tensor grad_w_down, Tensor grad_b_gate_up, Tensor grad_b_down)"
 )
 def _backward(
-    x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, weight_placement,
+    x, weights, w_gate_up, w_down, offsets, permutation, inverse, b_gate_up, b_down, activation, weight_placement,
     h, o, grad_out, needs,
 ):  # fmt: skip
     need_x, need_weights, need_gate_up, need_down, need_b_gate_up, need_b_down = needs
@@ -144,13 +147,13 @@ def _backward(
 
 
 @_op.fake("moe_experts")
-def _(x, weights, w_gate_up, w_down, b_gate_up, b_down, offsets, permutation, inverse, activation, weight_placement):
+def _(x, weights, w_gate_up, w_down, offsets, permutation, inverse, b_gate_up, b_down, activation, weight_placement, _):
     rows, width = permutation.shape[0], x.shape[1]
     o = x.new_empty((rows, width) if weight_placement == "combine" else 0)
     return torch.empty_like(x), x.new_empty(rows, w_gate_up.shape[1]), o
 
 
-def _gradients(x, weights, w_gate_up, w_down, b_gate_up, b_down, *rest):
+def _gradients(x, weights, w_gate_up, w_down, offsets, permutation, inverse, b_gate_up, b_down, *rest):
     *_, needs = rest
 
     def like(t, needed):
@@ -220,9 +223,11 @@ def moe_experts(
                 f"{tuple(plan.inverse.shape)} with {plan.permutation.shape[0]} rows"
             )
         check_offsets("moe_experts", plan.offsets, w_gate_up.shape[0], x.device)
+    b_gate_up, b_down = (b if b is None else b.contiguous() for b in (b_gate_up, b_down))
     out, _, _ = _moe_experts(
-        x, weights.to(accumulator(x)), w_gate_up, w_down, b_gate_up, b_down, plan.offsets, plan.permutation,
-        plan.inverse, activation, weight_placement,
+        unit_stride(x), weights.to(accumulator(x)).contiguous(), unit_stride_or_transposed(w_gate_up),
+        unit_stride_or_transposed(w_down), plan.offsets, plan.permutation, plan.inverse, b_gate_up, b_down, activation,
+        weight_placement, cpu_kernels.get(x.dtype) is None,
     )  # fmt: skip
     return out
 
@@ -230,29 +235,26 @@ def moe_experts(
 def check_layer(x, weights, indices, w_gate_up, w_down, b_gate_up, b_down, activation, weight_placement) -> None:
     """Raises ValueError, before any product is made, if the operands do not fit each other."""
     op = "moe_experts"
-    if x.dim() != 2 or indices.dim() != 2 or indices.shape[0] != x.shape[0] or indices.dtype != torch.int64:
+    of_x, of_indices, up, down = x.shape, indices.shape, w_gate_up.shape, w_down.shape
+    if len(of_x) != 2 or len(of_indices) != 2 or of_indices[0] != of_x[0] or indices.dtype != torch.int64:
         raise ValueError(
-            f"{op}: x must be (T, H) and indices (T, k) int64, got {tuple(x.shape)} and {tuple(indices.shape)} "
+            f"{op}: x must be (T, H) and indices (T, k) int64, got {tuple(of_x)} and {tuple(of_indices)} "
             f"{indices.dtype}"
         )
-    if weights.shape != indices.shape or not weights.is_floating_point():
+    if weights.shape != of_indices or not weights.is_floating_point():
         raise ValueError(
-            f"{op}: weights must be floating, of indices' shape {tuple(indices.shape)}, got {weights.dtype} of shape "
+            f"{op}: weights must be floating, of indices' shape {tuple(of_indices)}, got {weights.dtype} of shape "
             f"{tuple(weights.shape)}"
         )
-    width = x.shape[1]
-    if (
-        w_down.dim() != 3
-        or w_gate_up.shape != (w_down.shape[0], 2 * w_down.shape[-1], width)
-        or w_down.shape[1] != width
-    ):
+    width = of_x[1]
+    if len(down) != 3 or up != (down[0], 2 * down[2], width) or down[1] != width:
         raise ValueError(
-            f"{op}: w_gate_up must be (E, 2 I, H) and w_down (E, H, I) with H = {width}, got "
-            f"{tuple(w_gate_up.shape)} and {tuple(w_down.shape)}"
+            f"{op}: w_gate_up must be (E, 2 I, H) and w_down (E, H, I) with H = {width}, got {tuple(up)} and "
+            f"{tuple(down)}"
         )
-    for name, bias, w in (("b_gate_up", b_gate_up, w_gate_up), ("b_down", b_down, w_down)):
-        if bias is not None and bias.shape != w.shape[:2]:
-            raise ValueError(f"{op}: {name} must have shape {tuple(w.shape[:2])}, got {tuple(bias.shape)}")
+    for name, bias, shape in (("b_gate_up", b_gate_up, up), ("b_down", b_down, down)):
+        if bias is not None and bias.shape != shape[:2]:
+            raise ValueError(f"{op}: {name} must have shape {tuple(shape[:2])}, got {tuple(bias.shape)}")
     check_like(op, "x", x, w_gate_up=w_gate_up, w_down=w_down, b_gate_up=b_gate_up, b_down=b_down)
     for name, t in (("weights", weights), ("indices", indices)):
         if t.device != x.device:

@@ -179,6 +179,9 @@ def _(logits, *rest):
     return tuple(logits.new_empty(rows, dtype=dtype) for dtype in dtypes)
 
 
+_sample_step = _op.short("sample_step")
+
+
 @explained
 def sample_step(
     logits: Tensor,
@@ -233,8 +236,8 @@ def sample_step(
     Source: the filters as in transformers; EFT (arXiv 2310.12962), GRPO-ATS (temperature by phase), Gumbel-max.
     """
     state, schedules, sets, knots, _, sampling = tables
-    results = _op.ops.sample_step(
-        logits, tuned, base, state, schedules, sets, knots, sampling, slots, back, seen, counts, bias, stream,
+    results = _sample_step(
+        logits, state, schedules, sets, knots, sampling, slots, tuned, base, back, seen, counts, bias, stream,
         *form_of("sample_step", scale, softcap),
     )  # fmt: skip
     return SampledStep(*results)
