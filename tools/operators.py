@@ -5,8 +5,8 @@
 
 Everything is read off the sources, nothing is listed by hand and nothing is imported: public names from
 `__init__.pyi`; from each function the raw ops that it can reach, through the functions it calls, the results of
-`_op.differentiable("name")` and `_op.short("name")`, and the bodies of `_op.composite` ops; for each raw op the file
-csrc/<family>/<stem>.h that declares its kernel `<name>_cpu`. `warpup info NAME` prints a row of the result.
+`_autograd.differentiable("name")` and `_op.short("name")`, and the bodies of `_op.composite` ops; for each raw op the
+file csrc/<family>/<stem>.h that declares its kernel `<name>_cpu`. `warpup info NAME` prints a row of the result.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Reach:
         here = module(path)
         if name in here.imports:
             where, there = here.imports[name]
-            if there is not None and where.name != "_op.py":
+            if there is not None and where.name not in ("_op.py", "_autograd.py"):
                 self.name(where, there)
         for node in here.nodes.get(name, ()):
             self.body(path, node)

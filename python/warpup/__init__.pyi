@@ -71,7 +71,8 @@ from .logprob.likelihood import (
     z_loss,
 )
 from .logprob.linear_logprob import linear_logprob
-from .logprob.token_logprob import replay_logprob, token_logprob
+from .logprob.replay_logprob import replay_logprob
+from .logprob.token_logprob import token_logprob
 from .logprob.vocab_parallel import vocab_parallel_logprob
 from .moe.glu import glu
 from .moe.grouped_mm import grouped_mm

@@ -12,7 +12,7 @@ from tests.logprob.spec_token_logprob import flags_of, tokens_of
 from tests.support.case import Case, Inputs
 from warpup import KeptTokens
 from warpup.logprob.linear_logprob import reference_linear_logprob
-from warpup.logprob.token_logprob import OF_ROWS
+from warpup.logprob.replay_logprob import OF_ROWS
 
 
 def kept_inputs(size, dtype, device, seed, variant) -> Inputs:

@@ -170,7 +170,7 @@ CASES = [
         op="token_logprob",
         family="logprob",
         call=lambda logits, targets, **options: (
-            logprob.replay_logprob(logits, targets, **options)
+            warpup.replay_logprob(logits, targets, **options)
             if "delta" in options
             else warpup.token_logprob(logits, targets, **options)
         ),

@@ -6,7 +6,7 @@ import torch
 from tests.support.cases import OPS
 from warpup import linear_logprob, linear_policy_loss, policy_loss
 from warpup.logprob import linear_logprob as linear_logprob_module
-from warpup.policy import linear_policy_loss as linear_policy_loss_module
+from warpup.policy import linear_policy_gradients as linear_policy_gradients_module
 from warpup.policy.kinds import NORMALIZERS, POLICY_KINDS
 
 CASE = OPS["linear_policy_loss"]
@@ -41,10 +41,10 @@ def test_a_loss_for_each_token(backend, kind):
 
 @pytest.mark.parametrize("kind", ["grpo", "gspo"])
 def test_chunk_bounds_the_logits_alive(kind, monkeypatch):
-    """15 rows of 131: a chunk of 4 rows holds 524 logits at most, whether they are made once or twice."""
+    """15 rows of 131: a chunk of 4 rows holds 524 logits at most. (gspo makes them twice, the first time in C++.)"""
     x = CASE.make("small", torch.float64) | {"kind": kind}
     sizes = []
-    for module in (linear_logprob_module, linear_policy_loss_module):
+    for module in (linear_logprob_module, linear_policy_gradients_module):
         made = module.slice_logits
 
         def slice_logits(*arguments, made=made):
@@ -55,7 +55,7 @@ def test_chunk_bounds_the_logits_alive(kind, monkeypatch):
         monkeypatch.setattr(module, "slice_logits", slice_logits)
     loss_and_gradients({**x, "chunk": 4})
     assert max(sizes) <= 4 * 131
-    assert sum(sizes) == 15 * 131 * (1 if kind == "grpo" else 2)
+    assert sum(sizes) == 15 * 131
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -130,7 +130,7 @@ def test_packed_is_padded(backend, kind, normalizer, each):
     ],
 )
 def test_wrong_packing_is_told_before_any_product(monkeypatch, cu_seqlens, options, message):
-    monkeypatch.setattr(linear_policy_loss_module, "slice_logits", lambda *a: pytest.fail("logits were made"))
+    monkeypatch.setattr(linear_policy_gradients_module, "slice_logits", lambda *a: pytest.fail("logits were made"))
     x = CASE.make("small")
     flat = {k: v.flatten(0, 1) for k, v in x.items() if isinstance(v, torch.Tensor) and v.shape[:2] == (3, 5)}
     flat["advantages"] = torch.ones(len(cu_seqlens) - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _autograd, _op
 
 
 def reference_new_op(x: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -18,7 +18,7 @@ def _(x, scale):
     return torch.empty_like(x)
 
 
-_new_op = _op.differentiable("new_op")
+_new_op = _autograd.differentiable("new_op")
 
 
 def new_op(x: Tensor, *, scale: float = 1.0) -> Tensor:

@@ -1,5 +1,5 @@
-// torch ops of new_op: allocate the result, call the entry. The names of the arguments tell _op.py what the backward
-// needs: grad_out is the gradient of the result `out`, grad_x that of the argument `x`.
+// torch ops of new_op: allocate the result, call the entry. The names of the arguments tell _autograd.py what the
+// backward needs: grad_out is the gradient of the result `out`, grad_x that of the argument `x`.
 #include "new_family/new_op_check.h"
 #include "torch/torch.h"
 

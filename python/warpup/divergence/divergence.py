@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup.logprob.logit_form import form_of, formed
@@ -79,8 +79,8 @@ def _(student, *_):
     return torch.empty(student.shape[:-1], **options), torch.empty((*student.shape[:-1], 6), **options)
 
 
-_divergence = _op.differentiable("divergence", strided=True, leading=True, own_row=True)
-_divergence_inplace = _op.differentiable(
+_divergence = _autograd.differentiable("divergence", strided=True, leading=True, own_row=True)
+_divergence_inplace = _autograd.differentiable(
     "divergence", backward="divergence_backward_", strided=True, leading=True, own_row=True
 )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 from warpup._products import add_mm, mm
@@ -107,7 +107,7 @@ def _backward(*arguments):
     return grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
-_linear_divergence = _op.differentiable("linear_divergence", strided=True)
+_linear_divergence = _autograd.differentiable("linear_divergence", strided=True)
 
 
 # ---- linear_divergence ----------------------------------------------------------------------------------------------

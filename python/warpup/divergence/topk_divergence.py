@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup.divergence.divergence import divided
@@ -55,7 +55,7 @@ def _(student, *_):
     return torch.empty(student.shape[:-1], **options), torch.empty((*student.shape[:-1], 6), **options)
 
 
-_topk_divergence = _op.differentiable("topk_divergence", strided=True, leading=True, own_row=True)
+_topk_divergence = _autograd.differentiable("topk_divergence", strided=True, leading=True, own_row=True)
 
 
 @explained

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 
 FUNCTIONS = {  # of x and the two numbers that some of them take
@@ -58,7 +58,7 @@ def _(center, radius, clean, kind, a, b):
     return *box, center.new_empty(0 if clean is None else center.shape)
 
 
-_interval_activation = _op.differentiable(
+_interval_activation = _autograd.differentiable(
     "interval_activation", when={"out_clean": "clean"}, leading=True, own_row=True
 )
 

@@ -79,7 +79,7 @@ def _(grad_center, grad_radius, grad_clean, center, radius, clean, from_outputs,
 
 class IntervalBatchNorm(torch.autograd.Function):
     """On [outer, channels, inner]. `keep_outputs`: the ReLU's results are kept for the backward, not its inputs: the
-    next layer keeps them anyway. That choice is why `_op.differentiable` does not make this class."""
+    next layer keeps them anyway. That choice is why `_autograd.differentiable` does not make this class."""
 
     @staticmethod
     def forward(center, radius, clean, mean, var, weight, bias, keep_outputs, source, eps, relu, sums, sound):

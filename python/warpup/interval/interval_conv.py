@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._products import widest
 from warpup.interval.interval_linear import interval_linear, reference_interval_linear
@@ -106,7 +106,7 @@ def _backward_fake(gc, gr, gx, *rest):
     return (*filled((None,) * 6, rest[:6], rest[-1], memory_format(rest[0])),)
 
 
-_interval_conv = _op.differentiable(
+_interval_conv = _autograd.differentiable(
     "interval_conv", when={"out_clean": "clean"}, backward_fake=_backward_fake, strided=True
 )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup._products import widest
@@ -139,7 +139,7 @@ def _backward_fake(gc, gr, gx, *rest):
     return (*filled((None,) * 6, rest[:6], rest[-1]),)
 
 
-_interval_linear = _op.differentiable(
+_interval_linear = _autograd.differentiable(
     "interval_linear", when={"out_clean": "clean"}, backward_fake=_backward_fake, strided=True
 )
 

@@ -20,7 +20,7 @@ from warpup._transforms import unwrapped
 
 MODES = ("midpoint", "exact")
 
-# Schemas of the two ops. Arguments and results are named for `_op.differentiable`.
+# Schemas of the two ops. Arguments and results are named for `_autograd.differentiable`.
 OPERANDS = "Tensor center, Tensor radius, Tensor weight, Tensor? bias, Tensor? weight_radius, Tensor? clean"
 GRADIENTS = "Tensor? grad_out_center, Tensor? grad_out_radius, Tensor? grad_out_clean"
 BOX = "(Tensor out_center, Tensor out_radius, Tensor out_clean)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 
 
@@ -33,7 +33,7 @@ def _(center, radius):
     return center.new_empty(center.shape), center.new_empty(center.shape)
 
 
-_interval_softmax = _op.differentiable("interval_softmax", leading=True)
+_interval_softmax = _autograd.differentiable("interval_softmax", leading=True)
 
 
 @explained

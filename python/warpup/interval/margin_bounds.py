@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 
@@ -53,7 +53,7 @@ def _backward_fake(center, radius, weight, *rest):
     return tuple(center.new_empty(shape) for shape in shapes)
 
 
-_margin_bounds = _op.differentiable("margin_bounds", when={"share": "with_loss"}, backward_fake=_backward_fake)
+_margin_bounds = _autograd.differentiable("margin_bounds", when={"share": "with_loss"}, backward_fake=_backward_fake)
 
 
 def _margins(op: str, center, radius, weight, bias, labels, with_loss: bool) -> tuple[Tensor, ...]:

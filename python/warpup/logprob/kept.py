@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._op import accumulator
 
 # Rows of a 16-bit weight that are alive at once in the accumulator's type: about what a CPU's cache holds.
@@ -177,7 +177,7 @@ def _kept_logits_backward(hidden, weight, bias, token_ids, offsets, grad_logits,
     return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
 
 
-kept_logits = _op.differentiable("kept_logits")  # hidden (N, H), weight (V, H), bias or None, *KeptTokens -> (K,)
+kept_logits = _autograd.differentiable("kept_logits")  # hidden (N, H), weight (V, H), bias or None, *KeptTokens -> (K,)
 
 
 # ---- The softmax over each row's kept tokens ------------------------------------------------------------------------
@@ -265,4 +265,4 @@ def _kept_softmax_backward(
     return (grad / t).masked_fill(lse == torch.inf, 0.0).to(logits.dtype)
 
 
-kept_softmax = _op.differentiable("kept_softmax")
+kept_softmax = _autograd.differentiable("kept_softmax")

@@ -14,17 +14,16 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 from warpup._products import add_mm, library_has, mm
 from warpup.logprob.kept import check_kept, kept_logits
+from warpup.logprob.replay_logprob import check_alone, kept_logprob
 from warpup.logprob.token_logprob import (
     IGNORE_INDEX,
     SampledTokens,
     asked_for,
-    check_alone,
-    kept_logprob,
     outputs_like,
     reference_token_logprob,
     sampled_tokens,
@@ -108,7 +107,7 @@ def _backward(hidden, weight, bias, *rest):
     return grad_hidden.to(hidden.dtype), grad_weight, grad_bias
 
 
-_linear_logprob = _op.differentiable("linear_logprob", strided=True)
+_linear_logprob = _autograd.differentiable("linear_logprob", strided=True)
 
 
 def check_cu_seqlens(op: str, targets: Tensor, cu_seqlens: Tensor) -> None:

@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from warpup import _op
-from warpup._op import accumulator, once_differentiable
+from warpup._op import accumulator
+from warpup._transforms import once_differentiable
 from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, asked_for, sampled_tokens
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator
 
@@ -46,7 +46,7 @@ def _gradients(h, weights, permutation, activation, grad_a, with_a=False):
     return h.new_empty(h.shape), sums, h.new_empty(grad_a.shape if with_a else 0)
 
 
-_glu = _op.differentiable("glu", backward_fake=_gradients)
+_glu = _autograd.differentiable("glu", backward_fake=_gradients)
 
 
 @explained

@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from warpup import _op, _products
+from warpup import _autograd, _op, _products
 from warpup._arguments import explained
 from warpup._op import autocast
 from warpup._products import AVAILABLE, library_has
@@ -197,7 +197,7 @@ def gradient_like(w: Tensor, needed: bool) -> Tensor:
     return w.new_empty(w.mT.shape).mT if stored_transposed(w) else w.new_empty(w.shape)
 
 
-_grouped_mm = _op.differentiable("grouped_mm", needed_by={"x": "w"}, backward_fake=_gradients)
+_grouped_mm = _autograd.differentiable("grouped_mm", needed_by={"x": "w"}, backward_fake=_gradients)
 
 
 @explained

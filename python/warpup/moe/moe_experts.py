@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
 from warpup.moe.glu import ACTIVATIONS, reference_glu
@@ -165,7 +165,7 @@ def _gradients(x, weights, w_gate_up, w_down, offsets, permutation, inverse, b_g
     return tuple(like(t, needed) for t, needed in zip(inputs, needs, strict=True))
 
 
-_moe_experts = _op.differentiable("moe_experts", backward_fake=_gradients)
+_moe_experts = _autograd.differentiable("moe_experts", backward_fake=_gradients)
 
 
 @explained

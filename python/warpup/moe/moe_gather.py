@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator
 from warpup.moe.grouped_mm import unit_stride
@@ -34,7 +34,7 @@ def _gradient(permutation, inverse, grad_out):
     return grad_out.new_empty(inverse.shape[0], grad_out.shape[1])
 
 
-_moe_gather = _op.differentiable("moe_gather", backward_fake=_gradient)
+_moe_gather = _autograd.differentiable("moe_gather", backward_fake=_gradient)
 
 
 @explained
@@ -75,7 +75,7 @@ def _gradients(y, weights, permutation, inverse, grad_out):
     return y.new_empty(y.shape), y.new_empty(inverse.shape, dtype=accumulator(y))
 
 
-_moe_combine = _op.differentiable("moe_combine", backward_fake=_gradients)
+_moe_combine = _autograd.differentiable("moe_combine", backward_fake=_gradients)
 
 
 @explained

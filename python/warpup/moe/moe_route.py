@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup._op import accumulator
 
@@ -143,7 +143,7 @@ def _(logits, bias, replay, mask, bounds, k, *_):
     return tuple(logits.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
 
 
-_moe_route = _op.differentiable("moe_route")
+_moe_route = _autograd.differentiable("moe_route")
 
 
 @explained

@@ -1,9 +1,7 @@
-"""A policy loss straight from hidden states, with its gradients: the logits are made once and never all of them.
+"""A policy loss straight from hidden states: the logits are never all there.
 
-The rows are taken in chunks. A chunk's logits give its log-probs, these the gradient of the loss to them, and that
-turns the logits into their own gradient in place; two products later the chunk is done with. So the backward has
-nothing to make again: three products, not four. This needs a loss that knows a token's gradient when it sees the token,
-with a denominator known from the mask. A loss on sequence ratios goes through `linear_logprob` and `policy_loss`.
+A loss that knows a token's gradient when it sees the token, with a denominator known from the mask, makes them once
+(linear_policy_gradients.py). A loss on sequence ratios goes through `linear_logprob` and `policy_loss`.
 """
 
 from __future__ import annotations
@@ -13,109 +11,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from warpup import _op
 from warpup._arguments import explained
 from warpup._op import accumulator, autocast
-from warpup._products import add_mm, mm
 from warpup._transforms import beyond_reverse_mode, functorch, once_differentiable, transformed
-from warpup.logprob.linear_logprob import (
-    CHUNK_BYTES,
-    SAMPLED_TOKENS,
-    check_cu_seqlens,
-    check_linear,
-    linear_logprob,
-    reference_linear_logprob,
-    slice_logits,
-)
-from warpup.logprob.token_logprob import IGNORE_INDEX, SampledTokens, check_alone, sampled_tokens
+from warpup.logprob.linear_logprob import check_cu_seqlens, check_linear, linear_logprob, reference_linear_logprob
+from warpup.logprob.replay_logprob import check_alone
+from warpup.logprob.token_logprob import IGNORE_INDEX, sampled_tokens
 from warpup.policy.kinds import POLICY_KINDS, PolicyOptions
-from warpup.policy.policy_loss import OPTIONS, policy_loss_of, schema_of, tensors_of
+from warpup.policy.linear_policy_gradients import TENSORS
+from warpup.policy.policy_loss import policy_loss_of, tensors_of
 from warpup.policy.reference import reference_policy_loss
 from warpup.policy.rows import per_token, row_sums
-
-TENSORS = ("old_logp", "advantages", "mask", "ref_logp", "weights", "penalty")  # what the loss reads at each token
-OF_LOSS = schema_of((*TENSORS, *OPTIONS))
-
-
-@_op.composite(
-    f"linear_policy_gradients(Tensor hidden, Tensor weight, Tensor? bias, {SAMPLED_TOKENS}, {OF_LOSS}, "
-    "Tensor token_weight, int chunk, bool[] needs) "
-    "-> (Tensor logp, Tensor entropy, Tensor grad_hidden, Tensor grad_weight, Tensor grad_bias)"
-)
-def _gradients(*arguments):
-    """The log-probs and, of those of hidden, weight and bias that `needs` names, the gradients of the sum of
-    token_weight * loss; the entropies where they are part of the loss."""
-    named = _named(arguments)
-    hidden, weight, bias, token_weight, chunk = (
-        named[name] for name in ("hidden", "weight", "bias", "token_weight", "chunk")
-    )
-    need_hidden, need_weight, need_bias = named["needs"]
-    sampled = SampledTokens(*(named[name] for name in SampledTokens._fields))
-    # A token's own loss: what it is divided by is in token_weight, and its entropy does not pass through the log-prob.
-    options = {name: named[name] for name in OPTIONS}
-    options |= {"entropy_coef": 0.0, "normalizer": "token", "denominator_scalar": 1.0}
-    entropy_coef = named["entropy_coef"]
-
-    rows, vocab, acc = hidden.shape[0], weight.shape[0], accumulator(hidden)
-    logp = hidden.new_empty(rows, dtype=acc)
-    entropy = hidden.new_empty(rows if entropy_coef else 0, dtype=acc)
-    grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
-    grad_weight = weight.new_zeros(weight.shape if need_weight else 0, dtype=acc)
-    grad_bias = weight.new_zeros(vocab if need_bias else 0, dtype=acc)
-    fit = 2 * CHUNK_BYTES[hidden.device.type] // max(1, vocab * hidden.element_size())
-    chunk = max(1, min(rows, chunk or max(128, fit)))
-    buffer = hidden.new_empty(chunk * vocab)
-    for begin in range(0, rows, chunk):
-        at = slice(begin, begin + chunk)
-
-        # Logits, log-probs and entropies.
-        x, part = hidden[at], sampled.rows(at)
-        z = slice_logits(x, weight, bias, 0, vocab, buffer)
-        logp_at, entropy_at, _, _, stats = _op.ops.token_logprob(z, *part, bool(entropy_coef), False, False)
-        logp[at] = logp_at
-        if entropy_coef:
-            entropy[at] = entropy_at
-        if not any(named["needs"]):
-            continue
-
-        # Their gradients, from the loss of these tokens as if they were one sequence.
-        tokens = {name: t if (t := named[name]) is None else t[at].unsqueeze(0) for name in TENSORS}
-        of_loss = dict.fromkeys(("ref_kl", "entropy", "upstream", "cu_seqlens")) | tokens | options
-        of_loss["logp"] = logp_at.unsqueeze(0)
-        _, _, row_state, _ = _op.ops.policy_loss(**of_loss, denominator=None, with_losses=False)
-        grad_logp, _, _ = _op.ops.policy_loss_backward(**of_loss, row_state=row_state, grad_loss=logp_at.new_ones(()))
-        grad_logp = grad_logp.squeeze(0) * token_weight[at]
-        grad_entropy = -entropy_coef * token_weight[at] if entropy_coef else None
-
-        # The logits become their gradient, which goes on to hidden, weight and bias.
-        saved = (stats, entropy_at if entropy_coef else None, None, grad_logp, grad_entropy, None, None)
-        _op.ops.token_logprob_backward_(z, *part, *saved, 0, vocab)
-        if need_hidden:
-            mm(z, weight, grad_hidden[at])
-        if need_weight:
-            add_mm(grad_weight, z.t(), x)
-        if need_bias:
-            grad_bias += z.sum(0, dtype=acc)
-    return logp, entropy, grad_hidden, grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
-
-
-_NAMES = tuple(a.name for a in torch.ops.warpup.linear_policy_gradients.default._schema.arguments)
-
-
-def _named(arguments: tuple) -> dict:
-    """The op's arguments by name."""
-    return dict(zip(_NAMES, arguments, strict=True))
-
-
-@_op.fake("linear_policy_gradients")
-def _(*arguments):
-    named = _named(arguments)
-    hidden, weight = named["hidden"], named["weight"]
-    shapes = zip((hidden.shape, weight.shape, weight.shape[:1]), named["needs"], strict=True)
-    gradients = (torch.empty(s if need else 0, dtype=hidden.dtype, device=hidden.device) for s, need in shapes)
-    sizes = (hidden.shape[0], hidden.shape[0] if named["entropy_coef"] else 0)
-    values = (hidden.new_empty(n, dtype=accumulator(hidden)) for n in sizes)
-    return *values, *gradients
 
 
 class GivenGradients(torch.autograd.Function):
@@ -304,21 +210,12 @@ def linear_policy_loss_of(
     }
     operands = {"hidden": hidden.reshape(-1, hidden.shape[-1]), "weight": weight, "bias": bias}
     needs = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in operands.values()]
+    sampled = sampled_tokens(
+        op, weight.shape[0], targets, temperature, IGNORE_INDEX, logit_delta, token_set, scale=scale, softcap=softcap
+    )
     logp, entropy, *gradients = torch.ops.warpup.linear_policy_gradients(
         **operands,
-        **sampled_tokens(
-            op,
-            weight.shape[0],
-            targets,
-            temperature,
-            IGNORE_INDEX,
-            logit_delta,
-            token_set,
-            scale=scale,
-            softcap=softcap,
-        )
-        .flattened(targets.dim())
-        ._asdict(),
+        **sampled.flattened(targets.dim())._asdict(),
         **tokens,
         **policy.raw(),
         token_weight=token_weights(on, policy, old_logp, cu_seqlens).reshape(-1),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from warpup import _op
+from warpup import _autograd, _op
 from warpup._arguments import explained
 from warpup.policy.kinds import METRICS, PolicyOptions
 from warpup.policy.masks import clip_cov_tokens, kl_cov_tokens
@@ -41,7 +41,7 @@ def _scalars(x: dict) -> tuple[Tensor, Tensor, Tensor]:
     return logp.new_empty(()), logp.new_empty(len(METRICS)), logp.new_empty(rows, STATE)
 
 
-_policy_loss = _op.differentiable("policy_loss", own_row=True)
+_policy_loss = _autograd.differentiable("policy_loss", own_row=True)
 
 # ---- A loss for each token: the same kernels, where nothing divides -------------------------------------------------
 
@@ -74,7 +74,7 @@ def _losses_backward(*arguments):
     return _op.ops.policy_loss_backward(**of_loss, row_state=row_state, grad_loss=upstream.new_ones(()))
 
 
-_policy_losses = _op.differentiable("policy_losses")
+_policy_losses = _autograd.differentiable("policy_losses")
 
 # ---- policy_loss ----------------------------------------------------------------------------------------------------
 
