@@ -1,5 +1,7 @@
 """peft's adapters on fused experts by their factors: its results, and no tensor of the weights' size."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ peft = pytest.importorskip("peft")
 
 from tests.support.largest import Largest  # noqa: E402
 from tests.support.mixtures import MODELS, mixture_of  # noqa: E402
-from warpup.integrations.transformers_moe import low_rank_experts  # noqa: E402
+from warpup.integrations.transformers_moe import low_rank_experts, low_rank_mm  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TARGETS = ["experts.gate_up_proj", "experts.down_proj"]
@@ -76,6 +78,26 @@ def test_no_tensor_has_the_size_of_the_weights():
             experts(x, indices, weights).sum().backward()
         found.append(largest.elements)
     assert found[0] >= size > 2 * found[1]
+
+
+def in_plain_torch(x, w, down, up, scaling, offsets):
+    parts = zip(pairwise(offsets.tolist()), w, down, up, strict=True)
+    return torch.cat([x[a:b] @ m.t() + scaling * (x[a:b] @ d.t()) @ u.t() for (a, b), m, d, u in parts])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_product_is_as_near_as_plain_torch(dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((64, 16), (3, 20, 16), (3, 4, 16), (3, 20, 4), (64, 20))
+    *operands, g = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    found = []
+    for function, to in ((in_plain_torch, torch.float64), (in_plain_torch, dtype), (low_rank_mm, dtype)):
+        inputs = [t.detach().to(to).requires_grad_() for t in operands]
+        out = function(*inputs, 2.0, torch.tensor([0, 20, 20, 64]))
+        found.append([out.detach(), *torch.autograd.grad(out, inputs, g.to(to))])
+    for exact, near, got in zip(*found, strict=True):
+        slack = 2 * exact.abs().max() * torch.finfo(dtype).eps
+        assert (got - exact).abs().max() <= 2 * (near - exact).abs().max() + slack
 
 
 def test_a_model_without_is_refused():

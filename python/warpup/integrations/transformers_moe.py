@@ -14,17 +14,21 @@ import inspect
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel, activations
 from transformers.integrations import moe
 
+from warpup._op import autocast, ops
 from warpup._optional import needs, peft
 from warpup.moe.glu import glu
-from warpup.moe.grouped_mm import expert_of, grouped_mm
+from warpup.moe.grouped_mm import expert_of, grouped_mm, unit_stride, weight_gradient
 from warpup.moe.moe_experts import moe_experts
 from warpup.moe.moe_gather import moe_combine, moe_gather
 from warpup.moe.moe_plan import moe_plan
@@ -61,10 +65,11 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     plan = moe_plan(indices, self.num_experts)
 
     def project(x, name):
-        y = grouped_mm(x, weight(name), plan.offsets)
         if adapters and name in adapters:
             down, up, scaling = adapters[name]
-            y += grouped_mm(scaling * grouped_mm(x, down, plan.offsets), up, plan.offsets)
+            y = low_rank_mm(x, weight(name), down, up, scaling, plan.offsets)
+        else:
+            y = grouped_mm(x, weight(name), plan.offsets)
         b = bias(name)
         return y if b is None else y + b[expert_of(plan.offsets, len(y))]
 
@@ -74,6 +79,49 @@ def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k
     if getattr(self, "has_post_expert_norm", False):
         o = self.post_expert_norm(o)
     return moe_combine(o, top_k_weights, plan)
+
+
+# ---- Adapters -------------------------------------------------------------------------------------------------------
+
+
+class _LowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor, down: Tensor, up: Tensor, scaling: float, offsets: Tensor):
+        low = scaling * ops.grouped_mm(x, down, offsets)
+        ctx.save_for_backward(x, w, down, up, low, offsets)
+        ctx.scaling = scaling
+        return add_product_(ops.grouped_mm(x, w, offsets), low, up, offsets)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, w, down, up, low, offsets = ctx.saved_tensors
+        grad, needs = unit_stride(grad), ctx.needs_input_grad
+        grad_low = ctx.scaling * ops.grouped_mm(grad, up.mT, offsets)
+        return (
+            add_product_(ops.grouped_mm(grad, w.mT, offsets), grad_low, down.mT, offsets) if needs[0] else None,
+            weight_gradient(w, grad, x, offsets) if needs[1] else None,
+            weight_gradient(down, grad_low, x, offsets) if needs[2] else None,
+            weight_gradient(up, grad, low, offsets) if needs[3] else None,
+            None,
+            None,
+        )
+
+
+def low_rank_mm(x: Tensor, w: Tensor, down: Tensor, up: Tensor, scaling: float, offsets: Tensor) -> Tensor:
+    """`grouped_mm` of x (S, K) and w + scaling up @ down, which is never made: w (E, N, K), down (E, r, K), up
+    (E, N, r)."""
+    return _LowRank.apply(*autocast(x, w, down, up), scaling, offsets)
+
+
+def add_product_(out: Tensor, x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
+    """out with `grouped_mm(x, w, offsets)` added. Where w has few columns, reading and writing what is as large as out
+    is all the time that it takes: on a CPU the library adds to out as it multiplies."""
+    if not out.is_cpu or out.dtype not in (torch.float32, torch.float64):
+        return out.add_(ops.grouped_mm(x, w, offsets))
+    for (first, last), m in zip(pairwise(offsets.tolist()), w, strict=True):
+        out[first:last].addmm_(x[first:last], m.mT)
+    return out
 
 
 ADAPTERS = "_warpup_adapters"  # on a module of experts at work: parameter -> (E, r, in), (E, out, r), scaling
@@ -92,7 +140,8 @@ def low_rank_experts(model: torch.nn.Module) -> torch.nn.Module:
     with needs("low_rank_experts", "peft", "'warpup[lora]'"):
         wrapper = peft().tuners.lora.layer.ParamWrapper
 
-    found = [m for m in model.modules() if type(m) is wrapper and computes_experts(m.get_base_layer())]
+    modules: Iterator[Any] = model.modules()
+    found = [m for m in modules if type(m) is wrapper and computes_experts(m.get_base_layer())]
     if not found:
         raise ValueError(
             f'{type(model).__name__} has no adapter on experts with experts_implementation="warpup": give LoraConfig '

@@ -11,6 +11,8 @@ attention was torch's and its weights went nowhere (`tests/integrations/test_trl
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from warpup.integrations.trl import DistillationTrainer, add_head, refuse_zero3, with_names
@@ -42,7 +44,8 @@ class GKDTrainer(gkd_trainer.GKDTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         refuse_zero3()
-        configs = self.model.peft_config.values() if is_peft_model(self.model) else ()
+        model: Any = self.model
+        configs = model.peft_config.values() if is_peft_model(model) else ()
         if any(config.is_prompt_learning for config in configs):
             raise ValueError(
                 "GKDTrainer: prompt tuning acts outside of the model's layers; use LoRA or TRL's own trainer"
