@@ -9,7 +9,6 @@
 #include "core/load_block.h"
 #include "core/parallel.h"
 #include "reflection/sample_step_loops.h"
-#include "reflection/sample_step_mass.h"
 #include "reflection/sample_step_math.h"
 
 namespace warpup {
@@ -208,7 +207,13 @@ void sample_row(const SampleStepArgs<T>& args, int64_t r, Row<acc_t<T>>& row) {
     // Elements below this make up less than half of 1 - p all together: they are out whatever the threshold is.
     const double share = 0.5 * (1 - plan.top_p) * some / double(std::max<int64_t>(left.n, 1));
     const Acc certain = share > 0 ? max + plan.temperature * Acc(std::log(share)) : least;
-    least = mass_threshold(left.z, left.n, std::max(least, certain), max, plan.inv_t, plan.top_p * some);
+    left = row.list(left, std::max(least, certain));
+    const auto mass = [&](Acc from) {
+      Weight w;
+      mass_from(left.z, left.n, from, max, plan.inv_t, &w);
+      return w;
+    };
+    least = threshold(max, plan.temperature, plan.top_p * some, mass, [](Weight w) { return w.mass; }).at;
     left = row.list(left, least);
   }
   if (plan.min_x > -kInf<Acc>) left = row.list(left, max + plan.min_x * plan.temperature);

@@ -75,6 +75,26 @@ WARPUP_LOOP void mass_of(const Acc* __restrict z, int64_t n, Acc max, Acc inv_t,
   *out = mass;
 }
 
+// The same of the elements >= least alone, and how many they are.
+template <class Acc>
+WARPUP_LOOP void mass_from(const Acc* __restrict z, int64_t n, Acc least, Acc max, Acc inv_t, Weight* __restrict out) {
+  double mass = 0;
+  int64_t count = 0;
+  for (int64_t first = 0; first < n; first += kRun) {
+    const int64_t last = n - first < kRun ? n : first + kRun;
+    Acc sum = 0;
+    int32_t some = 0;
+#pragma omp simd reduction(+ : sum, some)
+    for (int64_t j = first; j < last; ++j) {
+      const Acc e = exp_neg((z[j] - max) * inv_t);
+      sum += z[j] >= least ? e : Acc(0);
+      some += z[j] >= least;
+    }
+    mass += sum, count += some;
+  }
+  *out = {mass, count};
+}
+
 // Sums of e^x and of x e^x.
 template <class Acc>
 WARPUP_LOOP void moments_of(const Acc* __restrict z, int64_t n, Acc max, Acc inv_t, Moments* __restrict out) {
