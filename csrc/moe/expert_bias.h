@@ -2,7 +2,7 @@
 // offsets[e + 1]).
 //
 // Layout   y [rows, width] and bias [experts, width] contiguous. w[s] is weights[permutation[s]], the weight of the copy
-//          that the row holds, 0 where it holds none; without weights it is 1. Rows that are in no group stay as they are.
+//          that the row holds; without weights it is 1. Rows that are in no group stay as they are.
 // Numerics one sum in float32 (float64 for float64) an element, rounded once.
 // Bytes    y read and written.
 #pragma once

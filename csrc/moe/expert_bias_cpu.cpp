@@ -14,8 +14,7 @@ void add_expert_bias(const ExpertBiasArgs<T>& args) {
   for (int64_t e = 0; e < args.experts; ++e) {
     parallel_for(args.offsets[e], args.offsets[e + 1], (1 << 15) / (args.width + 1) + 1, [&](int64_t s, int64_t last) {
       for (; s < last; ++s) {
-        acc_t<T> w = 1;
-        if (args.weights) w = args.permutation[s] < 0 ? 0 : args.weights[args.permutation[s]];
+        const acc_t<T> w = args.weights ? args.weights[args.permutation[s]] : 1;
         add_row(args.bias + e * args.width, w, args.width, args.y + s * args.width);
       }
     });

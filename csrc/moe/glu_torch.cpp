@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor> glu_backward_op(const Tensor& h, const Option
   const DType acc = accumulator_of(h);
   Tensor grad_h = empty(sizes_of(h), v.dtype, h);
   Tensor grad_weights = weights ? empty(sizes_of(*weights), acc, h) : empty({0}, acc, h);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(grad_weights.get()));  // copies that no row holds
+  TORCH_ERROR_CODE_CHECK(aoti_torch_zero_(grad_weights.get()));  // copies that no row holds
   Tensor a = with_a ? empty(sizes_of(grad_a), v.dtype, h) : empty({0}, v.dtype, h);
   glu_backward(v, view(weights), view(permutation), activation, view(grad_a), view(grad_h),
                weights ? OptionalView(view(grad_weights)) : std::nullopt,

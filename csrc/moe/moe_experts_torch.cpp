@@ -1,5 +1,5 @@
 // torch op of moe_experts' forward on a CPU: the kernels of grouped_mm, glu and moe_combine in one call. Its backward,
-// and what a GPU runs, is composed in python/warpup/moe/moe_experts.py, which has the schema too.
+// and what a GPU runs, is composed in python/warpup/moe/moe_experts.py.
 #include <cstring>
 
 #include "core/dispatch.h"

@@ -12,9 +12,9 @@ namespace {
 // A tensor in the view's memory.
 Tensor over(const View& v) {
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(v.data, v.dims, v.sizes.data(), v.strides.data(), 0,
-                                                                   torch_dtype(v.dtype), aoti_torch_device_type_cpu(),
-                                                                   0, &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(v.data, v.dims, v.sizes.data(), v.strides.data(), 0,
+                                                            torch_dtype(v.dtype), aoti_torch_device_type_cpu(), 0,
+                                                            &made));
   return Tensor(made);
 }
 
@@ -41,9 +41,9 @@ void library_product(const View& a, const View& b, const OptionalView& bias, con
   const Tensor x = over(a), y = over(b), z = over(out);
   if (bias) {
     const Tensor added = over(*bias);
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(z.get(), added.get(), x.get(), y.get(), 1, 1));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(z.get(), added.get(), x.get(), y.get(), 1, 1));
   } else {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(z.get(), x.get(), y.get()));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(z.get(), x.get(), y.get()));
   }
 }
 
@@ -58,7 +58,7 @@ void widened_product(const View& a, const View& b, const OptionalView& bias, con
       each_part(a.sizes[1], [&](int64_t k, int64_t last_k) {
         const Shared x = in_float32(columns_of(rows_of(a, row, last_row), k, last_k));
         const Shared y = in_float32(columns_of(rows_of(b, k, last_k), column, last_column));
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(total.get(), total.get(), x.get(), y.get(), 1, 1));
+        TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(total.get(), total.get(), x.get(), y.get(), 1, 1));
       });
       torch::stable::copy_(to, total);
     });

@@ -87,7 +87,7 @@ Device Tensor::device() const {
 View view(const Tensor& tensor) {
   View v;
   const void* data = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &data));
+  TORCH_ERROR_CODE_CHECK(torch_get_const_data_ptr(tensor.get(), &data));
   v.data = const_cast<void*>(data);
   v.dtype = tensor.dtype();
   v.device = tensor.device();
@@ -107,7 +107,7 @@ Tensor empty(const Sizes& sizes, DType dtype, const Tensor& like) {
   }
   const Device device = like.device();
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       sizes.dims, sizes.at.data(), strides.data(), torch_dtype(dtype),
       device.cuda ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu(), device.index, &made));
   Tensor out(made);

@@ -50,7 +50,7 @@ class Tensor {
   template <class T>
   T asked(AOTITorchError (*question)(AtenTensorHandle, T*)) const {
     T answer{};
-    STABLE_TORCH_ERROR_CODE_CHECK(question(handle_, &answer));
+    TORCH_ERROR_CODE_CHECK(question(handle_, &answer));
     return answer;
   }
 
@@ -113,13 +113,22 @@ inline StableIValue given(OptionalTensor&& result) {
   return torch::stable::detail::from(result ? Handle(result->release()) : Handle());
 }
 
+template <class T>
+inline constexpr uint64_t results_in = 1;
+template <>
+inline constexpr uint64_t results_in<void> = 0;
+template <class... T>
+inline constexpr uint64_t results_in<std::tuple<T...>> = sizeof...(T);
+
 template <auto function>
 struct Boxed;
 
 template <class Result, class... Arguments, Result (*function)(Arguments...)>
 struct Boxed<function> {
-  static void call(StableIValue* stack, uint64_t inputs, uint64_t) {
-    if (inputs != sizeof...(Arguments)) fail("an op's schema and its function have different arguments");
+  static void call(StableIValue* stack, uint64_t inputs, uint64_t outputs) {
+    if (inputs != sizeof...(Arguments) || outputs != results_in<Result>) {
+      fail("an op's schema and its function have different arguments or results");
+    }
     unpack(stack, std::index_sequence_for<Arguments...>());
   }
 
