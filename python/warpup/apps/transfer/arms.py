@@ -135,8 +135,8 @@ def settings_of(stage: str, data: Path, rows: int, size: Size) -> dict:
         "rlvr": {
             "data": str(data / "rlvr.jsonl"), "reward": f"{score.__module__}:score", "steps": size.rl_steps,
             "prompts": size.prompts, "samples": size.group, "max_new_tokens": size.max_new_tokens, "stop": [STOP],
-            "temperature": 0.7, "top_p": 0.95, "lr": size.rl_lr, "lr_warmup": size.rl_steps // 10, "save_every": 5,
-            "max_tokens": size.max_tokens,
+            "temperature": size.rl_temperature, "top_p": size.rl_top_p, "lr": size.rl_lr,
+            "lr_warmup": size.rl_steps // 10, "save_every": 5, "max_tokens": size.max_tokens,
             "patience": size.rl_steps + 1,  # an arm that learns nothing is a result
         }
     }  # fmt: skip

@@ -81,6 +81,8 @@ class Size:
     rl_steps: int = 25
     prompts: int = 6
     group: int = 8
+    rl_temperature: float = 1.0  # at the paper's .7 and top-p .95 hardly two of six groups had answers of unequal worth
+    rl_top_p: float = 1.0
     rl_lr: float = 1e-4
     max_new_tokens: int = 96  # of an answer in the target domain and the others
     puzzle_tokens: int = 320  # of an answer to a puzzle
@@ -99,7 +101,7 @@ SIZES = {
     # The paper's: 3 to 7 people, 4 chains of each of 4,500 puzzles, 3 epochs; 100 examples, 25 epochs, 10 completions.
     "gpu": Size(
         people=(3, 4, 5, 6, 7), pool=1000, chain_words=1500, held_out=500, samples_elsewhere=4, own=400, chains=50_000,
-        batch=32, warm_lr=1e-5, rl_steps=250, prompts=10, group=10, rl_lr=1e-6, max_new_tokens=1024,
-        puzzle_tokens=4096, max_tokens=16384, rank=0,
+        batch=32, warm_lr=1e-5, rl_steps=250, prompts=10, group=10, rl_temperature=0.7, rl_top_p=0.95, rl_lr=1e-6,
+        max_new_tokens=1024, puzzle_tokens=4096, max_tokens=16384, rank=0,
     ),
 }  # fmt: skip
