@@ -91,8 +91,7 @@ def test_blocks(backend, vocab, options, ties):
 
 @pytest.mark.parametrize("kind", ["equal", "neighbors", "outlier", "tiny", "wide"])
 def test_a_nucleus_of_any_range(backend, kind):
-    """The CPU finds the last token that is kept by bins between the largest logit and the least that may be: all may
-    fall into one of them."""
+    """The least logit that is kept is searched for between the largest one and the least that may be."""
     logits = normal(2, 3000)
     steps = torch.randint(600, logits.shape, generator=torch.Generator().manual_seed(3))
     logits = {

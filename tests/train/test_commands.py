@@ -214,7 +214,7 @@ def test_what_is_not_there_is_named(project, capsys):
     assert "no config file nowhere.toml (`warpup init FOLDER`" in error(capsys, "train", "nowhere.toml")
     assert "give a config, as in `warpup train train.toml`" in error(capsys, "train", status=2)
     assert "--config: the config stands alone" in error(capsys, "train", "--config", "run.toml", status=2)
-    assert "no folder gone/x (a model of the hub is" in error(capsys, "sample", "gone/x", "--prompt", "A")
+    assert "no folder gone/x in " in error(capsys, "sample", "gone/x", "--prompt", "A")
     assert "no folder nowhere" in error(capsys, "sample", "nowhere", "--prompt", "A")
     assert "no folder nowhere" in error(capsys, "eval", "nowhere")
     assert "--data: no file or directory gone.jsonl in /" in error(capsys, "eval", "start", "--data", "gone.jsonl")

@@ -130,6 +130,23 @@ def test_a_model_of_fewer_steps_is_not_taken_for_the_result(tmp_path, monkeypatc
     assert same(weights(LlamaForCausalLM.from_pretrained(tmp_path / "model")), weights(model))
 
 
+def test_a_run_that_cannot_be_made_longer_keeps_its_model(tmp_path):
+    model = Recipe([rlvr(steps=1)]).run(llama(), TOKENIZER, tmp_path / "run")
+    (tmp_path / "run" / "model").rename(tmp_path / "elsewhere")  # on another disk, say
+    (tmp_path / "run" / "model").symlink_to(tmp_path / "elsewhere")
+    weight = next((tmp_path / "run" / "1-rlvr" / "step-00000001").glob("*.safetensors"))
+    whole = weight.read_bytes()
+    weight.write_bytes(whole[:-8])
+    with pytest.raises(TrainError, match="step-00000001"):
+        Recipe([rlvr(steps=2)]).run(llama(), TOKENIZER, tmp_path / "run")
+    assert same(weights(LlamaForCausalLM.from_pretrained(tmp_path / "run" / "model")), weights(model))
+
+    weight.write_bytes(whole)
+    model = Recipe([rlvr(steps=2)]).run(llama(), TOKENIZER, tmp_path / "run")
+    assert same(weights(LlamaForCausalLM.from_pretrained(tmp_path / "run" / "model")), weights(model))
+    assert (tmp_path / "elsewhere" / "config.json").is_file()
+
+
 def test_every_stage_is_checked_before_the_first_begins(tmp_path):
     trained = []
     with pytest.raises(TrainError, match="longest prompt with max_new_tokens"):

@@ -59,8 +59,9 @@ def load_config(path: str | Path) -> TrainConfig:
     except TrainError:
         raise
     except Exception as error:  # two parsers, two families of errors
-        quotes = "; a text stands in quotes" if str(error).startswith("Invalid value") else ""
-        raise TrainError(f"{path}: {' '.join(str(error).split())}{quotes}") from error
+        told = "; a text stands in quotes, true and false are lower case, a number begins with a digit, as 0.1"
+        hint = told if str(error).startswith("Invalid value") else ""
+        raise TrainError(f"{path}: {' '.join(str(error).split())}{hint}") from error
     return fill(TrainConfig, table, f"{path}: ")
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
+from warpup._evaluating import evaluating
+
 from .examples import Budget
 from .model.fsdp import whole
 from .model.memory import rows_that_fit
-from .model.precision import evaluating
 from .model.tokens import encode_prompt, end_tokens
 from .rewards.calls import completions_of
 from .rewards.reward_set import Reward, RewardSet, Scores

@@ -17,14 +17,15 @@ from typing import Any
 
 from .errors import TrainError
 
-FETCH = "a model of the hub is fetched first: hf download NAME --local-dir FOLDER"
+FETCH = "if it is a model of the hub, fetch it first: hf download NAME --local-dir FOLDER"
 
 
 def check_folder(folder: str | Path) -> None:
     """TrainError if there is no such folder."""
     if not Path(folder).is_dir():
         of_hub = re.fullmatch(r"[\w-]+/[\w.-]+", str(folder)) and not Path(folder).parent.exists()  # owner/name
-        raise TrainError(f"no folder {folder}" + (f" ({FETCH})" if of_hub else ""))
+        place = "" if Path(folder).is_absolute() else f" in {Path.cwd()}"
+        raise TrainError(f"no folder {folder}{place}" + (f" ({FETCH})" if of_hub else ""))
 
 
 def is_model(folder: Path) -> bool:
@@ -129,7 +130,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder; renamed first, so that after a kill nothing of that name is half there."""
+    """Delete a folder, of a link the link alone; renamed first, so that after a kill nothing of that name is half
+    there."""
+    if path.is_symlink():
+        path.unlink()
+        return
     aside = path.with_name(f".{path.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)

@@ -20,7 +20,7 @@ from . import checkpoint, ranks
 from .engines.settings import SERVERS
 from .errors import Interrupted, TrainError
 from .examples import examples_of
-from .files import locked, read_table, remove_folder, write_text, writes
+from .files import locked, read_table, write_text
 from .log import MetricsLog, Report, quiet
 from .model.fsdp import is_sharded, shard_model, whole
 from .model.lora import is_adapted, merged
@@ -124,9 +124,6 @@ class Recipe:
                 stage = self.fitted(stage, folders[i], model, dtype, prepared[i])
                 settings[i] |= {name: getattr(stage, name) for name in FITTED if hasattr(stage, name)}
                 write_text(folders[i] / "stage.json", json.dumps(settings[i], indent=2) + "\n")
-                # What the run came to before it was made longer is not what it comes to: no kill may leave it there.
-                if writes() and (out / "model").exists():
-                    remove_folder(out / "model")
                 # Each stage begins with fresh random states, so it does not depend on what was drawn before it, in
                 # this process or in one that was stopped.
                 seed_everything(seed)
@@ -134,7 +131,7 @@ class Recipe:
                     resumable(),
                     StageRun(
                         folders[i].name, folders[i], model, tokenizer, seed=seed, log=log, report=report,
-                        held_out=held_out, dtype=dtype, keep_last=self.keep_last,
+                        held_out=held_out, dtype=dtype, keep_last=self.keep_last, result=out / "model",
                     ) as run,
                 ):  # fmt: skip
                     stage.train(run, prepared[i])

@@ -24,6 +24,7 @@ from .checks import check_held_out
 from .errors import Interrupted, TrainError
 from .evaluation import evaluate
 from .examples import Budget
+from .files import remove_folder, writes, writing
 from .log import MetricsLog, Report, quiet
 from .model.fsdp import is_sharded
 from .model.optim import clip_gradients, on_all_ranks
@@ -88,7 +89,8 @@ class StageRun:
 
     model, tokenizer; seed, and a generator for whatever it draws; `steps`, the loop over the steps that are left;
     `computing`, the context in which the model is called; `optimizer_step`; `record` and `count`, for the numbers and
-    the events of a step.
+    the events of a step. result: a folder with what the run came to before it was made longer; gone from the first
+    checkpoint on.
     """
 
     def __init__(
@@ -104,8 +106,9 @@ class StageRun:
         held_out: HeldOut | None = None,
         dtype: torch.dtype | None = None,
         keep_last: int = 1,
+        result: Path | None = None,
     ):
-        self.dtype, self.keep_last = dtype, keep_last
+        self.dtype, self.keep_last, self.result = dtype, keep_last, result
         self.name, self.folder, self.model, self.tokenizer, self.seed = name, Path(folder), model, tokenizer, seed
         self.log, self.report, self.held_out = log, report, held_out
         self.generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
@@ -260,6 +263,9 @@ class StageRun:
         }
 
     def _save(self, state: dict[str, Any]) -> None:
+        if self.result and self.result.exists() and writes():  # no kill may leave it beside a later step
+            with writing(self.result):
+                remove_folder(self.result)
         checkpoint.save(
             self.folder, self.at, self.model, self.tokenizer, self.optimizer, self.generator, state,
             tensors=self.tensors, keep_last=self.keep_last,

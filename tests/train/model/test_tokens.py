@@ -80,7 +80,7 @@ def test_a_completion_of_messages_loses_nothing():
     for more in ([reply, {"role": "tool", "content": "4"}], [*system, *asked], [*asked, reply, *asked]):
         with pytest.raises(TrainError, match="one assistant message with a text behind the prompt's"):
             encode_pair(chat, plain | {"completion": [*more, reply]})
-    for odd in (4, [], ["knight"], [{"role": "assistant"}], [reply | {"content": None}]):
+    for odd in (4, [], ["knight"], [{"role": "assistant"}], [reply | {"content": None}], [reply | {"role": "user"}]):
         with pytest.raises(TrainError, match="a completion must be a text, or one assistant message"):
             encode_pair(chat, plain | {"completion": odd})
     with pytest.raises(TrainError, match="this one has reasoning_content beside it; write all"):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from warpup._evaluating import evaluating
 from warpup.interval import (
     bound,
     crown_ibp_loss,
@@ -34,7 +35,6 @@ from warpup.interval import (
     tightness_loss,
 )
 from warpup.interval.network.ibp_warmup import WEIGHTED
-from warpup.interval.network.sabr import evaluating
 from warpup.train import checkpoint
 from warpup.train.errors import Interrupted, TrainError
 from warpup.train.files import locked, read_table, write_text

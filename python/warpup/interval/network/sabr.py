@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
+
+from warpup._evaluating import evaluating
 
 from .walk import check_box
 
@@ -67,15 +66,3 @@ def sabr_box(
         point = pgd(module, center, radius, labels, **options)
     room = (1 - ratio) * radius
     return torch.minimum(torch.maximum(point, center - room), center + room), ratio * radius
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; afterwards every submodule is in its own mode again."""
-    training = [m for m in module.modules() if m.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m in training:
-            m.training = True

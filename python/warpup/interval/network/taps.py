@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from warpup._evaluating import evaluating
 from warpup.interval.margin_bounds import margin_cross_entropy, others
 
 from .rules import Box
-from .sabr import evaluating, pgd
+from .sabr import pgd
 from .walk import Walk, check_box
 
 

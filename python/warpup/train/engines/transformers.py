@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from warpup._evaluating import evaluating
+
 from ..errors import TrainError
-from ..model.precision import evaluating
 from ..model.tokens import Tokens
 from ..sampling.rollouts import Rollouts
 from .protocol import Completion, SamplingParams, rollouts_of

@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from warpup import KeptTokens, linear_logprob, replay_logprob
+from warpup._evaluating import evaluating
 from warpup._op import accumulator
 from warpup.logprob.logit_form import formed
 from warpup.logprob.token_logprob import token_mask
@@ -28,7 +29,6 @@ from warpup.policy.policy_loss import policy_loss_of
 
 from .batch import Batch
 from .fsdp import callable_body, is_sharded, whole
-from .precision import evaluating
 from .shared_prompts import can_share, hidden_of_shared
 
 ROWS = 256  # rows of logits alive at once, where whole rows are made

@@ -67,7 +67,8 @@ def load_model(
         checkpoint.check_saved_model(part)
     options = {} if attention is None else {"attn_implementation": attention}
     model = checkpoint.load_whole(AutoModelForCausalLM, folder, dtype=dtype, **options)
-    hint = " (a model's tokenizer is saved beside it: tokenizer.save_pretrained(FOLDER))"
+    there = any((adapters or folder).glob("tokenizer*"))
+    hint = "" if there else " (a model's tokenizer is saved beside it: tokenizer.save_pretrained(FOLDER))"
     with checkpoint.loading(adapters or folder, "tokenizer", hint):
         tokenizer = AutoTokenizer.from_pretrained(adapters or folder)
     with checkpoint.loading(adapters or folder):

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from warpup._evaluating import evaluating
+
 from .. import ranks
 from .batch import collate
 from .cache import CachedModel
 from .fsdp import is_sharded
 from .heads import Head
-from .precision import computing, evaluating
+from .precision import computing
 
 MOST = 16384  # more at once gains nothing: products are large enough
 MOST_ROWS = 256  # the same of sampling

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from warpup._evaluating import evaluating
+
 from ..errors import TrainError
 from .batch import IGNORE, Batch
-from .precision import evaluating
 from .tokens import TokenPair
 
 PROBE = 24  # tokens of each sequence that a model is tried with

@@ -142,19 +142,6 @@ def checkpoint_layers(model) -> None:
         model.enable_input_require_grads()
 
 
-@contextlib.contextmanager
-def evaluating(model) -> Iterator[None]:
-    """While open all modules are in `eval()`, checkpointed layers too, which with older transformers (4.57) leave out
-    their cache else; then each is as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 def without_dropout(model, until: contextlib.ExitStack) -> nn.Module:
     """The model in `eval()`, but for the layers that are checkpointed: transformers asks a layer's `training` whether
     to, and what is inside a layer asks its own whether to drop out. What a layer itself drops is set to nothing until

@@ -140,17 +140,17 @@ def completion_text(example: Mapping[str, Any]) -> str:
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     known = [(message.get("role"), message.get("content")) for message in asked]
     try:
-        *said, (_, text) = [(message["role"], message["content"]) for message in completion]
+        *said, (role, text) = [(message["role"], message["content"]) for message in completion]
     except (TypeError, ValueError, LookupError):
-        said, text = [], None
-    if not isinstance(text, str) or said != known[len(known) - len(said) :]:
+        said, role, text = [], None, None
+    if role != "assistant" or not isinstance(text, str) or said != known[len(known) - len(said) :]:
         raise TrainError(
             f"a completion must be a text, or one assistant message with a text behind the prompt's; got {example!r}"
         )
     try:
         check_beside("a completion", completion[-1])
     except ValueError as error:
-        raise TrainError(str(error)) from error
+        raise TrainError(f"{error}; got {example!r}") from error
     return text
 
 

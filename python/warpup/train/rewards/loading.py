@@ -52,7 +52,10 @@ def load_named(name: str, what: str) -> Callable:
     try:
         return _named(name)
     except TrainError as error:
-        raise TrainError(str(error).replace("reward", what, 1).replace("function", "class or function", 1)) from error
+        told = str(error).replace("reward", what, 1)
+        if "no file" not in told:  # which names a folder
+            told = told.replace("function", "class or function", 1)
+        raise TrainError(told) from error
 
 
 def _named(reward: str) -> Callable:

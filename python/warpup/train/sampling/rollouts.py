@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from warpup import KeptTokens
+from warpup._evaluating import evaluating
 
 from .. import ranks
 from ..errors import TrainError
 from ..model.cache import CachedModel
 from ..model.fsdp import whole
-from ..model.precision import evaluating
 from .decoding import DecodingState, DecodingStrategy
 from .filters import Filters
 from .penalties import Penalties
