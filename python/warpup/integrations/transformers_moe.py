@@ -26,12 +26,14 @@ from transformers import PreTrainedModel, activations
 from transformers.integrations import moe
 
 from warpup._op import autocast, ops
-from warpup._optional import needs, peft
+from warpup._optional import needs
 from warpup.moe.glu import glu
 from warpup.moe.grouped_mm import expert_of, grouped_mm, unit_stride, weight_gradient
 from warpup.moe.moe_experts import moe_experts
 from warpup.moe.moe_gather import moe_combine, moe_gather
 from warpup.moe.moe_plan import moe_plan
+
+from ._peft import peft
 
 KINDS = {
     torch.nn.SiLU: "silu",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from warpup import _optional
+from warpup.integrations import _peft
 
 from ..errors import TrainError
 from ..settings import LoRA
@@ -21,7 +21,7 @@ from ..settings import LoRA
 def peft():
     """The peft package, or TrainError that says how to get it."""
     try:
-        return _optional.peft()
+        return _peft.peft()
     except ImportError as error:
         raise TrainError(f"adapters need the package peft: pip install 'peft>=0.20' ({error})") from error
 
