@@ -1,6 +1,7 @@
 """`warpup transfer`: the whole command on a tiny model, and what it asks, scores and mixes."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def tiny_model(tmp_path_factory):
     llama(vocab_size=len(tokenizer), pad_token_id=0, bos_token_id=1, eos_token_id=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def test_what_is_learned_from_is_as_hard_as_what_is_held_out(tmp_path):
+    """There are 200 sums of two digits: problems that are drawn last would have three terms."""
+    run = arms.Run("model", tmp_path, settings.SIZES["cpu"], "short_sum", "shuffled", "cpu", True)
+    _, problems, held_out = arms.split_rows(run)
+    parts = held_out["short_sum"], *(random.Random(seed).sample(problems, 100) for seed in range(3))
+    long = [sum(sum(map(row["question"].count, "+-")) == 2 for row in rows) / len(rows) for rows in parts]
+    assert max(long) - min(long) < 0.15
 
 
 def test_the_whole_command(tmp_path, capsys, monkeypatch, tiny_model):

@@ -45,7 +45,7 @@ class Run:
 def make_arms(run: Run, seeds: int) -> None:
     """Train and measure every arm that is not there yet."""
     # What all seeds share: held-out problems, the base's accuracy, and its own answers in the asked form.
-    to_learn, held_out = held_out_rows(run)
+    to_learn, problems, held_out = split_rows(run)
     write_rows(run.out / "data", held_out)
     if unmeasured(run.out / "base", held_out):
         measure(run, run.out / "base", run.model, held_out, 0)
@@ -53,7 +53,7 @@ def make_arms(run: Run, seeds: int) -> None:
 
     for seed in range(seeds):
         folder = run.out / f"seed-{seed}"
-        data = learn_from(run, to_learn, own, seed)
+        data = learn_from(run, to_learn, problems, own, seed)
         write_rows(folder / "data", data)
         for arm, (before, stage) in ARMS.items():
             place = folder / slug(arm)
@@ -69,15 +69,27 @@ def make_arms(run: Run, seeds: int) -> None:
 # ---- Data ------------------------------------------------------------------------------------------------------------
 
 
-def held_out_rows(run: Run) -> tuple[list[Puzzle], dict[str, list[Row]]]:
-    """(puzzles to learn from, the held-out problems of each domain); the same for every seed."""
+def split_rows(run: Run) -> tuple[list[Puzzle], list[Row], dict[str, list[Row]]]:
+    """(puzzles to learn from, problems of the target to learn from, the held-out problems of each domain); the same for
+    every seed."""
     size = run.size
+    # Of the target all are drawn first, then shared out: a small task runs out of its shortest problems, so those that
+    # are drawn after the others would be harder.
+    problems = task_rows(run.target, size.held_out + 2 * size.examples, 0, run.chat)
+    random.Random(0).shuffle(problems)
     to_learn, for_test = puzzles(size.people, size.pool, size.chain_words, size.held_out)
-    rows = {name: task_rows(name, size.held_out, 0, run.chat) for name in run.domains() if name != KNIGHTS}
-    return to_learn, rows | {KNIGHTS: puzzle_rows(for_test, size.held_out, "long", 0.0, size.chain_words, 0, run.chat)}
+    rows = {run.target: problems[: size.held_out]}
+    rows |= {name: task_rows(name, size.held_out, 0, run.chat) for name in run.domains()[1:] if name != KNIGHTS}
+    return (
+        to_learn,
+        problems[size.held_out :],
+        rows | {KNIGHTS: puzzle_rows(for_test, size.held_out, "long", 0.0, size.chain_words, 0, run.chat)},
+    )
 
 
-def learn_from(run: Run, to_learn: list[Puzzle], own: list[Row], seed: int) -> dict[str, list[Row]]:
+def learn_from(
+    run: Run, to_learn: list[Puzzle], problems: list[Row], own: list[Row], seed: int
+) -> dict[str, list[Row]]:
     """The data of a seed, by the stage that learns from them. The control has the same puzzles, answers and sentences
     as the warm-up."""
     size = run.size
@@ -85,8 +97,7 @@ def learn_from(run: Run, to_learn: list[Puzzle], own: list[Row], seed: int) -> d
     for name, style in (("warmup", "long"), ("control", run.control)):
         slips = 0.0 if style == "short" else size.slips  # there is no check in it
         chains[name] = puzzle_rows(to_learn, size.chains, style, slips, size.chain_words, 1000 * seed, run.chat)
-    behind = 4 * size.held_out + 4 * size.examples * seed  # items of the task that were not held out
-    reinforced = task_rows(run.target, size.examples, behind, run.chat)
+    reinforced = random.Random(seed).sample(problems, size.examples)
     return {"form": own, **{name: rows + own for name, rows in chains.items()}, "rlvr": reinforced}
 
 

@@ -81,7 +81,7 @@ class Size:
     rl_steps: int = 25
     prompts: int = 6
     group: int = 8
-    rl_temperature: float = 1.0  # at the paper's .7 and top-p .95 hardly two of six groups had answers of unequal worth
+    rl_temperature: float = 1.0  # at the paper's .7 and top-p .95 two of six groups had answers of unequal worth
     rl_top_p: float = 1.0
     rl_lr: float = 1e-4
     max_new_tokens: int = 96  # of an answer in the target domain and the others
