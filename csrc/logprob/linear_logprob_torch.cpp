@@ -48,14 +48,15 @@ LogprobResults linear_logprob_op(const Tensor& hidden, const Tensor& weight, con
   const int64_t step = slice_columns(x, vocab, chunk), k = tokens.targets.dims > 1 ? tokens.targets.sizes[1] : 1;
   const Tensor state = empty({rows, kLogprobState + k}, accumulator_of(hidden), hidden);
   const Tensor buffer = empty({rows * step}, x.dtype, hidden);
-  const bool halves = x.dtype == DType::bf16 || x.dtype == DType::f16;  // others are not widened: theirs is no copy
+  // Of other dtypes a float32 copy is the operand itself, and writing there would change it.
+  const bool in_float32 = widen && (x.dtype == DType::bf16 || x.dtype == DType::f16);
   for (int64_t begin = 0; begin < vocab; begin += step) {
     const int64_t end = std::min(vocab, begin + step);
     View logits = view(buffer);
     logits.dims = 2, logits.sizes = {rows, end - begin}, logits.strides = {end - begin, 1};
     const View part = transposed(rows_of(w, begin, end));
     const OptionalView added = b ? OptionalView(rows_of(*b, begin, end)) : std::nullopt;
-    widen&& halves ? widened_product(x, part, added, logits) : library_product(x, part, added, logits);
+    (in_float32 ? widened_product : library_product)(x, part, added, logits);
     token_logprob(logits, columns_of(tokens, begin, end), {.begin = begin, .total = vocab},
                   outputs_of(results, view(state)));
   }

@@ -1,4 +1,4 @@
-// Between torch's stable ABI and our views. Only *_torch.cpp and torch.cpp include this.
+// Between torch's stable ABI and our views. Only this folder and the families' *_torch files include this.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

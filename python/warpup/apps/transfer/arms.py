@@ -80,11 +80,8 @@ def split_rows(run: Run) -> tuple[list[Puzzle], list[Row], dict[str, list[Row]]]
     to_learn, for_test = puzzles(size.people, size.pool, size.chain_words, size.held_out)
     rows = {run.target: problems[: size.held_out]}
     rows |= {name: task_rows(name, size.held_out, 0, run.chat) for name in run.domains()[1:] if name != KNIGHTS}
-    return (
-        to_learn,
-        problems[size.held_out :],
-        rows | {KNIGHTS: puzzle_rows(for_test, size.held_out, "long", 0.0, size.chain_words, 0, run.chat)},
-    )
+    rows[KNIGHTS] = puzzle_rows(for_test, size.held_out, "long", 0.0, size.chain_words, 0, run.chat)
+    return to_learn, problems[size.held_out :], rows
 
 
 def learn_from(
